@@ -1,0 +1,93 @@
+"""One Ray session around the work: join the cluster that is named, or start one here and take it down again."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rosepo.config import RayConfig
+from rosepo.errors import UserError
+
+LOCAL_CPUS = 4
+"""CPUs that a local Ray schedules at least: two training workers and Ray Data beside them (they share the real cores)."""
+
+
+def local_cpus(config: RayConfig) -> int:
+    """CPUs that a Ray started on this machine may schedule."""
+    return config.num_cpus or max(LOCAL_CPUS, os.cpu_count() or 1)
+
+
+def joins_cluster(config: RayConfig) -> bool:
+    """Whether the session joins a running cluster instead of starting one."""
+    return config.address not in (None, "local") or bool(os.environ.get("RAY_ADDRESS"))
+
+
+@contextmanager
+def ray_session(config: RayConfig, debug: bool = False) -> Iterator[None]:
+    """Ray, ready for the body. What was started here is shut down after it; a session that was there before stays.
+
+    Raises:
+        UserError: the named cluster cannot be reached, or num_cpus is given for a cluster that has its own.
+    """
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    joining = joins_cluster(config)
+    if joining and config.num_cpus is not None:
+        raise UserError("ray.num_cpus is used where Ray is started here, and a cluster is being joined: leave it out")
+    # Training reports at every validation: the default pause of two seconds at each would be most of a small run.
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+    if not joining:
+        # Watches for nodes that a cloud takes away; costs five seconds a trainer, and this machine is the only node.
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    try:
+        if joining:
+            ray.init(address=config.address, log_to_driver=debug, logging_level=logging.WARNING)
+        else:
+            # The dashboard stays on (and on loopback): Ray Train cleans its placement groups up through it.
+            ray.init(
+                address="local",
+                num_cpus=local_cpus(config),
+                dashboard_host="127.0.0.1",
+                log_to_driver=debug,
+                logging_level=logging.INFO if debug else logging.WARNING,
+            )
+    except ConnectionError as error:
+        raise UserError(
+            f"ray.address={config.address or os.environ.get('RAY_ADDRESS')} cannot be reached: {error}"
+        ) from error
+    _quiet_ray_data(debug)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def cluster_cpus() -> float:
+    """CPUs of the running session."""
+    import ray
+
+    return float(ray.cluster_resources().get("CPU", 0.0))
+
+
+def cluster_gpus() -> float:
+    """GPUs of the running session."""
+    import ray
+
+    return float(ray.cluster_resources().get("GPU", 0.0))
+
+
+def _quiet_ray_data(debug: bool) -> None:
+    from ray.data import DataContext
+
+    context = DataContext.get_current()
+    context.enable_progress_bars = debug
+    context.print_on_execution_start = debug
+    if not debug:
+        logging.getLogger("ray.data").setLevel(logging.WARNING)
+        logging.getLogger("ray.train").setLevel(logging.WARNING)

@@ -1,0 +1,23 @@
+"""What all tests share: one local Ray cluster a session, one thread a process, no network."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+from collections.abc import Iterator
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[None]:
+    """A Ray session of four CPUs (the product's own start-up code), shut down at the end."""
+    from rosepo.config import RayConfig
+    from rosepo.session import ray_session
+
+    with ray_session(RayConfig(num_cpus=4)):
+        yield
