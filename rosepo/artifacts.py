@@ -82,7 +82,7 @@ def versions() -> dict[str, str]:
 
 
 def git_revision() -> str | None:
-    """The revision of the checkout that rosepo runs from, with `+` where files were changed; None for an installed package."""
+    """The revision of the checkout that rosepo runs from, `+` where files were changed; None for an installed package."""
     here = Path(__file__).resolve().parent
     if not (here.parent / ".git").exists():
         return None
@@ -110,14 +110,14 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Write aside, then rename: a reader sees the old file or the new one, never half of one."""
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     aside.write_text(json.dumps(value, indent=2, ensure_ascii=False, default=_plain) + "\n", encoding="utf-8")
-    os.replace(aside, path)
+    aside.replace(path)
 
 
 def copy_file(source: Path, target: Path) -> None:
     """Copy aside, then rename."""
     aside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     shutil.copyfile(source, aside)
-    os.replace(aside, target)
+    aside.replace(target)
 
 
 @contextmanager
@@ -134,8 +134,8 @@ def replacing(folder: Path) -> Iterator[Path]:
         yield aside
         old = folder.parent / f".{folder.name}.old.{os.getpid()}.tmp"
         if folder.exists():
-            os.replace(folder, old)
-        os.replace(aside, folder)
+            folder.replace(old)
+        aside.replace(folder)
         shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(aside, ignore_errors=True)

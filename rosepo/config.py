@@ -139,7 +139,7 @@ class LoraConfig(Section):
 
 
 class TemplateConfig(Section):
-    """How a history becomes a prompt: BOS (if the tokenizer has one), `prefix`, every title followed by `separator`, `suffix`.
+    """How a history becomes a prompt: BOS (if there is one), `prefix`, every title followed by `separator`, `suffix`.
 
     Parts are tokenised one by one and joined in token space, so that the boundary between prompt and completion is the
     same everywhere. `{eos}` in a part stands for the end-of-sequence token.
@@ -266,8 +266,8 @@ class PairsConfig(Section):
     """Weight of an item in the history relative to the next newer one."""
     popularity_exponent: NonNegative = 1.0
     encoder: str = "policy"
-    """Title encoder of `semantic` and of the evaluation: `policy` (the SFT model's own title embeddings), `tfidf` (titles
-    and categories), or the hub id or path of an encoder."""
+    """Title encoder of `semantic` and of the evaluation: `policy` (the SFT model's own title embeddings), `tfidf`
+    (titles and categories), or the hub id or path of an encoder."""
     groups_per_user: Count | None = None
     """Newest training examples of each user that become groups; None takes all."""
     actors: Count = 1
@@ -424,8 +424,8 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
     """The configuration of a YAML file (defaults where None) with ``section.key=value`` overrides, values read as YAML.
 
     Raises:
-        UserError: a file that cannot be read, an unknown key (naming the nearest known one), a value of the wrong type or
-            outside its range, or rules that join keys.
+        UserError: a file that cannot be read, an unknown key (naming the nearest known one), a value of the wrong type
+            or outside its range, or rules that join keys.
     """
     tree = _read_yaml(Path(path)) if path is not None else {}
     for override in overrides:

@@ -1,5 +1,7 @@
-"""What a person sees while rosepo works: plain lines, one progress line a task, small tables. All of it on stderr, so that
-stdout stays clean for results."""
+"""What a person sees while rosepo works: plain lines, one progress line a task, small tables.
+
+All of it on stderr, so that stdout stays clean for results.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,7 @@ def say(text: str) -> None:
 
 def duration(seconds: float) -> str:
     """`0:07`, `12:30`, `3:05:00`."""
-    whole = int(round(seconds))
+    whole = round(seconds)
     hours, rest = divmod(whole, 3600)
     minutes, secs = divmod(rest, 60)
     return f"{hours}:{minutes:02d}:{secs:02d}" if hours else f"{minutes}:{secs:02d}"
@@ -112,8 +114,8 @@ class Progress:
 def follow(path: Path, show: Callable[[dict[str, Any]], None], interval: float = 0.5) -> Iterator[None]:
     """Pass every JSON line appended to `path` to `show` while the body runs.
 
-    Training runs in other processes, possibly on other machines; its metrics file is the one thing that this process can
-    read in any case, so the progress line is drawn from it.
+    Training runs in other processes, possibly on other machines; its metrics file is the one thing that this process
+    can read in any case, so the progress line is drawn from it.
     """
     stop = threading.Event()
 

@@ -11,7 +11,7 @@ from rosepo.config import RayConfig
 from rosepo.errors import UserError
 
 LOCAL_CPUS = 4
-"""CPUs that a local Ray schedules at least: two training workers and Ray Data beside them (they share the real cores)."""
+"""CPUs that a local Ray schedules at least: two training workers, and Ray Data beside them on the same real cores."""
 
 
 def local_cpus(config: RayConfig) -> int:
