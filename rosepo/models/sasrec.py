@@ -1,7 +1,7 @@
-"""SASRec (Kang and McAuley, arXiv 1808.09781): a causal transformer over item ids that scores every item as the next one.
+"""SASRec (Kang and McAuley, arXiv 1808.09781): a causal transformer over item ids that scores every possible next item.
 
-The preference oracle of RosePO and a baseline of the evaluation. Inside this module an item is its *index*, the row in the
-catalogue; 0 is padding, so that item index i enters the network as i + 1.
+The preference oracle of RosePO and a baseline of the evaluation. Inside this module an item is its *index*, the row in
+the catalogue; 0 is padding, so that item index i enters the network as i + 1.
 """
 
 from __future__ import annotations
@@ -78,8 +78,8 @@ class SASRec(nn.Module):
     """Item embeddings plus learned positions, causal blocks, and scores by inner product with the same embeddings.
 
     Histories are padded on the *right* and positions count from the oldest item. Padding is then never attended to (the
-    causal mask alone sees to that, and keeps the fast attention kernels), and what the network says at a position is exactly
-    what it says for the history cut there: one row trains all prefixes of a sequence.
+    causal mask alone sees to that, and keeps the fast attention kernels), and what the network says at a position is
+    exactly what it says for the history cut there: one row trains all prefixes of a sequence.
     """
 
     def __init__(self, config: SASRecConfig) -> None:
@@ -96,7 +96,7 @@ class SASRec(nn.Module):
             self.items.weight[PADDING].zero_()
 
     def forward(self, history: Tensor) -> Tensor:
-        """Hidden states [B, T, d] of histories int64 [B, T] (item index + 1, padded with 0 on the right, T <= max_length)."""
+        """Hidden states [B, T, d] of histories int64 [B, T]: item index + 1, then 0s; T at most `max_length`."""
         length = history.shape[1]
         if length > self.config.max_length:
             raise ValueError(f"history of {length} items is longer than max_length={self.config.max_length}")
@@ -135,7 +135,7 @@ class SASRec(nn.Module):
         """The network in eval mode and its tau.
 
         Args:
-            item_ids: ids of the catalogue that will be scored, in its order; checked against the stored digest if given.
+            item_ids: ids of the catalogue to score, in its order; checked against the stored digest if given.
 
         Raises:
             UserError: no oracle in the folder, or one of another catalogue.
@@ -160,7 +160,7 @@ def catalogue_digest(item_ids: np.ndarray) -> str:
 
 
 def pad_histories(histories: Sequence[np.ndarray], max_length: int) -> Tensor:
-    """Item indexes, oldest first, as int64 [B, T] of index + 1 padded with 0 on the right; T is the longest, at least 1.
+    """Item indexes, oldest first, as int64 [B, T] of index + 1, then 0s; T is the longest history, at least 1.
 
     Histories longer than `max_length` keep their newest items.
     """
@@ -199,7 +199,7 @@ class Oracle:
 
     @torch.inference_mode()
     def score_items(self, histories: Sequence[np.ndarray], items: np.ndarray) -> np.ndarray:
-        """Raw scores float32 [B, C] of items int64 [B, C] after each history of item indexes. Divide by `tau` yourself."""
+        """Raw scores float32 [B, C] (not divided by `tau`) of items int64 [B, C] after each history of item indexes."""
         padded = pad_histories(histories, self.model.config.max_length).to(self.device)
         chosen = self.model.items(torch.from_numpy(np.asarray(items, dtype=np.int64) + 1).to(self.device))
         scores: np.ndarray = torch.einsum("bd,bcd->bc", self.model.last_hidden(padded), chosen).float().cpu().numpy()
