@@ -82,7 +82,7 @@ def versions() -> dict[str, str]:
 
 
 def git_revision() -> str | None:
-    """The revision of the checkout that rosepo runs from, `+` where files were changed; None for an installed package."""
+    """The revision of the checkout that rosepo runs from (`+`: files were changed); None for an installed package."""
     here = Path(__file__).resolve().parent
     if not (here.parent / ".git").exists():
         return None

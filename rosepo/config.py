@@ -61,6 +61,10 @@ class DataConfig(Section):
         files = [name for name in ("interactions", "items") if getattr(self, name) is not None]
         if self.dataset is not None and files:
             raise ValueError(f"data.dataset={self.dataset} excludes data.{files[0]}: give one or the other")
+        for name in files:
+            _, scheme, rest = getattr(self, name).partition("://")
+            if scheme and "@" in rest.split("/", 1)[0]:
+                raise ValueError(f"data.{name} carries credentials in its URL: give them by environment or profile instead")
         if len(files) == 1:
             missing = "items" if files == ["interactions"] else "interactions"
             raise ValueError(f"data.{files[0]} is given without data.{missing}: both are needed")

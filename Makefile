@@ -1,0 +1,48 @@
+# `make demo` and `make test` need Python 3.11, make and git, nothing else.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: demo test test-slow test-gpu lint format constraints clean
+
+## The whole pipeline on the embedded data: about four minutes on two cores, after the install.
+demo: $(READY)
+	$(BIN)/rosepo run --config jobs/configs/demo.yaml --out runs/demo
+
+## What CI runs.
+test: $(READY) lint
+	$(BIN)/pytest
+
+## Tests that take minutes each.
+test-slow: $(READY)
+	$(BIN)/pytest -m slow
+
+## Tests that need a CUDA device.
+test-gpu: $(READY)
+	$(BIN)/pytest -m gpu
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+## The environment, with the versions of constraints.txt.
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || \
+	  { echo "rosepo needs Python 3.11; $(PYTHON) is $$($(PYTHON) --version). Try: make PYTHON=/path/to/python3.11"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $(READY)
+
+## Pin what is installed now.
+constraints: $(READY)
+	{ echo '# The versions that the tests ran on (Python 3.11, Linux). Made by `make constraints`.'; \
+	  $(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu$$//' | sort -f; } > constraints.txt
+
+clean:
+	rm -rf $(VENV) runs build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

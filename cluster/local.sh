@@ -1,0 +1,30 @@
+#!/usr/bin/env bash
+# A cluster of one on this machine, to try what `ray job submit` does before a real one:
+#   cluster/local.sh start              Ray head on loopback, 4 CPUs to schedule
+#   cluster/local.sh submit run --config jobs/configs/demo.yaml --out runs/job
+#   cluster/local.sh stop
+set -euo pipefail
+cd "$(dirname "$0")/.."
+bin=${VENV:-.venv}/bin
+export RAY_ADDRESS_LOCAL=http://127.0.0.1:8265
+
+case "${1:-}" in
+  start)
+    RAY_JOB_STOP_WAIT_TIME_S=30 "$bin/ray" start --head --port=6379 --node-ip-address=127.0.0.1 \
+      --dashboard-host=127.0.0.1 --dashboard-port=8265 --num-cpus="${CPUS:-4}" --disable-usage-stats
+    ;;
+  submit)
+    job=${2:?"a job: $(cd jobs && ls ./*.py | tr '\n' ' ')"}
+    shift 2
+    # Paths are the submitter's own: the job runs in a copy of the folder, outputs belong where the user stands.
+    "$bin/ray" job submit --address "$RAY_ADDRESS_LOCAL" --working-dir . --runtime-env jobs/runtime_env.yaml -- \
+      "$(pwd)/$bin/python" "jobs/$job.py" "$@"
+    ;;
+  stop)
+    "$bin/ray" stop
+    ;;
+  *)
+    grep '^#  ' "$0"
+    exit 2
+    ;;
+esac

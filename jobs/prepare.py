@@ -1,0 +1,14 @@
+"""Interactions to examples, as a job.
+
+ray job submit --working-dir . --runtime-env jobs/runtime_env.yaml -- \
+    python jobs/prepare.py --config jobs/configs/demo.yaml --out /shared/runs/demo
+
+Takes the options of `rosepo prepare`. Exit code: 0 done, 2 bad input or configuration, 1 failed.
+"""
+
+import sys
+
+from rosepo.cli import main
+
+if __name__ == "__main__":
+    main(["prepare", *sys.argv[1:]])

@@ -1,0 +1,14 @@
+"""Ray Tune over alignment settings, as a job.
+
+ray job submit --working-dir . --runtime-env jobs/runtime_env.yaml -- \
+    python jobs/sweep.py --config jobs/configs/demo.yaml --out /shared/runs/demo
+
+Takes the options of `rosepo sweep`. Exit code: 0 done, 2 bad input or configuration, 1 failed.
+"""
+
+import sys
+
+from rosepo.cli import main
+
+if __name__ == "__main__":
+    main(["sweep", *sys.argv[1:]])

@@ -1,0 +1,5 @@
+"""`python -m rosepo`."""
+
+from rosepo.cli import main
+
+main()

@@ -1,0 +1,297 @@
+"""The command line. Every command takes ``--config``, ``--out`` and ``--set``; nothing heavy is imported before it is needed."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+import rosepo
+from rosepo.config import Config
+from rosepo.console import say
+from rosepo.errors import StageError, UserError
+
+EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED = 2, 1, 130
+
+app = typer.Typer(
+    name="rosepo",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help=(
+        "Turn a log of interactions into a language-model recommender aligned with what users prefer.\n\n"
+        "Start with `rosepo run --set data.dataset=movietweetings-100k --out runs/first`, or bring your own log:\n"
+        "`rosepo run --interactions ratings.csv --items movies.csv --out runs/mine`.\n\n"
+        "The stages: prepare → sft, oracle → pairs → align (→ sweep) → evaluate. Each command runs one of them on the "
+        "same --out folder; `run` does them all and passes over what is up to date."
+    ),
+)
+
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option("--config", "-c", help="YAML file with the settings. Without it: the one kept in --out, else the defaults."),
+]
+OutOption = Annotated[Path, typer.Option("--out", "-o", help="Folder of the run; every stage has a folder in it.")]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", "-s", metavar="SECTION.KEY=VALUE", help="Override one setting; may be repeated. Value as in YAML."),
+]
+OverwriteOption = Annotated[
+    bool, typer.Option("--overwrite", help="Make outputs again that another configuration made (otherwise refused).")
+]
+DebugOption = Annotated[bool, typer.Option("--debug", help="Show tracebacks and the logs of Ray's workers.")]
+InteractionsOption = Annotated[
+    str | None,
+    typer.Option("--interactions", help="User-item log: Parquet, CSV, TSV, JSON Lines, MovieLens .dat/.csv or RecBole .inter."),
+]
+ItemsOption = Annotated[str | None, typer.Option("--items", help="Items with titles, in the same formats (RecBole: .item).")]
+
+_HELP = {
+    "prepare": """Filter the log, split it, and write the table of examples.
+
+    Keeps positives (prepare.min_rating), a k-core, the order in time; splits by leave_one_out or temporal; every prefix of
+    a user's sequence becomes an example (history → next title). Prints what was dropped and why.
+
+    Example: rosepo prepare --interactions ratings.dat --items movies.dat --set prepare.min_rating=4 --out runs/ml
+    """,
+    "sft": """Fine-tune the language model to continue a history with the next title.
+
+    The model is model.path (hub id or folder, with model.lora for adapters) or, without one, a small Llama from scratch
+    with a tokenizer trained on the catalogue. Writes a Hugging Face folder: the policy, and later the reference.
+
+    Example: rosepo sft --set model.path=Qwen/Qwen3-1.7B --set model.lora.rank=16 --set sft.workers=4 --out runs/ml
+    """,
+    "oracle": """Train the preference oracle: SASRec over the full catalogue.
+
+    Its scores say how sure one may be that a user prefers the chosen title to a rejected one (the smoothing ε of a pair).
+    Stops early on validation and reports HR@10 and NDCG@10.
+    """,
+    "pairs": """Build preference groups: prompt, chosen title, K rejected titles, ε and reference log-probabilities.
+
+    Rejected titles come from self_hard (the model's own wrong answers), semantic (look-alikes of the history) and
+    popularity (popular items), mixed by pairs.strategies. Runs as Ray Data actors (pairs.actors).
+    """,
+    "align": """Align the SFT model with the groups by the smoothed preference objective.
+
+    align.beta ties the model to its reference, align.epsilon_max bounds the smoothing (0 is DPO); align.loss is pairwise
+    or softmax.
+
+    Example: rosepo align --set align.beta=0.5 --out runs/ml --overwrite
+    """,
+    "sweep": """Search alignment settings with Ray Tune on the same groups.
+
+    sweep.parameters maps keys of align.* to lists or ranges. Every trial is measured on validation examples; the best
+    configuration is written to sweep/best.yaml, ready for `rosepo align --config`.
+    """,
+    "evaluate": """Rank the whole catalogue for every test example and write metrics.json and report.html.
+
+    Most-popular, Markov, the oracle, the SFT model and the aligned model on the same examples, with 95 % intervals.
+    """,
+}
+
+
+def _stage_command(name: str) -> None:
+    def command(
+        out: OutOption,
+        config: ConfigOption = None,
+        set_: SetOption = None,
+        overwrite: OverwriteOption = False,
+        debug: DebugOption = False,
+    ) -> None:
+        _guard(lambda: _run(out, config, set_ or [], [name], overwrite, debug), debug)
+
+    app.command(name, help=_HELP[name])(command)
+
+
+@app.command("check")
+def check(
+    config: ConfigOption = None,
+    out: OutOption = Path("runs/rosepo"),
+    set_: SetOption = None,
+    interactions: InteractionsOption = None,
+    items: ItemsOption = None,
+    groups: Annotated[Path | None, typer.Option("--groups", help="Check a finished table of groups instead.")] = None,
+    debug: DebugOption = False,
+) -> None:
+    """Everything that can be known before training, without side effects.
+
+    Reads the configuration and the files, counts what the filters would keep, measures token lengths, compares the
+    resources asked for with the cluster's, and estimates steps and memory.
+    """
+
+    def work() -> None:
+        from rosepo.check import run_check
+
+        run_check(_resolve(out, config, set_ or [], interactions, items), out)
+
+    _guard(work, debug)
+
+
+@app.command("prepare", help=_HELP["prepare"])
+def prepare(
+    out: OutOption,
+    config: ConfigOption = None,
+    set_: SetOption = None,
+    interactions: InteractionsOption = None,
+    items: ItemsOption = None,
+    overwrite: OverwriteOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Prepare (help in _HELP)."""
+    _guard(lambda: _run(out, config, set_ or [], ["prepare"], overwrite, debug, interactions, items), debug)
+
+
+for _name in ("sft", "oracle", "pairs", "align", "evaluate", "sweep"):
+    _stage_command(_name)
+
+
+@app.command("run")
+def run(
+    out: OutOption,
+    config: ConfigOption = None,
+    set_: SetOption = None,
+    interactions: InteractionsOption = None,
+    items: ItemsOption = None,
+    overwrite: OverwriteOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """All stages in order, from the log to the report; what is up to date is passed over.
+
+    Example: rosepo run --config jobs/configs/demo.yaml --out runs/demo
+    """
+
+    def work() -> None:
+        from rosepo.check import check_before_run
+        from rosepo.pipeline import STAGES
+        from rosepo.summary import print_summary
+
+        settings = _resolve(out, config, set_ or [], interactions, items)
+        check_before_run(settings)
+        names = [name for name in STAGES if name != "sweep" or settings.sweep.trials > 0]
+        _run_stages(settings, out, names, overwrite, debug)
+        print_summary(out)
+
+    _guard(work, debug)
+
+
+@app.command("recommend")
+def recommend(
+    model: Annotated[str, typer.Option("--model", "-m", help="Model folder that rosepo wrote, e.g. runs/demo/aligned.")],
+    history: Annotated[
+        list[str] | None, typer.Option("--history", help="A title that the user liked, oldest first; may be repeated.")
+    ] = None,
+    file: Annotated[
+        str | None, typer.Option("--file", help="Many histories: Parquet, CSV or JSON Lines with a column `history`.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option("--output", help="Write JSON Lines there instead of stdout.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON Lines instead of a table.")] = False,
+    config: ConfigOption = None,
+    set_: SetOption = None,
+    debug: DebugOption = False,
+) -> None:
+    """The best titles for a history, with scores (log-probability of the title).
+
+    Example: rosepo recommend -m runs/demo/aligned --history "Gravity (2013)" --history "Her (2013)" --set recommend.k=5
+    """
+
+    def work() -> None:
+        from rosepo.config import load_config
+        from rosepo.evaluation.recommend import recommend as answer
+
+        answer(load_config(config, set_ or []), model, history or [], file, output, as_json)
+
+    _guard(work, debug)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of the `rosepo` command."""
+    # `ray job stop` and cluster managers send SIGTERM: take the same clean way out as Ctrl-C.
+    signal.signal(signal.SIGTERM, _interrupt)
+    app(args=list(arguments) if arguments is not None else None)
+
+
+def _resolve(
+    out: Path, config: Path | None, overrides: Sequence[str], interactions: str | None = None, items: str | None = None
+) -> Config:
+    from rosepo.pipeline import resolve_config
+
+    files = [f"data.{k}={_quote(v)}" for k, v in (("interactions", interactions), ("items", items)) if v is not None]
+    return resolve_config(out, config, [*files, *overrides])
+
+
+def _quote(text: str) -> str:
+    import yaml
+
+    return yaml.safe_dump(text, default_style='"').strip()
+
+
+def _run(
+    out: Path,
+    config: Path | None,
+    overrides: Sequence[str],
+    names: Sequence[str],
+    overwrite: bool,
+    debug: bool,
+    interactions: str | None = None,
+    items: str | None = None,
+) -> None:
+    from rosepo.summary import print_next
+
+    settings = _resolve(out, config, overrides, interactions, items)
+    _run_stages(settings, out, names, overwrite, debug)
+    print_next(out, names[-1])
+
+
+def _run_stages(config: Config, out: Path, names: Sequence[str], overwrite: bool, debug: bool) -> None:
+    from rosepo.check import check_resources
+    from rosepo.pipeline import plan_stages, run_stages
+    from rosepo.session import ray_session
+
+    # Refusals come before Ray is started; run_stages plans again, on the same folder.
+    if all(plan.state == "done" for plan in plan_stages(config, out, names, overwrite)):
+        run_stages(config, out, names, overwrite)
+        return
+    with ray_session(config.ray, debug):
+        check_resources(config, names)
+        run_stages(config, out, names, overwrite)
+
+
+def _guard(work: Callable[[], Any], debug: bool) -> None:
+    """Run a command; turn its failures into one clear line and an exit code (0 done, 2 bad input, 1 failed)."""
+    try:
+        work()
+    except (UserError, StageError) as error:
+        if debug:
+            raise
+        say(f"error: {error}")
+        sys.exit(EXIT_BAD_INPUT if isinstance(error, UserError) else EXIT_FAILED)
+    except KeyboardInterrupt:
+        say("interrupted: nothing unfinished was kept; run the same command again to go on")
+        sys.exit(EXIT_INTERRUPTED)
+    except Exception as error:
+        if debug:
+            raise
+        say(f"error: {type(error).__name__}: {error}\n(--debug shows where)")
+        sys.exit(EXIT_FAILED)
+
+
+def _interrupt(number: int, frame: Any) -> None:
+    raise KeyboardInterrupt
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)] = False,
+) -> None:
+    if version:
+        print(rosepo.__version__)
+        raise typer.Exit
+
+
+if __name__ == "__main__":
+    main()
