@@ -1,0 +1,94 @@
+"""The items that can be recommended: ids, titles, categories and how often each occurs in training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rosepo.errors import UserError
+
+COLUMNS = ("item_id", "title", "categories", "train_count")
+
+
+@dataclass(frozen=True, eq=False)
+class Catalogue:
+    """Items in a fixed order; an item's place in it is the *item index* used everywhere inside.
+
+    Attributes:
+        item_ids: [n_items] int64, or object holding str, as in the user's data.
+        titles: [n_items] titles as the model reads and writes them; no two are equal after normalisation.
+        categories: [n_items] tuples, empty where unknown.
+        train_count: [n_items] int64, interactions in the training part.
+    """
+
+    item_ids: np.ndarray
+    titles: list[str]
+    categories: list[tuple[str, ...]]
+    train_count: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.titles)
+
+    @cached_property
+    def _index(self) -> pd.Index:
+        return pd.Index(self.item_ids)
+
+    def index(self, ids: Sequence[int] | Sequence[str] | np.ndarray) -> np.ndarray:
+        """Item indexes [n] int64 of item ids [n].
+
+        Raises:
+            UserError: an id that the catalogue does not hold.
+        """
+        values = np.asarray(ids, dtype=self.item_ids.dtype if len(ids) == 0 else None)
+        found = self._index.get_indexer(pd.Index(values)).astype(np.int64)
+        if (found < 0).any():
+            unknown = values[int(np.argmax(found < 0))]
+            kind = "integers" if self.item_ids.dtype.kind == "i" else "text"
+            raise UserError(f"item id {unknown!r} is not one of the {len(self)} in the catalogue (ids are {kind})")
+        return found
+
+    def save(self, path: Path) -> None:
+        """Write one Parquet file (columns item_id, title, categories, train_count), in item order."""
+        categories = pa.array([list(entry) or None for entry in self.categories], type=pa.list_(pa.string()))
+        id_type = pa.int64() if self.item_ids.dtype.kind == "i" else pa.string()
+        table = pa.table(
+            {
+                "item_id": pa.array(self.item_ids, type=id_type),
+                "title": pa.array(self.titles, type=pa.string()),
+                "categories": categories,
+                "train_count": pa.array(self.train_count, type=pa.int64()),
+            }
+        )
+        pq.write_table(table, path, compression="zstd")
+
+    @classmethod
+    def load(cls, path: Path) -> Catalogue:
+        """Read what `save` wrote.
+
+        Raises:
+            UserError: no such file, not Parquet, or other columns.
+        """
+        try:
+            table = pq.read_table(path, partitioning=None)
+        except FileNotFoundError:
+            raise UserError(f"catalogue {path} does not exist: run `rosepo prepare` first") from None
+        except (pa.ArrowException, OSError) as error:
+            raise UserError(f"catalogue {path} cannot be read as Parquet: {error}") from error
+        missing = [name for name in COLUMNS if name not in table.column_names]
+        if missing:
+            raise UserError(f"catalogue {path} has no column '{missing[0]}': run `rosepo prepare` again")
+        ids = table["item_id"].combine_chunks()
+        integer = pa.types.is_integer(ids.type)
+        return cls(
+            item_ids=ids.to_numpy().astype(np.int64) if integer else np.array(ids.to_pylist(), dtype=object),
+            titles=table["title"].to_pylist(),
+            categories=[tuple(entry or ()) for entry in table["categories"].to_pylist()],
+            train_count=table["train_count"].to_numpy().astype(np.int64),
+        )

@@ -1,0 +1,161 @@
+"""From item indexes to token ids: the one place where prompts and completions are put together.
+
+Every title and every template part is tokenised once on its own and joined in token space, so that the boundary between
+prompt and completion is the same in training, reference pass, sampling and evaluation, whatever the tokenizer merges.
+
+    prompt     = [BOS, if there is one] prefix (candidates_prefix (title separator)*)? (title separator)* suffix
+    completion = title EOS
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from rosepo.config import TemplateConfig
+from rosepo.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_CHUNK = 50_000  # titles a tokenizer call: bounds the Python lists of a large catalogue
+
+
+class PromptBuilder:
+    """Prompts and completions of one catalogue under one tokenizer and template.
+
+    Args:
+        tokenizer: a Hugging Face tokenizer with an EOS token; BOS is used where it has one.
+        titles: [n_items] titles, in item order.
+        template: text around the titles; `{eos}` in a part stands for the EOS token.
+        max_length: tokens of prompt and completion together.
+
+    Attributes:
+        head: int32, BOS and prefix: what every prompt starts with.
+        candidates_head: int32, what opens the candidate list.
+        separator: int32, follows every title of a prompt.
+        tail: int32, the suffix: what every prompt ends with.
+        longest_completion: tokens of the catalogue's longest completion, EOS included.
+
+    Raises:
+        UserError: a tokenizer without EOS; a title without tokens, with an EOS inside, or with the tokens of another title.
+    """
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, titles: Sequence[str], template: TemplateConfig, max_length: int
+    ) -> None:
+        if tokenizer.eos_token_id is None:
+            raise UserError("the tokenizer has no EOS token, which ends every title: set one, or use another model")
+        self.eos_id = int(tokenizer.eos_token_id)
+        self.template = template
+        self.max_length = max_length
+        bos = [] if tokenizer.bos_token_id is None else [int(tokenizer.bos_token_id)]
+        self.head = np.array([*bos, *self._part(tokenizer, template.prefix)], dtype=np.int32)
+        self.candidates_head = np.array(self._part(tokenizer, template.candidates_prefix), dtype=np.int32)
+        self.separator = np.array(self._part(tokenizer, template.separator), dtype=np.int32)
+        self.tail = np.array(self._part(tokenizer, template.suffix), dtype=np.int32)
+        if not len(self.separator):
+            raise UserError(
+                f"model.template.separator={template.separator!r} has no tokens in this tokenizer: choose another"
+            )
+        self._flat, self._offsets = _tokenise(tokenizer, titles)
+        self._lengths = np.diff(self._offsets)
+        self._check_titles(titles)
+        self.longest_completion = int(self._lengths.max(initial=0)) + 1
+
+    def __len__(self) -> int:
+        return len(self._lengths)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of every title [n_items] int64, EOS not counted."""
+        return self._lengths
+
+    def title_ids(self, item: int) -> np.ndarray:
+        """Token ids of a title, int32, without special tokens."""
+        return self._flat[self._offsets[item] : self._offsets[item + 1]]
+
+    def completion(self, item: int) -> np.ndarray:
+        """Token ids of a title and the EOS, int32."""
+        return np.append(self.title_ids(item), np.int32(self.eos_id))
+
+    def pieces(self, items: Sequence[int] | np.ndarray) -> list[np.ndarray]:
+        """Token ids of every title with the separator behind it, int32, as they stand in a prompt."""
+        return [np.concatenate((self.title_ids(int(item)), self.separator)) for item in items]
+
+    def prompt(
+        self,
+        history: Sequence[int] | np.ndarray,
+        reserve: int | None = None,
+        candidates: Sequence[int] | np.ndarray | None = None,
+    ) -> tuple[np.ndarray, int]:
+        """The prompt of a history, cut from its oldest end where it would leave too little room for the completion.
+
+        Args:
+            history: item indexes, oldest first.
+            reserve: tokens kept free for the completion; None keeps the longest completion's.
+            candidates: item indexes listed before the history; never cut.
+
+        Returns:
+            Token ids int32, and how many of the oldest history items were left out.
+
+        Raises:
+            UserError: not even the newest item (or, with an empty history, the template) fits.
+        """
+        items = np.asarray(history, dtype=np.int64)
+        opening = [self.head]
+        if candidates is not None:
+            opening += [self.candidates_head, *self.pieces(candidates)]
+        fixed = sum(len(part) for part in opening) + len(self.tail)
+        reserved = self.longest_completion if reserve is None else reserve
+        room = self.max_length - reserved - fixed
+        newest_first = np.cumsum((self._lengths[items] + len(self.separator))[::-1])
+        kept = int(np.searchsorted(newest_first, room, side="right"))
+        if room < 0 or (kept == 0 and len(items)):
+            raise UserError(
+                f"model.max_length={self.max_length} has no room for one history item: the template takes {fixed} tokens"
+                f"{' with its candidates' if candidates is not None else ''}, the completion {reserved}; raise it"
+            )
+        dropped = len(items) - kept
+        return np.concatenate([*opening, *self.pieces(items[dropped:]), self.tail]), dropped
+
+    def _part(self, tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+        ids: list[int] = []
+        for number, piece in enumerate(text.split("{eos}")):
+            if number:
+                ids.append(self.eos_id)
+            if piece:
+                ids.extend(tokenizer(piece, add_special_tokens=False)["input_ids"])
+        return ids
+
+    def _check_titles(self, titles: Sequence[str]) -> None:
+        if not len(titles):
+            raise UserError("the catalogue is empty: there is no title to recommend")
+        if (self._lengths == 0).any():
+            title = titles[int(np.argmax(self._lengths == 0))]
+            raise UserError(f"title {title!r} has no tokens in this tokenizer: rename the item or use another model")
+        eos = np.flatnonzero(self._flat == self.eos_id)
+        if len(eos):
+            title = titles[int(np.searchsorted(self._offsets, eos[0], side="right")) - 1]
+            raise UserError(
+                f"title {title!r} holds the text of the tokenizer's EOS token, which ends a title: rename the item"
+            )
+        seen: dict[bytes, int] = {}
+        for item in range(len(titles)):
+            other = seen.setdefault(self.title_ids(item).tobytes(), item)
+            if other != item:
+                raise UserError(
+                    f"titles {titles[other]!r} and {titles[item]!r} have the same tokens: rename one, or use another model"
+                )
+
+
+def _tokenise(tokenizer: PreTrainedTokenizerBase, titles: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Token ids of all titles end to end, int32, and where each starts, int64 [n_items + 1]."""
+    flat, lengths = [np.empty(0, dtype=np.int32)], []
+    for start in range(0, len(titles), _CHUNK):
+        ids = tokenizer(list(titles[start : start + _CHUNK]), add_special_tokens=False)["input_ids"]
+        lengths.extend(len(entry) for entry in ids)
+        flat.append(np.fromiter((token for entry in ids for token in entry), dtype=np.int32))
+    return np.concatenate(flat), np.concatenate(([0], np.cumsum(lengths, dtype=np.int64)))
