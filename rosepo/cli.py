@@ -1,17 +1,21 @@
-"""The command line. Every command takes ``--config``, ``--out`` and ``--set``; nothing heavy is imported before it is needed."""
+"""The command line. Stages take ``--config``, ``--out`` and ``--set``; nothing heavy is imported before it is needed."""
 
 from __future__ import annotations
 
+import inspect
+import json
 import signal
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import typer
+from pydantic.fields import FieldInfo
 
 import rosepo
-from rosepo.config import Config
+from rosepo.config import Config, Section
 from rosepo.console import say
 from rosepo.errors import StageError, UserError
 
@@ -34,12 +38,16 @@ app = typer.Typer(
 
 ConfigOption = Annotated[
     Path | None,
-    typer.Option("--config", "-c", help="YAML file with the settings. Without it: the one kept in --out, else the defaults."),
+    typer.Option(
+        "--config", "-c", help="YAML file with the settings. Without it: the one kept in --out, else the defaults."
+    ),
 ]
 OutOption = Annotated[Path, typer.Option("--out", "-o", help="Folder of the run; every stage has a folder in it.")]
 SetOption = Annotated[
     list[str] | None,
-    typer.Option("--set", "-s", metavar="SECTION.KEY=VALUE", help="Override one setting; may be repeated. Value as in YAML."),
+    typer.Option(
+        "--set", "-s", metavar="SECTION.KEY=VALUE", help="Override one setting; may be repeated. Value as in YAML."
+    ),
 ]
 OverwriteOption = Annotated[
     bool, typer.Option("--overwrite", help="Make outputs again that another configuration made (otherwise refused).")
@@ -47,15 +55,19 @@ OverwriteOption = Annotated[
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show tracebacks and the logs of Ray's workers.")]
 InteractionsOption = Annotated[
     str | None,
-    typer.Option("--interactions", help="User-item log: Parquet, CSV, TSV, JSON Lines, MovieLens .dat/.csv or RecBole .inter."),
+    typer.Option(
+        "--interactions", help="User-item log: Parquet, CSV, TSV, JSON Lines, MovieLens .dat/.csv or RecBole .inter."
+    ),
 ]
-ItemsOption = Annotated[str | None, typer.Option("--items", help="Items with titles, in the same formats (RecBole: .item).")]
+ItemsOption = Annotated[
+    str | None, typer.Option("--items", help="Items with titles, in the same formats (RecBole: .item).")
+]
 
 _HELP = {
     "prepare": """Filter the log, split it, and write the table of examples.
 
-    Keeps positives (prepare.min_rating), a k-core, the order in time; splits by leave_one_out or temporal; every prefix of
-    a user's sequence becomes an example (history → next title). Prints what was dropped and why.
+    Keeps positives (prepare.min_rating), a k-core, the order in time; splits by leave_one_out or temporal; every prefix
+    of a user's sequence becomes an example (history → next title). Prints what was dropped and why.
 
     Example: rosepo prepare --interactions ratings.dat --items movies.dat --set prepare.min_rating=4 --out runs/ml
     """,
@@ -68,7 +80,7 @@ _HELP = {
     """,
     "oracle": """Train the preference oracle: SASRec over the full catalogue.
 
-    Its scores say how sure one may be that a user prefers the chosen title to a rejected one (the smoothing ε of a pair).
+    Its scores say how sure one may be that a user prefers the chosen title to a rejected one: the smoothing ε of a pair.
     Stops early on validation and reports HR@10 and NDCG@10.
     """,
     "pairs": """Build preference groups: prompt, chosen title, K rejected titles, ε and reference log-probabilities.
@@ -78,8 +90,8 @@ _HELP = {
     """,
     "align": """Align the SFT model with the groups by the smoothed preference objective.
 
-    align.beta ties the model to its reference, align.epsilon_max bounds the smoothing (0 is DPO); align.loss is pairwise
-    or softmax.
+    align.beta ties the model to its reference, align.epsilon_max bounds the smoothing (0 is DPO); align.loss is
+    pairwise or softmax.
 
     Example: rosepo align --set align.beta=0.5 --out runs/ml --overwrite
     """,
@@ -95,6 +107,17 @@ _HELP = {
 }
 
 
+_SECTIONS = {
+    "prepare": ("data", "prepare"),
+    "sft": ("model", "sft"),
+    "oracle": ("oracle",),
+    "pairs": ("pairs",),
+    "align": ("align",),
+    "sweep": ("sweep",),
+    "evaluate": ("evaluate",),
+}
+
+
 def _stage_command(name: str) -> None:
     def command(
         out: OutOption,
@@ -105,7 +128,41 @@ def _stage_command(name: str) -> None:
     ) -> None:
         _guard(lambda: _run(out, config, set_ or [], [name], overwrite, debug), debug)
 
-    app.command(name, help=_HELP[name])(command)
+    app.command(name, help=_help(name))(command)
+
+
+def _help(name: str) -> str:
+    """A command's help: what it does, then its settings with their defaults, read from the configuration itself."""
+    paragraphs = [inspect.cleandoc(_HELP[name])]
+    for section in _SECTIONS[name]:
+        model = Config.model_fields[section].annotation
+        assert isinstance(model, type)
+        assert issubclass(model, Section)
+        lines = [_setting(section, key, field) for key, field in model.model_fields.items()]
+        paragraphs.append("\b\n" + "\n".join([f"Settings (--set {section}.KEY=VALUE), with their defaults:", *lines]))
+    return "\n\n".join(paragraphs)
+
+
+def _setting(section: str, key: str, field: FieldInfo) -> str:
+    default = field.get_default(call_default_factory=True)
+    parts = [part for part in (field.annotation, *get_args(field.annotation)) if isinstance(part, type)]
+    nested = next((part for part in parts if issubclass(part, Section)), None)
+    doc = (field.description or (nested.__doc__ if nested else None) or "").replace("\n", " ").strip()
+    if nested is not None and (default is None or isinstance(default, Section)):
+        keys = ", ".join(f"{name}={_plain(inner.get_default())}" for name, inner in nested.model_fields.items())
+        doc = f"{doc} {'Unset; its keys' if default is None else 'Keys'}: {keys}"
+        head = f"  {key}.*"
+    else:
+        choices = next(
+            (get_args(p) for p in (field.annotation, *get_args(field.annotation)) if get_origin(p) is Literal), ()
+        )
+        doc = f"{'|'.join(choices)}. {doc}" if choices and all(isinstance(c, str) for c in choices) else doc
+        head = f"  {key}={_plain(default)}"
+    return "\n".join(textwrap.wrap(f"{head}  {doc}", width=78, subsequent_indent=" " * 6))
+
+
+def _plain(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False) if value is None or isinstance(value, (bool, str)) else str(value)
 
 
 @app.command("check")
@@ -132,7 +189,7 @@ def check(
     _guard(work, debug)
 
 
-@app.command("prepare", help=_HELP["prepare"])
+@app.command("prepare", help=_help("prepare"))
 def prepare(
     out: OutOption,
     config: ConfigOption = None,
@@ -142,7 +199,6 @@ def prepare(
     overwrite: OverwriteOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Prepare (help in _HELP)."""
     _guard(lambda: _run(out, config, set_ or [], ["prepare"], overwrite, debug, interactions, items), debug)
 
 
@@ -181,7 +237,9 @@ def run(
 
 @app.command("recommend")
 def recommend(
-    model: Annotated[str, typer.Option("--model", "-m", help="Model folder that rosepo wrote, e.g. runs/demo/aligned.")],
+    model: Annotated[
+        str, typer.Option("--model", "-m", help="Model folder that rosepo wrote, e.g. runs/demo/aligned.")
+    ],
     history: Annotated[
         list[str] | None, typer.Option("--history", help="A title that the user liked, oldest first; may be repeated.")
     ] = None,

@@ -64,7 +64,9 @@ class DataConfig(Section):
         for name in files:
             _, scheme, rest = getattr(self, name).partition("://")
             if scheme and "@" in rest.split("/", 1)[0]:
-                raise ValueError(f"data.{name} carries credentials in its URL: give them by environment or profile instead")
+                raise ValueError(
+                    f"data.{name} carries credentials in its URL: give them by environment or profile instead"
+                )
         if len(files) == 1:
             missing = "items" if files == ["interactions"] else "interactions"
             raise ValueError(f"data.{files[0]} is given without data.{missing}: both are needed")

@@ -1,7 +1,7 @@
 """The stages in order: what each reads, writes and depends on, and when it is up to date.
 
-A stage's fingerprint is a digest of its settings and of the fingerprints of the stages that it reads, down to the content
-of the data files. A folder whose manifest carries the fingerprint that the configuration asks for is not made again.
+A stage's fingerprint is a digest of its settings and of the fingerprints of the stages that it reads, down to the
+content of the data files. A folder whose manifest carries the fingerprint that is asked for is not made again.
 """
 
 from __future__ import annotations
@@ -77,12 +77,35 @@ STAGES: dict[str, Stage] = {
     stage.name: stage
     for stage in (
         _stage("prepare", "examples", "", "data prepare", "rosepo.data.prepare:prepare", "interactions to examples"),
-        _stage("sft", "sft", "prepare", "model sft", "rosepo.training.sft:sft", "fine-tune the language model on next titles"),
-        _stage("oracle", "oracle", "prepare", "oracle", "rosepo.training.oracle:train_oracle", "train the preference oracle"),
-        _stage("pairs", "groups", "prepare sft oracle", "pairs", "rosepo.sampling.pairs:pairs", "sample rejected titles"),
-        _stage("align", "aligned", "prepare sft pairs", "align", "rosepo.training.align:align", "align with preferences"),
         _stage(
-            "sweep", "sweep", "prepare sft pairs", "align sweep", "rosepo.tuning.sweep:sweep", "search alignment settings"
+            "sft",
+            "sft",
+            "prepare",
+            "model sft",
+            "rosepo.training.sft:sft",
+            "fine-tune the language model on next titles",
+        ),
+        _stage(
+            "oracle",
+            "oracle",
+            "prepare",
+            "oracle",
+            "rosepo.training.oracle:train_oracle",
+            "train the preference oracle",
+        ),
+        _stage(
+            "pairs", "groups", "prepare sft oracle", "pairs", "rosepo.sampling.pairs:pairs", "sample rejected titles"
+        ),
+        _stage(
+            "align", "aligned", "prepare sft pairs", "align", "rosepo.training.align:align", "align with preferences"
+        ),
+        _stage(
+            "sweep",
+            "sweep",
+            "prepare sft pairs",
+            "align sweep",
+            "rosepo.tuning.sweep:sweep",
+            "search alignment settings",
         ),
         _stage(
             "evaluate",
@@ -130,7 +153,9 @@ def plan_stages(config: Config, root: Path, names: Sequence[str], overwrite: boo
         if manifest is not None and manifest["fingerprint"] == fingerprint:
             state = "done"
         elif manifest is None and folder.exists() and any(folder.iterdir()):
-            raise UserError(f"{folder} holds files that no finished stage of rosepo wrote: move them away or use another --out")
+            raise UserError(
+                f"{folder} holds files that no finished stage of rosepo wrote: move them away or use another --out"
+            )
         elif manifest is not None and not overwrite:
             changed = _differences(manifest["settings"], settings) or ["what it was made from"]
             raise UserError(
@@ -251,7 +276,9 @@ def _check_input(config: Config, root: Path, needed: Stage, stage: Stage) -> Non
     folder = root / needed.folder
     manifest = read_manifest(folder)
     if manifest is None:
-        raise UserError(f"{stage.name} reads {folder}, which is not there: run `rosepo {needed.name}` or `rosepo run` first")
+        raise UserError(
+            f"{stage.name} reads {folder}, which is not there: run `rosepo {needed.name}` or `rosepo run` first"
+        )
     changed = _differences(manifest["settings"], stage_settings(config, needed))
     if changed:
         raise UserError(
