@@ -40,7 +40,7 @@ class PromptBuilder:
         longest_completion: tokens of the catalogue's longest completion, EOS included.
 
     Raises:
-        UserError: a tokenizer without EOS; a title without tokens, with an EOS inside, or with the tokens of another title.
+        UserError: a tokenizer without EOS; a title without tokens, with an EOS inside, or with another title's tokens.
     """
 
     def __init__(
@@ -115,8 +115,8 @@ class PromptBuilder:
         kept = int(np.searchsorted(newest_first, room, side="right"))
         if room < 0 or (kept == 0 and len(items)):
             raise UserError(
-                f"model.max_length={self.max_length} has no room for one history item: the template takes {fixed} tokens"
-                f"{' with its candidates' if candidates is not None else ''}, the completion {reserved}; raise it"
+                f"model.max_length={self.max_length} has no room for one history item beside the {fixed} tokens of the template"
+                f"{' and its candidates' if candidates is not None else ''} and {reserved} of the completion: raise it"
             )
         dropped = len(items) - kept
         return np.concatenate([*opening, *self.pieces(items[dropped:]), self.tail]), dropped
@@ -147,15 +147,16 @@ class PromptBuilder:
             other = seen.setdefault(self.title_ids(item).tobytes(), item)
             if other != item:
                 raise UserError(
-                    f"titles {titles[other]!r} and {titles[item]!r} have the same tokens: rename one, or use another model"
+                    f"titles {titles[other]!r} and {titles[item]!r} have the same tokens: rename one or use another model"
                 )
 
 
 def _tokenise(tokenizer: PreTrainedTokenizerBase, titles: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """Token ids of all titles end to end, int32, and where each starts, int64 [n_items + 1]."""
-    flat, lengths = [np.empty(0, dtype=np.int32)], []
+    flat = [np.empty(0, dtype=np.int32)]
+    lengths: list[int] = [0]
     for start in range(0, len(titles), _CHUNK):
         ids = tokenizer(list(titles[start : start + _CHUNK]), add_special_tokens=False)["input_ids"]
         lengths.extend(len(entry) for entry in ids)
         flat.append(np.fromiter((token for entry in ids for token in entry), dtype=np.int32))
-    return np.concatenate(flat), np.concatenate(([0], np.cumsum(lengths, dtype=np.int64)))
+    return np.concatenate(flat), np.cumsum(lengths, dtype=np.int64)
