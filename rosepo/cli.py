@@ -1,4 +1,4 @@
-"""The command line. Stages take ``--config``, ``--out`` and ``--set``; nothing heavy is imported before it is needed."""
+"""The command line. Stages take ``--config``, ``--out``, ``--set``; nothing heavy is imported before it is needed."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ _HELP = {
     """,
     "oracle": """Train the preference oracle: SASRec over the full catalogue.
 
-    Its scores say how sure one may be that a user prefers the chosen title to a rejected one: the smoothing ε of a pair.
+    Its scores say how likely a user prefers the chosen title to a rejected one: from that comes a pair's smoothing ε.
     Stops early on validation and reports HR@10 and NDCG@10.
     """,
     "pairs": """Build preference groups: prompt, chosen title, K rejected titles, ε and reference log-probabilities.
@@ -147,7 +147,7 @@ def _setting(section: str, key: str, field: FieldInfo) -> str:
     default = field.get_default(call_default_factory=True)
     parts = [part for part in (field.annotation, *get_args(field.annotation)) if isinstance(part, type)]
     nested = next((part for part in parts if issubclass(part, Section)), None)
-    doc = (field.description or (nested.__doc__ if nested else None) or "").replace("\n", " ").strip()
+    doc = " ".join((field.description or (nested.__doc__ if nested else None) or "").split())
     if nested is not None and (default is None or isinstance(default, Section)):
         keys = ", ".join(f"{name}={_plain(inner.get_default())}" for name, inner in nested.model_fields.items())
         doc = f"{doc} {'Unset; its keys' if default is None else 'Keys'}: {keys}"
