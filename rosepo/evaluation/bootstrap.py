@@ -1,0 +1,97 @@
+"""Confidence intervals by drawing users, with all their examples, again and again (bootstrap; Efron, 1979).
+
+Examples of one user hang together, so users are what is drawn. Two systems measured on the same examples are compared
+with the same draws: the spread that both share cancels out (paired bootstrap; Koehn, 2004).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+_CELLS = 2**24
+"""Weights held at once (resamples × users): 128 MiB."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over examples and its interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def as_dict(self) -> dict[str, float]:
+        """`{"value", "low", "high"}`."""
+        return {"value": self.value, "low": self.low, "high": self.high}
+
+
+class UserBootstrap:
+    """Resampled means of any number of per-example values, all under the same draws of users.
+
+    Args:
+        users: [N] user of every example, any comparable dtype.
+        resamples: draws behind an interval.
+        seed: of the draws; equal arguments give equal intervals.
+        level: share of the draws inside an interval.
+    """
+
+    def __init__(self, users: np.ndarray, resamples: int = 1000, seed: int = 0, level: float = 0.95) -> None:
+        names, self._codes = np.unique(users, return_inverse=True)
+        self.n_users, self.n_examples = len(names), len(users)
+        self.resamples, self.seed, self.level = resamples, seed, level
+
+    def estimates(self, values: Mapping[str, np.ndarray]) -> dict[str, Estimate]:
+        """Mean and interval of every series float [N]; NaN marks an example that a series does not count.
+
+        Examples weigh alike, whoever they belong to. A series without a single number gives NaN throughout.
+        """
+        names = list(values)
+        means, draws = self._resampled([np.asarray(values[name], dtype=np.float64) for name in names])
+        return {name: self._estimate(means[i], draws[:, i]) for i, name in enumerate(names)}
+
+    def differences(self, values: Mapping[str, np.ndarray], base: Mapping[str, np.ndarray]) -> dict[str, Estimate]:
+        """Mean of `values` minus mean of `base`, name by name (those that both hold), with paired intervals."""
+        names = [name for name in values if name in base]
+        series = [np.asarray(side[name], dtype=np.float64) for side in (values, base) for name in names]
+        means, draws = self._resampled(series)
+        half = len(names)
+        return {
+            name: self._estimate(means[i] - means[half + i], draws[:, i] - draws[:, half + i])
+            for i, name in enumerate(names)
+        }
+
+    def _estimate(self, mean: float, draws: np.ndarray) -> Estimate:
+        if not np.isfinite(draws).any():
+            return Estimate(float(mean), float("nan"), float("nan"))
+        tail = (1.0 - self.level) / 2.0
+        low, high = np.nanquantile(draws, [tail, 1.0 - tail])
+        return Estimate(float(mean), float(low), float(high))
+
+    def _resampled(self, series: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        """Means [M] and their resampled values [resamples, M] of M series."""
+        sums = np.zeros((self.n_users, len(series)))
+        counts = np.zeros_like(sums)
+        for column, values in enumerate(series):
+            counted = ~np.isnan(values)
+            codes = self._codes[counted]
+            sums[:, column] = np.bincount(codes, values[counted], minlength=self.n_users)
+            counts[:, column] = np.bincount(codes, minlength=self.n_users)
+        rng = np.random.default_rng([self.seed, self.n_users])
+        chunk = max(1, _CELLS // max(self.n_users, 1))
+        draws = np.empty((self.resamples, len(series)))
+        with np.errstate(invalid="ignore", divide="ignore"):
+            for start in range(0, self.resamples, chunk):
+                rows = min(chunk, self.resamples - start)
+                weights = _draw_users(rng, rows, self.n_users)
+                draws[start : start + rows] = (weights @ sums) / (weights @ counts)
+            return sums.sum(0) / counts.sum(0), draws
+
+
+def _draw_users(rng: np.random.Generator, rows: int, n_users: int) -> np.ndarray:
+    """How often each user is drawn, with replacement: float64 [rows, n_users], every row summing to n_users."""
+    drawn = rng.integers(0, n_users, size=(rows, n_users))
+    offsets = np.arange(rows)[:, None] * n_users
+    return np.bincount((drawn + offsets).ravel(), minlength=rows * n_users).reshape(rows, n_users).astype(np.float64)
