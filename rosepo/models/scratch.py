@@ -1,0 +1,126 @@
+"""Models that need no download: a small Llama, and a BPE tokenizer trained on the titles of the catalogue."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from rosepo.config import ScratchConfig, TemplateConfig
+from rosepo.errors import UserError
+
+PAD, BOS, EOS = "<|pad|>", "<|bos|>", "<|eos|>"
+SPECIAL_TOKENS = (PAD, BOS, EOS)
+
+# A title counts as often as it was liked, within these bounds: the rare ones are learned too, and the size of the
+# training text stays bounded whatever the size of the log.
+_MAX_WEIGHT = 100
+_MAX_LINES = 2_000_000
+
+
+def train_tokenizer(
+    titles: Sequence[str], counts: np.ndarray, config: ScratchConfig, template: TemplateConfig | None = None
+) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer (Sennrich et al. 2016) of at most ``config.vocab_size`` tokens, the same on every run.
+
+    Any text round-trips exactly. With ``split_words`` off, merges cross spaces and frequent titles become one or two
+    tokens. The template's parts are learned with the weight of the most popular title, so that they cost little.
+
+    Args:
+        titles: n titles.
+        counts: int [n], how often each was liked; ordering and weights come from it.
+        config: vocabulary size and whether words are split.
+        template: the prompt's template; None learns titles alone.
+
+    Raises:
+        UserError: a title that contains one of the special tokens.
+    """
+    for title in titles:
+        clash = next((token for token in SPECIAL_TOKENS if token in title), None)
+        if clash is not None:
+            raise UserError(f"title {title!r} contains {clash}, which the tokenizer keeps for itself: rename the item")
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=config.split_words)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=config.vocab_size,
+        special_tokens=list(SPECIAL_TOKENS),
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(_lines(titles, np.asarray(counts), template), trainer)
+    bos_id = tokenizer.token_to_id(BOS)
+    tokenizer.post_processor = processors.TemplateProcessing(single=f"{BOS} $A", special_tokens=[(BOS, bos_id)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=PAD,
+        bos_token=BOS,
+        eos_token=EOS,
+        clean_up_tokenization_spaces=False,
+        padding_side="right",
+    )
+
+
+def scratch_model(
+    config: ScratchConfig, tokenizer: PreTrainedTokenizerBase, max_length: int, seed: int
+) -> LlamaForCausalLM:
+    """A Llama for max_length positions with tied embeddings and random float32 weights, a function of the seed."""
+    llama = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=config.hidden_size,
+        intermediate_size=config.intermediate_size,
+        num_hidden_layers=config.layers,
+        num_attention_heads=config.heads,
+        max_position_embeddings=max_length,
+        tie_word_embeddings=True,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return LlamaForCausalLM(llama)
+
+
+def training_dropout(model: nn.Module, p: float) -> list[RemovableHandle]:
+    """Dropout on the embeddings and on both residual branches of every layer, while the model is in training mode.
+
+    Llama has no such dropout, and a small model on a small catalogue needs it. Hooks carry it, so that weights, config
+    and saved folder stay those of a plain Llama. Returns the hooks' handles; none for p = 0.
+    """
+    if p == 0:
+        return []
+    ends = ("embed_tokens", "self_attn.o_proj", "mlp.down_proj")
+    places = [module for name, module in model.named_modules() if name.endswith(ends)]
+    if not places:
+        raise ValueError(f"{type(model).__name__} has none of the modules {', '.join(ends)} that dropout follows")
+    return [module.register_forward_hook(_Dropout(p)) for module in places]
+
+
+class _Dropout:
+    """A forward hook that can travel to another process with its model."""
+
+    def __init__(self, p: float) -> None:
+        self.p = p
+
+    def __call__(self, module: nn.Module, _inputs: object, output: torch.Tensor) -> torch.Tensor:
+        return F.dropout(output, self.p, module.training)
+
+
+def _lines(titles: Sequence[str], counts: np.ndarray, template: TemplateConfig | None) -> Iterator[str]:
+    cap = max(1, min(_MAX_WEIGHT, _MAX_LINES // max(1, len(titles))))
+    weights = np.clip(counts, 1, cap)
+    for title, weight in zip(titles, weights, strict=True):
+        for _ in range(int(weight)):
+            yield title
+    if template is not None:
+        for part in (template.prefix, template.separator, template.suffix):
+            for text in filter(None, part.split("{eos}")):
+                for _ in range(int(weights.max(initial=1))):
+                    yield text

@@ -1,0 +1,72 @@
+"""Small real parts for tests: a catalogue, tokenizers trained on it, random models of every supported family."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+
+from rosepo.config import ScratchConfig, TemplateConfig
+from rosepo.data.catalogue import Catalogue
+from rosepo.data.prompts import PromptBuilder
+from rosepo.models.scratch import train_tokenizer
+
+FAMILIES = ("llama", "qwen2", "qwen3", "mistral", "gemma", "gpt2")
+
+_WORDS = "Night|of the|Blue|River|Return|Last|König|千と千尋|Love|in Paris|Cat's|2049".split("|")
+
+
+def tiny_catalogue(n: int = 30) -> Catalogue:
+    """n items with ids 100, 101, …, distinct titles of one to four words, two categories and falling counts."""
+    titles = []
+    for index in range(n):
+        words = [_WORDS[(index * step + index) % len(_WORDS)] for step in range(1, 2 + index % 3)]
+        titles.append(" ".join([*words, f"({1980 + index})"]))
+    return Catalogue(
+        item_ids=np.arange(100, 100 + n),
+        titles=titles,
+        categories=[("Drama",) if index % 2 else ("Comedy", "Drama") for index in range(n)],
+        train_count=np.array([1 + 40 // (1 + index) for index in range(n)], dtype=np.int64),
+    )
+
+
+def tiny_tokenizer(n: int = 30, vocab_size: int = 400) -> PreTrainedTokenizerFast:
+    """The scratch tokenizer of `tiny_catalogue(n)`."""
+    catalogue = tiny_catalogue(n)
+    return train_tokenizer(catalogue.titles, catalogue.train_count, ScratchConfig(vocab_size=vocab_size))
+
+
+def tiny_builder(
+    n: int = 30, template: TemplateConfig | None = None, max_length: int = 256, vocab_size: int = 400
+) -> PromptBuilder:
+    """Prompts over `tiny_catalogue(n)` with `tiny_tokenizer(n)`."""
+    return PromptBuilder(
+        tiny_tokenizer(n, vocab_size), tiny_catalogue(n).titles, template or TemplateConfig(), max_length
+    )
+
+
+def tiny_model(
+    family: str = "llama", vocab_size: int = 400, max_length: int = 256, seed: int = 0, **changes: Any
+) -> PreTrainedModel:
+    """A random float32 model in eval mode: two layers of width 32, grouped key-value heads where the family has them.
+
+    Weights are drawn wide, so that attention and positions matter to the result.
+    """
+    if family == "gpt2":
+        shape = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": max_length}
+    else:
+        shape = {
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "head_dim": 8,
+            "max_position_embeddings": max_length,
+        }
+    special = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    config = AutoConfig.for_model(family, vocab_size=vocab_size, initializer_range=0.2, **shape, **special, **changes)
+    torch.manual_seed(seed)
+    return AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()

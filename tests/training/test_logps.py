@@ -1,0 +1,187 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rosepo.training.logps import LogpsModel, plain_logps, plain_reason, separate, token_logps
+from rosepo.training.rows import Batch, Row, collate, group_row
+from tests.helpers import FAMILIES, tiny_model
+
+Groups = list[tuple[np.ndarray, list[np.ndarray]]]
+
+
+def make_groups(negatives: int, seed: int = 0, vocabulary: int = 400) -> Groups:
+    """Prompts of different lengths, each with 1 + K completions of one to five tokens."""
+    rng = np.random.default_rng(seed)
+    draw = lambda n: rng.integers(3, vocabulary, n).astype(np.int32)  # noqa: E731
+    eos = np.array([2], dtype=np.int32)
+    return [
+        (draw(length), [np.concatenate([draw(rng.integers(0, 5)), eos]) for _ in range(1 + negatives)])
+        for length in (3, 17, 40)
+    ]
+
+
+def rows_of(groups: Groups) -> list[Row]:
+    return [group_row(prompt, completions) for prompt, completions in groups]
+
+
+def flatten(groups: Groups) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    pairs = [(prompt, completion) for prompt, completions in groups for completion in completions]
+    return [prompt for prompt, _ in pairs], [completion for _, completion in pairs]
+
+
+def gradients(model: torch.nn.Module, logps: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Gradients of a sum with different weights, so that one completion cannot stand in for another."""
+    model.zero_grad()
+    (logps * torch.arange(1, len(logps) + 1)).sum().backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("negatives", [0, 1, 3])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_shared_rows_give_the_log_probs_and_gradients_of_separate_rows(family: str, negatives: int) -> None:
+    model, groups = tiny_model(family), make_groups(negatives)
+    batch = collate(rows_of(groups))
+    assert plain_reason(model, batch) is None
+    assert batch.causal == (negatives == 0)
+    shared, counts = LogpsModel(model)(batch)
+    shared_grads = gradients(model, shared)
+    plain, plain_counts = plain_logps(model, *flatten(groups))
+    plain_grads = gradients(model, plain)
+    assert shared.dtype == torch.float32
+    assert counts.tolist() == plain_counts.tolist()
+    torch.testing.assert_close(shared, plain, atol=1e-4, rtol=1e-5)
+    assert shared_grads.keys() == plain_grads.keys()
+    for name, grad in plain_grads.items():
+        torch.testing.assert_close(shared_grads[name], grad, atol=1e-4, rtol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_eager_attention_gives_the_same(family: str) -> None:
+    model, groups = tiny_model(family), make_groups(2)
+    sdpa, _ = LogpsModel(model)(collate(rows_of(groups)))
+    model.set_attn_implementation("eager")
+    eager, _ = LogpsModel(model)(collate(rows_of(groups)))
+    torch.testing.assert_close(eager, sdpa, atol=1e-4, rtol=1e-5)
+
+
+def test_a_completion_never_sees_another() -> None:
+    model, groups = tiny_model(), make_groups(3)
+    before, _ = LogpsModel(model)(collate(rows_of(groups)))
+    changed = groups[1][1][2]
+    groups[1][1][2] = np.concatenate([(changed[:-1] + 7) % 300, np.array([50, 60, 2])]).astype(np.int32)
+    after, _ = LogpsModel(model)(collate(rows_of(groups)))
+    others = [index for index in range(12) if index != 6]
+    torch.testing.assert_close(after[others], before[others], atol=1e-5, rtol=1e-6)
+    assert abs(after[6] - before[6]) > 0.1
+
+
+def test_padding_changes_nothing_and_gives_no_nan() -> None:
+    model, groups = tiny_model("gpt2"), make_groups(1)
+    tight, _ = LogpsModel(model)(collate(rows_of(groups)))
+    # Longer than the table of positions: padding must not be looked up there.
+    wide, _ = LogpsModel(model)(collate(rows_of(groups), pad_to=300))
+    assert torch.isfinite(gradients(model, wide)["transformer.wte.weight"]).all()
+    torch.testing.assert_close(wide, tight, atol=1e-5, rtol=1e-6)
+    single, _ = LogpsModel(model)(collate(rows_of(make_groups(0)), pad_to=300))
+    expected, _ = plain_logps(model, *flatten(make_groups(0)))
+    torch.testing.assert_close(single, expected, atol=1e-4, rtol=1e-5)
+
+
+def test_activation_checkpointing_changes_no_gradient() -> None:
+    model, groups = tiny_model(), make_groups(1)
+    model.train()
+    batch = collate(rows_of(groups))
+    expected = gradients(model, LogpsModel(model)(batch)[0])
+    checked = gradients(model, LogpsModel(model, activation_checkpointing=True)(batch)[0])
+    for name, grad in expected.items():
+        torch.testing.assert_close(checked[name], grad, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("max_logits", [1, 400 * 7])
+def test_chunks_of_the_output_layer_change_neither_values_nor_gradients(max_logits: int) -> None:
+    model, groups = tiny_model(tie_word_embeddings=True), make_groups(2)
+    batch = collate(rows_of(groups))
+    whole, _ = LogpsModel(model)(batch)
+    expected = gradients(model, whole)
+    chunked, _ = LogpsModel(model, max_logits=max_logits)(batch)
+    torch.testing.assert_close(chunked, whole, atol=1e-5, rtol=1e-6)
+    for name, grad in gradients(model, chunked).items():
+        torch.testing.assert_close(grad, expected[name], atol=1e-4, rtol=1e-4)
+
+
+def test_token_log_probs_are_taken_in_float32() -> None:
+    head = torch.nn.Linear(8, 50, bias=False, dtype=torch.bfloat16)
+    hidden = torch.randn(4, 8, dtype=torch.bfloat16)
+    source, targets = torch.tensor([0, 0, 2, 3]), torch.tensor([1, 4, 9, 16])
+    logps = token_logps(head, hidden, source, targets)
+    expected = head(hidden).float().log_softmax(-1)[source, targets]
+    assert logps.dtype == torch.float32
+    torch.testing.assert_close(logps, expected)
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "word"),
+    [
+        ("mistral", {"sliding_window": 8}, "slides"),
+        ("qwen2", {"sliding_window": 8, "use_sliding_window": True, "max_window_layers": 1}, "slides"),
+        ("gemma2", {"sliding_window": 4096}, "gemma2"),
+        ("llama", {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}}, "rotary"),
+    ],
+)
+def test_models_that_cannot_share_a_prefix_take_the_plain_path_and_say_so_once(
+    family: str, changes: dict[str, object], word: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    model, groups = tiny_model(family, **changes), make_groups(2)
+    wrapped = LogpsModel(model)
+    first, counts = wrapped(collate(rows_of(groups)))
+    wrapped(collate(rows_of(groups)))
+    expected, expected_counts = plain_logps(model, *flatten(groups))
+    torch.testing.assert_close(first, expected, atol=1e-5, rtol=1e-6)
+    assert counts.tolist() == expected_counts.tolist()
+    told = capfd.readouterr().err
+    assert told.count("one row a completion") == 1
+    assert word in told
+
+
+def test_a_window_longer_than_the_rows_is_no_obstacle() -> None:
+    model, groups = tiny_model("mistral", sliding_window=64), make_groups(3)
+    batch = collate(rows_of(groups))
+    assert batch.input_ids.shape[1] >= 48
+    assert plain_reason(model, batch) is None
+    torch.testing.assert_close(
+        LogpsModel(model)(batch)[0], plain_logps(model, *flatten(groups))[0], atol=1e-4, rtol=1e-5
+    )
+
+
+def test_adapters_share_prefixes_too() -> None:
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(0)
+    config = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False, lora_dropout=0.0)
+    model = get_peft_model(tiny_model("qwen3"), config).eval()
+    groups = make_groups(2)
+    shared, _ = LogpsModel(model)(collate(rows_of(groups)))
+    shared_grads = gradients(model, shared)
+    plain, _ = plain_logps(model, *flatten(groups))
+    torch.testing.assert_close(shared, plain, atol=1e-4, rtol=1e-5)
+    with model.disable_adapter():
+        base, _ = LogpsModel(model)(collate(rows_of(groups)))
+    assert (base - shared).abs().max() > 0.01
+    for name, grad in gradients(model, plain).items():
+        assert "lora_" in name
+        torch.testing.assert_close(shared_grads[name], grad, atol=1e-4, rtol=1e-4)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 4), st.integers(0, 10_000))
+def test_separate_gives_back_prompts_and_completions(negatives: int, seed: int) -> None:
+    # Three tokens only, so that completions often begin alike and lie on the trunk.
+    groups = make_groups(negatives, seed, vocabulary=5)
+    batch = Batch.from_numpy(collate(rows_of(groups)).to_numpy())
+    prompts, completions = separate(batch)
+    for got, expected in zip((prompts, completions), flatten(groups), strict=True):
+        assert [part.tolist() for part in got] == [part.tolist() for part in expected]
