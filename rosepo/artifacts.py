@@ -157,7 +157,5 @@ def _alive(pid: str) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    for convert in ("item", "tolist"):
-        if hasattr(value, convert):
-            return getattr(value, convert)()
-    return str(value)
+    """NumPy scalars and arrays as Python numbers and lists; anything else as text."""
+    return value.tolist() if hasattr(value, "tolist") else str(value)

@@ -1,0 +1,97 @@
+"""Configuration: what is refused, how it is said, and what is read back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from rosepo.config import Config, dump_config, load_config
+from rosepo.errors import UserError
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("align.bta=1", ["unknown key 'align.bta'", "did you mean 'beta'"]),
+        ("algn.beta=1", ["unknown key 'algn'", "did you mean 'align'"]),
+        ("model.scratch.hiden_size=64", ["did you mean 'hidden_size'"]),
+        ("align.beta=0", ["align.beta", "greater than 0", "0"]),
+        ("align.beta=.nan", ["align.beta", "finite"]),
+        ("align.epsilon_max=0.5", ["align.epsilon_max", "less than 0.5"]),
+        ("align.beta=high", ["align.beta", "valid number", "'high'"]),
+        ("pairs.negatives=0", ["pairs.negatives", "greater than or equal to 1"]),
+        ("pairs.strategies={selfhard: 1}", ["did you mean 'self_hard'"]),
+        ("pairs.strategies={popularity: 0}", ["at least one weight above 0"]),
+        ("prepare.candidates=1", ["prepare.candidates=1"]),
+        ("prepare.test_fraction=0.2", ["used by prepare.split=temporal alone"]),
+        ("align.target_min=0.1", ["used by align.loss=softmax alone"]),
+        ("model.revision=main", ["model.revision needs model.path"]),
+        ("sweep.parameters={align.betta: [1, 2]}", ["did you mean 'align.beta'"]),
+        ("sweep.parameters={align.beta: {low: 2, high: 1}}", ["low < high"]),
+        ("data.interactions=a.csv", ["without data.items"]),
+        ("model.template.separator=''", ["separator is empty"]),
+        ("align", ["is not section.key=value"]),
+        ("align.beta=[", ["the value is not YAML"]),
+    ],
+)
+def test_a_bad_setting_is_refused_in_words_that_name_it(override: str, words: list[str]) -> None:
+    with pytest.raises(UserError) as caught:
+        load_config(None, [override])
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_credentials_in_a_url_are_refused_and_not_repeated() -> None:
+    with pytest.raises(UserError) as caught:
+        load_config(None, ["data.interactions=s3://KEY:SECRET@bucket/log.csv", "data.items=items.csv"])
+    assert "credentials" in str(caught.value)
+    assert "SECRET" not in str(caught.value)
+
+
+def test_all_faults_of_a_file_are_told_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("align: {beta: -1, epsilon_mx: 0.2}\nseeed: 3\n")
+    with pytest.raises(UserError) as caught:
+        load_config(path)
+    text = str(caught.value)
+    assert text.count("\n") == 2
+    assert str(path) in text
+
+
+@pytest.mark.parametrize("content", ["- a\n- b\n", "align: [", "\xff"])
+def test_a_file_that_is_no_mapping_is_refused_by_name(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_bytes(content.encode("latin-1"))
+    with pytest.raises(UserError, match=r"config\.yaml"):
+        load_config(path)
+
+
+def test_a_missing_file_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="does not exist"):
+        load_config(tmp_path / "none.yaml")
+
+
+def test_overrides_win_over_the_file_and_read_as_yaml(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("align:\n  beta: 0.1\n  workers: 2\n")
+    config = load_config(
+        path, ["align.beta=0.7", "pairs.strategies.semantic=2", "sweep.parameters.align.beta=[0.1, 1]"]
+    )
+    assert (config.align.beta, config.align.workers) == (0.7, 2)
+    assert config.sweep.parameters == {"align.beta": (0.1, 1)}
+
+
+def test_a_dumped_configuration_reads_back_equal(tmp_path: Path) -> None:
+    config = load_config(
+        None, ["model.path=some/model", "model.lora.rank=4", "model.template.separator=' ; '", "seed=3"]
+    )
+    path = tmp_path / "config.yaml"
+    path.write_text(dump_config(config))
+    assert load_config(path) == config
+    assert dump_config(Config()).strip() == "{}"
+
+
+def test_a_configuration_cannot_be_changed_after_it_was_checked() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        Config().align.beta = 2.0  # type: ignore[misc]
