@@ -1,0 +1,186 @@
+"""The language model under a beam search: the prompts once, then only the new token of every beam.
+
+Two ways with one face. `SharedPrompts` keeps one row of keys and values an example: all beams of the example append
+to it, and a mask of ancestors says which entries each of them may see, so nothing is copied or reordered when beams part
+or die. `PlainRows` recomputes one row a beam through the model's own forward, for models that take no mask of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import DynamicCache
+
+from rosepo.training.logps import SHARED_FAMILIES, base_causal_lm
+
+MAX_LOGITS = 2**26
+"""Logits (states × vocabulary) held at once: 256 MiB in float32."""
+CPU_LOGITS = 2**20
+"""The same on a CPU: what its cache holds."""
+
+
+class SharedPrompts:
+    """Beams over one key-value row an example.
+
+    Args:
+        model: a causal LM for which `obstacle` is None.
+        prompts: one int array of token ids an example, none empty.
+    """
+
+    def __init__(self, model: nn.Module, prompts: Sequence[np.ndarray]) -> None:
+        causal_lm = base_causal_lm(model)
+        self._body = causal_lm.get_decoder()
+        self._head = causal_lm.get_output_embeddings()
+        self._additive = causal_lm.config._attn_implementation != "sdpa"
+        self._device = next(causal_lm.parameters()).device
+        self._lengths = np.array([len(prompt) for prompt in prompts])
+        self._width = int(self._lengths.max())
+        self._rows = np.arange(len(prompts))  # the example of each row of the cache
+        self._ancestors = np.zeros((len(prompts), 0), dtype=bool)  # [beams, entries behind the prompt]
+        self._depth = 0
+        ids = np.zeros((len(prompts), self._width), dtype=np.int64)
+        for row, prompt in enumerate(prompts):
+            ids[row, : len(prompt)] = prompt
+        # No layer types: sliding layers would drop entries that the ancestor mask addresses.
+        self._cache = DynamicCache()
+        positions = np.tile(np.arange(self._width), (len(prompts), 1))
+        # Padding stands behind the prompt, where causal attention does not look; later steps mask it.
+        hidden = self._forward(ids, positions, None)
+        self._states = hidden[torch.arange(len(prompts)), self._put(self._lengths - 1)]
+
+    def logps(self, beam: np.ndarray, token: np.ndarray) -> np.ndarray:
+        """log π(token | beam's tokens) over the full vocabulary, float32 ``[e]``. `beam` (ascending), `token`: int ``[e]``."""
+        return _gather(lambda states: _float32_logits(self._head, states), self._states, beam, token)
+
+    def advance(self, row: np.ndarray, parent: np.ndarray, token: np.ndarray) -> None:
+        """Append one token to each surviving beam.
+
+        Args:
+            row: int64 ``[m]``, ascending: the example of each new beam.
+            parent: int64 ``[m]``: the present beam that it continues.
+            token: int ``[m]``.
+        """
+        self._drop_finished(np.unique(row))
+        at = np.searchsorted(self._rows, row)
+        column = np.arange(len(row)) - np.searchsorted(row, row)
+        rows, width, entries = len(self._rows), int(column.max()) + 1, self._ancestors.shape[1]
+        ancestors = np.zeros((len(row), entries + width), dtype=bool)
+        ancestors[:, :entries] = self._ancestors[parent]
+        ancestors[np.arange(len(row)), entries + column] = True
+
+        ids, positions = np.zeros((rows, width), dtype=np.int64), np.zeros((rows, width), dtype=np.int64)
+        ids[at, column] = token
+        positions[at, column] = self._lengths[row] + self._depth
+        seen = np.zeros((rows, width, self._width + entries + width), dtype=bool)
+        seen[:, :, : self._width] = np.arange(self._width) < self._lengths[self._rows][:, None, None]
+        seen[at, column, self._width :] = ancestors
+        hidden = self._forward(ids, positions, seen[:, None])
+        self._states = hidden[self._put(at), self._put(column)]
+        self._ancestors = ancestors
+        self._depth += 1
+
+    def _drop_finished(self, alive: np.ndarray) -> None:
+        """Shrink the cache to the examples still searched once a quarter of it is idle."""
+        if len(alive) <= 0.75 * len(self._rows):
+            self._cache.batch_select_indices(self._put(np.searchsorted(self._rows, alive)))
+            self._rows = alive
+
+    def _forward(self, ids: np.ndarray, positions: np.ndarray, seen: np.ndarray | None) -> torch.Tensor:
+        mask = None if seen is None else self._put(seen)
+        if mask is not None and self._additive:
+            # Every query sees itself or its prompt, so no row of the softmax is empty.
+            dtype = self._states.dtype
+            mask = torch.zeros(mask.shape, dtype=dtype, device=self._device).masked_fill(~mask, torch.finfo(dtype).min)
+        output = self._body(
+            input_ids=self._put(ids),
+            attention_mask=mask,
+            position_ids=self._put(positions),
+            past_key_values=self._cache,
+            use_cache=True,
+        )
+        hidden: torch.Tensor = output.last_hidden_state
+        return hidden
+
+    def _put(self, array: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(array).to(self._device)
+
+
+class PlainRows:
+    """The same with one right-padded row a beam, recomputed at every step: slow, and right for any causal LM."""
+
+    def __init__(self, model: nn.Module, prompts: Sequence[np.ndarray]) -> None:
+        self._model: Any = model
+        self._device = next(model.parameters()).device
+        self._sequences = [np.asarray(prompt, dtype=np.int64) for prompt in prompts]
+
+    def logps(self, beam: np.ndarray, token: np.ndarray) -> np.ndarray:
+        """See `SharedPrompts.logps`."""
+        out = np.empty(len(beam), dtype=np.float32)
+        vocabulary = base_causal_lm(self._model).config.get_text_config().vocab_size
+        size = max(1, MAX_LOGITS // (vocabulary * max(len(sequence) for sequence in self._sequences)))
+        for low in range(0, len(self._sequences), size):
+            states = self._last_logits(self._sequences[low : low + size])
+            first, last = np.searchsorted(beam, [low, low + size])
+            out[first:last] = _gather(torch.Tensor.float, states, beam[first:last] - low, token[first:last])
+        return out
+
+    def advance(self, row: np.ndarray, parent: np.ndarray, token: np.ndarray) -> None:
+        """See `SharedPrompts.advance`."""
+        self._sequences = [np.append(self._sequences[beam], last) for beam, last in zip(parent, token, strict=True)]
+
+    def _last_logits(self, sequences: Sequence[np.ndarray]) -> torch.Tensor:
+        lengths = torch.tensor([len(sequence) for sequence in sequences])
+        ids = torch.zeros((len(sequences), int(lengths.max())), dtype=torch.int64)
+        for row, sequence in enumerate(sequences):
+            ids[row, : len(sequence)] = torch.from_numpy(sequence)
+        mask = (torch.arange(ids.shape[1]) < lengths[:, None]).long()
+        output = self._model(input_ids=ids.to(self._device), attention_mask=mask.to(self._device), use_cache=False)
+        logits: torch.Tensor = output.logits
+        return logits[torch.arange(len(sequences)), lengths.to(self._device) - 1]
+
+
+def obstacle(model: nn.Module, longest: int) -> str | None:
+    """Why beams over `longest` tokens of prompt and completion cannot share a prompt exactly; None if they can."""
+    config = base_causal_lm(model).config
+    if config.model_type not in SHARED_FAMILIES:
+        return f"model type {config.model_type} is not one of {', '.join(sorted(SHARED_FAMILIES))}"
+    if getattr(model, "peft_type", None) is not None and model.active_peft_config.is_prompt_learning:  # type: ignore[union-attr]
+        return "the adapter learns prompts"
+    if config._attn_implementation not in ("sdpa", "eager"):
+        return f"attention implementation {config._attn_implementation} takes no mask of its own"
+    rotary = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
+    if rotary in ("dynamic", "longrope"):
+        return f"rotary positions of type {rotary} depend on the longest row"
+    window = getattr(config, "sliding_window", None)
+    slides = "sliding_attention" in (getattr(config, "layer_types", None) or ["sliding_attention"])
+    if window is not None and slides and longest > window:
+        return f"attention slides over {window} tokens, fewer than the {longest} of a prompt and its completion"
+    return None
+
+
+def _gather(logits_of: Any, states: torch.Tensor, beam: np.ndarray, token: np.ndarray) -> np.ndarray:
+    """Log-softmax entries (beam, token) of float32 logits, computed for a bounded number of states at a time."""
+    out = np.empty(len(beam), dtype=np.float32)
+    limit = CPU_LOGITS if states.device.type == "cpu" else MAX_LOGITS
+    low, size = 0, 16  # the first chunk tells how wide the vocabulary is
+    while low < len(states):
+        logits = logits_of(states[low : low + size])
+        first, last = np.searchsorted(beam, [low, low + size])
+        inside = torch.from_numpy(np.stack([beam[first:last] - low, token[first:last]])).to(logits.device)
+        out[first:last] = logits.log_softmax(dim=-1)[inside[0], inside[1]].cpu().numpy()
+        low, size = low + size, max(16, limit // logits.shape[1])
+    return out
+
+
+def _float32_logits(head: nn.Module, states: torch.Tensor) -> torch.Tensor:
+    """Logits in float32 also where the weights are bfloat16: rounded logits would tie among the best titles."""
+    if type(head) is nn.Linear and head.weight.dtype != torch.float32:
+        bias = None if head.bias is None else head.bias.float()
+        return F.linear(states.float(), head.weight.float(), bias)
+    logits: torch.Tensor = head(states).float()
+    return logits
