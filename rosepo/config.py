@@ -352,11 +352,9 @@ class SweepConfig(Section):
 
     trials: Annotated[int, Field(ge=0)] = 4
     """Configurations tried; 0 leaves the sweep out of `rosepo run`."""
-    parameters: dict[str, tuple[Any, ...] | RangeConfig] = {
-        "align.beta": (0.1, 1.0),
-        "align.epsilon_max": (0.2, 0.4),
-    }
-    """Dotted key to a list of values or a range {low, high, log}. Lists alone, with trials enough, make a full grid."""
+    parameters: dict[str, tuple[Any, ...] | RangeConfig] | None = None
+    """Dotted key to a list of values or a range {low, high, log}. Lists alone, with trials enough, make a full grid.
+    None tries align.beta 0.1 and 1 with align.epsilon_max 0.2 and 0.4 (align.target_min 0 and 0.5 for softmax)."""
     metric: Literal["ndcg@10", "hr@10"] = "ndcg@10"
     """Measured on validation examples."""
     max_examples: Count = 500
@@ -370,14 +368,14 @@ class SweepConfig(Section):
 
     @model_validator(mode="after")
     def _keys(self) -> SweepConfig:
-        for key in self.parameters:
+        for key in self.parameters or {}:
             section, _, name = key.partition(".")
             if section != "align" or name not in AlignConfig.model_fields:
                 known = [f"align.{field}" for field in AlignConfig.model_fields]
                 raise ValueError(
                     f"sweep.parameters has no key '{key}' to search{_nearest(key, known)}: keys of align.* alone"
                 )
-        if not self.parameters:
+        if self.parameters is not None and not self.parameters:
             raise ValueError("sweep.parameters is empty: name at least one align.* key")
         return self
 
@@ -424,6 +422,16 @@ class Config(Section):
     sweep: SweepConfig = SweepConfig()
     recommend: RecommendConfig = RecommendConfig()
     ray: RayConfig = RayConfig()
+
+    @property
+    def sweep_parameters(self) -> dict[str, tuple[Any, ...] | RangeConfig]:
+        """What a sweep searches, the default filled in."""
+        if self.sweep.parameters is not None:
+            return self.sweep.parameters
+        clamp: dict[str, tuple[Any, ...] | RangeConfig] = (
+            {"align.epsilon_max": (0.2, 0.4)} if self.align.loss == "pairwise" else {"align.target_min": (0.0, 0.5)}
+        )
+        return {"align.beta": (0.1, 1.0), **clamp}
 
 
 def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:

@@ -172,7 +172,7 @@ def plan_stages(config: Config, root: Path, names: Sequence[str], overwrite: boo
 def stage_settings(config: Config, stage: Stage) -> dict[str, Any]:
     """The settings that a stage's result depends on, flat: dotted key to value."""
     flat = _flatten(config.model_dump(mode="json"))
-    searched = set(config.sweep.parameters) if stage.name == "sweep" else set()
+    searched = set(config.sweep_parameters) if stage.name == "sweep" else set()
     return {"seed": config.seed} | {
         key: value
         for key, value in flat.items()

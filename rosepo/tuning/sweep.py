@@ -1,0 +1,186 @@
+"""The `sweep` stage: Ray Tune over settings of `align`, every trial on the same groups.
+
+A trial aligns the SFT model with its own settings and is measured on validation examples. Nothing but the settings
+differs between trials: groups, ε, reference log-probabilities and the measured examples come from the same tables.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rosepo.artifacts import Outputs, write_json
+from rosepo.config import Config
+from rosepo.console import Progress, say, table
+from rosepo.errors import StageError
+from rosepo.tuning.space import best_config, check_space, trial_settings, with_settings
+
+if TYPE_CHECKING:
+    import numpy as np
+
+TRIALS_FILE, BEST_FILE = "trials.json", "best.yaml"
+_MEASURED = ("hr@10", "ndcg@10")
+
+
+def sweep(config: Config, inputs: Outputs, out: Path) -> dict[str, Any]:
+    """Try `sweep.trials` settings and write `trials.json`, `best.yaml` and each trial's `metrics.jsonl`.
+
+    Returns:
+        Figures: the trials with their settings and metrics, the best one, and the SFT model's metrics.
+
+    Raises:
+        UserError: settings that `align` refuses; before the first trial.
+        StageError: no trial came to an end.
+    """
+    check_space(config)
+    settings = trial_settings(config)
+    before = _measure(inputs.sft, config, inputs)
+    results = _run_trials(config, inputs, out, settings)
+    finished = [result for result in results if "error" not in result]
+    if not finished:
+        raise StageError(f"sweep: all {len(results)} trials failed; the first said: {results[0]['error']}")
+    best = max(finished, key=lambda result: result[config.sweep.metric])
+    write_json(out / TRIALS_FILE, {"metric": config.sweep.metric, "sft": before, "trials": results})
+    (out / BEST_FILE).write_text(best_config(config, best["settings"]), encoding="utf-8")
+    say(_as_table(results, before, best, config.sweep.metric))
+    return {"trials": results, "best": best, "sft": before, "metric": config.sweep.metric}
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What a trial needs, sent to its process once."""
+
+    config: Config
+    inputs: Outputs
+    out: Path
+
+    def run(self, number: int, settings: dict[str, Any]) -> dict[str, float]:
+        """Align with the settings, measure, and keep the training curve."""
+        config = with_settings(self.config, settings)
+        folder = self.out / f"trial-{number:03d}"
+        folder.mkdir(parents=True)
+        try:
+            figures = self._align(config, folder)
+            measured = _measure(folder, config, self.inputs)
+            kept = self.out / "curves"
+            kept.mkdir(exist_ok=True)
+            shutil.copyfile(folder / "metrics.jsonl", kept / f"trial-{number:03d}.jsonl")
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+        return {**measured, "loss": figures["loss"], "seconds": figures["seconds"]}
+
+    def _align(self, config: Config, folder: Path) -> dict[str, Any]:
+        from rosepo.training.align import align, align_in_process
+
+        if config.sweep.mode == "trainer":
+            return align(config, self.inputs, folder, max_groups=config.sweep.max_groups)
+        return align_in_process(config, self.inputs, folder, max_groups=config.sweep.max_groups)
+
+
+def _run_trials(config: Config, inputs: Outputs, out: Path, settings: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    from ray import tune
+
+    # Workers may stand on other machines, where a relative path means another place.
+    trial = Trial(config, Outputs(inputs.root.resolve()), out.resolve())
+    storage = out / "_ray_tune"
+
+    def run(chosen: dict[str, Any]) -> None:
+        tune.report(trial.run(chosen["number"], settings[chosen["number"]]))
+
+    progress = Progress("sweep", len(settings), "trial")
+    tuner = tune.Tuner(
+        tune.with_resources(run, {"CPU": 0.5 if config.sweep.mode == "trainer" else config.align.cpus_per_worker}),
+        param_space={"number": tune.grid_search(list(range(len(settings))))},
+        # A process that ran a trial runs the next one too: its imports take longer than a small trial.
+        tune_config=tune.TuneConfig(max_concurrent_trials=config.sweep.concurrent, reuse_actors=True),
+        run_config=tune.RunConfig(
+            name="sweep", storage_path=str(storage.resolve()), verbose=0, callbacks=[_progress_callback(progress)]
+        ),
+    )
+    try:
+        with progress:
+            grid = tuner.fit()
+    finally:
+        shutil.rmtree(storage, ignore_errors=True)
+    results: list[dict[str, Any]] = []
+    for result in sorted(grid, key=lambda result: result.config["number"]):
+        number = result.config["number"]
+        row: dict[str, Any] = {"trial": number, "settings": settings[number]}
+        if result.error is not None:
+            row["error"] = str(result.error).strip().splitlines()[-1]
+        else:
+            row |= {key: result.metrics[key] for key in (*_MEASURED, "loss", "seconds")}
+        results.append(row)
+    return results
+
+
+def _progress_callback(progress: Progress) -> Any:
+    from ray import tune
+
+    class Show(tune.Callback):
+        def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+            figures = {key: trial.last_result[key] for key in _MEASURED if key in trial.last_result}
+            progress.update(1, **figures)
+
+        def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+            progress.update(1)
+
+    return Show()
+
+
+def _measure(model_folder: Path, config: Config, inputs: Outputs) -> dict[str, float]:
+    """HR@10 and NDCG@10 of a model on the sweep's validation examples."""
+    import torch
+
+    from rosepo.evaluation.decode import Decoder
+    from rosepo.evaluation.metrics import accuracy, target_ranks
+    from rosepo.models.policy import load_recommender
+
+    recommender = load_recommender(model_folder)
+    model = recommender.model.to("cuda") if torch.cuda.is_available() else recommender.model
+    histories, targets = _validation(inputs, recommender.catalogue, config.sweep.max_examples)
+    prompts = [recommender.builder.prompt(history)[0] for history in histories]
+    items, _ = Decoder(model, recommender.builder, config.evaluate.beams).top_k(prompts, histories, 10)
+    figures = accuracy(target_ranks(items, targets))
+    return {key: float(figures[key].mean()) for key in _MEASURED}
+
+
+def _validation(inputs: Outputs, catalogue: Any, limit: int) -> tuple[list[np.ndarray], np.ndarray]:
+    """Histories and targets (item indexes) of `limit` validation examples, chosen by a hash of their ids."""
+    import pandas as pd
+    import pyarrow.dataset as ds
+
+    split = ds.field("split") == "validation"
+    columns = ["example_id", "history", "target"]
+    examples = ds.dataset(sorted(inputs.examples.glob("part-*.parquet"))).to_table(columns=columns, filter=split)
+    if examples.num_rows == 0:
+        raise StageError(f"{inputs.examples} holds no validation example to measure trials on")
+    order = pd.util.hash_array(examples["example_id"].to_numpy().astype(object)).argsort(kind="stable")[:limit]
+    chosen = examples.take(sorted(order.tolist()))
+    histories = [catalogue.index(history) for history in chosen["history"].to_pylist()]
+    return histories, catalogue.index(chosen["target"].to_pylist())
+
+
+def _as_table(results: list[dict[str, Any]], before: dict[str, float], best: dict[str, Any], metric: str) -> str:
+    keys = list(best["settings"])
+    rows: list[list[Any]] = [["SFT, before", *("" for _ in keys), *(before[key] for key in _MEASURED), ""]]
+    for result in results:
+        settings = [result["settings"][key] for key in keys]
+        if "error" in result:
+            rows.append([f"trial {result['trial']}", *settings, "failed", result["error"][:40], ""])
+            continue
+        mark = f"best {metric}" if result is best else ""
+        rows.append([f"trial {result['trial']}", *settings, *(result[key] for key in _MEASURED), mark])
+    return table(rows, header=("validation", *keys, *(key.upper() for key in _MEASURED), ""))
+
+
+def read_trials(folder: Path) -> dict[str, Any] | None:
+    """What `sweep` wrote, None where there is none."""
+    path = folder / TRIALS_FILE
+    if not path.is_file():
+        return None
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return content
