@@ -54,8 +54,8 @@ class Decoder:
             k: answers an example, at most `beams`.
 
         Returns:
-            Item indexes int64 ``[N, k]``, -1 where an example has fewer titles left, and scores (log π, natural
-            logarithm) float32 ``[N, k]``, -inf there.
+            Item indexes int64 [N, k], -1 where an example has fewer titles left, and scores (log π, natural
+            logarithm) float32 [N, k], -inf there.
 
         Raises:
             UserError: k above the number of beams.

@@ -1,8 +1,8 @@
 """The language model under a beam search: the prompts once, then only the new token of every beam.
 
-Two ways with one face. `SharedPrompts` keeps one row of keys and values an example: all beams of the example append
-to it, and a mask of ancestors says which entries each of them may see, so nothing is copied or reordered when beams part
-or die. `PlainRows` recomputes one row a beam through the model's own forward, for models that take no mask of their own.
+Two ways with one face. `SharedPrompts` keeps one row of keys and values an example: all its beams append to it, and a
+mask of ancestors says which entries each of them may see, so nothing is copied or reordered when beams part or die.
+`PlainRows` recomputes one row a beam through the model's own forward, for models that take no mask of their own.
 """
 
 from __future__ import annotations
@@ -54,16 +54,16 @@ class SharedPrompts:
         self._states = hidden[torch.arange(len(prompts)), self._put(self._lengths - 1)]
 
     def logps(self, beam: np.ndarray, token: np.ndarray) -> np.ndarray:
-        """log π(token | beam's tokens) over the full vocabulary, float32 ``[e]``. `beam` (ascending), `token`: int ``[e]``."""
+        """log π(token | beam's tokens) over the full vocabulary, float32 [e]. `beam` (ascending) and `token`: int [e]."""
         return _gather(lambda states: _float32_logits(self._head, states), self._states, beam, token)
 
     def advance(self, row: np.ndarray, parent: np.ndarray, token: np.ndarray) -> None:
         """Append one token to each surviving beam.
 
         Args:
-            row: int64 ``[m]``, ascending: the example of each new beam.
-            parent: int64 ``[m]``: the present beam that it continues.
-            token: int ``[m]``.
+            row: int64 [m], ascending: the example of each new beam.
+            parent: int64 [m]: the present beam that it continues.
+            token: int [m].
         """
         self._drop_finished(np.unique(row))
         at = np.searchsorted(self._rows, row)

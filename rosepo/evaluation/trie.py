@@ -21,12 +21,12 @@ class TitleTrie:
     """A trie over completions in compressed-sparse-row form; node 0 is the root.
 
     Attributes:
-        first_child: int64 ``[n_nodes + 1]``; the children of node ``n`` are the nodes ``first_child[n]`` up to (not
+        first_child: int64 [n_nodes + 1]; the children of node ``n`` are the nodes ``first_child[n]`` up to (not
             including) ``first_child[n + 1]``, in ascending order of token.
-        token: int32 ``[n_nodes]``; the token on the edge into a node (-1 for the root).
-        low, high: int64 ``[n_nodes]``; the leaf ranks under a node are ``low <= rank < high``.
-        item_at: int64 ``[n_items]``; the item index of each leaf rank.
-        rank_of: int64 ``[n_items]``; the leaf rank of each item index.
+        token: int32 [n_nodes]; the token on the edge into a node (-1 for the root).
+        low, high: int64 [n_nodes]; the leaf ranks under a node are ``low <= rank < high``.
+        item_at: int64 [n_items]; the item index of each leaf rank.
+        rank_of: int64 [n_items]; the leaf rank of each item index.
         depth: tokens of the longest completion.
     """
 
@@ -92,7 +92,7 @@ class TitleTrie:
         return len(self.item_at)
 
     def expand(self, nodes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """All children of `nodes` (int64 ``[m]``): where in `nodes` each one's parent stands, and itself; int64 ``[e]``."""
+        """All children of `nodes` (int64 [m]): where in `nodes` each one's parent stands, and itself; int64 [e]."""
         begin = self.first_child[nodes]
         count = self.first_child[nodes + 1] - begin
         parent = np.repeat(np.arange(len(nodes)), count)
@@ -120,7 +120,7 @@ class Exclusion:
         self._keys = np.unique(rows * len(trie) + trie.rank_of[items])
 
     def allows(self, rows: np.ndarray, nodes: np.ndarray) -> np.ndarray:
-        """Whether an item under each node is left for its example. `rows`, `nodes`: int64 ``[e]``; bool ``[e]``."""
+        """Whether an item under each node is left for its example. `rows`, `nodes`: int64 [e]; bool [e]."""
         low, high = self._trie.low[nodes], self._trie.high[nodes]
         base = rows * len(self._trie)
         # Both ends in one call: the keys are searched while they are in the processor's cache.
