@@ -54,7 +54,7 @@ class SharedPrompts:
         self._states = hidden[torch.arange(len(prompts)), self._put(self._lengths - 1)]
 
     def logps(self, beam: np.ndarray, token: np.ndarray) -> np.ndarray:
-        """log π(token | beam's tokens) over the full vocabulary, float32 [e]. `beam` (ascending) and `token`: int [e]."""
+        """log π(token | beam's tokens) over the full vocabulary, float32 [e]. `beam` (ascending), `token`: int [e]."""
         return _gather(lambda states: _float32_logits(self._head, states), self._states, beam, token)
 
     def advance(self, row: np.ndarray, parent: np.ndarray, token: np.ndarray) -> None:

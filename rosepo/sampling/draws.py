@@ -1,0 +1,41 @@
+"""Random numbers keyed by content: what is drawn for an example depends on its id, never on its place or on a worker.
+
+A draw is a hash of (seed, example id, name of the strategy, number of the draw): splitmix64 (Steele, Lea and Flood
+2014, "Fast splittable pseudorandom number generators") over the first 64 bits of the id's BLAKE2b digest, which are
+the same on every machine and in every version.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from hashlib import blake2b
+
+import numpy as np
+
+Draws = Callable[[int], np.ndarray]
+"""Number of a draw to uniforms float64 [N] in [0, 1), one an example; other numbers give independent ones."""
+
+
+def example_keys(example_ids: Sequence[str]) -> np.ndarray:
+    """The first 64 bits of each id's BLAKE2b digest; uint64 [N]."""
+    digests = b"".join([blake2b(name.encode(), digest_size=8).digest() for name in example_ids])
+    return np.frombuffer(digests, dtype="<u8")
+
+
+def uniforms(keys: np.ndarray, seed: int, name: str, draw: int) -> np.ndarray:
+    """Uniforms float64 [N] in [0, 1) for `keys` uint64 [N], with 53 random bits."""
+    salt = np.frombuffer(blake2b(f"{seed}/{name}/{draw}".encode(), digest_size=8).digest(), dtype="<u8")
+    return (_splitmix64(_splitmix64(keys) ^ salt) >> np.uint64(11)) * 2.0**-53
+
+
+def stream(keys: np.ndarray, seed: int, name: str) -> Draws:
+    """The draws of one strategy for the examples with these keys."""
+    return lambda draw: uniforms(keys, seed, name, draw)
+
+
+def _splitmix64(state: np.ndarray) -> np.ndarray:
+    """One output of splitmix64 for each state; uint64, wrapping around."""
+    mixed = state + np.uint64(0x9E3779B97F4A7C15)
+    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return mixed ^ (mixed >> np.uint64(31))

@@ -1,0 +1,93 @@
+"""K rejected titles an example from a weighted mixture of strategies."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sized
+from dataclasses import dataclass
+
+import numpy as np
+
+from rosepo.errors import StageError
+from rosepo.sampling.draws import stream, uniforms
+from rosepo.sampling.examples import Examples
+from rosepo.sampling.strategies import Strategy, uniform
+
+FALLBACK = "uniform"
+"""Strategy behind a title where the one that was due had none left."""
+
+
+@dataclass(frozen=True, eq=False)
+class Rejected:
+    """Rejected items of N examples.
+
+    Attributes:
+        items: int64 [N, K], distinct in a row.
+        names: strategies.
+        strategy: int64 [N, K], index in `names` of the strategy that each item came from.
+        fallback: bool [N, K], where another strategy was due and had none left.
+    """
+
+    items: np.ndarray
+    names: tuple[str, ...]
+    strategy: np.ndarray
+    fallback: np.ndarray
+
+
+def max_negatives(catalogue: Sized, longest_history: int) -> int:
+    """Rejected titles that every example can have: those outside the longest history and the target."""
+    return len(catalogue) - longest_history - 1
+
+
+def sample_rejected(
+    examples: Examples, strategies: Mapping[str, Strategy], weights: Mapping[str, float], count: int, seed: int
+) -> Rejected:
+    """`count` distinct rejected items an example; each place's strategy is drawn by weight.
+
+    The result for an example depends on the example, the seed and the settings alone, not on the batch.
+
+    Raises:
+        StageError: an example has fewer than `count` items outside its history and target.
+    """
+    names = tuple(sorted(name for name in weights if weights[name] > 0))  # not the order in the file
+    bounds = np.cumsum([weights[name] for name in names])
+    due = np.stack(
+        [
+            np.searchsorted(bounds, bounds[-1] * uniforms(examples.keys, seed, "mixture", place), side="right")
+            for place in range(count)
+        ],
+        axis=1,
+    )
+    items = np.full((len(examples), count), -1, dtype=np.int64)
+    proposals = {}
+    for index, name in enumerate(names):
+        rows = np.flatnonzero((due == index).any(axis=1))
+        proposals[index] = np.full((len(examples), count), -1, dtype=np.int64)
+        if len(rows):
+            part = examples.take(rows)
+            proposals[index][rows] = strategies[name](part, count, stream(part.keys, seed, name))
+    for place in range(count):
+        for index in proposals:
+            rows = np.flatnonzero(due[:, place] == index)
+            items[rows, place] = _first_new(proposals[index][rows], items[rows])
+    fallback = items < 0
+    rows = np.flatnonzero(fallback.any(axis=1))
+    if len(rows):
+        part = examples.take(rows)
+        spare = uniform(examples.n_items)(part, count, stream(part.keys, seed, "fallback"))
+        for place in range(count):
+            at = fallback[rows, place]
+            items[rows[at], place] = _first_new(spare[at], items[rows[at]])
+    if (items < 0).any():
+        raise StageError(
+            f"an example has fewer than pairs.negatives={count} items outside its history and target: lower it"
+        )
+    names = names if FALLBACK in names else (*names, FALLBACK)
+    return Rejected(items, names, np.where(fallback, names.index(FALLBACK), due), fallback)
+
+
+def _first_new(proposals: np.ndarray, used: np.ndarray) -> np.ndarray:
+    """The first of each row's proposals [n, K] that is an item and not among `used` [n, K]; int64 [n], -1 for none."""
+    new = (proposals >= 0) & ~(proposals[:, :, None] == used[:, None, :]).any(axis=2)
+    first = new.argmax(axis=1)
+    rows = np.arange(len(proposals))
+    return np.where(new[rows, first], proposals[rows, first], -1)
