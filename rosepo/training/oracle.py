@@ -7,6 +7,7 @@ construction, and a step's loss is the mean over all its targets, however many w
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import shutil
@@ -27,6 +28,8 @@ from rosepo.data.catalogue import Catalogue
 from rosepo.errors import StageError, UserError
 from rosepo.evaluation.metrics import hit_ratio, ndcg
 from rosepo.models.sasrec import Oracle, SASRec, SASRecConfig
+from rosepo.sampling.epsilon import fit_tau
+from rosepo.training.metrics import METRICS_FILE, MetricLog
 from rosepo.training.sequences import (
     NextItemLoss,
     Sequences,
@@ -39,7 +42,6 @@ from rosepo.training.sequences import (
 if TYPE_CHECKING:
     from rosepo.artifacts import Outputs
 
-METRICS_FILE = "metrics.jsonl"
 WARMUP_STEPS = 100
 AVERAGE = 0.99
 """Decay of the running mean of weights, a step: the mean is what is validated and kept. It ranks better, sooner."""
@@ -80,14 +82,14 @@ def train_oracle(config: Config, inputs: Outputs, out: Path) -> dict[str, Any]:
     trained.tau = _fit_tau(trained, validation, len(catalogue), config.seed)
     trained.model.save(out, catalogue.item_ids, trained.tau)
     figures = {name: best[name] for name in ("hr@10", "ndcg@10")}
-    say(f"  best after epoch {best['epoch']} of {last['epoch']}: validation HR@10 {figures['hr@10']:.3f}, "
+    say(f"  best after epoch {best['step']} of {last['step']}: validation HR@10 {figures['hr@10']:.3f}, "
         f"NDCG@10 {figures['ndcg@10']:.3f}, tau {trained.tau:.2f}")  # fmt: skip
     return {
         "split": "validation",
         **figures,
         "tau": trained.tau,
-        "epoch": best["epoch"],
-        "epochs": last["epoch"],
+        "epoch": best["step"],
+        "epochs": last["step"],
         "training_seconds": last["seconds"],
         "seconds": round(time.monotonic() - started, 2),
         "sequences": len(train),
@@ -125,14 +127,12 @@ def _fit(config: Config, train: pa.Table, validation: pa.Table, catalogue: Catal
         datasets={name: ray.data.from_arrow(table) for name, table in blocks.items()},
         dataset_config=DataConfig(datasets_to_split=[]),
     )
-    with Progress("oracle", oracle.max_epochs, "epochs") as progress, _board(out) as board:
+    with Progress("oracle", oracle.max_epochs, "epochs") as progress:
 
         def show(line: dict[str, Any]) -> None:
             progress.update(
-                line["epoch"] - progress.done, **{name: line[name] for name in ("loss", "hr@10", "ndcg@10")}
+                int(line["step"]) - progress.done, **{name: line[name] for name in ("loss", "hr@10", "ndcg@10")}
             )
-            for name in ("loss", "hr@10", "ndcg@10"):
-                board.add_scalar(name.replace("@", "_at_"), line[name], line["epoch"])
 
         try:
             with follow(out / METRICS_FILE, show):
@@ -143,12 +143,6 @@ def _fit(config: Config, train: pa.Table, validation: pa.Table, catalogue: Catal
         except TrainingFailedError as error:
             raise StageError(f"training the oracle failed: {str(error).strip().splitlines()[-1]}") from error
     shutil.rmtree(out / "_train", ignore_errors=True)
-
-
-def _board(out: Path) -> Any:
-    from tensorboardX import SummaryWriter
-
-    return SummaryWriter(str(out / "tensorboard"))
 
 
 def _worker(settings: dict[str, Any]) -> None:
@@ -170,23 +164,23 @@ def _worker(settings: dict[str, Any]) -> None:
     run = _Run(oracle, model, wrapped, rank, world, device, settings["seed"])
     out = Path(settings["out"])
     best, waited, started = -1.0, 0, time.monotonic()
-    for epoch in range(1, oracle.max_epochs + 1):
-        loss = run.epoch(train, epoch)
-        late = run.agree(oracle.max_seconds is not None and time.monotonic() - started > oracle.max_seconds)
-        last = late or epoch == oracle.max_epochs
-        if epoch % oracle.evaluate_every and not last:
-            continue
-        figures = run.validate(histories[rank::world], targets[rank::world])
-        better = figures["ndcg@10"] > best
-        best, waited = (figures["ndcg@10"], 0) if better else (best, waited + 1)
-        if rank == 0:
-            if better:
-                run.average.save(out, settings["item_ids"])
-            line = {"epoch": epoch, "loss": loss, **figures, "best": better, "seconds": time.monotonic() - started}
-            with (out / METRICS_FILE).open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
-        if last or waited >= oracle.patience:
-            break
+    with MetricLog(out) if rank == 0 else contextlib.nullcontext() as log:
+        for epoch in range(1, oracle.max_epochs + 1):
+            loss = run.epoch(train, epoch)
+            late = run.agree(oracle.max_seconds is not None and time.monotonic() - started > oracle.max_seconds)
+            last = late or epoch == oracle.max_epochs
+            if epoch % oracle.evaluate_every and not last:
+                continue
+            figures = run.validate(histories[rank::world], targets[rank::world])
+            better = figures["ndcg@10"] > best
+            best, waited = (figures["ndcg@10"], 0) if better else (best, waited + 1)
+            if log is not None:
+                if better:
+                    run.average.save(out, settings["item_ids"])
+                seconds = time.monotonic() - started
+                log.write(epoch, {"loss": loss, **figures, "best": float(better), "seconds": seconds})
+            if last or waited >= oracle.patience:
+                break
 
 
 @dataclass
@@ -280,8 +274,6 @@ def _longest(table: pa.Table, column: str) -> int:
 
 def _fit_tau(oracle: Oracle, validation: pa.Table, n_items: int, seed: int) -> float:
     """Tau from targets against items drawn evenly: `fit_tau` minimises the log-loss of sigmoid(difference / tau)."""
-    from rosepo.sampling.epsilon import fit_tau
-
     histories, targets = _examples(validation)
     rng = np.random.default_rng([seed, len(targets)])
     drawn = rng.integers(0, n_items, size=(len(targets), TAU_NEGATIVES))

@@ -1,0 +1,212 @@
+"""The `evaluate` stage: every model ranks the catalogue for the same examples; figures, intervals, report.
+
+Catalogue protocol: all titles outside the history compete, and the one right answer is the title that came next.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rosepo.artifacts import write_json
+from rosepo.config import Config
+from rosepo.console import Progress, say
+from rosepo.data.catalogue import Catalogue
+from rosepo.errors import UserError
+from rosepo.evaluation import bias
+from rosepo.evaluation.baselines import Popular, Scorer, markov
+from rosepo.evaluation.bootstrap import Estimate, UserBootstrap
+from rosepo.evaluation.metrics import accuracy
+from rosepo.evaluation.rankings import rank_by_models, rank_by_scores, read_batches, read_rankings, write_examples
+
+if TYPE_CHECKING:
+    from rosepo.artifacts import Outputs
+
+EXAMPLES_FILE, RANKINGS_FOLDER = "_examples.parquet", "rankings"
+EXPOSURE_FILE, METRICS_FILE = "exposure.parquet", "metrics.json"
+MODELS = ("popular", "markov", "oracle", "sft", "aligned")
+COMPARED = (
+    ("aligned", "sft"), ("aligned", "oracle"), ("aligned", "markov"), ("aligned", "popular"),
+    ("sft", "oracle"), ("sft", "markov"), ("sft", "popular"), ("oracle", "markov"),
+)  # fmt: skip
+"""Pairs whose differences get paired intervals."""
+
+Series = dict[str, np.ndarray]
+
+
+def evaluate(config: Config, inputs: Outputs, out: Path) -> dict[str, Any]:
+    """Write `rankings/<model>.parquet`, `exposure.parquet`, `metrics.json` and `report.html` into `out`.
+
+    Models whose stage folder is missing are left out, and said to be.
+
+    Raises:
+        UserError: an empty split, more actors than the cluster has CPUs for, or an oracle of another catalogue.
+        StageError: an actor failed.
+    """
+    from rosepo.evaluation.report import write_report
+
+    started = time.monotonic()
+    settings = config.evaluate
+    catalogue = Catalogue.load(inputs.examples / "_items.parquet")
+    examples = out / EXAMPLES_FILE
+    n = write_examples(inputs.examples, settings.split, settings.max_examples, settings.batch_size, examples)
+    folders = {name: folder for name, folder in (("sft", inputs.sft), ("aligned", inputs.aligned)) if folder.is_dir()}
+    present = ["popular", "markov", *(["oracle"] if inputs.oracle.is_dir() else []), *folders]
+    absent = [name for name in MODELS if name not in present]
+    if absent:
+        say(f"  not there, so left out: {', '.join(absent)}")
+    rankings = out / RANKINGS_FOLDER
+    rankings.mkdir()
+    seconds = _rank_all(config, inputs, catalogue, examples, rankings, folders, n)
+    metrics, exposure = measure(config, inputs, catalogue, examples, rankings, present)
+    write_json(out / METRICS_FILE, metrics)
+    pq.write_table(exposure, out / EXPOSURE_FILE, compression="zstd")
+    write_report(config, inputs, out, seconds=time.monotonic() - started)
+    figures = {name: {key: models[key]["value"] for key in ("hr@1", "hr@10", "ndcg@10")}
+               for name, models in metrics["models"].items()}  # fmt: skip
+    return {"n_examples": n, "n_users": metrics["n_users"], "split": settings.split, "models": figures,
+            "left_out": absent, "ranking_seconds": seconds}  # fmt: skip
+
+
+def measure(
+    config: Config, inputs: Outputs, catalogue: Catalogue, examples: Path, rankings: Path, names: list[str]
+) -> tuple[dict[str, Any], pa.Table]:
+    """`metrics.json` as a mapping, and how often each item was recommended in the top ten by each model.
+
+    Args:
+        examples: file that `write_examples` wrote.
+        rankings: folder of `<name>.parquet`, rows in the examples' order.
+    """
+    ranked = {name: read_rankings(rankings / f"{name}.parquet", catalogue) for name in names}
+    users = pq.read_table(examples, columns=["user_id"])["user_id"].to_numpy()
+    top = {name: items[:, : bias.LIST] for name, (_, items) in ranked.items()}
+    popularity = bias.Popularity.of(catalogue.train_count)
+    targets, alike = _likeness(config, inputs, catalogue, examples, top)
+    series: dict[str, Series] = {}
+    for name, (ranks, _) in ranked.items():
+        series[name] = accuracy(ranks) | bias.popularity_series(top[name], popularity) | alike[name]
+    bootstrap = UserBootstrap(users, config.evaluate.bootstrap, config.seed)
+    truth_series = bias.popularity_series(targets[:, None], popularity) | {"look_alike": alike["truth"]["look_alike"]}
+    counts = {name: bias.exposure(items, len(catalogue)) for name, items in top.items()}
+    counts_truth = bias.exposure(targets[:, None], len(catalogue))
+    truth = {key: _plain(value) for key, value in bootstrap.estimates(truth_series).items()}
+    truth |= {key: {"value": value} for key, value in bias.concentration(counts_truth).items()}
+    models: dict[str, Any] = {}
+    for name in names:
+        figures = {key: _plain(value) for key, value in bootstrap.estimates(series[name]).items()}
+        figures |= {key: {"value": value} for key, value in bias.concentration(counts[name]).items()}
+        for key, entry in truth.items():
+            figures[key]["truth"] = entry["value"]
+        models[name] = figures
+    pairs = [(a, b) for a, b in COMPARED if a in series and b in series]
+    differences = {
+        f"{a}-{b}": {key: _plain(value) for key, value in bootstrap.differences(series[a], series[b]).items()}
+        for a, b in pairs
+    }
+    columns = {"item_id": catalogue.item_ids, "train_count": catalogue.train_count, "truth": counts_truth, **counts}
+    return {
+        "split": config.evaluate.split,
+        "protocol": "catalogue",
+        "n_examples": bootstrap.n_examples,
+        "n_users": bootstrap.n_users,
+        "models": models,
+        "truth": truth,
+        "differences": differences,
+    }, pa.table(columns)
+
+
+def _rank_all(
+    config: Config,
+    inputs: Outputs,
+    catalogue: Catalogue,
+    examples: Path,
+    rankings: Path,
+    folders: dict[str, Path],
+    n: int,
+) -> dict[str, float]:
+    """Write the rankings of every model that is there; seconds by what ran together."""
+    settings, seconds = config.evaluate, {}
+    use_gpu = _check_resources(config) if folders else False
+    scorers: dict[str, Scorer] = {
+        "popular": Popular(catalogue.train_count),
+        "markov": markov(inputs.examples, catalogue),
+    }
+    if inputs.oracle.is_dir():
+        from rosepo.models.sasrec import Oracle
+
+        scorers["oracle"] = Oracle.load(inputs.oracle, catalogue.item_ids)
+    started = time.monotonic()
+    for name, scorer in scorers.items():
+        with Progress(name, n, "examples") as progress:
+            rank_by_scores(scorer, examples, catalogue, rankings / f"{name}.parquet", progress)
+    seconds["+".join(scorers)] = round(time.monotonic() - started, 2)
+    if folders:
+        started = time.monotonic()
+        with Progress(" and ".join(folders), n * len(folders), "examples") as progress:
+            rank_by_models(
+                folders,
+                examples,
+                rankings,
+                beams=settings.beams,
+                actors=settings.actors,
+                cpus_per_actor=settings.cpus_per_actor,
+                use_gpu=use_gpu,
+                on_rows=lambda _, rows: progress.update(rows),
+            )
+        seconds["+".join(folders)] = round(time.monotonic() - started, 2)
+    return seconds
+
+
+def _check_resources(config: Config) -> bool:
+    """Whether actors get a GPU each; refuses what would wait for CPUs or GPUs for ever."""
+    from rosepo.session import cluster_cpus, cluster_gpus
+
+    settings = config.evaluate
+    needed = settings.actors * settings.cpus_per_actor
+    if needed > cluster_cpus():
+        raise UserError(
+            f"evaluate.actors={settings.actors} × evaluate.cpus_per_actor={settings.cpus_per_actor:g} needs {needed:g} "
+            f"CPUs and the cluster has {cluster_cpus():g}: lower one of them"
+        )
+    enough = cluster_gpus() >= settings.actors
+    if settings.gpu == "yes" and not enough:
+        raise UserError(f"evaluate.gpu=yes needs {settings.actors} GPUs and the cluster has {cluster_gpus():g}")
+    return settings.gpu != "no" and enough
+
+
+def _likeness(
+    config: Config, inputs: Outputs, catalogue: Catalogue, examples: Path, top: Mapping[str, np.ndarray]
+) -> tuple[np.ndarray, dict[str, Series]]:
+    """Targets int64 [N] and the likeness series of every model, and of the truth, by title embeddings."""
+    from rosepo.models.encoder import encode_titles, history_similarity
+
+    spec = config.pairs.encoder
+    if spec == "policy" and not inputs.sft.is_dir():
+        say("  likeness to the history: no SFT model whose title embeddings to use, so `tfidf`")
+        spec = "tfidf"
+    embeddings = encode_titles(spec, catalogue, inputs.sft)
+    collected: dict[str, list[Series]] = {name: [] for name in (*top, "truth")}
+    targets, start = [], 0
+    for batch in read_batches(examples, catalogue):
+        rows = slice(start, start + len(batch.targets))
+        profiles = history_similarity(embeddings, batch.histories, config.pairs.semantic_decay)
+        profiles[[not len(history) for history in batch.histories]] = np.nan
+        truth = bias.likeness(embeddings, profiles, batch.targets[:, None])[:, 0]
+        collected["truth"].append({"look_alike": truth})
+        for name, items in top.items():
+            similarity = bias.likeness(embeddings, profiles, items[rows])
+            collected[name].append(bias.hallucination_series(items[rows], batch.targets, similarity, truth))
+        targets.append(batch.targets)
+        start = rows.stop
+    return np.concatenate(targets), {name: bias.merge(batches) for name, batches in collected.items()}
+
+
+def _plain(estimate: Estimate) -> dict[str, float | None]:
+    return {key: value if math.isfinite(value) else None for key, value in estimate.as_dict().items()}

@@ -1,0 +1,205 @@
+"""The report's pictures, each an SVG text: readable at half a page and on a phone, colours told apart by everyone.
+
+Colours are those of Okabe and Ito. A model keeps its colour in every picture.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from rosepo.evaluation.verdict import sign
+
+NAMES = {
+    "popular": "Most popular",
+    "markov": "Markov chain",
+    "oracle": "Oracle (SASRec)",
+    "sft": "SFT",
+    "aligned": "Aligned",
+    "truth": "What people chose",
+}
+COLOURS = {
+    "popular": "#8c8c8c",
+    "markov": "#cc79a7",
+    "oracle": "#009e73",
+    "sft": "#0072b2",
+    "aligned": "#d55e00",
+    "truth": "#222222",
+}
+STRATEGY_COLOURS = ("#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c8c8c")
+WIDTH = 5.2
+_STYLE: Any = {
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],
+    "font.size": 11,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#999999",
+    "axes.labelcolor": "#333333",
+    "axes.grid": False,
+    "xtick.color": "#555555",
+    "ytick.color": "#555555",
+    "text.color": "#222222",
+    "svg.fonttype": "path",
+    "legend.frameon": False,
+    "legend.fontsize": 10,
+}
+
+
+def accuracy(models: Mapping[str, Any], metric: str) -> str:
+    """Bars from zero, one a model, with the 95 % interval and the value."""
+
+    def draw(axes: Axes) -> None:
+        names = list(models)
+        highest = max((_or_zero(models[name][metric]["high"]) for name in names), default=1.0) or 1.0
+        for row, name in enumerate(names):
+            figure = models[name][metric]
+            value, low, high = (_or_zero(figure[key]) for key in ("value", "low", "high"))
+            axes.barh(row, value, height=0.62, color=COLOURS[name], alpha=0.85)
+            axes.errorbar(
+                value, row, xerr=[[max(value - low, 0)], [max(high - value, 0)]], color="#222222", capsize=3, lw=1.3
+            )
+            axes.text(high + 0.02 * highest, row, f"{value:.3f}", va="center", fontsize=10)
+        axes.set_yticks(range(len(names)), [NAMES[name] for name in names])
+        axes.invert_yaxis()
+        axes.set_xlim(0, highest * 1.17)
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+        axes.spines["left"].set_visible(False)
+        axes.tick_params(axis="y", length=0)
+
+    return _svg(draw, height=0.55 + 0.36 * len(models))
+
+
+def change(differences: Mapping[str, Any], metrics: Sequence[str], labels: Sequence[str]) -> str:
+    """Paired differences with intervals about a line at zero; filled where the interval is clear of it."""
+
+    def draw(axes: Axes) -> None:
+        axes.axvline(0, color="#999999", lw=1)
+        for row, name in enumerate(metrics):
+            figure = differences[name]
+            value, low, high = (_or_zero(figure[key]) for key in ("value", "low", "high"))
+            clear = sign(figure) != 0
+            colour = {1: COLOURS["sft"], -1: COLOURS["aligned"], 0: "#777777"}[sign(figure)]
+            axes.plot([low, high], [row, row], color=colour, lw=2.2, solid_capstyle="butt")
+            axes.plot(value, row, "o", ms=7, color=colour, mfc=colour if clear else "white", mew=1.6)
+        axes.set_yticks(range(len(metrics)), labels)
+        axes.invert_yaxis()
+        axes.margins(x=0.08, y=0.08)
+        low, high = axes.get_xlim()
+        axes.set_xlim(min(low, -0.002), max(high, 0.002))
+        axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+        axes.xaxis.set_major_formatter(
+            FuncFormatter(lambda value, _: f"{value:+.3f}".replace("-", "−") if value else "0")
+        )
+        axes.tick_params(axis="y", length=0)
+        axes.set_xlabel("aligned minus SFT")
+
+    return _svg(draw, height=0.8 + 0.3 * len(metrics))
+
+
+def curves(lines: Sequence[tuple[str, str, Sequence[float], Sequence[float]]], xlabel: str, ylabel: str) -> str:
+    """Lines (label, colour, x, y); points are marked where they are few."""
+
+    def draw(axes: Axes) -> None:
+        for label, colour, x, y in lines:
+            axes.plot(x, y, color=colour, lw=1.8, marker="o" if len(x) < 25 else None, ms=3.5, label=label)
+        axes.set_xlabel(xlabel)
+        axes.set_ylabel(ylabel)
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        axes.grid(axis="y", color="#eeeeee")
+        axes.set_axisbelow(True)
+        if len(lines) > 1:
+            axes.legend(loc="best")
+
+    return _svg(draw, height=2.7)
+
+
+def smoothing(counts: Mapping[str, np.ndarray], edges: np.ndarray, ceiling: float | None) -> str:
+    """Histograms of epsilon, one under the other: all pairs, then each strategy.
+
+    Args:
+        counts: name to int64 [bins]; the first is drawn in grey.
+        edges: float [bins + 1].
+        ceiling: `align.epsilon_max`, drawn as a line; None where it was not used.
+    """
+    with rc_context(_STYLE):
+        figure = Figure(figsize=(WIDTH, 0.75 + 1.05 * len(counts)), layout="constrained")
+        rows = figure.subplots(len(counts), 1, sharex=True, squeeze=False)[:, 0]
+        colours = ("#666666", *STRATEGY_COLOURS)
+        for place, (axes, (name, values)) in enumerate(zip(rows, counts.items())):
+            total = max(int(values.sum()), 1)
+            share = values / total
+            axes.bar(
+                edges[:-1], share, width=np.diff(edges), align="edge", color=colours[place % len(colours)], alpha=0.9
+            )
+            if ceiling is not None:
+                axes.axvline(ceiling, color="#222222", lw=1.2, ls="--")
+            axes.set_title(f"{name} · {total:,} pairs", fontsize=10.5, loc="left", pad=3)
+            axes.yaxis.set_major_locator(MaxNLocator(2))
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f} %"))
+        rows[-1].set_xlim(0, 0.5)
+        label = "ε of a pair" + (f" (dashed: clamp at {ceiling:g})" if ceiling is not None else "")
+        rows[-1].set_xlabel(label)
+        return _text(figure)
+
+
+def popularity(train_count: np.ndarray, exposures: Mapping[str, np.ndarray]) -> str:
+    """Which popularity the recommended items have: share of recommendations by training interactions of the item.
+
+    Args:
+        train_count: int64 [n_items].
+        exposures: name (a model, or `truth`) to int64 [n_items].
+    """
+    edges = _doubling(int(train_count.max(initial=1)))
+    place = np.clip(np.searchsorted(edges, train_count, side="right") - 1, 0, len(edges) - 2)
+
+    def draw(axes: Axes) -> None:
+        x = np.arange(len(edges) - 1)
+        for name, counts in exposures.items():
+            share = np.bincount(place, counts, minlength=len(x)) / max(counts.sum(), 1)
+            if name == "truth":
+                axes.bar(x, share, width=0.9, color="#d9d9d9", label=NAMES[name])
+            else:
+                axes.plot(x, share, "o-", color=COLOURS[name], lw=1.8, ms=4.5, label=NAMES[name])
+        labels = [f"{low}" if high - low == 1 else f"{low}–{high - 1}" for low, high in zip(edges[:-1], edges[1:])]
+        axes.set_xticks(x, labels, rotation=35 if len(x) > 5 else 0, ha="right" if len(x) > 5 else "center")
+        axes.set_xlabel("interactions of the item in training")
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f} %"))
+        axes.set_ylim(bottom=0)
+        axes.set_ylabel("share of top-10 places")
+        axes.legend(loc="upper left")
+
+    return _svg(draw, height=3.3)
+
+
+def _doubling(highest: int) -> np.ndarray:
+    """Edges 0, 1, 2, 4, 8, … beyond `highest`, thinned to at most nine bins."""
+    powers = 2 ** np.arange(0, math.ceil(math.log2(highest + 1)) + 1)
+    step = max(1, math.ceil(len(powers) / 9))
+    kept = powers[::-1][::step][::-1]
+    return np.unique(np.concatenate([[0], kept]))
+
+
+def _or_zero(value: float | None) -> float:
+    return 0.0 if value is None else float(value)
+
+
+def _svg(draw: Callable[[Axes], None], height: float) -> str:
+    with rc_context(_STYLE):
+        figure = Figure(figsize=(WIDTH, height), layout="constrained")
+        draw(figure.subplots())
+        return _text(figure)
+
+
+def _text(figure: Figure) -> str:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None}, transparent=True)
+    return buffer.getvalue().decode()

@@ -1,0 +1,236 @@
+"""`report.html`: one page that needs nothing beside itself, made from the tables and manifests of a run."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from rosepo.artifacts import git_revision, now, read_manifest, versions
+from rosepo.config import Config, dump_config
+from rosepo.console import duration
+from rosepo.data.catalogue import Catalogue
+from rosepo.evaluation import figures
+from rosepo.evaluation.cases import Case, changed_cases
+from rosepo.evaluation.verdict import number, sign, verdict
+
+if TYPE_CHECKING:
+    from rosepo.artifacts import Outputs
+
+REPORT_FILE = "report.html"
+EPSILON_BINS = 25
+ACCURACY = ("hr@1", "hr@5", "hr@10", "hr@20", "ndcg@5", "ndcg@10", "ndcg@20")
+BIAS = (
+    ("log_popularity", "Mean log-popularity", "log(1 + interactions in training) of a top-10 place"),
+    ("head_share", "Share of the most popular tenth", "of top-10 places"),
+    ("gini", "Gini of exposure", "0: every title equally often, 1: one title takes all"),
+    ("coverage", "Catalogue coverage", "share of titles that are in some top-10"),
+    ("look_alike", "Likeness to the history", "mean similarity of wrong top-10 titles"),
+    ("hallucination", "Semantic hallucination", "likeness of wrong top-10 titles minus that of the truth"),
+    ("hallucination@1", "Semantic hallucination, first place", "the same for a wrong first title"),
+)
+STAGES = ("prepare", "sft", "oracle", "pairs", "align", "sweep", "evaluate")
+
+
+def write_report(config: Config, inputs: Outputs, out: Path, seconds: float) -> None:
+    """Write `report.html` into `out`, which holds `metrics.json`, `exposure.parquet` and the rankings.
+
+    Args:
+        inputs: the run's folders; what is missing there is missing in the report.
+        seconds: what the evaluation took so far.
+    """
+    metrics = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
+    manifests = _manifests(inputs)
+    page = _environment().get_template("report.html.j2").render(
+        metrics=metrics,
+        verdict=verdict(metrics),
+        names=figures.NAMES,
+        colours=figures.COLOURS,
+        accuracy=ACCURACY,
+        best=_best(metrics),
+        bias=BIAS,
+        facts=_facts(config, metrics, manifests),
+        pictures=_pictures(config, inputs, out, metrics),
+        cases=_cases(inputs, out, metrics),
+        sweep=_sweep(inputs.sweep / "trials.json"),
+        cost=_cost(manifests, seconds),
+        config_yaml=dump_config(config).strip() or "{}",
+        command=next((m["command"] for m in reversed(manifests.values()) if m.get("command")), ""),
+        versions=versions(),
+        revision=git_revision(),
+        created=now(),
+    )  # fmt: skip
+    (out / REPORT_FILE).write_text(page, encoding="utf-8")
+
+
+def _environment() -> Environment:
+    # Titles come from anywhere: everything is escaped but the pictures made here.
+    environment = Environment(
+        loader=PackageLoader("rosepo.evaluation"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"number": number, "sign": sign}
+    return environment
+
+
+def _manifests(inputs: Outputs) -> dict[str, dict[str, Any]]:
+    """Manifests by stage, of those that are there."""
+    folders = (inputs.examples, inputs.sft, inputs.oracle, inputs.groups, inputs.aligned, inputs.sweep)
+    found = {name: read_manifest(folder) for name, folder in zip(STAGES, folders)}
+    return {name: manifest for name, manifest in found.items() if manifest is not None}
+
+
+def _best(metrics: Mapping[str, Any]) -> dict[str, float]:
+    models = metrics["models"].values()
+    return {key: max(figure[key]["value"] or 0.0 for figure in models) for key in ACCURACY}
+
+
+def _facts(config: Config, metrics: Mapping[str, Any], manifests: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What was run, as name and text."""
+    data = config.data.dataset or config.data.interactions or "prepared examples"
+    prepared = manifests.get("prepare", {}).get("figures", {})
+    counts = ", ".join(
+        f"{prepared[key]:,} {label}"
+        for key, label in (("users", "users"), ("items", "items"), ("interactions", "interactions"))
+        if isinstance(prepared.get(key), int)
+    )
+    if config.model.path:
+        model = f"{config.model.path}{' with LoRA' if config.model.lora else ''}"
+    else:
+        scratch = config.model.scratch_config
+        model = f"Llama from scratch, {scratch.layers} layers of width {scratch.hidden_size}"
+    align, pairs = config.align, config.pairs
+    shape = f"ε ≤ {align.epsilon_max:g}" if align.loss == "pairwise" else f"target ≥ {align.target_min:g}"
+    strategies = ", ".join(f"{name} {weight:g}" for name, weight in pairs.strategies.items() if weight > 0)
+    facts = [
+        ("Data", f"{data}{': ' + counts if counts else ''}"),
+        ("Split", f"{config.prepare.split.replace('_', ' ')}; {metrics['split']} part measured"),
+        (
+            "Measured",
+            f"{metrics['n_examples']:,} examples of {metrics['n_users']:,} users, every title outside the history",
+        ),
+        ("Model", model),
+        ("Fine-tuning", f"{config.sft.epochs:g} epochs, learning rate {config.sft.learning_rate:g}"),
+    ]
+    if "pairs" in manifests:
+        facts.append(("Rejected titles", f"{pairs.negatives} a group; {strategies}"))
+    if "align" in manifests:
+        settings = f"{align.loss} loss, β {align.beta:g}, {shape}, learning rate {align.learning_rate:g}"
+        facts.append(("Alignment", f"{settings}, {align.epochs:g} epochs"))
+    return [*facts, ("Seed", str(config.seed))]
+
+
+def _pictures(config: Config, inputs: Outputs, out: Path, metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Data URIs by place in the page."""
+    models = metrics["models"]
+    pictures: dict[str, Any] = {
+        "accuracy": [(label, _uri(figures.accuracy(models, key)))
+                     for key, label in (("hr@1", "HR@1"), ("hr@10", "HR@10"), ("ndcg@10", "NDCG@10"))],
+        "curves": _curves(inputs),
+    }  # fmt: skip
+    difference = metrics["differences"].get("aligned-sft")
+    if difference is not None:
+        pictures["change"] = _uri(figures.change(difference, ACCURACY, [key.upper() for key in ACCURACY]))
+    exposure = pq.read_table(out / "exposure.parquet")
+    shown = ("truth", *(name for name in ("oracle", "sft", "aligned") if name in models))
+    pictures["popularity"] = _uri(
+        figures.popularity(exposure["train_count"].to_numpy(), {name: exposure[name].to_numpy() for name in shown})
+    )
+    counts, edges = _epsilon(inputs.groups)
+    if counts:
+        ceiling = config.align.epsilon_max if config.align.loss == "pairwise" else None
+        pictures["epsilon"] = _uri(figures.smoothing(counts, edges, ceiling))
+    return pictures
+
+
+def _curves(inputs: Outputs) -> list[tuple[str, str]]:
+    pictures = []
+    for title, folder, colour in (
+        ("Fine-tuning: loss a title", inputs.sft, "sft"),
+        ("Alignment: loss a group", inputs.aligned, "aligned"),
+    ):
+        rows = _lines(folder / "metrics.jsonl")
+        lines = [
+            (label, shade, *_xy(rows, key))
+            for key, label, shade in (
+                ("loss", "training", figures.COLOURS[colour]),
+                ("validation_loss", "validation", "#222222"),
+            )
+            if any(key in row for row in rows)
+        ]  # fmt: skip
+        if lines:
+            pictures.append((title, _uri(figures.curves(lines, "step", "loss"))))
+    rows = _lines(inputs.oracle / "metrics.jsonl")
+    if rows:
+        colours = (("hr@10", "HR@10", "#009e73"), ("ndcg@10", "NDCG@10", "#0072b2"))
+        lines = [(label, colour, *_xy(rows, key)) for key, label, colour in colours]
+        pictures.append(("Oracle: validation", _uri(figures.curves(lines, "epoch", "value"))))
+    return pictures
+
+
+def _xy(rows: list[dict[str, Any]], key: str) -> tuple[list[float], list[float]]:
+    chosen = [row for row in rows if key in row]
+    return [row["step"] for row in chosen], [row[key] for row in chosen]
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    if not path.is_file():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+
+
+def _epsilon(groups: Path) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Histogram counts of epsilon, all pairs and by strategy, streamed from the groups table."""
+    edges = np.linspace(0.0, 0.5, EPSILON_BINS + 1)
+    files = sorted(str(path) for path in groups.glob("part-*.parquet"))
+    if not files:
+        return {}, edges
+    counts: dict[str, np.ndarray] = {}
+    for batch in ds.dataset(files).to_batches(columns=["strategy", "epsilon"]):
+        epsilon = batch.column("epsilon").flatten().to_numpy(zero_copy_only=False)
+        strategy = np.asarray(batch.column("strategy").flatten().to_pylist(), dtype=object)
+        for name in sorted(set(strategy.tolist())):
+            found = np.histogram(epsilon[strategy == name], edges)[0]
+            counts[name] = counts.get(name, 0) + found
+    if not counts:
+        return {}, edges
+    return {"all strategies": np.sum(list(counts.values()), axis=0), **dict(sorted(counts.items()))}, edges
+
+
+def _cases(inputs: Outputs, out: Path, metrics: Mapping[str, Any]) -> dict[str, list[Case]]:
+    if "aligned-sft" not in metrics["differences"]:
+        return {}
+    catalogue = Catalogue.load(inputs.examples / "_items.parquet")
+    return changed_cases(out / "_examples.parquet", out / "rankings", catalogue)
+
+
+def _sweep(path: Path) -> dict[str, Any] | None:
+    if not path.is_file():
+        return None
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    finished = [trial for trial in content["trials"] if "error" not in trial]
+    best = max(finished, key=lambda trial: trial[content["metric"]], default=None)
+    keys = list(content["trials"][0]["settings"]) if content["trials"] else []
+    return {**content, "keys": keys, "best": best}
+
+
+def _cost(manifests: Mapping[str, Any], seconds: float) -> list[dict[str, Any]]:
+    taken = {name: float(manifest["seconds"]) for name, manifest in manifests.items()} | {"evaluate": seconds}
+    total = sum(taken.values()) or 1.0
+    rows = [{"name": name, "time": duration(value), "share": value / total} for name, value in taken.items()]
+    return [*rows, {"name": "all", "time": duration(total), "share": None}]
+
+
+def _uri(svg: str) -> str:
+    # A picture of its own keeps its ids to itself; twelve of them in one document would clash.
+    return "data:image/svg+xml;base64," + base64.b64encode(svg.encode()).decode()

@@ -1,0 +1,123 @@
+"""What alignment changed, in plain words and from paired intervals alone.
+
+A difference is only called one if its interval is clear of zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+ACCURACY = (("hr@10", "HR@10"), ("ndcg@10", "NDCG@10"))
+Figure = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A headline, and the sentences under it."""
+
+    headline: str
+    sentences: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return " ".join((f"{self.headline}.", *self.sentences))
+
+
+def verdict(metrics: Mapping[str, Any]) -> Verdict:
+    """The verdict on `metrics.json`: on alignment where there are both models, else on what is there."""
+    models, difference = metrics["models"], metrics["differences"].get("aligned-sft")
+    if difference is None:
+        return Verdict(*_without_alignment(models, metrics["differences"]))
+    signs = {name: sign(difference[name]) for name, _ in ACCURACY}
+    accuracy = _accuracy_words(set(signs.values()))
+    sentences = [
+        _change(label, models["sft"][name], models["aligned"][name], difference[name]) for name, label in ACCURACY
+    ]
+    words = [accuracy]
+    for name, noun, more, less in (
+        ("log_popularity", "popularity bias", "more popular titles", "less popular titles"),
+        ("hallucination", "look-alikes of the history", "closer look-alikes", "fewer look-alikes"),
+    ):
+        sentence, word = _bias(name, noun, more, less, models, difference)
+        sentences.append(sentence)
+        words += [word] if word else []
+    return Verdict("Alignment " + _join(words), tuple(sentences))
+
+
+def sign(difference: Figure) -> int:
+    """1 or -1 where the interval is clear of zero, 0 where it is not (or missing)."""
+    low, high = difference.get("low"), difference.get("high")
+    if low is None or high is None:
+        return 0
+    return int(low > 0) - int(high < 0)
+
+
+def _accuracy_words(signs: set[int]) -> str:
+    if signs == {0}:
+        return "changed nothing that can be seen in accuracy"
+    if -1 not in signs:
+        return "made recommendations more accurate"
+    if 1 not in signs:
+        return "made recommendations less accurate"
+    return "moved hits and their order in opposite directions"
+
+
+def _change(label: str, before: Figure, after: Figure, difference: Figure) -> str:
+    told = f"{label} went from {number(before['value'])} to {number(after['value'])} ({interval(difference)})"
+    outcome = {1: "better", -1: "worse", 0: "no difference seen"}[sign(difference)]
+    return f"{told}: {outcome}."
+
+
+def _bias(
+    name: str, noun: str, more: str, less: str, models: Mapping[str, Any], differences: Mapping[str, Any]
+) -> tuple[str, str]:
+    """A sentence, and the words for the headline ('' where nothing was seen)."""
+    label = {"log_popularity": "Mean log-popularity", "hallucination": "Likeness of wrong answers to the history"}[name]
+    before, after, difference = models["sft"][name], models["aligned"][name], differences[name]
+    if before["value"] is None or after["value"] is None:
+        return f"{label} could not be measured.", ""
+    truth = before["truth"] if name == "log_popularity" else 0.0
+    against = "the truth's is" if name == "log_popularity" else "beyond the truth's, which counts as"
+    told = (
+        f"{label} went from {number(before['value'])} to {number(after['value'])} "
+        f"({interval(difference)}; {against} {number(truth)})"
+    )
+    direction = sign(difference)
+    if direction == 0:
+        return f"{told}: no difference seen.", ""
+    nearer = abs(after["value"] - truth) < abs(before["value"] - truth)
+    outcome = f"{more if direction > 0 else less}, {'nearer to' if nearer else 'further from'} what people chose"
+    return f"{told}: {outcome}.", f"{'lowered' if nearer else 'raised'} {noun}"
+
+
+def _without_alignment(models: Mapping[str, Any], differences: Mapping[str, Any]) -> tuple[str, tuple[str, ...]]:
+    names = {"popular": "most popular", "markov": "the Markov chain", "oracle": "the oracle", "sft": "the SFT model"}
+    best = max((name for name in models), key=lambda name: models[name]["ndcg@10"]["value"] or 0.0)
+    headline = "There is no aligned model beside its SFT base in this run, so alignment cannot be judged"
+    sentences = [f"The highest NDCG@10 is that of {names.get(best, 'the aligned model')}."]
+    for base in ("popular", "markov", "oracle"):
+        difference = differences.get(f"sft-{base}")
+        if difference is not None:
+            outcome = {1: "above", -1: "below", 0: "not distinguishable from"}[sign(difference["hr@10"])]
+            sentences.append(f"SFT is {outcome} {names[base]} in HR@10 ({interval(difference['hr@10'])}).")
+    return headline, tuple(sentences)
+
+
+def _join(words: list[str]) -> str:
+    return words[0] if len(words) == 1 else ", ".join(words[:-1]) + " and " + words[-1]
+
+
+def number(value: float | None, signed: bool = False) -> str:
+    """Three digits, with a real minus sign; a dash where there is no number."""
+    if value is None:
+        return "–"
+    digits = 3 if abs(value) < 10 else 2
+    text = f"{value:+.{digits}f}" if signed else f"{value:.{digits}f}"
+    return text.replace("-", "−")
+
+
+def interval(figure: Figure) -> str:
+    """`+0.010, 95 % interval +0.001 to +0.019`."""
+    low, high = number(figure.get("low"), True), number(figure.get("high"), True)
+    return f"{number(figure['value'], True)}, 95 % interval {low} to {high}"
