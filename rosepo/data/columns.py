@@ -1,0 +1,219 @@
+"""From a user's columns to ours: names, types and values, with an error that names file, row and remedy."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from rosepo.config import ColumnsConfig
+from rosepo.errors import UserError
+
+FIELDS = {
+    "interactions": ("user_id", "item_id", "rating", "timestamp"),
+    "items": ("item_id", "title", "categories"),
+}
+OPTIONAL = ("rating", "categories")
+ALIASES = {
+    "user_id": ("userId", "user"),
+    "item_id": ("itemId", "movieId", "movie_id", "item"),
+    "rating": (),
+    "timestamp": ("time",),
+    "title": ("movie_title", "item_title", "name"),
+    "categories": ("genres", "genre", "class", "category"),
+}
+NO_CATEGORIES = "(no genres listed)"
+_INTEGER = r"^-?[0-9]{1,18}$"
+
+
+def match_columns(names: Sequence[str], columns: ColumnsConfig, kind: str, where: str) -> dict[str, str]:
+    """Our field name to the file's column name; optional fields that the file does not have are left out.
+
+    Raises:
+        UserError: a column is missing (naming the nearest one there is), or several could be meant.
+    """
+    found = {}
+    for field in FIELDS[kind]:
+        wanted = getattr(columns, field)
+        explicit = field in columns.model_fields_set
+        others = [] if explicit else [alias for alias in ALIASES[field] if alias in names]
+        if wanted in names:
+            found[field] = wanted
+        elif len(others) == 1:
+            found[field] = others[0]
+        elif others:
+            raise UserError(f"{where}: '{others[0]}' and '{others[1]}' could be {field}: set data.columns.{field}")
+        elif explicit or field not in OPTIONAL:
+            near = difflib.get_close_matches(wanted, names, n=1, cutoff=0.5)
+            hint = f"did you mean '{near[0]}'? Columns" if near else "columns"
+            raise UserError(f"{where} has no column '{wanted}' ({hint}: {', '.join(names)}): set data.columns.{field}")
+    return found
+
+
+def ids(column: pa.ChunkedArray, name: str, where: str, row: int) -> pa.Array:
+    """Ids as int64 or text. `row` is the number of the first value, for messages.
+
+    Raises:
+        UserError: missing ids, or a type that is neither integer nor text.
+    """
+    values = _flat(column)
+    if pa.types.is_string(values.type):
+        values = pc.utf8_trim_whitespace(values)
+        values = pc.if_else(pc.equal(values, ""), pa.scalar(None, pa.string()), values)
+    elif pa.types.is_integer(values.type):
+        try:
+            values = values.cast(pa.int64())
+        except pa.ArrowInvalid as error:
+            raise UserError(f"{where}: column '{name}' does not fit 64-bit integers: store it as text") from error
+    elif not pa.types.is_null(values.type):
+        raise UserError(f"{where}: column '{name}' is {values.type}: ids must be integers or text")
+    if values.null_count:
+        raise UserError(
+            f"{where}: row {row + _first(pc.is_null(values))} has no '{name}': fill it in or leave the row out"
+        )
+    return values
+
+
+def id_type(column: pa.DataType) -> pa.DataType:
+    """The type that `ids` gives for a column type."""
+    return pa.int64() if pa.types.is_integer(column) else pa.string()
+
+
+def numbers(column: pa.ChunkedArray, name: str, where: str, row: int, remedy: str) -> pa.Array:
+    """Finite float64 values; nulls stay.
+
+    Raises:
+        UserError: another type, text that is no number, NaN or infinity.
+    """
+    values = _flat(column)
+    if pa.types.is_timestamp(values.type) or pa.types.is_date(values.type):
+        micro = values.cast(pa.timestamp("us", tz=getattr(values.type, "tz", None)), safe=False).cast(pa.int64())
+        values = pc.divide(micro.cast(pa.float64(), safe=False), 1e6)
+    elif pa.types.is_string(values.type):
+        values = _parsed(values, name, where, row, remedy)
+    elif pa.types.is_boolean(values.type) or pa.types.is_nested(values.type):
+        raise UserError(f"{where}: column '{name}' is {values.type}: {remedy}")
+    try:
+        values = values.cast(pa.float64(), safe=False)
+    except pa.ArrowException as error:
+        raise UserError(f"{where}: column '{name}' is {values.type}: {remedy}") from error
+    finite = pc.fill_null(pc.is_finite(values), True)
+    if not pc.all(finite).as_py():
+        at = _first(pc.invert(finite))
+        raise UserError(f"{where}: row {row + at} has {name} {values[at].as_py()}: mend it or leave the row out")
+    return values
+
+
+def text(column: pa.ChunkedArray, name: str, where: str, row: int) -> pa.Array:
+    """Titles with white space collapsed.
+
+    Raises:
+        UserError: another type, or a title with nothing in it.
+    """
+    values = _flat(column)
+    if pa.types.is_null(values.type):
+        values = values.cast(pa.string())
+    if not pa.types.is_string(values.type):
+        raise UserError(f"{where}: column '{name}' is {values.type}: titles must be text")
+    values = pc.utf8_trim_whitespace(pc.replace_substring_regex(values, r"\s+", " "))
+    empty = pc.fill_null(pc.equal(values, ""), True)
+    if pc.any(empty).as_py():
+        raise UserError(f"{where}: row {row + _first(empty)} has an empty {name}: name the item or leave it out")
+    return values
+
+
+def categories(column: pa.ChunkedArray, name: str, where: str, separator: str | None) -> pa.Array:
+    """Lists of text; text is split at `separator` (None: one category a row). Empty lists become null.
+
+    Raises:
+        UserError: neither text nor a list of text.
+    """
+    kind = column.type
+    if pa.types.is_null(kind):
+        return pa.nulls(len(column), pa.list_(pa.string()))
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        if not (pa.types.is_null(kind.value_type) or _is_text(kind.value_type)):
+            raise UserError(f"{where}: column '{name}' is {kind}: categories must be text or lists of text")
+        entries = column.to_pylist()
+    elif _is_text(kind):
+        entries = [
+            value.split(separator) if value is not None and separator else [value] for value in column.to_pylist()
+        ]
+    else:
+        raise UserError(f"{where}: column '{name}' is {kind}: categories must be text or lists of text")
+    cleaned = []
+    for entry in entries:
+        kept = [value.strip() for value in entry or () if value and value.strip() and value != NO_CATEGORIES]
+        cleaned.append(kept or None)
+    return pa.array(cleaned, pa.list_(pa.string()))
+
+
+def integers_if_all(values: pa.Array) -> pa.Array:
+    """Distinct text ids as int64 where every one is an integer and they stay distinct; unchanged otherwise."""
+    if not pa.types.is_string(values.type) or not len(values):
+        return values
+    if not pc.all(pc.match_substring_regex(values, _INTEGER)).as_py():
+        return values
+    numeric = values.cast(pa.int64())
+    return numeric if pc.count_distinct(numeric).as_py() == len(values) else values
+
+
+def codes(values: pa.Array | pa.ChunkedArray, known: pa.Array) -> np.ndarray:
+    """Places [n] int64 of ids in `known` (sorted, int64 or text), -1 where they are not in it."""
+    flat = _flat(values) if isinstance(values, pa.ChunkedArray) else values
+    if pa.types.is_int64(known.type):
+        if pa.types.is_string(flat.type):
+            integer = pc.match_substring_regex(flat, _INTEGER)
+            flat = pc.if_else(integer, flat, pa.scalar(None, pa.string())).cast(pa.int64())
+    elif not pa.types.is_string(flat.type):
+        flat = flat.cast(pa.string())
+    places = pc.fill_null(pc.index_in(flat, value_set=known), -1)
+    nulls = flat.is_null().to_numpy(zero_copy_only=False)
+    return np.where(nulls, -1, places.to_numpy(zero_copy_only=False)).astype(np.int64)
+
+
+def unify(tables: Sequence[pa.Table], column: str) -> list[pa.Table]:
+    """The tables with one type in an id column: text as soon as one of them has text."""
+    if len({table[column].type for table in tables}) < 2:
+        return list(tables)
+    at = tables[0].column_names.index(column)
+    return [table.set_column(at, column, table[column].cast(pa.string())) for table in tables]
+
+
+def present(table: pa.Table, mapping: Mapping[str, str], field: str) -> pa.ChunkedArray | None:
+    """The file's column of a field, None where it has none."""
+    return table[mapping[field]] if field in mapping else None
+
+
+def _parsed(values: pa.Array, name: str, where: str, row: int, remedy: str) -> pa.Array:
+    trimmed = pc.utf8_trim_whitespace(values)
+    trimmed = pc.if_else(pc.equal(trimmed, ""), pa.scalar(None, pa.string()), trimmed)
+    try:
+        return trimmed.cast(pa.float64())
+    except pa.ArrowInvalid as error:
+        for number, value in enumerate(trimmed.to_pylist()):
+            try:
+                float(value if value is not None else 0)
+            except ValueError:
+                raise UserError(f"{where}: row {row + number} has {name} {value!r}: {remedy}") from error
+        raise UserError(f"{where}: column '{name}' holds text that is no number: {remedy}") from error
+
+
+def _flat(column: pa.ChunkedArray | pa.Array) -> pa.Array:
+    kind = column.type
+    if pa.types.is_dictionary(kind):
+        column = column.cast(kind.value_type)
+    if _is_text(column.type) and not pa.types.is_string(column.type):
+        column = column.cast(pa.string())
+    return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+
+
+def _first(mask: pa.Array) -> int:
+    return int(np.argmax(np.asarray(mask.to_numpy(zero_copy_only=False), dtype=bool)))

@@ -1,0 +1,187 @@
+"""From a bucket of users to its rows of the `examples` and `trajectories` tables: arrays in, Arrow tables out."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from rosepo.config import PrepareConfig
+from rosepo.data import split as splitting
+from rosepo.data.candidates import candidate_lists
+from rosepo.data.filtering import count_tied, segment_starts, user_mask
+from rosepo.data.log import Arrays
+
+ROW_GROUP = 16_384
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What every bucket needs to become examples.
+
+    Attributes:
+        config: the `prepare` section.
+        seed: of the candidate lists.
+        users: user ids by code.
+        items: ids of the items that stay, in item order.
+        new_item: [n item codes] int64 item index, -1 for items that were dropped.
+        buckets: first user code of every bucket.
+        cuts: first moments of validation and test (temporal), None for leave-one-out.
+    """
+
+    config: PrepareConfig
+    seed: int
+    users: pa.Array
+    items: pa.Array
+    new_item: np.ndarray
+    buckets: np.ndarray
+    cuts: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The users that stay in a bucket, end to end, and the examples that they give.
+
+    Attributes:
+        user, item, time: [n] user codes, item indexes and times, sorted by user, time and item.
+        start: [n_users] where each user begins.
+        trained: items (one entry an interaction) of the training part.
+        owner, position, part: [n_examples] number of the user, place of the target in its sequence, split (0, 1, 2).
+        begin: [n_examples] place where the history begins.
+    """
+
+    user: np.ndarray
+    item: np.ndarray
+    time: np.ndarray
+    start: np.ndarray
+    trained: np.ndarray
+    owner: np.ndarray
+    position: np.ndarray
+    part: np.ndarray
+    begin: np.ndarray
+
+
+def lay_out(bucket: Arrays, recipe: Recipe) -> Layout:
+    """Drop what is outside the core, split every user's sequence, and place the examples."""
+    config = recipe.config
+    keep = core_rows(bucket, recipe.new_item >= 0, config.k_core)
+    user, time = bucket["user"][keep], bucket["time"][keep]
+    item = recipe.new_item[bucket["item"][keep]]
+    start = segment_starts(user)
+    length = np.diff(np.append(start, len(user)))
+    if recipe.cuts is None:
+        validation, test = splitting.leave_one_out(length)
+    else:
+        validation, test = splitting.temporal(start, length, time, *recipe.cuts)
+    owner = np.repeat(np.arange(len(start)), length)
+    place = np.arange(len(item)) - start[owner]
+    part = (place >= validation[owner]).astype(np.int64) + (place >= test[owner])
+    rows = np.flatnonzero(place >= config.min_history)
+    begin = splitting.window_starts(place[rows], part[rows] == 0, config.max_history, config.min_history, config.window)
+    return Layout(user, item, time, start, item[part == 0], owner[rows], place[rows], part[rows], begin)
+
+
+def core_rows(bucket: Arrays, alive: np.ndarray, k: int) -> np.ndarray:
+    """Mask of the rows whose item is `alive` and whose user has at least `k` such rows."""
+    return user_mask(bucket["user"], alive[bucket["item"]], k)
+
+
+def measure_bucket(bucket: Arrays, recipe: Recipe) -> Arrays:
+    """The figures of a bucket, nothing written: single counts, counts by split, and items with their training counts."""
+    layout = lay_out(bucket, recipe)
+    train = layout.part == 0
+    first, _ = splitting.trajectories(layout.owner[train], layout.begin[train])
+    item, count = np.unique(layout.trained, return_counts=True)
+    lengths = np.diff(np.append(layout.start, len(layout.item)))
+
+    def by_split(weights: np.ndarray) -> np.ndarray:
+        return np.bincount(layout.part, weights=weights, minlength=3).astype(np.int64)
+
+    return {
+        "users": np.array([len(layout.start)]),
+        "interactions": np.array([len(layout.item)]),
+        "tied": np.array([count_tied(layout.user, layout.time)]),
+        "short": np.array([len(layout.item) - len(layout.owner)]),
+        "longest": np.array([lengths.max(initial=0)]),
+        "trajectories": np.array([len(first)]),
+        "examples": by_split(np.ones(len(layout.owner))),
+        "history": by_split(layout.position - layout.begin),
+        "cut": by_split(layout.begin > 0),
+        "left_out": by_split(layout.begin),
+        "item": item,
+        "count": count,
+    }
+
+
+def write_bucket(bucket: Arrays, recipe: Recipe, out: str) -> Arrays:
+    """Write a bucket's two files, numbered by its place among the buckets, and return how many rows each has."""
+    number = int(np.searchsorted(recipe.buckets, bucket["user"][0], side="right")) - 1
+    examples, shared = bucket_tables(lay_out(bucket, recipe), recipe)
+    for folder, table in ((Path(out), examples), (Path(out) / "_trajectories", shared)):
+        if table.num_rows:
+            _write(table, folder / f"part-{number:05d}.parquet")
+    return {"examples": np.array([examples.num_rows]), "trajectories": np.array([shared.num_rows])}
+
+
+def bucket_tables(layout: Layout, recipe: Recipe) -> tuple[pa.Table, pa.Table]:
+    """The rows of `examples` and of `trajectories`, ordered by user and position."""
+    begins = layout.start[layout.owner]
+    users = recipe.users.take(pa.array(layout.user[begins]))
+    positions = pa.array(layout.position, pa.int32())
+    example_id = pc.binary_join_element_wise(users.cast(pa.string()), positions.cast(pa.string()), ":")
+    lengths = layout.position - layout.begin
+    columns = {
+        "example_id": example_id,
+        "user_id": users,
+        "split": pa.array(splitting.SPLITS).take(pa.array(layout.part)),
+        "position": positions,
+        "history": _lists(recipe.items, layout.item, begins + layout.begin, lengths),
+        "target": recipe.items.take(pa.array(layout.item[begins + layout.position])),
+    }
+    n = recipe.config.candidates
+    if n:
+        drawn = candidate_lists(
+            example_ids=np.array(example_id.to_pylist(), dtype=object),
+            sequence=layout.item,
+            user_start=layout.start,
+            user_of=layout.owner,
+            position=layout.position,
+            n_candidates=n,
+            n_items=len(recipe.items),
+            seed=recipe.seed,
+        )
+        columns["candidates"] = _lists(recipe.items, drawn.ravel(), np.arange(len(drawn)) * n, np.full(len(drawn), n))
+    return pa.table(columns), _trajectories(layout, recipe)
+
+
+def _trajectories(layout: Layout, recipe: Recipe) -> pa.Table:
+    train = layout.part == 0
+    owner, position, begin = layout.owner[train], layout.position[train], layout.begin[train]
+    first, count = splitting.trajectories(owner, begin)
+    begins = layout.start[owner[first]]
+    return pa.table(
+        {
+            "user_id": recipe.users.take(pa.array(layout.user[begins])),
+            "items": _lists(recipe.items, layout.item, begins + begin[first], position[first] + count - begin[first]),
+            "n_targets": pa.array(count, pa.int32()),
+        }
+    )
+
+
+def _lists(ids: pa.Array, items: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> pa.Array:
+    """Lists of item ids: list i holds items[starts[i] : starts[i] + lengths[i]]."""
+    offsets = np.append(0, np.cumsum(lengths)).astype(np.int32)
+    values = ids.take(pa.array(items[splitting.ranges(starts, lengths)].astype(np.int64)))
+    return pa.ListArray.from_arrays(pa.array(offsets), values)
+
+
+def _write(table: pa.Table, path: Path) -> None:
+    # Aside and then renamed: a task that Ray runs again must not leave half a file.
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    pq.write_table(table, aside, compression="zstd", row_group_size=ROW_GROUP)
+    aside.replace(path)

@@ -1,0 +1,44 @@
+"""Which interactions stay: the first of each user and item, then the k-core. Pure functions of arrays."""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def first_interactions(user: np.ndarray, item: np.ndarray, time: np.ndarray, n_items: int) -> np.ndarray:
+    """Places of the rows that stay, in the order user, time, item; of a user's repeated item the earliest stays.
+
+    Args:
+        user: [n] integer codes.
+        item: [n] integer codes below `n_items`, in item order, so that ties in time are broken by item id.
+        time: [n] float64.
+    """
+    order = np.lexsort((item, time, user))
+    pairs = user[order].astype(np.int64) * n_items + item[order]
+    _, first = np.unique(pairs, return_index=True)
+    return order[np.sort(first)]
+
+
+def user_mask(user: np.ndarray, kept: np.ndarray, k: int) -> np.ndarray:
+    """Of the rows `kept` [n] bool, those whose user has at least `k` of them. `user` [n] is sorted."""
+    starts = segment_starts(user)
+    if not len(user):
+        return kept
+    counts = np.add.reduceat(kept.astype(np.int64), starts)
+    lengths = np.diff(np.append(starts, len(user)))
+    return kept & np.repeat(counts >= k, lengths)
+
+
+def segment_starts(sorted_values: np.ndarray) -> np.ndarray:
+    """Places where a run of equal values begins, int64."""
+    if not len(sorted_values):
+        return np.empty(0, dtype=np.int64)
+    return np.flatnonzero(np.append(True, sorted_values[1:] != sorted_values[:-1]))
+
+
+def count_tied(user: np.ndarray, time: np.ndarray) -> int:
+    """Rows (sorted by user and time) that share their time with another of the same user: ties that item ids break."""
+    if len(user) < 2:
+        return 0
+    same = (user[1:] == user[:-1]) & (time[1:] == time[:-1])
+    return int((np.append(False, same) | np.append(same, False)).sum())

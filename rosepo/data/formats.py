@@ -1,0 +1,239 @@
+"""Files to raw Arrow tables, a stretch of rows at a time: Parquet, CSV, TSV, JSON Lines, MovieLens `.dat`, RecBole.
+
+Text formats give every column as text, so that a type never depends on which rows a block happens to hold.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.csv as pacsv
+import pyarrow.json as pajson
+import pyarrow.parquet as pq
+
+from rosepo.data.sources import Source, filesystem, open_stream
+from rosepo.errors import UserError
+
+BLOCK_BYTES = 16 << 20
+DAT_COLUMNS = {
+    "interactions": ("user_id", "item_id", "rating", "timestamp"),
+    "items": ("item_id", "title", "categories"),
+}
+_FIELD = (
+    "\x1f"  # stands for `::`, which Arrow's CSV reader cannot split on; MovieLens titles hold no control characters
+)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What one read task reads: a file, or a row group of a Parquet file. `first_row` counts from 1."""
+
+    source: Source
+    row_group: int | None = None
+    first_row: int = 1
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a file says about itself without being read through.
+
+    Attributes:
+        names: column names, in file order.
+        types: Arrow type of each column; text formats have text alone.
+        sequences: RecBole columns of type `token_seq`, split at spaces.
+        delimiter: of text formats.
+        rows: where the file tells it (Parquet).
+        pieces: the read tasks.
+    """
+
+    names: tuple[str, ...]
+    types: dict[str, pa.DataType]
+    pieces: tuple[Piece, ...]
+    sequences: frozenset[str] = frozenset()
+    delimiter: str = ","
+    rows: int | None = None
+
+
+def read_header(source: Source, kind: str) -> Header:
+    """Column names and types of a file; `kind` is interactions or items.
+
+    Raises:
+        UserError: a file that is empty, cannot be opened, is not of its format, or is not UTF-8.
+    """
+    with _explained(source):
+        if source.format == "parquet":
+            return _parquet_header(source)
+        if source.format == "jsonl":
+            return _json_header(source)
+        line = _first_line(source)
+        if source.format == "dat":
+            names = DAT_COLUMNS[kind]
+            if line.count("::") < len(names) - 1:
+                expected = "::".join(names)
+                raise UserError(f"{source.name}: row 1 is not {expected} (got {line[:80]!r}); set data.format")
+            return Header(names, dict.fromkeys(names, pa.string()), (Piece(source),), delimiter="::")
+        delimiter = "," if source.format == "csv" else "\t"
+        if source.format == "csv" and "," not in line:
+            delimiter = next((other for other in "\t;" if other in line), ",")
+        quoting = csv.QUOTE_NONE if source.format == "recbole" else csv.QUOTE_MINIMAL
+        raw = [name.strip() for name in next(csv.reader([line], delimiter=delimiter, quoting=quoting))]
+        names = tuple(name.split(":")[0] for name in raw) if source.format == "recbole" else tuple(raw)
+        repeated = [name for name in names if names.count(name) > 1]
+        if repeated:
+            raise UserError(f"{source.name}: two columns are named '{repeated[0]}': rename one")
+        sequences = frozenset(name.split(":")[0] for name in raw if name.endswith(":token_seq"))
+        return Header(names, dict.fromkeys(names, pa.string()), (Piece(source),), sequences, delimiter)
+
+
+def read_piece(piece: Piece, header: Header, columns: Sequence[str], kind: str) -> Iterator[tuple[int, pa.Table]]:
+    """Stretches of rows with the named columns, each with the number of its first row.
+
+    Raises:
+        UserError: malformed or undecodable text, unreadable Parquet.
+    """
+    row = piece.first_row
+    with _explained(piece.source):
+        for table in _tables(piece, header, list(columns), kind):
+            yield row, table
+            row += table.num_rows
+
+
+def _tables(piece: Piece, header: Header, columns: list[str], kind: str) -> Iterator[pa.Table]:
+    source = piece.source
+    if source.format == "parquet":
+        files, path = filesystem(source.uri)
+        with files.open_input_file(path) as handle, pq.ParquetFile(handle) as file:
+            groups = None if piece.row_group is None else [piece.row_group]
+            for batch in file.iter_batches(batch_size=1 << 20, row_groups=groups, columns=columns):
+                yield pa.Table.from_batches([batch])
+        return
+    with open_stream(source) as stream:
+        if source.format == "jsonl":
+            reader = pajson.open_json(stream, read_options=pajson.ReadOptions(block_size=BLOCK_BYTES))
+            for batch in reader:
+                table = pa.Table.from_batches([batch])
+                for name in columns:
+                    if name not in table.column_names:
+                        table = table.append_column(name, pa.nulls(table.num_rows))
+                yield table.select(columns)
+        elif source.format == "dat":
+            yield from _dat_tables(source, stream, header, columns, kind)
+        else:
+            yield from pa_csv(stream, header, columns, quote=source.format != "recbole")
+
+
+def pa_csv(stream: pa.NativeFile | io.BytesIO, header: Header, columns: list[str], quote: bool) -> Iterator[pa.Table]:
+    """Rows behind the header line, all columns as text, empty fields as null."""
+    reader = pacsv.open_csv(
+        stream,
+        read_options=pacsv.ReadOptions(column_names=list(header.names), skip_rows=1, block_size=BLOCK_BYTES),
+        parse_options=pacsv.ParseOptions(
+            delimiter=header.delimiter, quote_char='"' if quote else False, newlines_in_values=quote
+        ),
+        convert_options=_as_text(columns),
+    )
+    for batch in reader:
+        yield pa.Table.from_batches([batch])
+
+
+def _dat_tables(
+    source: Source, stream: pa.NativeFile, header: Header, columns: list[str], kind: str
+) -> Iterator[pa.Table]:
+    rest = b""
+    while True:
+        block = stream.read(BLOCK_BYTES)
+        cut = block.rfind(b"\n") + 1 if block else 0
+        text, rest = (rest + block[:cut], block[cut:]) if cut else (rest + block, b"")
+        if block and not cut:  # no line ends here: read on
+            rest = text
+            continue
+        if text.strip():
+            yield _dat_table(source, text, header, columns, kind)
+        if not block:
+            return
+
+
+def _dat_table(source: Source, raw: bytes, header: Header, columns: list[str], kind: str) -> pa.Table:
+    try:
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError:
+        text = raw.decode("latin-1")  # MovieLens 1M and 10M; newer data of this shape is UTF-8
+    if kind == "items":  # a title may hold `::` itself: the id ends at the first, the categories begin at the last
+        lines = [line for line in text.splitlines() if line.strip()]
+        wrong = next((line for line in lines if line.count("::") < 2), None)
+        if wrong is not None:
+            raise UserError(f"{source.name}: {wrong[:80]!r} is not {'::'.join(header.names)}")
+        ids, titles = zip(*(line.split("::", 1) for line in lines))
+        titles, categories = zip(*(entry.rsplit("::", 1) for entry in titles))
+        table = pa.table(dict(zip(header.names, (pa.array(part, pa.string()) for part in (ids, titles, categories)))))
+        return table.select(columns)
+    return pacsv.read_csv(
+        io.BytesIO(text.replace("::", _FIELD).encode()),
+        read_options=pacsv.ReadOptions(column_names=list(header.names), block_size=2 * BLOCK_BYTES),
+        parse_options=pacsv.ParseOptions(delimiter=_FIELD, quote_char=False),
+        convert_options=_as_text(columns),
+    )
+
+
+def _as_text(columns: list[str]) -> pacsv.ConvertOptions:
+    return pacsv.ConvertOptions(
+        column_types=dict.fromkeys(columns, pa.string()),
+        include_columns=columns,
+        null_values=[""],
+        strings_can_be_null=True,
+    )
+
+
+def _parquet_header(source: Source) -> Header:
+    files, path = filesystem(source.uri)
+    with files.open_input_file(path) as handle, pq.ParquetFile(handle) as file:
+        schema, metadata = file.schema_arrow, file.metadata
+        pieces, row = [], 1
+        for group in range(metadata.num_row_groups):
+            pieces.append(Piece(source, group, row))
+            row += metadata.row_group(group).num_rows
+        types = {field.name: field.type for field in schema}
+        return Header(tuple(schema.names), types, tuple(pieces), rows=metadata.num_rows)
+
+
+def _json_header(source: Source) -> Header:
+    with open_stream(source) as stream:
+        try:
+            schema = pajson.open_json(stream, read_options=pajson.ReadOptions(block_size=BLOCK_BYTES)).schema
+        except pa.ArrowInvalid as error:
+            if "Empty JSON" in str(error):
+                raise UserError(f"{source.name} is empty") from None
+            raise
+    return Header(tuple(schema.names), {field.name: field.type for field in schema}, (Piece(source),))
+
+
+def _first_line(source: Source) -> str:
+    with open_stream(source) as stream:
+        start = stream.read(1 << 16)
+    line = start.split(b"\n", 1)[0].rstrip(b"\r")
+    if not start.strip():
+        raise UserError(f"{source.name} is empty")
+    return line.decode("utf-8-sig" if source.format != "dat" else "latin-1")
+
+
+class _explained:
+    """Turn what goes wrong while a file is read into one sentence that names it."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, UnicodeDecodeError) or (isinstance(error, pa.ArrowInvalid) and "UTF8" in str(error)):
+            raise UserError(
+                f"{self.source.name} is not UTF-8 text: convert it, e.g. `iconv -f latin1 -t utf-8`"
+            ) from error
+        if isinstance(error, (pa.ArrowException, OSError, EOFError)):
+            what = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise UserError(f"{self.source.name} cannot be read as {self.source.format}: {what}") from error

@@ -1,0 +1,229 @@
+"""The interactions as buckets of whole users: in this process, or spread over a cluster by Ray Data.
+
+A bucket is a dict of arrays (user int32 codes, item int32 codes, time float64), sorted by user, time and item. In Ray Data
+a bucket is one row with list columns, so that no block size can part a user. What is computed on a log is written once,
+as functions of a bucket that return arrays, and run by `map`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from rosepo.data import columns as cols
+from rosepo.data.filtering import first_interactions
+from rosepo.data.readers import Plan, interaction_tables, read_interactions
+from rosepo.errors import UserError
+
+if TYPE_CHECKING:
+    from ray.data import Dataset
+
+Arrays = dict[str, np.ndarray]
+BUCKET_ROWS = 50_000
+MAX_BUCKETS = 1_000
+
+
+class Log(Protocol):
+    """Buckets, and a way to run a function on each."""
+
+    def map(self, function: Callable[..., Arrays], **arguments: Any) -> Iterator[Arrays]:
+        """`function(bucket, **arguments)` of every bucket, in any order."""
+        ...
+
+
+class LocalLog:
+    """Buckets in this process."""
+
+    def __init__(self, buckets: list[Arrays]) -> None:
+        self.buckets = buckets
+
+    def map(self, function: Callable[..., Arrays], **arguments: Any) -> Iterator[Arrays]:
+        return (function(bucket, **arguments) for bucket in self.buckets)
+
+
+class RayLog:
+    """Buckets as rows of a materialised Ray Dataset."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.dataset = dataset
+
+    def map(self, function: Callable[..., Arrays], **arguments: Any) -> Iterator[Arrays]:
+        import ray
+
+        results = self.dataset.map_batches(
+            _run, batch_size=1, batch_format="pyarrow", fn_kwargs={"function": function, "ref": [ray.put(arguments)]}
+        )
+        for table in results.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+            for place in range(table.num_rows):
+                yield _unpack(table, place)
+
+
+def scan(table: pa.Table, min_rating: float | None) -> dict[str, pa.Array]:
+    """What the driver must know of a block: its users and items, each with rows in all and rows that are positive.
+
+    Returns:
+        user, user_rows, user_positives, item, item_rows, item_positives, and unrated (rows without a rating) of length 1.
+    """
+    counted = pa.table(
+        {
+            "user": table["user_id"],
+            "item": table["item_id"],
+            "rows": np.ones(table.num_rows, dtype=np.int64),
+            "positives": positives(table, min_rating),
+        }
+    )
+    found: dict[str, pa.Array] = {"unrated": pa.array([table["rating"].null_count], pa.int64())}
+    for name in ("user", "item"):
+        groups = counted.group_by(name, use_threads=False).aggregate([("rows", "sum"), ("positives", "sum")])
+        found[name] = groups[name].combine_chunks()
+        found[f"{name}_rows"] = groups["rows_sum"].combine_chunks()
+        found[f"{name}_positives"] = groups["positives_sum"].combine_chunks()
+    return found
+
+
+def positives(table: pa.Table, min_rating: float | None) -> np.ndarray:
+    """Mask [n] int64 (0 or 1) of the interactions rated at least `min_rating`; all where that is None."""
+    if min_rating is None:
+        return np.ones(table.num_rows, dtype=np.int64)
+    rated = pc.fill_null(pc.greater_equal(table["rating"], min_rating), False)
+    return rated.to_numpy().astype(np.int64)
+
+
+def encode(
+    table: pa.Table, min_rating: float | None, users: pa.Array, items: pa.Array, buckets: np.ndarray
+) -> pa.Table:
+    """Positive interactions as codes, each with the number of its bucket.
+
+    Args:
+        users: all user ids, sorted; a code is a place in it.
+        items: all item ids, sorted.
+        buckets: first user code of every bucket.
+    """
+    table = table.filter(pa.array(positives(table, min_rating).astype(bool)))
+    user = cols.codes(table["user_id"], users)
+    return pa.table(
+        {
+            "bucket": (np.searchsorted(buckets, user, side="right") - 1).astype(np.int32),
+            "user": user.astype(np.int32),
+            "item": cols.codes(table["item_id"], items).astype(np.int32),
+            "time": table["timestamp"].to_numpy().astype(np.float64),
+        }
+    )
+
+
+def bucket_starts(counts: np.ndarray) -> np.ndarray:
+    """First user code of every bucket, from rows per user [n_users]: contiguous users, about equal rows.
+
+    A function of the data alone, so that the files do not depend on the machines that wrote them.
+    """
+    total = int(counts.sum())
+    wanted = min(max(1, -(-total // BUCKET_ROWS)), MAX_BUCKETS)
+    before = np.cumsum(counts) - counts
+    cuts = np.searchsorted(before, np.arange(1, wanted) * total / wanted)
+    return np.unique(np.append(0, cuts[cuts < len(counts)]))
+
+
+def make_bucket(table: pa.Table, n_items: int) -> Arrays:
+    """A bucket of encoded rows: sorted, of a user's repeated item the earliest alone."""
+    user, item, time = (table[name].to_numpy() for name in ("user", "item", "time"))
+    kept = first_interactions(user, item, time, n_items)
+    return {"user": user[kept], "item": item[kept], "time": time[kept]}
+
+
+class LocalBlocks:
+    """Interactions read in this process."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.tables = [t for number, piece in plan.pieces for t in interaction_tables(plan, number, piece)]
+
+    def scans(self, min_rating: float | None) -> Iterator[dict[str, pa.Array]]:
+        return (scan(table, min_rating) for table in self.tables)
+
+    def log(self, min_rating: float | None, users: pa.Array, items: pa.Array, buckets: np.ndarray) -> LocalLog:
+        encoded = pa.concat_tables([encode(table, min_rating, users, items, buckets) for table in self.tables])
+        parts = [encoded.filter(pc.equal(encoded["bucket"], number)) for number in range(len(buckets))]
+        return LocalLog([make_bucket(part, len(items)) for part in parts if part.num_rows])
+
+
+class RayBlocks:
+    """Interactions read by Ray Data and kept in its object store (which spills to disk)."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.dataset = read_interactions(plan).materialize()
+
+    def scans(self, min_rating: float | None) -> Iterator[dict[str, pa.Array]]:
+        scanned = self.dataset.map_batches(
+            _scan_row, batch_size=None, batch_format="pyarrow", fn_kwargs={"min_rating": min_rating}
+        )
+        faults: list[str] = []
+        found = []
+        for table in scanned.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+            for row in range(table.num_rows):
+                entry = {name: table[name][row].values for name in table.column_names}
+                faults += entry.pop("fault").to_pylist()
+                found.append(entry)
+        if faults:
+            raise UserError(min(faults))
+        return iter(found)
+
+    def log(self, min_rating: float | None, users: pa.Array, items: pa.Array, buckets: np.ndarray) -> RayLog:
+        import ray
+        from ray.data.context import DataContext, ShuffleStrategy
+
+        ref = ray.put({"users": users, "items": items, "buckets": buckets})
+        context = DataContext.get_current()
+        before = context.shuffle_strategy
+        # The sorting shuffle reuses the workers that are up; the hashing one starts its own, ten seconds on a laptop.
+        context.shuffle_strategy = ShuffleStrategy.SORT_SHUFFLE_PULL_BASED
+        try:
+            encoded = self.dataset.map_batches(
+                _encode_block,
+                batch_size=None,
+                batch_format="pyarrow",
+                fn_kwargs={"min_rating": min_rating, "ref": [ref]},
+            )
+            rows = encoded.groupby("bucket").map_groups(
+                _bucket_row, batch_format="pyarrow", fn_kwargs={"n_items": len(items)}
+            )
+            return RayLog(rows.materialize())
+        finally:
+            context.shuffle_strategy = before
+
+
+def _scan_row(table: pa.Table, min_rating: float | None) -> pa.Table:
+    scanned = scan(table.filter(pc.is_null(table["fault"])), min_rating)
+    return _pack({**scanned, "fault": table["fault"].drop_null().combine_chunks()})
+
+
+def _encode_block(table: pa.Table, min_rating: float | None, ref: list[Any]) -> pa.Table:
+    import ray
+
+    shared = ray.get(ref[0])
+    return encode(table, min_rating, shared["users"], shared["items"], shared["buckets"])
+
+
+def _bucket_row(table: pa.Table, n_items: int) -> pa.Table:
+    return _pack(make_bucket(table, n_items))
+
+
+def _run(table: pa.Table, function: Callable[..., Arrays], ref: list[Any]) -> pa.Table:
+    import ray
+
+    arguments = ray.get(ref[0])
+    return pa.concat_tables([_pack(function(_unpack(table, row), **arguments)) for row in range(table.num_rows)])
+
+
+def _pack(arrays: Mapping[str, np.ndarray | pa.Array]) -> pa.Table:
+    return pa.table({name: _one_list(pa.array(values)) for name, values in arrays.items()})
+
+
+def _one_list(values: pa.Array) -> pa.Array:
+    return pa.LargeListArray.from_arrays(pa.array([0, len(values)], pa.int64()), values)
+
+
+def _unpack(table: pa.Table, row: int) -> Arrays:
+    return {name: table[name][row].values.to_numpy(zero_copy_only=False) for name in table.column_names}

@@ -1,0 +1,51 @@
+"""One title, one item: titles that a model could not tell apart are refused or told apart."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Sequence
+from typing import Any
+
+from rosepo.errors import UserError
+
+
+def normalised(title: str) -> str:
+    """What two titles are compared by: NFKC, case folded, white space collapsed."""
+    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", title).casefold())
+    return re.sub(r"\s+", " ", folded).strip()
+
+
+def distinct_titles(titles: Sequence[str], ids: Sequence[Any], duplicates: str) -> tuple[list[str], int]:
+    """Titles without two that are equal after normalisation, and how many were changed.
+
+    Args:
+        titles: in item order.
+        ids: item ids, for messages.
+        duplicates: `refuse`, or `disambiguate`: later ones get ` (2)`, ` (3)`, …, passing over titles that exist.
+
+    Raises:
+        UserError: two items share a title and `duplicates` is `refuse`.
+    """
+    keys = [normalised(title) for title in titles]
+    taken = set(keys)
+    if len(taken) == len(keys):
+        return list(titles), 0
+    first: dict[str, int] = {}
+    result, changed = list(titles), 0
+    for place, key in enumerate(keys):
+        other = first.setdefault(key, place)
+        if other == place:
+            continue
+        if duplicates == "refuse":
+            raise UserError(
+                f"items {ids[other]!r} ({titles[other]!r}) and {ids[place]!r} ({titles[place]!r}) have one title "
+                f"({len(keys) - len(taken)} such in all): --set prepare.duplicate_titles=disambiguate tells them apart"
+            )
+        number = 2
+        while normalised(f"{titles[place]} ({number})") in taken:
+            number += 1
+        result[place] = f"{titles[place]} ({number})"
+        taken.add(normalised(result[place]))
+        changed += 1
+    return result, changed
