@@ -1,0 +1,107 @@
+"""What the pairs stage says about its groups: counts that shards add up, and the figures made of the sums."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from rosepo.sampling.epsilon import CEILING
+
+BINS = 20
+"""Bins of the histogram of epsilon over [0, 1/2]."""
+
+
+class Tally:
+    """Sums over groups; two tallies add up to the tally of both."""
+
+    def __init__(self) -> None:
+        self.totals: Counter[str] = Counter()
+        self.strategies: dict[str, dict[str, Any]] = {}
+        self.seconds: dict[str, float] = {}
+        self.longest_prompt = 0
+
+    def count_prompts(self, lengths: np.ndarray, dropped: np.ndarray) -> None:
+        """Prompt lengths in tokens and history items left out, both int [N]."""
+        self.totals.update(
+            groups=len(lengths),
+            prompt_tokens=int(lengths.sum()),
+            dropped_items=int(dropped.sum()),
+            prompts_cut=int((dropped > 0).sum()),
+        )
+        self.longest_prompt = max(self.longest_prompt, int(lengths.max(initial=0)))
+
+    def count_pairs(self, name: str, margin: np.ndarray, epsilon: np.ndarray, fallback: np.ndarray) -> None:
+        """Pairs of one strategy: the oracle's margin (chosen minus rejected), epsilon, fallbacks; all [n]."""
+        if not len(epsilon):
+            return
+        entry = self.strategies.setdefault(
+            name, {"pairs": 0, "epsilon": 0.0, "prefers": 0.0, "ceiling": 0, "fallback": 0, "histogram": [0] * BINS}
+        )
+        entry["pairs"] += len(epsilon)
+        entry["epsilon"] += float(epsilon.sum(dtype=np.float64))
+        entry["prefers"] += float((margin > 0).sum() + 0.5 * (margin == 0).sum())
+        entry["ceiling"] += int((epsilon >= CEILING - 1e-6).sum())
+        entry["fallback"] += int(fallback.sum())
+        counts = np.histogram(epsilon, bins=BINS, range=(0.0, 0.5))[0]
+        entry["histogram"] = [int(old + new) for old, new in zip(entry["histogram"], counts, strict=True)]
+
+    def count_seconds(self, part: str, seconds: float) -> None:
+        """Time spent on one part of the work."""
+        self.seconds[part] = self.seconds.get(part, 0.0) + seconds
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able; `add` takes it back."""
+        return {
+            "totals": dict(self.totals),
+            "strategies": self.strategies,
+            "seconds": self.seconds,
+            "longest_prompt": self.longest_prompt,
+        }
+
+    def add(self, other: Mapping[str, Any]) -> None:
+        """Add what `to_dict` gave."""
+        self.totals.update(other["totals"])
+        for part, seconds in other["seconds"].items():
+            self.count_seconds(part, seconds)
+        self.longest_prompt = max(self.longest_prompt, other["longest_prompt"])
+        for name, entry in other["strategies"].items():
+            mine = self.strategies.get(name)
+            if mine is None:
+                self.strategies[name] = {**entry, "histogram": list(entry["histogram"])}
+                continue
+            for key, value in entry.items():
+                mine[key] = [a + b for a, b in zip(mine[key], value)] if key == "histogram" else mine[key] + value
+
+    def figures(self) -> dict[str, Any]:
+        """Counts, means and shares.
+
+        `auc` is the share of pairs in which the oracle scores the chosen title above the rejected one (ties half).
+        """
+        groups = max(self.totals["groups"], 1)
+        by_strategy = {
+            name: {
+                "pairs": entry["pairs"],
+                "epsilon_mean": entry["epsilon"] / entry["pairs"],
+                "epsilon_histogram": entry["histogram"],
+                "auc": entry["prefers"] / entry["pairs"],
+                "at_ceiling": entry["ceiling"] / entry["pairs"],
+                "fallbacks": entry["fallback"],
+            }
+            for name, entry in sorted(self.strategies.items())
+        }
+        pairs = max(sum(entry["pairs"] for entry in self.strategies.values()), 1)
+        return {
+            "groups": self.totals["groups"],
+            "pairs": sum(entry["pairs"] for entry in self.strategies.values()),
+            "epsilon_mean": sum(entry["epsilon"] for entry in self.strategies.values()) / pairs,
+            "strategies": by_strategy,
+            "fallbacks": sum(entry["fallback"] for entry in self.strategies.values()),
+            "prompt_tokens_mean": self.totals["prompt_tokens"] / groups,
+            "prompt_tokens_max": self.longest_prompt,
+            "prompts_cut": self.totals["prompts_cut"],
+            "dropped_history_items": self.totals["dropped_items"],
+            "seconds": {name: round(value, 2) for name, value in sorted(self.seconds.items())},
+        }

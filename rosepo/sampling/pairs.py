@@ -1,0 +1,138 @@
+"""The pairs stage: training examples to preference groups, by a pool of Ray Data actors.
+
+The plan (which rows make which shard) is the data set that flows through Ray; an actor reads its shard's rows and
+writes its part file itself. So no table passes through the driver or the object store, there are no read tasks that
+compete with the actors for CPUs, and the output is the same for any number of actors.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import ray
+
+from rosepo.artifacts import Outputs
+from rosepo.config import Config, PairsConfig
+from rosepo.console import Progress
+from rosepo.data.catalogue import Catalogue
+from rosepo.errors import StageError, UserError
+from rosepo.models.encoder import encode_titles
+from rosepo.sampling.actors import ActorSettings, GroupsActor
+from rosepo.sampling.figures import Tally
+from rosepo.sampling.mixture import max_negatives
+from rosepo.sampling.plan import Shard, example_files, longest_history, plan_shards
+from rosepo.session import cluster_cpus, cluster_gpus
+
+
+def required_cpus(pairs: PairsConfig) -> float:
+    """CPUs that the stage schedules at once: its actors; there are no read tasks beside them."""
+    return pairs.actors * pairs.cpus_per_actor
+
+
+def pairs(config: Config, inputs: Outputs, out: Path) -> dict[str, Any]:
+    """Write the groups of all training examples (newest `pairs.groups_per_user` of each user) into `out`.
+
+    Returns:
+        Counts, and by strategy the mean and histogram of epsilon, the share of pairs in which the oracle prefers the
+        chosen title, and the share at the ceiling; see `Tally.figures`.
+
+    Raises:
+        UserError: more rejected titles asked for than the catalogue allows, more CPUs or GPUs than the cluster has, no
+            training examples, or inputs that do not belong together.
+        StageError: an actor failed for good.
+    """
+    start = time.monotonic()
+    settings = config.pairs
+    gpus = _check_resources(settings)
+    catalogue = Catalogue.load(inputs.examples / "_items.parquet")
+    shards = plan_shards(inputs.examples, settings.groups_per_user, settings.batch_size)
+    _check_negatives(config, catalogue, inputs.examples, shards)
+    tally = Tally()
+    embeddings = None
+    if settings.strategies.get("semantic", 0.0) > 0:
+        embeddings = ray.put(encode_titles(settings.encoder, catalogue, inputs.sft))
+        tally.count_seconds("encoder", time.monotonic() - start)
+    actor = ActorSettings(
+        pairs=settings,
+        seed=config.seed,
+        policy=inputs.sft.resolve(),
+        oracle=inputs.oracle.resolve(),
+        out=out.resolve(),
+        embeddings=embeddings,
+        device="cuda" if gpus else "cpu",
+    )
+    _run(shards, actor, gpus, tally)
+    tally.count_seconds("wall", time.monotonic() - start)
+    return {**tally.figures(), "parts": len(shards), "actors": settings.actors}
+
+
+def _run(shards: Sequence[Shard], settings: ActorSettings, gpus: float, tally: Tally) -> None:
+    """Send every shard through the actors and add up what they say."""
+    # One block a shard. Blocks are made here, so no read task has to find a CPU beside the actors.
+    plan = ray.data.from_arrow([_plan_row(shard) for shard in shards])
+    done = plan.map_batches(
+        GroupsActor,
+        fn_constructor_args=(settings,),
+        compute=ray.data.ActorPoolStrategy(size=min(settings.pairs.actors, len(shards))),
+        batch_size=None,
+        batch_format="pyarrow",
+        num_cpus=settings.pairs.cpus_per_actor,
+        num_gpus=gpus,
+    )
+    missing = {shard.number: len(shard.rows) for shard in shards}
+    with Progress("pairs", total=sum(missing.values()), unit="groups") as progress:
+        try:
+            for row in done.iter_rows():
+                tally.add(json.loads(row["figures"]))
+                progress.update(missing.pop(row["shard"]))
+        except Exception as error:
+            raise _own_error(error) or error from None
+    if missing:
+        raise StageError(f"{len(missing)} of {len(shards)} shards of groups were not written: run the stage again")
+
+
+def _plan_row(shard: Shard) -> pa.Table:
+    rows = pa.array([shard.rows.tolist()], type=pa.list_(pa.int32()))
+    return pa.table({"shard": pa.array([shard.number], type=pa.int64()), "path": [shard.path], "rows": rows})
+
+
+def _own_error(error: BaseException | None) -> UserError | StageError | None:
+    """The error that an actor raised for a person to read, out of Ray's wrapping."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        for kind in (UserError, StageError):
+            if isinstance(error, kind):
+                return kind(str(getattr(error, "cause", None) or error))
+        error = getattr(error, "cause", None) or error.__cause__ or error.__context__
+    return None
+
+
+def _check_resources(settings: PairsConfig) -> float:
+    """GPUs an actor (0 or 1); UserError where the cluster cannot hold all actors at once."""
+    cpus, gpus = cluster_cpus(), cluster_gpus()
+    if required_cpus(settings) > cpus:
+        raise UserError(
+            f"pairs.actors={settings.actors} × pairs.cpus_per_actor={settings.cpus_per_actor} needs "
+            f"{required_cpus(settings):g} CPUs, and the cluster has {cpus:g}: lower one of them, or raise ray.num_cpus"
+        )
+    if settings.gpu == "yes" and gpus < settings.actors:
+        raise UserError(f"pairs.gpu=yes needs {settings.actors} GPUs, one an actor, and the cluster has {gpus:g}")
+    return 1.0 if settings.gpu != "no" and gpus >= settings.actors else 0.0
+
+
+def _check_negatives(config: Config, catalogue: Catalogue, examples: Path, shards: Sequence[Shard]) -> None:
+    wanted = config.pairs.negatives
+    if wanted <= max_negatives(catalogue, config.prepare.max_history):
+        return
+    allowed = max_negatives(catalogue, longest_history(example_files(examples), shards))
+    if wanted > allowed:
+        raise UserError(
+            f"pairs.negatives={wanted} is more than the catalogue allows: {len(catalogue)} items leave "
+            f"{max(allowed, 0)} outside the longest history and the target; lower it, or prepare.max_history"
+        )

@@ -1,0 +1,193 @@
+"""The pairs stage through Ray on small real models: the table it writes, and that actors change nothing about it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from rosepo.artifacts import Outputs
+from rosepo.config import Config, parse_config
+from rosepo.data.catalogue import Catalogue
+from rosepo.errors import UserError
+from rosepo.models.folder import load_recommender, save_policy
+from rosepo.models.sasrec import Oracle, SASRec, SASRecConfig
+from rosepo.sampling.pairs import pairs, required_cpus
+from rosepo.training.logps import plain_logps
+from tests.helpers import tiny_catalogue, tiny_model, tiny_tokenizer
+
+N_USERS, N_ITEMS = 40, 30
+
+
+def configure(**section: Any) -> Config:
+    return parse_config(
+        {"seed": 5, "model": {"max_length": 128}, "pairs": {"negatives": 2, "batch_size": 8, **section}}
+    )
+
+
+def write_examples(folder: Path, catalogue: Catalogue) -> None:
+    """Users with three to eight items, leave one out; two files."""
+    random = np.random.default_rng(0)
+    rows = []
+    for user in range(N_USERS):
+        items = catalogue.item_ids[random.permutation(len(catalogue))[: 3 + user % 6]].tolist()
+        for position in range(1, len(items)):
+            split = {len(items) - 1: "test", len(items) - 2: "validation"}.get(position, "train")
+            rows.append({"example_id": f"{user}:{position}", "user_id": user, "split": split, "position": position,
+                         "history": items[:position], "target": items[position]})  # fmt: skip
+    table = pa.Table.from_pylist(rows)
+    folder.mkdir()
+    for number in range(2):
+        half = len(table) // 2
+        pq.write_table(table.slice(number * half, half + number), folder / f"part-{number:05d}.parquet")
+    catalogue.save(folder / "_items.parquet")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Outputs:
+    """A run's folder with examples, an untrained policy and an untrained oracle."""
+    outputs, catalogue = Outputs(tmp_path_factory.mktemp("run")), tiny_catalogue(N_ITEMS)
+    write_examples(outputs.examples, catalogue)
+    save_policy(outputs.sft, tiny_model(max_length=128), tiny_tokenizer(N_ITEMS), catalogue, configure(), stage="sft")
+    torch.manual_seed(0)
+    SASRec(SASRecConfig(n_items=N_ITEMS, hidden_size=16)).save(outputs.oracle, catalogue.item_ids, tau=0.7)
+    return outputs
+
+
+def read(folder: Path) -> pa.Table:
+    return pa.concat_tables([pq.read_table(path) for path in sorted(folder.glob("part-*.parquet"))])
+
+
+@pytest.fixture(scope="module")
+def groups(run: Outputs, ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    out = tmp_path_factory.mktemp("groups")
+    return out, pairs(configure(), run, out)
+
+
+def test_the_table_has_one_group_a_training_example_in_their_order(groups: Any, run: Outputs) -> None:
+    table, examples = read(groups[0]), read(run.examples)
+    train = [row for row in examples.to_pylist() if row["split"] == "train"]
+    assert table["example_id"].to_pylist() == [row["example_id"] for row in train]
+    assert table["chosen_item"].to_pylist() == [row["target"] for row in train]
+    assert {name: str(table.schema.field(name).type) for name in table.column_names} == {
+        "example_id": "string",
+        "user_id": "int64",
+        "prompt_ids": "list<element: int32>",
+        "chosen_item": "int64",
+        "chosen_ids": "list<element: int32>",
+        "rejected_items": "list<element: int64>",
+        "rejected_ids": "list<element: list<element: int32>>",
+        "strategy": "list<element: string>",
+        "epsilon": "list<element: float>",
+        "oracle_scores": "list<element: float>",
+        "ref_logps": "list<element: float>",
+    }
+    assert not list(groups[0].glob(".*"))
+
+
+def test_rejected_titles_keep_their_promises(groups: Any, run: Outputs) -> None:
+    history = {row["example_id"]: row["history"] for row in read(run.examples).to_pylist()}
+    catalogue = tiny_catalogue(N_ITEMS)
+    used = set()
+    for row in read(groups[0]).to_pylist():
+        rejected = row["rejected_items"]
+        assert len(set(rejected)) == 2
+        assert not set(rejected) & {*history[row["example_id"]], row["chosen_item"]}
+        catalogue.index(rejected)
+        assert all(0 <= value < 0.5 for value in row["epsilon"])
+        used.update(row["strategy"])
+    assert used == {"self_hard", "semantic", "popularity"}
+
+
+def test_tokens_scores_and_log_probabilities_are_those_of_the_models(groups: Any, run: Outputs) -> None:
+    recommender = load_recommender(run.sft)
+    builder, catalogue = recommender.builder, recommender.catalogue
+    oracle = Oracle.load(run.oracle, catalogue.item_ids)
+    history = {row["example_id"]: row["history"] for row in read(run.examples).to_pylist()}
+    for row in read(groups[0]).to_pylist()[::9]:
+        seen = catalogue.index(history[row["example_id"]])
+        items = catalogue.index([row["chosen_item"], *row["rejected_items"]])
+        completions = [np.array(ids) for ids in (row["chosen_ids"], *row["rejected_ids"])]
+        assert row["prompt_ids"] == builder.prompt(seen)[0].tolist()
+        assert [ids.tolist() for ids in completions] == [builder.completion(item).tolist() for item in items]
+        scores = oracle.score_items([seen], items[None])[0] / 0.7
+        np.testing.assert_allclose(row["oracle_scores"], scores, atol=1e-4)
+        chance = 1 / (1 + np.exp(scores[0] - scores[1:]))
+        np.testing.assert_allclose(row["epsilon"], np.minimum(chance, 0.4999), atol=1e-4)
+        prompts = [np.array(row["prompt_ids"])] * 3
+        with torch.inference_mode():
+            expected = plain_logps(recommender.model, prompts, completions)[0]
+        np.testing.assert_allclose(row["ref_logps"], expected.numpy(), atol=1e-3)
+
+
+def test_figures_agree_with_the_table(groups: Any) -> None:
+    table, figures = read(groups[0]).to_pylist(), groups[1]
+    assert figures["groups"] == len(table)
+    assert figures["pairs"] == 2 * len(table)
+    values = [value for row in table for value in row["epsilon"]]
+    assert figures["epsilon_mean"] == pytest.approx(np.mean(values), abs=1e-6)
+    wins = {name: [] for name in figures["strategies"]}
+    for row in table:
+        for name, score in zip(row["strategy"], row["oracle_scores"][1:], strict=True):
+            wins[name].append(row["oracle_scores"][0] > score)
+    for name, entry in figures["strategies"].items():
+        assert entry["pairs"] == sum(entry["epsilon_histogram"]) == len(wins[name])
+        assert entry["auc"] == pytest.approx(np.mean(wins[name]))
+    assert figures["prompt_tokens_max"] == max(len(row["prompt_ids"]) for row in table)
+
+
+def test_more_actors_write_the_same_files(groups: Any, run: Outputs, tmp_path: Path) -> None:
+    pairs(configure(actors=2, cpus_per_actor=1.0), run, tmp_path)
+    first, second = (sorted(folder.glob("part-*.parquet")) for folder in (groups[0], tmp_path))
+    assert [path.name for path in first] == [path.name for path in second]
+    assert len(first) > 2
+    for one, other in zip(first, second, strict=True):
+        assert one.read_bytes() == other.read_bytes()
+
+
+def test_only_the_newest_examples_of_a_user_where_asked(run: Outputs, ray_cluster: None, tmp_path: Path) -> None:
+    figures = pairs(configure(groups_per_user=1, strategies={"popularity": 1.0}), run, tmp_path)
+    table = read(tmp_path)
+    newest: dict[int, str] = {}
+    for row in read(run.examples).to_pylist():
+        if row["split"] == "train":
+            newest[row["user_id"]] = row["example_id"]
+    assert table["example_id"].to_pylist() == list(newest.values())
+    assert set(figures["strategies"]) == {"popularity"}
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ({"negatives": 25}, "pairs.negatives=25 is more than the catalogue allows: 30 items leave 24"),
+        ({"actors": 9}, "needs 9 CPUs, and the cluster has 4"),
+        ({"gpu": "yes"}, "pairs.gpu=yes needs 1 GPUs"),
+        ({"encoder": "/nowhere"}, "pairs.encoder=/nowhere"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_an_actor_starts(
+    section: dict[str, Any], message: str, run: Outputs, ray_cluster: None, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=message):
+        pairs(configure(**section), run, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_oracle_of_another_catalogue_is_the_users_error(run: Outputs, ray_cluster: None, tmp_path: Path) -> None:
+    other = Outputs(tmp_path / "run")
+    other.root.mkdir()
+    for name in ("examples", "sft"):
+        (other.root / name).symlink_to(getattr(run, name))
+    SASRec(SASRecConfig(n_items=N_ITEMS, hidden_size=16)).save(other.oracle, np.arange(N_ITEMS))
+    (tmp_path / "out").mkdir()
+    with pytest.raises(UserError, match="trained on another catalogue"):
+        pairs(configure(), other, tmp_path / "out")
+
+
+def test_required_cpus_are_those_of_the_actors() -> None:
+    assert required_cpus(configure(actors=3, cpus_per_actor=0.5).pairs) == 1.5

@@ -1,0 +1,158 @@
+"""Every strategy keeps its promises on random catalogues, and draws from the distribution that it names."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from rosepo.evaluation.decode import Decoder
+from rosepo.sampling.draws import stream
+from rosepo.sampling.examples import Examples
+from rosepo.sampling.strategies import (
+    LookAlikes,
+    Strategy,
+    WrongAnswers,
+    pick_from_top,
+    popularity,
+    top_similar,
+    uniform,
+)
+from tests.helpers import tiny_builder, tiny_model
+
+
+@st.composite
+def batches(draw: st.DrawFn) -> Examples:
+    """A few examples over a small catalogue; histories may repeat items and hold the target's earlier occurrence."""
+    n_items = draw(st.integers(3, 20))
+    item = st.integers(0, n_items - 1)
+    n = draw(st.integers(1, 8))
+    histories = draw(st.lists(st.lists(item, max_size=12), min_size=n, max_size=n))
+    targets = np.array(draw(st.lists(item, min_size=n, max_size=n)))
+    ids = [f"{draw(st.integers(0, 10**6))}:{row}" for row in range(n)]
+    return Examples.of(ids, [np.array(history, dtype=np.int64) for history in histories], targets, n_items)
+
+
+def forbidden(examples: Examples, row: int) -> set[int]:
+    low, high = examples.history_offsets[row : row + 2]
+    return {*examples.history_items[low:high].tolist(), int(examples.targets[row])}
+
+
+def embeddings_of(n_items: int, size: int = 4) -> np.ndarray:
+    vectors = np.random.default_rng(1).normal(size=(n_items, size)).astype(np.float32)
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def check_promises(examples: Examples, strategy: Strategy, count: int, available: int | None = None) -> None:
+    items = strategy(examples, count, stream(examples.keys, 0, "name"))
+    assert items.shape == (len(examples), count)
+    for row, picks in enumerate(items.tolist()):
+        found = [item for item in picks if item >= 0]
+        taken = forbidden(examples, row)
+        assert not set(found) & taken
+        assert len(set(found)) == len(found)
+        left = examples.n_items - len(taken) if available is None else available
+        assert len(found) == min(count, left)
+        assert picks[len(found) :] == [-1] * (count - len(found))
+    one_by_one = [
+        strategy(part, count, stream(part.keys, 0, "name"))[0]
+        for part in (examples.take(np.array([row])) for row in range(len(examples)))
+    ]
+    np.testing.assert_array_equal(items, np.stack(one_by_one))
+
+
+@settings(max_examples=150)
+@given(batches(), st.integers(1, 6), st.sampled_from([0.0, 0.5, 1.0, 2.0]))
+def test_popularity_draws_distinct_items_outside_history_and_target(
+    examples: Examples, count: int, exponent: float
+) -> None:
+    counts = np.arange(1, examples.n_items + 1) ** 3
+    check_promises(examples, popularity(counts, exponent), count)
+
+
+@settings(max_examples=80)
+@given(batches(), st.integers(1, 6))
+def test_uniform_draws_distinct_items_outside_history_and_target(examples: Examples, count: int) -> None:
+    check_promises(examples, uniform(examples.n_items), count)
+
+
+@settings(max_examples=80)
+@given(batches(), st.integers(1, 4), st.integers(1, 5), st.sampled_from([1, 7, 10**6]))
+def test_look_alikes_are_distinct_and_outside_history_and_target(
+    examples: Examples, count: int, top: int, max_scores: int
+) -> None:
+    check_promises(examples, LookAlikes(embeddings_of(examples.n_items), 0.9, top, max_scores), count)
+
+
+def test_wrong_answers_are_distinct_and_outside_history_and_target() -> None:
+    builder = tiny_builder(12)
+    decoder = Decoder(tiny_model(), builder, beams=8)
+    histories = [np.array(history) for history in ([1], [2, 3, 4], list(range(9)), [5, 5])]
+    prompts = [builder.prompt(history)[0] for history in histories]
+    examples = Examples.of(list("abcd"), histories, np.array([0, 1, 10, 6]), 12, prompts)
+    check_promises(examples, WrongAnswers(decoder, top=5), count=3)
+
+
+def test_the_hardest_wrong_answer_is_the_models_best_remaining_one() -> None:
+    builder = tiny_builder(12)
+    decoder = Decoder(tiny_model(), builder, beams=12)
+    history = np.array([1, 2])
+    prompt = builder.prompt(history)[0]
+    best = decoder.top_k([prompt], [history], 2)[0][0]
+    examples = Examples.of(["a"], [history], best[:1], 12, [prompt])
+    items = WrongAnswers(decoder, top=1)(examples, 1, stream(examples.keys, 0, "self_hard"))
+    assert items.tolist() == [[best[1]]]
+
+
+@pytest.mark.parametrize("exponent", [1.0, 0.5])
+def test_popularity_matches_its_distribution(exponent: float) -> None:
+    n = 100_000
+    counts = np.array([50, 0, 1, 7, 300, 20, 3, 90, 11, 40])
+    examples = Examples.of([str(row) for row in range(n)], [np.array([4, 8])] * n, np.full(n, 0), len(counts))
+    items = popularity(counts, exponent)(examples, 2, stream(examples.keys, 3, "popularity"))
+    weights = counts.astype(float) ** exponent
+    weights[[0, 4, 8]] = 0
+    expected = n * weights / weights.sum()
+    drawn = np.bincount(items[:, 0], minlength=len(counts))
+    assert (drawn[weights == 0] == 0).all()
+    assert stats.chisquare(drawn[weights > 0], expected[weights > 0]).pvalue > 1e-3
+    # The second pick, given the first: proportional among what is left.
+    first = items[:, 0] == 7
+    weights[7] = 0
+    drawn = np.bincount(items[first, 1], minlength=len(counts))
+    assert stats.chisquare(drawn[weights > 0], first.sum() * (weights / weights.sum())[weights > 0]).pvalue > 1e-3
+
+
+def test_popularity_runs_out_of_items_seen_in_training() -> None:
+    counts = np.array([5, 0, 3, 0, 2])
+    examples = Examples.of(["a", "b"], [np.array([0]), np.array([0, 2])], np.array([2, 4]), 5)
+    items = popularity(counts, 1.0)(examples, 2, stream(examples.keys, 0, "popularity"))
+    assert items.tolist() == [[4, -1], [-1, -1]]
+    assert (popularity(counts, 0.0)(examples, 2, stream(examples.keys, 0, "popularity")) >= 0).all()
+
+
+@settings(max_examples=60)
+@given(batches(), st.integers(1, 8), st.sampled_from([1, 5, 40, 10**6]))
+def test_similar_items_are_exact_whatever_the_block(examples: Examples, count: int, max_scores: int) -> None:
+    embeddings = embeddings_of(examples.n_items)
+    profiles = embeddings_of(len(examples) + 3)[: len(examples)]
+    found = top_similar(embeddings, profiles, examples.excluded, count, max_scores)
+    for row in range(len(examples)):
+        left = [item for item in range(examples.n_items) if item not in forbidden(examples, row)]
+        scores = embeddings @ profiles[row]
+        expected = sorted(left, key=lambda item: -scores[item])[:count]
+        got = [item for item in found[row].tolist() if item >= 0]
+        np.testing.assert_allclose(scores[got], scores[expected], atol=1e-6)
+        assert len(set(got)) == len(got)
+
+
+def test_picks_are_even_over_the_top() -> None:
+    n = 20_000
+    ranked = np.tile(np.arange(10), (n, 1))
+    picks = pick_from_top(ranked, 4, 2, stream(np.arange(n, dtype=np.uint64), 0, "x"))
+    assert stats.chisquare(np.bincount(picks[:, 0])).pvalue > 1e-3
+    assert picks[:, 0].max() == 3
+    assert picks[:, 1].max() == 4
+    assert (picks[:, 0] != picks[:, 1]).all()
