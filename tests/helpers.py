@@ -15,7 +15,20 @@ from rosepo.models.scratch import train_tokenizer
 
 FAMILIES = ("llama", "qwen2", "qwen3", "mistral", "gemma", "gpt2")
 
-_WORDS = "Night|of the|Blue|River|Return|Last|König|千と千尋|Love|in Paris|Cat's|2049".split("|")
+_WORDS = [
+    "Night",
+    "of the",
+    "Blue",
+    "River",
+    "Return",
+    "Last",
+    "König",
+    "千と千尋",
+    "Love",
+    "in Paris",
+    "Cat's",
+    "2049",
+]
 
 
 def tiny_catalogue(n: int = 30) -> Catalogue:

@@ -71,21 +71,27 @@ def scratch_model(
     config: ScratchConfig, tokenizer: PreTrainedTokenizerBase, max_length: int, seed: int
 ) -> LlamaForCausalLM:
     """A Llama for max_length positions with tied embeddings and random float32 weights, a function of the seed."""
-    llama = LlamaConfig(
-        vocab_size=len(tokenizer),
+    llama = scratch_config(config, len(tokenizer), max_length)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return LlamaForCausalLM(llama)
+
+
+def scratch_config(config: ScratchConfig, vocabulary: int, max_length: int) -> LlamaConfig:
+    """The Transformers config of `scratch_model` for a tokenizer with so many tokens."""
+    return LlamaConfig(
+        vocab_size=vocabulary,
         hidden_size=config.hidden_size,
         intermediate_size=config.intermediate_size,
         num_hidden_layers=config.layers,
         num_attention_heads=config.heads,
         max_position_embeddings=max_length,
         tie_word_embeddings=True,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        # The trainer numbers special tokens first.
+        pad_token_id=SPECIAL_TOKENS.index(PAD),
+        bos_token_id=SPECIAL_TOKENS.index(BOS),
+        eos_token_id=SPECIAL_TOKENS.index(EOS),
     )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return LlamaForCausalLM(llama)
 
 
 def training_dropout(model: nn.Module, p: float) -> list[RemovableHandle]:

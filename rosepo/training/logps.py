@@ -47,6 +47,22 @@ class LogpsModel(nn.Module):
         if activation_checkpointing:
             cast(Any, model).gradient_checkpointing_enable({"use_reentrant": False})
 
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> LogpsModel:
+        # A cast to bfloat16 would round the rotary frequencies too, and the model that is loaded again has exact ones:
+        # at position 400 their phases differ by most of a radian.
+        exact = [
+            (module, name, buffer)
+            for module in self.modules()
+            for name, buffer in module.named_buffers(recurse=False)
+            if name in module._non_persistent_buffers_set and buffer.dtype == torch.float32
+        ]
+        super()._apply(fn, recurse)
+        for module, name, before in exact:
+            after = getattr(module, name)
+            if after.dtype != before.dtype:
+                setattr(module, name, before.to(after.device))
+        return self
+
     def forward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """Summed log-probability (float32 [C]) and number of tokens (int64 [C]) of every completion, EOS included."""
         counts = torch.zeros(batch.n_completions, dtype=torch.int64, device=batch.targets.device)

@@ -1,0 +1,161 @@
+"""The model card: what a finished model is and was trained on, how well it does, and how to use it without rosepo."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from rosepo.config import Config, TemplateConfig, dump_config
+from rosepo.data.catalogue import Catalogue
+
+_STAGES = {
+    "sft": "supervised fine-tuning on next titles (completion tokens only)",
+    "align": "preference optimisation with smoothed labels (RosePO, arXiv 2410.12519) after supervised fine-tuning",
+}
+
+
+def model_card(
+    *,
+    stage: str,
+    config: Config,
+    catalogue: Catalogue,
+    max_new_tokens: int,
+    adapter: bool = False,
+    figures: Mapping[str, Any] | None = None,
+    command: str | None = None,
+) -> str:
+    """README.md of a model folder: YAML front matter and Markdown.
+
+    Args:
+        stage: `sft` or `align`.
+        config: the whole configuration.
+        catalogue: what it recommends from; its first titles make the example.
+        max_new_tokens: tokens of the longest title, EOS included.
+        adapter: a PEFT adapter, not a whole model.
+        figures: name → number or text: metrics and counts worth a row each.
+        command: the command that made the model; None names the stage's own.
+    """
+    parts = [
+        _front_matter(config, adapter),
+        f"# Recommender ({stage}) by rosepo\n",
+        f"A causal language model that reads the titles that one person liked and writes the title of the next item. "
+        f"Trained by {_STAGES.get(stage, stage)}.\n",
+        _facts(config, catalogue),
+        _figures(figures or {}),
+        f"## Use\n\nPlain {'PEFT' if adapter else 'Transformers'}, without rosepo, in this folder:\n\n"
+        f"```python\n{usage(config.model.template, catalogue.titles[:3], max_new_tokens, adapter)}```\n\n"
+        "Free generation may write a title that does not exist. `rosepo recommend` searches the titles of"
+        " `catalogue.parquet` alone and leaves the history out.\n",
+        f"## How it was made\n\n```sh\n{command or f'rosepo {stage} --config config.yaml --out RUN'}\n```\n\n"
+        f"with this `config.yaml` (what it does not name is at its default):\n\n```yaml\n{dump_config(config)}```\n",
+    ]
+    return "\n".join(parts)
+
+
+def usage(template: TemplateConfig, history: list[str], max_new_tokens: int, adapter: bool) -> str:
+    """A Python script that completes a prompt in plain Transformers or PEFT, run inside the model folder."""
+    auto = "AutoPeftModelForCausalLM" if adapter else "AutoModelForCausalLM"
+    imports = (
+        ["from peft import AutoPeftModelForCausalLM", "from transformers import AutoTokenizer"]
+        if adapter
+        else ["from transformers import AutoModelForCausalLM, AutoTokenizer"]
+    )
+    lines = [
+        "import torch",
+        *imports,
+        "",
+        'folder = "."',
+        "tokenizer = AutoTokenizer.from_pretrained(folder)",
+        f"model = {auto}.from_pretrained(folder).eval()",
+        "",
+        "",
+        *_ids_function(template),
+        "",
+        "",
+        f"history = {history!r}  # oldest first",
+        "prompt = [tokenizer.bos_token_id] if tokenizer.bos_token_id is not None else []",
+        f"prompt += ids({template.prefix!r})",
+        "for title in history:",
+        f"    prompt += ids(title) + ids({template.separator!r})",
+    ]
+    if template.suffix:
+        lines.append(f"prompt += ids({template.suffix!r})")
+    lines += [
+        "inputs = torch.tensor([prompt])",
+        "answer = model.generate(",
+        "    input_ids=inputs,",
+        "    attention_mask=torch.ones_like(inputs),",
+        f"    max_new_tokens={max_new_tokens},",
+        "    do_sample=False,",
+        ")",
+        "print(tokenizer.decode(answer[0, len(prompt) :], skip_special_tokens=True))",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _ids_function(template: TemplateConfig) -> list[str]:
+    plain = '    return tokenizer(text, add_special_tokens=False)["input_ids"]'
+    if not any("{eos}" in part for part in (template.prefix, template.separator, template.suffix)):
+        return ["def ids(text):", plain]
+    return [
+        "def ids(text):",
+        '    if "{eos}" in text:',
+        '        before, _, after = text.partition("{eos}")',
+        "        return (ids(before) if before else []) + [tokenizer.eos_token_id] + (ids(after) if after else [])",
+        plain,
+    ]
+
+
+def _front_matter(config: Config, adapter: bool) -> str:
+    tags = ["recommendation", "sequential-recommendation", "rosepo", "ray", "deepspeed"]
+    head: dict[str, Any] = {
+        "library_name": "peft" if adapter else "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": [*tags, "lora"] if adapter else tags,
+    }
+    # The hub takes ids of its own here, not somebody's folder.
+    if config.model.path is not None and not Path(config.model.path).expanduser().exists():
+        head["base_model"] = config.model.path
+    if config.data.dataset is not None:
+        head["datasets"] = [config.data.dataset]
+    return f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n"
+
+
+def _facts(config: Config, catalogue: Catalogue) -> str:
+    model, data = config.model, config.data
+    if model.path is None:
+        base = "none: a small Llama from random weights, with a tokenizer trained on the catalogue's titles"
+    else:
+        base = f"`{model.path}`" + (f" at revision `{model.revision}`" if model.revision else "")
+    weights = f"LoRA adapter of rank {model.lora.rank}" if model.lora else "all weights"
+    source = data.dataset or f"`{data.interactions}` and `{data.items}`"
+    template = model.template
+    rows = {
+        "Base model": base,
+        "Trained": weights,
+        "Data": f"{source}; {len(catalogue):,} items, {int(catalogue.train_count.sum()):,} training interactions",
+        "Prompt": f"prefix `{template.prefix!r}`, each title followed by `{template.separator!r}`, suffix"
+        f" `{template.suffix!r}`; the completion is one title and EOS",
+        "Longest prompt and completion": f"{model.max_length} tokens, at most {config.prepare.max_history} items",
+    }
+    return "\n".join(["| | |", "|---|---|", *(f"| {name} | {_cell(value)} |" for name, value in rows.items()), ""])
+
+
+def _figures(figures: Mapping[str, Any]) -> str:
+    if not figures:
+        return "## Metrics\n\nNone were measured when this card was written; `rosepo evaluate` measures them.\n"
+    rows = [f"| {name} | {_number(value)} |" for name, value in figures.items()]
+    return "\n".join(["## Metrics", "", "| | |", "|---|---|", *rows, ""])
+
+
+def _number(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else _cell(str(value))
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")

@@ -1,0 +1,183 @@
+"""The language model that becomes the recommender: how it starts, and what can be known of it without its weights.
+
+Loading and saving live in `loading` and `folder`; their functions can be imported from here too.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
+
+from rosepo.config import Config, LoraConfig, ModelConfig
+from rosepo.data.catalogue import Catalogue
+from rosepo.errors import UserError
+from rosepo.models.folder import Recommender, load_recommender, read_settings, save_policy
+from rosepo.models.loading import adapter_base, find_source, load_model_config, load_policy, load_tokenizer
+from rosepo.models.scratch import scratch_config, scratch_model, train_tokenizer, training_dropout
+
+__all__ = [
+    "Recommender",
+    "initial_policy",
+    "load_policy",
+    "load_recommender",
+    "load_tokenizer",
+    "read_settings",
+    "save_policy",
+    "training_dropout",
+    "validate_model",
+]
+
+
+def initial_policy(config: Config, catalogue: Catalogue) -> tuple[Any, PreTrainedTokenizerBase]:
+    """The model that supervised fine-tuning starts from, float32 on the CPU, and its tokenizer.
+
+    A function of config, catalogue and seed.
+
+    From scratch: a random Llama and a tokenizer trained on the catalogue. Otherwise the model of ``model.path``, with a
+    fresh adapter where ``model.lora`` asks for one; an adapter that is given by path is trained on.
+    Dropout of a scratch model is not in it: see `training_dropout`.
+
+    Raises:
+        UserError: a model that cannot be loaded, is too short for ``model.max_length``, lacks tokens of its tokenizer,
+            or has no such LoRA targets.
+    """
+    model_config = config.model
+    if model_config.path is None:
+        scratch = model_config.scratch_config
+        tokenizer: PreTrainedTokenizerBase = train_tokenizer(
+            catalogue.titles, catalogue.train_count, scratch, model_config.template
+        )
+        return scratch_model(scratch, tokenizer, model_config.max_length, config.seed), tokenizer
+    _check_adapter_use(model_config)
+    tokenizer = load_tokenizer(model_config.path, model_config.revision)
+    model = load_policy(model_config.path, model_config.revision, trainable=True)
+    check_length(model.config, model_config)
+    rows = model.get_input_embeddings().num_embeddings
+    if len(tokenizer) > rows:
+        raise UserError(
+            f"model.path={model_config.path}: the tokenizer has {len(tokenizer)} tokens, the model {rows} embeddings;"
+            " they do not belong together"
+        )
+    if model_config.lora is not None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            model = add_adapter(model, model_config.lora)
+    return model, tokenizer
+
+
+def add_adapter(model: nn.Module, lora: LoraConfig) -> Any:
+    """The model with a fresh LoRA adapter (Hu et al. 2021, arXiv 2106.09685), the only weights that train.
+
+    Raises:
+        UserError: target_modules that the model does not have.
+    """
+    import peft
+
+    targets = lora.target_modules if isinstance(lora.target_modules, str) else list(lora.target_modules)
+    settings = peft.LoraConfig(
+        task_type="CAUSAL_LM",
+        r=lora.rank,
+        lora_alpha=lora.alpha,  # type: ignore[arg-type]  # a float does, whatever its annotation says
+        lora_dropout=lora.dropout,
+        target_modules=targets,
+    )
+    try:
+        return peft.get_peft_model(model, settings)  # type: ignore[arg-type]
+    except ValueError as error:
+        raise UserError(
+            f"model.lora.target_modules={lora.target_modules!r} does not fit {type(model).__name__}: all-linear does"
+            f" ({str(error).splitlines()[0]})"
+        ) from error
+
+
+def check_length(model_settings: Any, config: ModelConfig) -> None:
+    """Refuse prompts that are longer than the model's positions.
+
+    Raises:
+        UserError: model.max_length above the model's own.
+    """
+    positions = max_positions(model_settings)
+    if positions is not None and config.max_length > positions:
+        raise UserError(
+            f"model.max_length={config.max_length} is above the {positions} positions of {config.path}: lower it to"
+            f" {positions}"
+        )
+
+
+def max_positions(model_settings: Any) -> int | None:
+    """Longest sequence that a model's config allows; None where it names none."""
+    positions = getattr(model_settings, "max_position_embeddings", None)
+    return None if positions is None else int(positions)
+
+
+def validate_model(config: Config) -> dict[str, Any]:
+    """What can be known of the model before any work, from its config and tokenizer alone; no weights are loaded.
+
+    Returns:
+        source, model_type, adapter ("none", "new" or "given"), parameters and trainable_parameters (None for a given
+        adapter; for scratch an upper bound, since the catalogue may not fill the vocabulary), vocabulary,
+        max_positions, max_length, hidden_size, layers, weights_dtype, shared_prefix.
+
+    Raises:
+        UserError: whatever `initial_policy` would refuse, weights that do not match their config excepted.
+    """
+    from rosepo.training.logps import SHARED_FAMILIES
+
+    model_config = config.model
+    adapter = "none" if model_config.lora is None else "new"
+    if model_config.path is None:
+        scratch = model_config.scratch_config
+        settings: Any = scratch_config(scratch, scratch.vocab_size, model_config.max_length)
+        vocabulary = scratch.vocab_size
+    else:
+        settings, given = _settings_of(model_config)
+        adapter = "given" if given else adapter
+        check_length(settings, model_config)
+        vocabulary = len(load_tokenizer(model_config.path, model_config.revision))
+        if vocabulary > settings.vocab_size:
+            raise UserError(
+                f"model.path={model_config.path}: the tokenizer has {vocabulary} tokens, the model"
+                f" {settings.vocab_size} embeddings; they do not belong together"
+            )
+    with torch.device("meta"):
+        model: Any = AutoModelForCausalLM.from_config(settings)
+        total = model.num_parameters()
+        if model_config.lora is not None:
+            model = add_adapter(model, model_config.lora)
+    trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    return {
+        "source": model_config.path or "scratch",
+        "model_type": settings.model_type,
+        "adapter": adapter,
+        "parameters": total,
+        "trainable_parameters": trainable if adapter != "given" else None,
+        "vocabulary": vocabulary,
+        "max_positions": max_positions(settings),
+        "max_length": model_config.max_length,
+        "hidden_size": settings.hidden_size,
+        "layers": settings.num_hidden_layers,
+        "weights_dtype": str(settings.dtype).removeprefix("torch.") if settings.dtype else "float32",
+        "shared_prefix": settings.model_type in SHARED_FAMILIES,
+    }
+
+
+def _settings_of(config: ModelConfig) -> tuple[Any, bool]:
+    """The Transformers config of model.path (of its base, for an adapter), and whether it is an adapter."""
+    assert config.path is not None
+    _check_adapter_use(config)
+    source = find_source(config.path, config.revision)
+    if not source.adapter:
+        return load_model_config(source), False
+    base = find_source(*adapter_base(source))
+    return load_model_config(base), True
+
+
+def _check_adapter_use(config: ModelConfig) -> None:
+    if config.lora is not None and find_source(str(config.path), config.revision).adapter:
+        raise UserError(
+            f"model.path={config.path} is an adapter already: leave model.lora out to train it on, or give its"
+            " base model"
+        )
