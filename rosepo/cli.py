@@ -172,7 +172,6 @@ def check(
     set_: SetOption = None,
     interactions: InteractionsOption = None,
     items: ItemsOption = None,
-    groups: Annotated[Path | None, typer.Option("--groups", help="Check a finished table of groups instead.")] = None,
     debug: DebugOption = False,
 ) -> None:
     """Everything that can be known before training, without side effects.

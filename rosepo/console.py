@@ -40,19 +40,25 @@ def duration(seconds: float) -> str:
 
 
 def table(rows: Sequence[Sequence[Any]], header: Sequence[str] | None = None) -> str:
-    """Rows as text in aligned columns: the first column to the left, the others to the right."""
-    cells = [[_cell(value) for value in row] for row in ([header, *rows] if header else rows)]
-    widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))] if cells else []
+    """Rows as text in aligned columns: numbers to the right, words to the left."""
+    cells = [[_cell(value) for value in row] for row in rows]
+    shown = [list(header), *cells] if header else cells
+    columns = range(len(shown[0]) if shown else 0)
+    widths = [max(len(row[column]) for row in shown) for column in columns]
+    right = [all(row[column][:1] in _NUMERIC for row in cells) for column in columns]
     lines = [
         "  ".join(
-            text.ljust(width) if column == 0 else text.rjust(width)
-            for column, (text, width) in enumerate(zip(row, widths))
+            row[column].rjust(widths[column]) if right[column] else row[column].ljust(widths[column])
+            for column in columns
         )
-        for row in cells
+        for row in shown
     ]
     if header:
         lines.insert(1, "  ".join("─" * width for width in widths))
     return "\n".join(f"  {line.rstrip()}" for line in lines)
+
+
+_NUMERIC = ("", "-", *"0123456789")
 
 
 def _cell(value: Any) -> str:

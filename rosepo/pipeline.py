@@ -307,7 +307,7 @@ def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _data_digests(config: Config) -> dict[str, str]:
-    from rosepo.data.readers import source_digests
+    from rosepo.data.digests import source_digests
 
     return source_digests(config.data)
 

@@ -1,0 +1,210 @@
+"""`rosepo check`: everything that can be known without training, and nothing changed by asking."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rosepo.config import Config, TrainConfig
+from rosepo.console import say, table
+from rosepo.errors import UserError
+from rosepo.resources import need_of, stage_use_gpu, use_gpu
+from rosepo.session import joins_cluster, local_cpus
+
+TRAINED = ("sft", "align")
+SECTION_OF = {
+    "sft": "sft",
+    "oracle": "oracle",
+    "pairs": "pairs",
+    "align": "align",
+    "sweep": "sweep",
+    "evaluate": "evaluate",
+}
+SAMPLED_TITLES = 20_000
+"""Titles whose tokens are counted."""
+BYTES_A_STATE = {"float32": (4, 4, 8), "bfloat16": (2, 4, 12)}
+"""Bytes a trained parameter: weights, gradients, optimizer (AdamW's two moments; float32 masters under bfloat16)."""
+
+
+def run_check(config: Config, root: Path) -> None:
+    """Print what a run would do; see `rosepo check --help`.
+
+    Raises:
+        UserError: whatever would stop the run.
+    """
+    data = check_before_run(config)
+    from rosepo.data.prepare import describe
+
+    say("data")
+    say(table([[name, location] for name, location in _files(data)]))
+    if data["exact"]:
+        say(describe(data))
+    else:
+        say(f"  {data['note']}")
+    say("model")
+    model = _model(config, data)
+    say(table(list(model["shown"].items())))
+    say("work")
+    say(table(_work(config, data, model["facts"]), header=("stage", "rows", "steps", "memory a process, at least")))
+    say("resources")
+    say(table(_resources(config), header=("stage", "processes", "CPUs in all", "CPUs there")))
+    _say_outputs(config, root)
+    say("no fault found")
+
+
+def check_before_run(config: Config) -> dict[str, Any]:
+    """What would stop a run, found before it starts: data, model, settings, resources. Returns the data's figures.
+
+    Raises:
+        UserError: the first fault.
+    """
+    from rosepo.data.prepare import inspect_data
+    from rosepo.models.policy import validate_model
+    from rosepo.tuning.space import check_space
+
+    if config.sweep.trials > 0:
+        check_space(config)
+    if not joins_cluster(config.ray):
+        for section in SECTION_OF.values():
+            use_gpu(need_of(config, section), local_cpus(config.ray), _local_gpus())
+    data = inspect_data(config)
+    validate_model(config)
+    if data["exact"]:
+        _check_negatives(config, data)
+    return data
+
+
+def check_resources(config: Config, names: Sequence[str]) -> None:
+    """Compare what the named stages ask for with the running session.
+
+    Raises:
+        UserError: a stage that could never start.
+    """
+    for name in names:
+        if name in SECTION_OF:
+            stage_use_gpu(config, SECTION_OF[name])
+
+
+def _check_negatives(config: Config, data: dict[str, Any]) -> None:
+    longest = min(data["longest_sequence"], config.prepare.max_history + 1)
+    allowed = data["items"] - longest
+    if config.pairs.negatives > allowed:
+        raise UserError(
+            f"pairs.negatives={config.pairs.negatives} is more than the catalogue allows: {data['items']:,} items "
+            f"leave {max(0, allowed)} outside the longest history and the target; lower it, or prepare.max_history"
+        )
+
+
+def _files(data: dict[str, Any]) -> list[tuple[str, str]]:
+    files = data["files"]
+    shown = [("interactions", files[0] if len(files) == 1 else f"{files[0]} and {len(files) - 1} more")]
+    shown.append(("columns", ", ".join(f"{field}={column}" for field, column in data["columns"].items())))
+    shown.append(("size", f"{data['bytes'] / 2**20:,.1f} MiB"))
+    return shown
+
+
+def _model(config: Config, data: dict[str, Any]) -> dict[str, Any]:
+    from rosepo.models.policy import validate_model
+
+    facts = validate_model(config)
+    trainable = facts["trainable_parameters"]
+    shown: dict[str, Any] = {
+        "source": f"{facts['source']} ({facts['model_type']})",
+        "parameters": f"{facts['parameters']:,}",
+        "trained": "an adapter's" if trainable is None else f"{trainable:,}",
+        "vocabulary": facts["vocabulary"],
+        "positions": facts["max_positions"] or "no limit named",
+        "shared prefix": "yes" if facts["shared_prefix"] else "no: one row a completion, slower",
+    }
+    tokens = _title_tokens(config)
+    mean, longest = float(tokens.mean()), int(tokens.max())
+    shown["title tokens"] = f"{mean:.1f} on average, {longest} at most (of {len(tokens):,} titles)"
+    history = min(config.prepare.max_history, (config.model.max_length - longest - 1) / (mean + 1))
+    shown["history"] = f"about {history:.0f} items fit in model.max_length={config.model.max_length}"
+    if data["exact"]:
+        facts["row_tokens"] = min(config.model.max_length, (data["mean_history"]["train"] + 1) * (mean + 1))
+    else:
+        facts["row_tokens"] = config.model.max_length
+    return {"facts": facts, "shown": shown}
+
+
+def _title_tokens(config: Config) -> Any:
+    """Tokens of the first titles of the items file, int64."""
+    import numpy as np
+
+    from rosepo.data.prompts import PromptBuilder
+    from rosepo.data.readers import read_items
+    from rosepo.models.loading import load_tokenizer
+    from rosepo.models.scratch import train_tokenizer
+
+    titles = list(dict.fromkeys(read_items(config.data)["title"].to_pylist()))[:SAMPLED_TITLES]
+    model = config.model
+    if model.path is None:
+        tokenizer: Any = train_tokenizer(titles, np.ones(len(titles), np.int64), model.scratch_config, model.template)
+    else:
+        tokenizer = load_tokenizer(model.path, model.revision)
+    return PromptBuilder(tokenizer, titles, model.template, model.max_length).lengths
+
+
+def _work(config: Config, data: dict[str, Any], facts: dict[str, Any]) -> list[list[Any]]:
+    if not data["exact"]:
+        return [["sft", "unknown before prepare", "", _memory(config.sft, facts)]]
+    groups = data["examples"]["train"]
+    if config.pairs.groups_per_user is not None:
+        groups = min(groups, config.pairs.groups_per_user * data["users"])
+    return [
+        ["sft", data["trajectories"], _steps(config.sft, data["trajectories"]), _memory(config.sft, facts)],
+        ["pairs", groups, "", ""],
+        ["align", groups, _steps(config.align, groups), _memory(config.align, facts)],
+    ]
+
+
+def _steps(train: TrainConfig, rows: int) -> int:
+    return math.ceil(train.epochs * math.ceil(rows / train.batch_size))
+
+
+def _memory(train: TrainConfig, facts: dict[str, Any]) -> str:
+    """Weights, gradients and optimizer states of one worker, as ZeRO shares them out, and a micro-batch's activations."""
+    weights, gradients, optimizer = BYTES_A_STATE[train.precision]
+    total, trained = facts["parameters"], facts["trainable_parameters"] or 0
+    share = 1.0 / train.workers
+    states = total * weights * (share if train.zero_stage >= 3 else 1.0)
+    states += trained * gradients * (share if train.zero_stage >= 2 else 1.0)
+    states += trained * optimizer * (share if train.zero_stage >= 1 else 1.0)
+    # Korthikanti et al. (arXiv 2205.05198), equation 1: 34 bytes a token, layer and hidden unit at two bytes a number.
+    a_layer = 2 if train.activation_checkpointing else 34
+    states += (
+        a_layer * weights / 2 * facts["layers"] * facts["hidden_size"] * facts["row_tokens"] * train.micro_batch_size
+    )
+    return f"{states / 2**30:,.2f} GiB"
+
+
+def _resources(config: Config) -> list[list[Any]]:
+    there = "asked at the start" if joins_cluster(config.ray) else f"{local_cpus(config.ray)}, started here"
+    rows: list[list[Any]] = []
+    for stage, section in SECTION_OF.items():
+        need = need_of(config, section)
+        rows.append([stage, f"{need.count} {need.count_key}", f"{need.cpus:g}", there])
+    return rows
+
+
+def _say_outputs(config: Config, root: Path) -> None:
+    from rosepo.pipeline import STAGES, plan_stages
+
+    names = [name for name in STAGES if name != "sweep" or config.sweep.trials > 0]
+    plans = plan_stages(config, root, names, overwrite=True)
+    say(f"output {root}")
+    words = {
+        "done": "up to date",
+        "missing": "to be made",
+        "replace": "made by another configuration: needs --overwrite",
+    }
+    say(table([[plan.stage.folder, words[plan.state]] for plan in plans]))
+
+
+def _local_gpus() -> int:
+    import torch
+
+    return torch.cuda.device_count()

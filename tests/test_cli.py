@@ -1,0 +1,102 @@
+"""The command line: what it teaches, what it refuses, and with which exit code."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+COMMANDS = ("check", "prepare", "sft", "oracle", "pairs", "align", "sweep", "evaluate", "run", "recommend")
+
+
+def call(*arguments: str, script: str | None = None) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, *(["-m", "rosepo"] if script is None else [str(ROOT / "jobs" / script)]), *arguments]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "100"}
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment, check=False)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself(command: str) -> None:
+    from typer.testing import CliRunner
+
+    from rosepo.cli import app
+
+    result = CliRunner().invoke(app, [command, "--help"])
+    assert result.exit_code == 0
+    for word in ("--config", "--set", "--debug"):
+        assert word in result.output
+
+
+def test_help_needs_none_of_the_heavy_libraries() -> None:
+    code = (
+        "import sys\n"
+        "from rosepo.cli import main\n"
+        "try: main(['sft', '--help'])\n"
+        "except SystemExit: pass\n"
+        "print(sorted({'torch', 'ray', 'transformers', 'deepspeed', 'matplotlib', 'pandas'} & set(sys.modules)))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert result.stdout.strip().endswith("[]")
+
+
+def test_help_lists_every_setting_of_the_stage() -> None:
+    from typer.testing import CliRunner
+
+    from rosepo.cli import app
+    from rosepo.config import AlignConfig
+
+    output = CliRunner().invoke(app, ["align", "--help"]).output
+    for key in AlignConfig.model_fields:
+        assert f"{key}=" in output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["run", "--set", "align.bta=1"], "did you mean 'beta'"),
+        (["run", "--config", "no-such.yaml"], "no-such.yaml does not exist"),
+        (["run"], "data.dataset"),
+        (["run", "--interactions", "no-such.csv", "--items", "no-such-items.csv"], "no-such.csv"),
+        (["sft"], "run `rosepo prepare`"),
+        (["align"], "run `rosepo prepare`"),
+        (["evaluate"], "run `rosepo prepare`"),
+    ],
+)
+def test_bad_input_is_one_line_without_traceback_and_exit_code_2(
+    tmp_path: Path, arguments: list[str], words: str
+) -> None:
+    result = call(*arguments, "--out", str(tmp_path / "out"))
+    assert result.returncode == 2
+    assert words in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_debug_shows_where_a_failure_came_from(tmp_path: Path) -> None:
+    result = call("run", "--config", str(tmp_path / "none.yaml"), "--out", str(tmp_path / "out"), "--debug")
+    assert "Traceback" in result.stderr
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_its_job(command: str) -> None:
+    assert f'main(["{command}", *sys.argv[1:]])' in (ROOT / "jobs" / f"{command}.py").read_text()
+
+
+def test_a_job_takes_the_options_of_its_command_and_gives_its_exit_code(tmp_path: Path) -> None:
+    result = call("--set", "align.beta=-1", "--out", str(tmp_path), script="align.py")
+    assert result.returncode == 2
+    assert "align.beta" in result.stderr
+
+
+def test_a_folder_that_rosepo_did_not_write_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "examples").mkdir()
+    (tmp_path / "examples" / "mine.txt").write_text("precious")
+    for more in ([], ["--overwrite"]):
+        result = call("prepare", "--set", "data.dataset=movietweetings-100k", "--out", str(tmp_path), *more)
+        assert result.returncode == 2
+        assert "move them away" in result.stderr
+    assert (tmp_path / "examples" / "mine.txt").read_text() == "precious"
