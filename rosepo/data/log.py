@@ -153,7 +153,12 @@ class RayBlocks:
     """Interactions read by Ray Data and kept in its object store (which spills to disk)."""
 
     def __init__(self, plan: Plan) -> None:
-        self.dataset = read_interactions(plan).materialize()
+        from ray.data.context import ShuffleStrategy
+
+        rows = read_interactions(plan)
+        # The sorting shuffle reuses the workers that are up; the hashing one starts its own, ten seconds on a laptop.
+        rows.context.shuffle_strategy = ShuffleStrategy.SORT_SHUFFLE_PULL_BASED
+        self.dataset = rows.materialize()
 
     def scans(self, min_rating: float | None) -> Iterator[dict[str, pa.Array]]:
         scanned = self.dataset.map_batches(
@@ -172,26 +177,15 @@ class RayBlocks:
 
     def log(self, min_rating: float | None, users: pa.Array, items: pa.Array, buckets: np.ndarray) -> RayLog:
         import ray
-        from ray.data.context import DataContext, ShuffleStrategy
 
         ref = ray.put({"users": users, "items": items, "buckets": buckets})
-        context = DataContext.get_current()
-        before = context.shuffle_strategy
-        # The sorting shuffle reuses the workers that are up; the hashing one starts its own, ten seconds on a laptop.
-        context.shuffle_strategy = ShuffleStrategy.SORT_SHUFFLE_PULL_BASED
-        try:
-            encoded = self.dataset.map_batches(
-                _encode_block,
-                batch_size=None,
-                batch_format="pyarrow",
-                fn_kwargs={"min_rating": min_rating, "ref": [ref]},
-            )
-            rows = encoded.groupby("bucket").map_groups(
-                _bucket_row, batch_format="pyarrow", fn_kwargs={"n_items": len(items)}
-            )
-            return RayLog(rows.materialize())
-        finally:
-            context.shuffle_strategy = before
+        encoded = self.dataset.map_batches(
+            _encode_block, batch_size=None, batch_format="pyarrow", fn_kwargs={"min_rating": min_rating, "ref": [ref]}
+        )
+        rows = encoded.groupby("bucket").map_groups(
+            _bucket_row, batch_format="pyarrow", fn_kwargs={"n_items": len(items)}
+        )
+        return RayLog(rows.materialize())
 
 
 def _scan_row(table: pa.Table, min_rating: float | None) -> pa.Table:
