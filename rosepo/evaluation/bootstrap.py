@@ -6,7 +6,7 @@ with the same draws: the spread that both share cancels out (paired bootstrap; K
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,6 +28,30 @@ class Estimate:
         return {"value": self.value, "low": self.low, "high": self.high}
 
 
+@dataclass(frozen=True)
+class Resampled:
+    """Series by name, each its mean and the means under every draw; all under the same draws."""
+
+    series: Mapping[Hashable, tuple[float, np.ndarray]]
+    level: float
+
+    def mean(self, name: Hashable) -> Estimate:
+        """The mean of a series and its interval."""
+        return self._estimate(*self.series[name])
+
+    def difference(self, name: Hashable, base: Hashable) -> Estimate:
+        """Mean of one series minus that of another, with the paired interval."""
+        (mean, draws), (base_mean, base_draws) = self.series[name], self.series[base]
+        return self._estimate(mean - base_mean, draws - base_draws)
+
+    def _estimate(self, mean: float, draws: np.ndarray) -> Estimate:
+        if not np.isfinite(draws).any():
+            return Estimate(mean, float("nan"), float("nan"))
+        tail = (1.0 - self.level) / 2.0
+        low, high = np.nanquantile(draws, [tail, 1.0 - tail])
+        return Estimate(mean, float(low), float(high))
+
+
 class UserBootstrap:
     """Resampled means of any number of per-example values, all under the same draws of users.
 
@@ -43,32 +67,13 @@ class UserBootstrap:
         self.n_users, self.n_examples = len(names), len(users)
         self.resamples, self.seed, self.level = resamples, seed, level
 
-    def estimates(self, values: Mapping[str, np.ndarray]) -> dict[str, Estimate]:
-        """Mean and interval of every series float [N]; NaN marks an example that a series does not count.
+    def resample(self, values: Mapping[Hashable, np.ndarray]) -> Resampled:
+        """Draw once for every series float [N]; NaN marks an example that a series does not count.
 
         Examples weigh alike, whoever they belong to. A series without a single number gives NaN throughout.
         """
-        names = list(values)
-        means, draws = self._resampled([np.asarray(values[name], dtype=np.float64) for name in names])
-        return {name: self._estimate(means[i], draws[:, i]) for i, name in enumerate(names)}
-
-    def differences(self, values: Mapping[str, np.ndarray], base: Mapping[str, np.ndarray]) -> dict[str, Estimate]:
-        """Mean of `values` minus mean of `base`, name by name (those that both hold), with paired intervals."""
-        names = [name for name in values if name in base]
-        series = [np.asarray(side[name], dtype=np.float64) for side in (values, base) for name in names]
-        means, draws = self._resampled(series)
-        half = len(names)
-        return {
-            name: self._estimate(means[i] - means[half + i], draws[:, i] - draws[:, half + i])
-            for i, name in enumerate(names)
-        }
-
-    def _estimate(self, mean: float, draws: np.ndarray) -> Estimate:
-        if not np.isfinite(draws).any():
-            return Estimate(float(mean), float("nan"), float("nan"))
-        tail = (1.0 - self.level) / 2.0
-        low, high = np.nanquantile(draws, [tail, 1.0 - tail])
-        return Estimate(float(mean), float(low), float(high))
+        means, draws = self._resampled([np.asarray(series, dtype=np.float64) for series in values.values()])
+        return Resampled({name: (float(means[i]), draws[:, i]) for i, name in enumerate(values)}, self.level)
 
     def _resampled(self, series: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         """Means [M] and their resampled values [resamples, M] of M series."""

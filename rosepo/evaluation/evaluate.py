@@ -5,6 +5,7 @@ Catalogue protocol: all titles outside the history compete, and the one right an
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Mapping
@@ -92,31 +93,30 @@ def measure(
     series: dict[str, Series] = {}
     for name, (ranks, _) in ranked.items():
         series[name] = accuracy(ranks) | bias.popularity_series(top[name], popularity) | alike[name]
+    series["truth"] = bias.popularity_series(targets[:, None], popularity) | alike["truth"]
     bootstrap = UserBootstrap(users, config.evaluate.bootstrap, config.seed)
-    truth_series = bias.popularity_series(targets[:, None], popularity) | {"look_alike": alike["truth"]["look_alike"]}
+    drawn = bootstrap.resample({(name, key): values for name in series for key, values in series[name].items()})
     counts = {name: bias.exposure(items, len(catalogue)) for name, items in top.items()}
-    counts_truth = bias.exposure(targets[:, None], len(catalogue))
-    truth = {key: _plain(value) for key, value in bootstrap.estimates(truth_series).items()}
-    truth |= {key: {"value": value} for key, value in bias.concentration(counts_truth).items()}
-    models: dict[str, Any] = {}
-    for name in names:
-        figures = {key: _plain(value) for key, value in bootstrap.estimates(series[name]).items()}
-        figures |= {key: {"value": value} for key, value in bias.concentration(counts[name]).items()}
-        for key, entry in truth.items():
-            figures[key]["truth"] = entry["value"]
-        models[name] = figures
-    pairs = [(a, b) for a, b in COMPARED if a in series and b in series]
+    counts["truth"] = bias.exposure(targets[:, None], len(catalogue))
+    entries: dict[str, dict[str, Any]] = {}
+    for name in series:
+        entries[name] = {key: _plain(drawn.mean((name, key))) for key in series[name]}
+        entries[name] |= {key: {"value": value} for key, value in bias.concentration(counts[name]).items()}
+    truth = entries.pop("truth")
+    for figures, key in itertools.product(entries.values(), truth):
+        figures[key]["truth"] = truth[key]["value"]
     differences = {
-        f"{a}-{b}": {key: _plain(value) for key, value in bootstrap.differences(series[a], series[b]).items()}
-        for a, b in pairs
+        f"{a}-{b}": {key: _plain(drawn.difference((a, key), (b, key))) for key in series[a]}
+        for a, b in COMPARED
+        if a in names and b in names
     }
-    columns = {"item_id": catalogue.item_ids, "train_count": catalogue.train_count, "truth": counts_truth, **counts}
+    columns = {"item_id": catalogue.item_ids, "train_count": catalogue.train_count, **counts}
     return {
         "split": config.evaluate.split,
         "protocol": "catalogue",
         "n_examples": bootstrap.n_examples,
         "n_users": bootstrap.n_users,
-        "models": models,
+        "models": entries,
         "truth": truth,
         "differences": differences,
     }, pa.table(columns)

@@ -181,9 +181,9 @@ def popularity(train_count: np.ndarray, exposures: Mapping[str, np.ndarray]) -> 
 
 
 def _doubling(highest: int) -> np.ndarray:
-    """Edges 0, 1, 2, 4, 8, … beyond `highest`, thinned to at most nine bins."""
+    """Edges 0, 1, 2, 4, 8, … beyond `highest`, thinned to at most twelve bins."""
     powers = 2 ** np.arange(0, math.ceil(math.log2(highest + 1)) + 1)
-    step = max(1, math.ceil(len(powers) / 9))
+    step = max(1, math.ceil(len(powers) / 12))
     kept = powers[::-1][::step][::-1]
     return np.unique(np.concatenate([[0], kept]))
 

@@ -65,7 +65,7 @@ def write_report(config: Config, inputs: Outputs, out: Path, seconds: float) -> 
         command=next((m["command"] for m in reversed(manifests.values()) if m.get("command")), ""),
         versions=versions(),
         revision=git_revision(),
-        created=now(),
+        created=now()[:16].replace("T", " ") + " UTC",
     )  # fmt: skip
     (out / REPORT_FILE).write_text(page, encoding="utf-8")
 
@@ -120,13 +120,13 @@ def _facts(config: Config, metrics: Mapping[str, Any], manifests: Mapping[str, A
             f"{metrics['n_examples']:,} examples of {metrics['n_users']:,} users, every title outside the history",
         ),
         ("Model", model),
-        ("Fine-tuning", f"{config.sft.epochs:g} epochs, learning rate {config.sft.learning_rate:g}"),
+        ("Fine-tuning", f"{_epochs(config.sft.epochs)}, learning rate {config.sft.learning_rate:g}"),
     ]
     if "pairs" in manifests:
         facts.append(("Rejected titles", f"{pairs.negatives} a group; {strategies}"))
     if "align" in manifests:
         settings = f"{align.loss} loss, β {align.beta:g}, {shape}, learning rate {align.learning_rate:g}"
-        facts.append(("Alignment", f"{settings}, {align.epochs:g} epochs"))
+        facts.append(("Alignment", f"{settings}, {_epochs(align.epochs)}"))
     return [*facts, ("Seed", str(config.seed))]
 
 
@@ -229,6 +229,10 @@ def _cost(manifests: Mapping[str, Any], seconds: float) -> list[dict[str, Any]]:
     total = sum(taken.values()) or 1.0
     rows = [{"name": name, "time": duration(value), "share": value / total} for name, value in taken.items()]
     return [*rows, {"name": "all", "time": duration(total), "share": None}]
+
+
+def _epochs(count: float) -> str:
+    return f"{count:g} epoch{'' if count == 1 else 's'}"
 
 
 def _uri(svg: str) -> str:

@@ -35,11 +35,7 @@ def verdict(metrics: Mapping[str, Any]) -> Verdict:
         _change(label, models["sft"][name], models["aligned"][name], difference[name]) for name, label in ACCURACY
     ]
     words = [accuracy]
-    for name, noun, more, less in (
-        ("log_popularity", "popularity bias", "more popular titles", "less popular titles"),
-        ("hallucination", "look-alikes of the history", "closer look-alikes", "fewer look-alikes"),
-    ):
-        sentence, word = _bias(name, noun, more, less, models, difference)
+    for sentence, word in (_popularity(models, difference), _look_alikes(models, difference)):
         sentences.append(sentence)
         words += [word] if word else []
     return Verdict("Alignment " + _join(words), tuple(sentences))
@@ -69,26 +65,39 @@ def _change(label: str, before: Figure, after: Figure, difference: Figure) -> st
     return f"{told}: {outcome}."
 
 
-def _bias(
-    name: str, noun: str, more: str, less: str, models: Mapping[str, Any], differences: Mapping[str, Any]
-) -> tuple[str, str]:
+def _popularity(models: Mapping[str, Any], differences: Mapping[str, Any]) -> tuple[str, str]:
     """A sentence, and the words for the headline ('' where nothing was seen)."""
-    label = {"log_popularity": "Mean log-popularity", "hallucination": "Likeness of wrong answers to the history"}[name]
-    before, after, difference = models["sft"][name], models["aligned"][name], differences[name]
-    if before["value"] is None or after["value"] is None:
-        return f"{label} could not be measured.", ""
-    truth = before["truth"] if name == "log_popularity" else 0.0
-    against = "the truth's is" if name == "log_popularity" else "beyond the truth's, which counts as"
+    before, after, difference = _three("log_popularity", models, differences)
+    truth = before["truth"]
     told = (
-        f"{label} went from {number(before['value'])} to {number(after['value'])} "
-        f"({interval(difference)}; {against} {number(truth)})"
+        f"Mean log-popularity of the top 10 went from {number(before['value'])} to {number(after['value'])} "
+        f"({interval(difference)}; what people chose has {number(truth)})"
     )
-    direction = sign(difference)
-    if direction == 0:
+    if sign(difference) == 0:
         return f"{told}: no difference seen.", ""
     nearer = abs(after["value"] - truth) < abs(before["value"] - truth)
-    outcome = f"{more if direction > 0 else less}, {'nearer to' if nearer else 'further from'} what people chose"
-    return f"{told}: {outcome}.", f"{'lowered' if nearer else 'raised'} {noun}"
+    outcome = (
+        f"{'more' if sign(difference) > 0 else 'less'} popular titles, {'nearer to' if nearer else 'further from'}"
+    )
+    return f"{told}: {outcome} what people chose.", f"{'lowered' if nearer else 'raised'} popularity bias"
+
+
+def _look_alikes(models: Mapping[str, Any], differences: Mapping[str, Any]) -> tuple[str, str]:
+    """The same for semantic hallucination."""
+    before, after, difference = _three("hallucination", models, differences)
+    if before["value"] is None or after["value"] is None:
+        return "Likeness to the history could not be measured.", ""
+    told = (
+        f"Semantic hallucination, by how much wrong titles look more like the history than the right one, went from "
+        f"{number(before['value'])} to {number(after['value'])} ({interval(difference)})"
+    )
+    outcome = {1: "more look-alikes", -1: "fewer look-alikes", 0: "no difference seen"}[sign(difference)]
+    word = {1: "raised semantic hallucination", -1: "lowered semantic hallucination", 0: ""}[sign(difference)]
+    return f"{told}: {outcome}.", word
+
+
+def _three(name: str, models: Mapping[str, Any], differences: Mapping[str, Any]) -> tuple[Figure, Figure, Figure]:
+    return models["sft"][name], models["aligned"][name], differences[name]
 
 
 def _without_alignment(models: Mapping[str, Any], differences: Mapping[str, Any]) -> tuple[str, tuple[str, ...]]:
