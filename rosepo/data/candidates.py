@@ -1,14 +1,13 @@
 """Candidate lists whose order tells nothing about the target.
 
-Public lists shuffled by a generator seeded with the target id let a rule that ignores the user find the target. Here the
-negatives and the target's slot come from two streams keyed by the seed and the example id alone.
+Public lists shuffled by a generator seeded with the target id let a rule that ignores the user find the target. Here
+the negatives and the target's slot come from two streams keyed by the seed and the example id alone.
 """
 
 from __future__ import annotations
 
 import numpy as np
 import pandas as pd
-
 
 _NEGATIVES, _SLOT = 0x6E656761, 0x736C6F74
 

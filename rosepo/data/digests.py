@@ -9,8 +9,8 @@ from rosepo.data.readers import plan_reading
 from rosepo.data.sources import Source, filesystem
 
 HASHED_BYTES = 1 << 30
-"""Files up to this size are known by their content, larger ones by size and time of change: to read 100 GB only to learn
-that nothing changed would cost more than it saves."""
+"""Files up to this size are known by their content, larger ones by size and time of change: to read 100 GB only to
+learn that nothing changed would cost more than it saves."""
 
 
 def source_digests(config: DataConfig) -> dict[str, str]:

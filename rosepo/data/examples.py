@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from rosepo.config import PrepareConfig
 from rosepo.data import split as splitting
 from rosepo.data.candidates import candidate_lists
-from rosepo.data.filtering import count_tied, segment_starts, user_mask
+from rosepo.data.filtering import core_rows, count_tied, segment_starts
 from rosepo.data.log import Arrays
 
 ROW_GROUP = 16_384
@@ -69,7 +69,7 @@ class Layout:
 def lay_out(bucket: Arrays, recipe: Recipe) -> Layout:
     """Drop what is outside the core, split every user's sequence, and place the examples."""
     config = recipe.config
-    keep = core_rows(bucket, recipe.new_item >= 0, config.k_core)
+    keep = core_rows(bucket["user"], bucket["item"], recipe.new_item >= 0, config.k_core)
     user, time = bucket["user"][keep], bucket["time"][keep]
     item = recipe.new_item[bucket["item"][keep]]
     start = segment_starts(user)
@@ -86,13 +86,8 @@ def lay_out(bucket: Arrays, recipe: Recipe) -> Layout:
     return Layout(user, item, time, start, item[part == 0], owner[rows], place[rows], part[rows], begin)
 
 
-def core_rows(bucket: Arrays, alive: np.ndarray, k: int) -> np.ndarray:
-    """Mask of the rows whose item is `alive` and whose user has at least `k` such rows."""
-    return user_mask(bucket["user"], alive[bucket["item"]], k)
-
-
 def measure_bucket(bucket: Arrays, recipe: Recipe) -> Arrays:
-    """The figures of a bucket, nothing written: single counts, counts by split, and items with their training counts."""
+    """The figures of a bucket, nothing written: counts in all and by split, and how often items occur in training."""
     layout = lay_out(bucket, recipe)
     train = layout.part == 0
     first, _ = splitting.trajectories(layout.owner[train], layout.begin[train])

@@ -29,6 +29,11 @@ def user_mask(user: np.ndarray, kept: np.ndarray, k: int) -> np.ndarray:
     return kept & np.repeat(counts >= k, lengths)
 
 
+def core_rows(user: np.ndarray, item: np.ndarray, alive: np.ndarray, k: int) -> np.ndarray:
+    """Mask of the rows whose item is `alive` [n_items] bool and whose user has at least `k` such rows."""
+    return user_mask(user, alive[item], k)
+
+
 def segment_starts(sorted_values: np.ndarray) -> np.ndarray:
     """Places where a run of equal values begins, int64."""
     if not len(sorted_values):

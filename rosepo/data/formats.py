@@ -79,8 +79,10 @@ def read_header(source: Source, kind: str) -> Header:
         delimiter = "," if source.format == "csv" else "\t"
         if source.format == "csv" and "," not in line:
             delimiter = next((other for other in "\t;" if other in line), ",")
-        quoting = csv.QUOTE_NONE if source.format == "recbole" else csv.QUOTE_MINIMAL
-        raw = [name.strip() for name in next(csv.reader([line], delimiter=delimiter, quoting=quoting))]
+        if source.format == "recbole":
+            raw = [name.strip() for name in line.split(delimiter)]
+        else:
+            raw = [name.strip() for name in next(csv.reader([line], delimiter=delimiter))]
         names = tuple(name.split(":")[0] for name in raw) if source.format == "recbole" else tuple(raw)
         repeated = [name for name in names if names.count(name) > 1]
         if repeated:
@@ -123,10 +125,12 @@ def _tables(piece: Piece, header: Header, columns: list[str], kind: str) -> Iter
         elif source.format == "dat":
             yield from _dat_tables(source, stream, header, columns, kind)
         else:
-            yield from pa_csv(stream, header, columns, quote=source.format != "recbole")
+            yield from _csv_tables(stream, header, columns, quote=source.format != "recbole")
 
 
-def pa_csv(stream: pa.NativeFile | io.BytesIO, header: Header, columns: list[str], quote: bool) -> Iterator[pa.Table]:
+def _csv_tables(
+    stream: pa.NativeFile | io.BytesIO, header: Header, columns: list[str], quote: bool
+) -> Iterator[pa.Table]:
     """Rows behind the header line, all columns as text, empty fields as null."""
     reader = pacsv.open_csv(
         stream,

@@ -1,14 +1,14 @@
 """The interactions as buckets of whole users: in this process, or spread over a cluster by Ray Data.
 
-A bucket is a dict of arrays (user int32 codes, item int32 codes, time float64), sorted by user, time and item. In Ray Data
-a bucket is one row with list columns, so that no block size can part a user. What is computed on a log is written once,
-as functions of a bucket that return arrays, and run by `map`.
+A bucket is a dict of arrays (user int32 codes, item int32 codes, time float64), sorted by user, time and item. In Ray
+Data a bucket is one row with list columns, so that no block size can part a user. What is computed on a log is written
+once, as functions of a bucket that return arrays, and run by `map`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
 import pyarrow as pa
@@ -54,8 +54,11 @@ class RayLog:
     def map(self, function: Callable[..., Arrays], **arguments: Any) -> Iterator[Arrays]:
         import ray
 
-        results = self.dataset.map_batches(
-            _run, batch_size=1, batch_format="pyarrow", fn_kwargs={"function": function, "ref": [ray.put(arguments)]}
+        results: Any = self.dataset.map_batches(
+            cast(Any, _run),
+            batch_size=1,
+            batch_format="pyarrow",
+            fn_kwargs={"function": function, "ref": [ray.put(arguments)]},
         )
         for table in results.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
             for place in range(table.num_rows):
@@ -66,7 +69,7 @@ def scan(table: pa.Table, min_rating: float | None) -> dict[str, pa.Array]:
     """What the driver must know of a block: its users and items, each with rows in all and rows that are positive.
 
     Returns:
-        user, user_rows, user_positives, item, item_rows, item_positives, and unrated (rows without a rating) of length 1.
+        user, user_rows, user_positives, item, item_rows, item_positives; unrated [1], rows without a rating.
     """
     counted = pa.table(
         {

@@ -115,8 +115,8 @@ class PromptBuilder:
         kept = int(np.searchsorted(newest_first, room, side="right"))
         if room < 0 or (kept == 0 and len(items)):
             raise UserError(
-                f"model.max_length={self.max_length} has no room for one history item beside the {fixed} tokens of the template"
-                f"{' and its candidates' if candidates is not None else ''} and {reserved} of the completion: raise it"
+                f"model.max_length={self.max_length} has no room for a history item: the template takes {fixed} tokens"
+                f"{' with its candidates' if candidates is not None else ''}, the completion {reserved}: raise it"
             )
         dropped = len(items) - kept
         return np.concatenate([*opening, *self.pieces(items[dropped:]), self.tail]), dropped
@@ -147,7 +147,8 @@ class PromptBuilder:
             other = seen.setdefault(self.title_ids(item).tobytes(), item)
             if other != item:
                 raise UserError(
-                    f"titles {titles[other]!r} and {titles[item]!r} have the same tokens: rename one or use another model"
+                    f"titles {titles[other]!r} and {titles[item]!r} have the same tokens: "
+                    "rename one or use another model"
                 )
 
 

@@ -1,9 +1,9 @@
-"""The user's files as tables with our columns: items into memory, interactions as a stream of blocks through Ray Data."""
+"""The user's files as tables with our columns: items into memory, interactions as a stream through Ray Data."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -217,8 +217,3 @@ def _location(config: DataConfig, kind: str) -> str:
             "or take data.dataset=movietweetings-100k"
         )
     return str(location)
-
-
-def with_types(plan: Plan, **types: pa.DataType) -> Plan:
-    """The plan with other id types."""
-    return replace(plan, types={**plan.types, **types})

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fnmatch
 import glob
-import os
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -82,7 +81,7 @@ def filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
         found: tuple[pafs.FileSystem, str] = pafs.FileSystem.from_uri(uri)
     except pa.ArrowInvalid:
         # Schemes that Arrow does not know (https, memory, az, …) may be known to fsspec.
-        from fsspec.core import url_to_fs
+        from fsspec.core import url_to_fs  # type: ignore[import-untyped]
 
         other, path = url_to_fs(uri)
         return pafs.PyFileSystem(pafs.FSSpecHandler(other)), path
@@ -108,8 +107,8 @@ def _local_files(location: str) -> list[str]:
     if path.is_dir():
         found = [file for file in path.rglob("*") if file.is_file()]
         return [str(file.absolute()) for file in found if not _hidden(file.relative_to(path).as_posix())]
-    matches = glob.glob(str(path), recursive=True)
-    return [os.path.abspath(match) for match in matches if os.path.isfile(match)]  # noqa: PTH100, PTH113
+    matches = glob.glob(str(path), recursive=True)  # noqa: PTH207 (Path.glob needs to know where the pattern begins)
+    return [str(Path(match).absolute()) for match in matches if Path(match).is_file()]
 
 
 def _remote_files(location: str) -> list[str]:

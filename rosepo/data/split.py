@@ -43,9 +43,9 @@ def window_starts(
 ) -> np.ndarray:
     """Where the history of each example begins [n] int64, at most `max_history` before its position.
 
-    Training histories under `anchored` begin at 0 as long as they fit, then at the smallest multiple of a stride (half of
-    `max_history`, less where `min_history` asks for longer histories) that makes them fit: so they are prefixes of one
-    another in long runs. All others keep the newest `max_history` items.
+    Training histories under `anchored` begin at 0 as long as they fit, then at the smallest multiple of a stride (half
+    of `max_history`, less where `min_history` asks for longer histories) that makes them fit: so they are prefixes of
+    one another in long runs. All others keep the newest `max_history` items.
     """
     newest = np.maximum(position - max_history, 0)
     if window == "sliding":

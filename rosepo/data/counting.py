@@ -1,0 +1,67 @@
+"""What needs all buckets at once: the k-core, and a moment that parts a share of all interactions."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from rosepo.data.filtering import core_rows
+from rosepo.data.log import Arrays, Log
+
+
+def item_core(log: Log, n_items: int, k: int) -> tuple[np.ndarray, int, int]:
+    """Items [n_items] bool of the k-core, and interactions before and after it."""
+    alive = np.ones(n_items, dtype=bool)
+    before = -1
+    while True:
+        counts = np.zeros(n_items, dtype=np.int64)
+        total = 0
+        for found in log.map(_count_core, alive=alive, k=k):
+            counts[found["item"]] += found["count"]
+            total += int(found["rows"][0])
+        before = total if before < 0 else before
+        left = counts >= k
+        if (left == alive).all():
+            return alive, before, int(counts.sum())
+        alive = left
+
+
+def _count_core(bucket: Arrays, alive: np.ndarray, k: int) -> Arrays:
+    keep = core_rows(bucket["user"], bucket["item"], alive, k)
+    item, count = np.unique(bucket["item"][keep], return_counts=True)
+    return {"item": item, "count": count, "rows": np.array([len(keep)])}
+
+
+def time_at(log: Log, alive: np.ndarray, k: int, rank: int) -> float:
+    """The time of the interaction with `rank` others before it, in the k-core: exact, without gathering the times.
+
+    Every look counts the times in 1,024 bins and goes on inside the bin that holds the rank.
+    """
+    low, high = -np.inf, np.inf
+    edges = np.array([low, high])
+    while low < high:
+        below, counts = 0, np.zeros(len(edges) - 1, dtype=np.int64)
+        least, most = np.full(len(counts), np.inf), np.full(len(counts), -np.inf)
+        for found in log.map(_count_times, alive=alive, k=k, edges=edges):
+            below += int(found["below"][0])
+            counts += found["counts"]
+            least, most = np.minimum(least, found["least"]), np.maximum(most, found["most"])
+        place = int(np.searchsorted(np.cumsum(counts) + below, rank, side="right"))
+        low, high = float(least[place]), float(most[place])
+        edges = np.linspace(low, high, 1025)
+    return low
+
+
+def _count_times(bucket: Arrays, alive: np.ndarray, k: int, edges: np.ndarray) -> Arrays:
+    times = bucket["time"][core_rows(bucket["user"], bucket["item"], alive, k)]
+    inside = times[(times >= edges[0]) & (times <= edges[-1])]
+    bins = len(edges) - 1
+    place = np.clip(np.searchsorted(edges, inside, side="right") - 1, 0, bins - 1)
+    least, most = np.full(bins, np.inf), np.full(bins, -np.inf)
+    np.minimum.at(least, place, inside)
+    np.maximum.at(most, place, inside)
+    return {
+        "below": np.array([(times < edges[0]).sum()]),
+        "counts": np.bincount(place, minlength=bins),
+        "least": least,
+        "most": most,
+    }

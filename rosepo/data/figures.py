@@ -1,0 +1,82 @@
+"""What `prepare` tells: the table of what was dropped and why, and the errors that stop it before it writes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from rosepo.config import Config
+from rosepo.data import columns as cols
+from rosepo.data.readers import Plan
+from rosepo.data.split import SPLITS
+from rosepo.errors import UserError
+
+
+def describe(figures: dict[str, Any]) -> str:
+    """What was read, what was dropped and why, what came out: a small table."""
+    lines = [("read", figures["rows"], "interactions")]
+    lines += [("dropped", step["rows"], step["why"]) for step in figures["dropped"] if step["rows"]]
+    lines.append(("kept", figures["interactions"], f"of {figures['users']:,} users and {figures['items']:,} items"))
+    for name in SPLITS:
+        mean = figures["mean_history"][name]
+        lines.append((name, figures["examples"][name], f"examples, {mean:.1f} history items on average"))
+    cut = figures["windows"]
+    if cut["examples_cut"]:
+        lines.append(("windows", cut["items_left_out"], f"history items left out of {cut['examples_cut']:,} examples"))
+    if figures["short_histories"]:
+        lines.append(("no example", figures["short_histories"], "targets with too short a history"))
+    if figures["tied_timestamps"]:
+        lines.append(
+            ("tied", figures["tied_timestamps"], "interactions share their user's timestamp: ordered by item id")
+        )
+    if figures["titles_disambiguated"]:
+        lines.append(("renamed", figures["titles_disambiguated"], "titles that another item had already"))
+    if figures["items_not_in_training"]:
+        lines.append(("unseen", figures["items_not_in_training"], "items without an interaction in training"))
+    width = max(len(f"{count:,}") for _, count, _ in lines)
+    return "\n".join(f"  {name:<11}{count:>{width},}  {what}" for name, count, what in lines)
+
+
+def check_rating(config: Config, plan: Plan) -> None:
+    if config.prepare.min_rating is not None and not plan.has("rating"):
+        raise UserError(
+            f"prepare.min_rating={config.prepare.min_rating:g} needs a rating, and {plan.files[0][0].name} has no "
+            f"column '{config.data.columns.rating}': set data.columns.rating, or leave prepare.min_rating out"
+        )
+
+
+def check_known(used: pa.Array, rows: np.ndarray, known: pa.Array, config: Config) -> None:
+    unknown = cols.codes(used, known) < 0
+    if not unknown.any():
+        return
+    names = sorted(used.filter(pa.array(unknown)).to_pylist())
+    shown = ", ".join(repr(name) for name in names[:5]) + (", …" if len(names) > 5 else "")
+    raise UserError(
+        f"{int(rows[unknown].sum()):,} interactions name {len(names):,} items that data.items does not list ({shown}): "
+        "add them to the items, or leave the interactions out"
+    )
+
+
+def check_left(left: int, rows: int, steps: list[dict[str, Any]]) -> None:
+    if left:
+        return
+    told = "; ".join(f"{step['rows']:,} {step['why']}" for step in steps if step["rows"])
+    raise UserError(f"nothing is left of {rows:,} interactions ({told}): lower prepare.min_rating or prepare.k_core")
+
+
+def check_figures(config: Config, figures: dict[str, Any]) -> None:
+    empty = [name for name in SPLITS if not figures["examples"][name]]
+    if empty:
+        counts = ", ".join(f"{name} {count:,}" for name, count in figures["examples"].items())
+        raise UserError(
+            f"prepare.split={config.prepare.split} leaves no {empty[0]} example ({counts}) "
+            f"of {figures['interactions']:,} interactions and {figures['users']:,} users: lower prepare.min_history or give more data"
+        )
+    n = config.prepare.candidates
+    if n and figures["items"] - figures["longest_sequence"] < n - 1:
+        raise UserError(
+            f"prepare.candidates={n} asks for {n - 1} items outside the history, and the longest sequence has "
+            f"{figures['longest_sequence']:,} of {figures['items']:,} items: lower it"
+        )
