@@ -185,3 +185,13 @@ def test_separate_gives_back_prompts_and_completions(negatives: int, seed: int) 
     prompts, completions = separate(batch)
     for got, expected in zip((prompts, completions), flatten(groups), strict=True):
         assert [part.tolist() for part in got] == [part.tolist() for part in expected]
+
+
+def test_a_cast_to_bfloat16_leaves_rotary_frequencies_exact() -> None:
+    wrapped = LogpsModel(tiny_model())
+    frequencies = wrapped.model.model.rotary_emb.inv_freq.clone()
+    wrapped.bfloat16()
+    assert wrapped.model.lm_head.weight.dtype == torch.bfloat16
+    assert torch.equal(wrapped.model.model.rotary_emb.inv_freq, frequencies)
+    sums, _ = wrapped(collate(rows_of(make_groups(1))))
+    assert sums.dtype == torch.float32
