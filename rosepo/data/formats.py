@@ -128,9 +128,7 @@ def _tables(piece: Piece, header: Header, columns: list[str], kind: str) -> Iter
             yield from _csv_tables(stream, header, columns, quote=source.format != "recbole")
 
 
-def _csv_tables(
-    stream: pa.NativeFile | io.BytesIO, header: Header, columns: list[str], quote: bool
-) -> Iterator[pa.Table]:
+def _csv_tables(stream: pa.NativeFile, header: Header, columns: list[str], quote: bool) -> Iterator[pa.Table]:
     """Rows behind the header line, all columns as text, empty fields as null."""
     reader = pacsv.open_csv(
         stream,

@@ -1,0 +1,54 @@
+"""Small data sets written as files, and `prepare` run on them in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rosepo.config import Config, parse_config
+from rosepo.data.examples import bucket_tables, lay_out
+from rosepo.data.log import LocalBlocks
+from rosepo.data.prepare import Filtered, filter_log
+from rosepo.data.readers import interaction_tables, plan_reading, read_items
+
+SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
+"""Real raw files, on machines that have them."""
+
+Row = tuple[Any, Any, float | None, float]
+
+
+def write_data(folder: Path, rows: Sequence[Row], titles: dict[Any, str]) -> dict[str, str]:
+    """`interactions.parquet` and `items.parquet`, and the `data` section that names them."""
+    user, item, rating, timestamp = (list(column) for column in zip(*rows)) if rows else ([], [], [], [])
+    table = pa.table({"user_id": user, "item_id": item, "rating": rating, "timestamp": timestamp})
+    pq.write_table(table, folder / "interactions.parquet")
+    items = {"item_id": list(titles), "title": list(titles.values())}
+    pq.write_table(pa.table(items), folder / "items.parquet")
+    return {"interactions": str(folder / "interactions.parquet"), "items": str(folder / "items.parquet")}
+
+
+def config_for(data: dict[str, Any], **prepare: Any) -> Config:
+    return parse_config({"data": data, "prepare": prepare})
+
+
+def all_interactions(config: Config) -> pa.Table:
+    """Every interaction that the readers give."""
+    plan = plan_reading(config.data, "interactions")
+    return pa.concat_tables([t for number, piece in plan.pieces for t in interaction_tables(plan, number, piece)])
+
+
+def prepared(config: Config) -> tuple[list[dict[str, Any]], list[dict[str, Any]], Filtered]:
+    """Rows of examples and trajectories, computed without Ray."""
+    blocks = LocalBlocks(plan_reading(config.data, "interactions"))
+    filtered = filter_log(config, blocks, read_items(config.data))
+    examples: list[dict[str, Any]] = []
+    shared: list[dict[str, Any]] = []
+    for bucket in filtered.log.buckets:  # type: ignore[attr-defined]
+        first, second = bucket_tables(lay_out(bucket, filtered.recipe), filtered.recipe)
+        examples += first.to_pylist()
+        shared += second.to_pylist()
+    return examples, shared, filtered
