@@ -96,6 +96,9 @@ def numbers(column: pa.ChunkedArray, name: str, where: str, row: int, remedy: st
         values = _parsed(values, name, where, row, remedy)
     elif pa.types.is_boolean(values.type) or pa.types.is_nested(values.type):
         raise UserError(f"{where}: column '{name}' is {values.type}: {remedy}")
+    elif pa.types.is_float32(values.type):
+        # By way of the decimal that is meant: 4.1 in float32 is 4.0999999 in float64, below a min_rating of 4.1.
+        values = values.cast(pa.string())
     try:
         values = values.cast(pa.float64(), safe=False)
     except pa.ArrowException as error:

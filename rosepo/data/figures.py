@@ -71,8 +71,8 @@ def check_figures(config: Config, figures: dict[str, Any]) -> None:
     if empty:
         counts = ", ".join(f"{name} {count:,}" for name, count in figures["examples"].items())
         raise UserError(
-            f"prepare.split={config.prepare.split} leaves no {empty[0]} example ({counts}) "
-            f"of {figures['interactions']:,} interactions and {figures['users']:,} users: lower prepare.min_history or add data"
+            f"prepare.split={config.prepare.split} leaves no {empty[0]} example ({counts}) of "
+            f"{figures['interactions']:,} interactions: lower prepare.min_history or add data"
         )
     n = config.prepare.candidates
     if n and figures["items"] - figures["longest_sequence"] < n - 1:

@@ -58,7 +58,7 @@ def prepare(config: Config, inputs: Outputs, out: Path) -> dict[str, Any]:
     plan = plan_reading(config.data, "interactions")
     check_rating(config, plan)
     items = read_items(config.data)
-    filtered = _filter(config, RayBlocks(plan), items)
+    filtered = filter_log(config, RayBlocks(plan), items)
     (out / "_trajectories").mkdir(parents=True, exist_ok=True)
     # The figures decide whether the split is one that can be used, so they are taken before the first file is written.
     figures, counts = _measure(filtered)
@@ -99,13 +99,14 @@ def inspect_data(config: Config) -> dict[str, Any]:
             f"more than {INSPECT_BYTES >> 20} MiB: only headers were read; `rosepo prepare` counts the rest"
         )
         return report
-    filtered = _filter(config, LocalBlocks(plan), items)
+    filtered = filter_log(config, LocalBlocks(plan), items)
     figures, _ = _measure(filtered)
     check_figures(config, figures)
     return {**report, **figures}
 
 
-def _filter(config: Config, blocks: LocalBlocks | RayBlocks, items: pa.Table) -> Filtered:
+def filter_log(config: Config, blocks: LocalBlocks | RayBlocks, items: pa.Table) -> Filtered:
+    """Everything before examples: positives, first interactions, k-core, titles, time cuts. Nothing is written."""
     settings = config.prepare
     scanned = list(blocks.scans(settings.min_rating))
     users, user_rows, user_kept = _merge(scanned, "user")
@@ -116,11 +117,10 @@ def _filter(config: Config, blocks: LocalBlocks | RayBlocks, items: pa.Table) ->
     known = items["item_id"].combine_chunks()
     check_known(used, item_rows, known, config)
     unrated = sum(int(scan["unrated"][0].as_py()) for scan in scanned) if settings.min_rating is not None else 0
-    steps = [
-        {"why": f"rated below {settings.min_rating:g}" if settings.min_rating is not None else "rating", "rows": 0},
-        {"why": "without a rating", "rows": unrated},
-    ]
-    steps[0]["rows"] = rows - positive - unrated
+    steps: list[dict[str, Any]] = []
+    if settings.min_rating is not None:
+        steps.append({"why": f"rated below {settings.min_rating:g}", "rows": rows - positive - unrated})
+        steps.append({"why": "without a rating", "rows": unrated})
     users, user_kept = _sorted_users(users, user_kept)
     starts = bucket_starts(user_kept)
     check_left(positive, rows, steps)
@@ -136,7 +136,7 @@ def _filter(config: Config, blocks: LocalBlocks | RayBlocks, items: pa.Table) ->
         item_ids=np.array(ids, dtype=np.int64 if pa.types.is_int64(known.type) else object),
         titles=titles,
         categories=[tuple(entry or ()) for entry in kept["categories"].to_pylist()],
-        train_count=np.zeros(len(ids), dtype=np.int64),
+        train_count=np.zeros(len(ids), dtype=np.int64),  # counted once the split is made
     )
     new_item = np.where(alive, np.cumsum(alive) - 1, -1)
     recipe = Recipe(settings, config.seed, users, kept["item_id"].combine_chunks(), new_item, starts)
