@@ -8,11 +8,13 @@ compete with the actors for CPUs, and the output is the same for any number of a
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import ray
 
@@ -22,6 +24,8 @@ from rosepo.console import Progress
 from rosepo.data.catalogue import Catalogue
 from rosepo.errors import StageError, UserError
 from rosepo.models.encoder import encode_titles
+from rosepo.models.folder import CATALOGUE, read_settings
+from rosepo.models.sasrec import SASRec
 from rosepo.sampling.actors import ActorSettings, GroupsActor
 from rosepo.sampling.figures import Tally
 from rosepo.sampling.mixture import max_negatives
@@ -49,7 +53,7 @@ def pairs(config: Config, inputs: Outputs, out: Path) -> dict[str, Any]:
     start = time.monotonic()
     settings = config.pairs
     gpus = _check_resources(settings)
-    catalogue = Catalogue.load(inputs.examples / "_items.parquet")
+    catalogue = _check_inputs(inputs)
     shards = plan_shards(inputs.examples, settings.groups_per_user, settings.batch_size)
     _check_negatives(config, catalogue, inputs.examples, shards)
     tally = Tally()
@@ -101,6 +105,17 @@ def _plan_row(shard: Shard) -> pa.Table:
     return pa.table({"shard": pa.array([shard.number], type=pa.int64()), "path": [shard.path], "rows": rows})
 
 
+def _check_inputs(inputs: Outputs) -> Catalogue:
+    """The catalogue that examples, model and oracle have in common."""
+    catalogue = Catalogue.load(inputs.examples / "_items.parquet")
+    read_settings(inputs.sft)
+    theirs = Catalogue.load(inputs.sft / CATALOGUE)
+    if not np.array_equal(theirs.item_ids, catalogue.item_ids) or theirs.titles != catalogue.titles:
+        raise UserError(f"the model in {inputs.sft} was trained on another catalogue: run `rosepo sft` again")
+    SASRec.load(inputs.oracle, catalogue.item_ids)
+    return catalogue
+
+
 def _own_error(error: BaseException | None) -> UserError | StageError | None:
     """The error that an actor raised for a person to read, out of Ray's wrapping."""
     seen: set[int] = set()
@@ -109,6 +124,10 @@ def _own_error(error: BaseException | None) -> UserError | StageError | None:
         for kind in (UserError, StageError):
             if isinstance(error, kind):
                 return kind(str(getattr(error, "cause", None) or error))
+            # What an actor raises while it starts arrives as text alone.
+            told = re.findall(rf"^{kind.__module__}\.{kind.__name__}: (.+)$", str(error), flags=re.MULTILINE)
+            if told:
+                return kind(told[-1])
         error = getattr(error, "cause", None) or error.__cause__ or error.__context__
     return None
 

@@ -14,10 +14,10 @@ import torch
 from rosepo.artifacts import Outputs
 from rosepo.config import Config, parse_config
 from rosepo.data.catalogue import Catalogue
-from rosepo.errors import UserError
+from rosepo.errors import StageError, UserError
 from rosepo.models.folder import load_recommender, save_policy
 from rosepo.models.sasrec import Oracle, SASRec, SASRecConfig
-from rosepo.sampling.pairs import pairs, required_cpus
+from rosepo.sampling.pairs import _own_error, pairs, required_cpus
 from rosepo.training.logps import plain_logps
 from tests.helpers import tiny_catalogue, tiny_model, tiny_tokenizer
 
@@ -57,6 +57,14 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Outputs:
     torch.manual_seed(0)
     SASRec(SASRecConfig(n_items=N_ITEMS, hidden_size=16)).save(outputs.oracle, catalogue.item_ids, tau=0.7)
     return outputs
+
+
+def borrow(run: Outputs, root: Path, *names: str) -> Outputs:
+    """A run's folder with some outputs of another one."""
+    root.mkdir()
+    for name in names:
+        (root / name).symlink_to(getattr(run, name))
+    return Outputs(root)
 
 
 def read(folder: Path) -> pa.Table:
@@ -150,15 +158,17 @@ def test_more_actors_write_the_same_files(groups: Any, run: Outputs, tmp_path: P
         assert one.read_bytes() == other.read_bytes()
 
 
-def test_only_the_newest_examples_of_a_user_where_asked(run: Outputs, ray_cluster: None, tmp_path: Path) -> None:
-    figures = pairs(configure(groups_per_user=1, strategies={"popularity": 1.0}), run, tmp_path)
-    table = read(tmp_path)
-    newest: dict[int, str] = {}
-    for row in read(run.examples).to_pylist():
-        if row["split"] == "train":
-            newest[row["user_id"]] = row["example_id"]
-    assert table["example_id"].to_pylist() == list(newest.values())
-    assert set(figures["strategies"]) == {"popularity"}
+def test_a_model_that_gives_no_numbers_ends_the_stage_with_one_sentence(
+    run: Outputs, ray_cluster: None, tmp_path: Path
+) -> None:
+    other = borrow(run, tmp_path / "run", "examples", "sft")
+    oracle = SASRec(SASRecConfig(n_items=N_ITEMS, hidden_size=16))
+    with torch.no_grad():
+        oracle.norm.weight.fill_(float("nan"))
+    oracle.save(other.oracle, tiny_catalogue(N_ITEMS).item_ids)
+    (tmp_path / "out").mkdir()
+    with pytest.raises(StageError, match=r"^the oracle or the model gives scores that are not finite"):
+        pairs(configure(strategies={"popularity": 1.0}), other, tmp_path / "out")
 
 
 @pytest.mark.parametrize(
@@ -178,15 +188,28 @@ def test_what_cannot_work_is_refused_before_an_actor_starts(
     assert not list(tmp_path.iterdir())
 
 
-def test_an_oracle_of_another_catalogue_is_the_users_error(run: Outputs, ray_cluster: None, tmp_path: Path) -> None:
-    other = Outputs(tmp_path / "run")
-    other.root.mkdir()
-    for name in ("examples", "sft"):
-        (other.root / name).symlink_to(getattr(run, name))
+def test_an_oracle_of_another_catalogue_is_refused(run: Outputs, ray_cluster: None, tmp_path: Path) -> None:
+    other = borrow(run, tmp_path / "run", "examples", "sft")
     SASRec(SASRecConfig(n_items=N_ITEMS, hidden_size=16)).save(other.oracle, np.arange(N_ITEMS))
-    (tmp_path / "out").mkdir()
     with pytest.raises(UserError, match="trained on another catalogue"):
         pairs(configure(), other, tmp_path / "out")
+
+
+def test_a_model_of_another_catalogue_is_refused(run: Outputs, ray_cluster: None, tmp_path: Path) -> None:
+    other = borrow(run, tmp_path / "run", "oracle", "sft")
+    other.examples.mkdir()
+    tiny_catalogue(N_ITEMS - 1).save(other.examples / "_items.parquet")
+    with pytest.raises(UserError, match="run `rosepo sft` again"):
+        pairs(configure(), other, tmp_path / "out")
+
+
+@pytest.mark.parametrize("kind", [UserError, StageError])
+def test_what_an_actor_says_while_it_starts_is_passed_on(kind: type[Exception]) -> None:
+    wrapped = RuntimeError(f"The actor died\n  File x\nrosepo.errors.{kind.__name__}: no such folder")
+    found = _own_error(wrapped)
+    assert isinstance(found, kind)
+    assert str(found) == "no such folder"
+    assert _own_error(RuntimeError("other")) is None
 
 
 def test_required_cpus_are_those_of_the_actors() -> None:
