@@ -107,8 +107,8 @@ def recommend(
     list), and may have `user_id`. Answers are JSON Lines for a file, `as_json` or `output`; else a table.
 
     Raises:
-        UserError: no history or two sources of them, a model folder that is not one, a file that cannot be read, an unknown
-            title.
+        UserError: no history or two sources of them, a model folder that is not one, a file that cannot be read, or an
+            unknown title.
     """
     if bool(history) == (file is not None):
         raise UserError("recommend needs either --history TITLE (one or more) or --file FILE, and not both")
@@ -138,7 +138,8 @@ def read_histories(file: str, reader: HistoryReader) -> tuple[list[Any] | None, 
     """`user_id` of every row (None without that column) and the histories as item indexes.
 
     Raises:
-        UserError: no such file, a kind that is not read, no column `history`, no row, or an unknown title (naming the row).
+        UserError: no such file, a kind that is not read, no column `history`, no row, or (naming the row) an unknown
+            title.
     """
     rows = _read_table(Path(file))
     if "history" not in rows.column_names:

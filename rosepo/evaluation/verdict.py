@@ -92,6 +92,8 @@ def _look_alikes(models: Mapping[str, Any], differences: Mapping[str, Any]) -> t
         f"{number(before['value'])} to {number(after['value'])} ({interval(difference)})"
     )
     outcome = {1: "more look-alikes", -1: "fewer look-alikes", 0: "no difference seen"}[sign(difference)]
+    if max(before["value"], after["value"]) <= 0:
+        return f"{told}: {outcome}, and both below the right titles.", ""
     word = {1: "raised semantic hallucination", -1: "lowered semantic hallucination", 0: ""}[sign(difference)]
     return f"{told}: {outcome}.", word
 
@@ -122,7 +124,8 @@ def number(value: float | None, signed: bool = False) -> str:
     if value is None:
         return "–"
     digits = 3 if abs(value) < 10 else 2
-    text = f"{value:+.{digits}f}" if signed else f"{value:.{digits}f}"
+    value = round(value, digits) + 0.0  # no minus in front of what rounds to zero
+    text = f"{value:+.{digits}f}" if signed and value else f"{value:.{digits}f}"
     return text.replace("-", "−")
 
 

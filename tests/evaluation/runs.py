@@ -1,0 +1,55 @@
+"""A tiny prepared run for the evaluation's tests: real tables, real models, no training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rosepo.artifacts import Outputs
+from rosepo.config import Config, load_config
+from rosepo.data.catalogue import Catalogue
+from rosepo.models.folder import save_policy
+from tests.helpers import tiny_catalogue, tiny_model, tiny_tokenizer
+
+
+def tiny_config(*overrides: str) -> Config:
+    """Settings under which the tiny run was made."""
+    return load_config(
+        None,
+        ["evaluate.bootstrap=100", "evaluate.batch_size=8", "pairs.encoder=tfidf", "model.max_length=256", *overrides],
+    )
+
+
+def write_examples(root: Path, catalogue: Catalogue, users: int = 24, seed: int = 0) -> None:
+    """Tables of `prepare` for random users of 4 to 9 items, leave-one-out."""
+    rng = np.random.default_rng(seed)
+    folder = root / "examples"
+    (folder / "_trajectories").mkdir(parents=True)
+    rows, trajectories = [], []
+    for user in range(users):
+        items = rng.choice(catalogue.item_ids, size=int(rng.integers(4, 10)), replace=False).tolist()
+        trajectories.append((user, items[:-2], len(items) - 3))
+        for position in range(1, len(items)):
+            split = {len(items) - 1: "test", len(items) - 2: "validation"}.get(position, "train")
+            rows.append((f"{user}:{position}", user, split, position, items[:position], items[position]))
+    names = ("example_id", "user_id", "split", "position", "history", "target")
+    pq.write_table(pa.table(dict(zip(names, map(list, zip(*rows))))), folder / "part-00000.parquet")
+    columns = dict(zip(("user_id", "items", "n_targets"), map(list, zip(*trajectories))))
+    columns["n_targets"] = pa.array(columns["n_targets"], pa.int32())
+    pq.write_table(pa.table(columns), folder / "_trajectories" / "part-00000.parquet")
+    catalogue.save(folder / "_items.parquet")
+
+
+def tiny_run(root: Path, models: bool = True, n_items: int = 30) -> Outputs:
+    """A run's folder with examples and, where asked, an `sft` and an `aligned` model of random weights."""
+    catalogue = tiny_catalogue(n_items)
+    write_examples(root, catalogue)
+    if models:
+        tokenizer = tiny_tokenizer(n_items)
+        for seed, name in enumerate(("sft", "aligned")):
+            model = tiny_model(vocab_size=len(tokenizer), seed=seed)
+            save_policy(root / name, model, tokenizer, catalogue, tiny_config(), stage=name)
+    return Outputs(root)

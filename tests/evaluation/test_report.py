@@ -1,0 +1,146 @@
+from __future__ import annotations
+
+import base64
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from rosepo.artifacts import Outputs, write_json
+from rosepo.console import Progress
+from rosepo.data.catalogue import Catalogue
+from rosepo.evaluation import evaluate as stage
+from rosepo.evaluation.baselines import Popular, markov
+from rosepo.evaluation.rankings import rank_by_scores, write_examples
+from rosepo.evaluation.report import write_report
+from rosepo.evaluation.verdict import number, verdict
+from tests.evaluation import runs
+
+EVIL = '<script>alert("x")</script> & <b>Friends</b>'
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The report of a tiny run in which a title is HTML; scorers stand in for the two language models' files."""
+    root = tmp_path_factory.mktemp("run")
+    catalogue = runs.tiny_catalogue(30)
+    catalogue = Catalogue(
+        catalogue.item_ids, [EVIL + str(i) for i in range(30)], catalogue.categories, catalogue.train_count
+    )
+    runs.write_examples(root, catalogue)
+    inputs, out = Outputs(root), root / "evaluation"
+    (out / "rankings").mkdir(parents=True)
+    config = runs.tiny_config("data.dataset=movietweetings-100k")
+    write_examples(inputs.examples, "test", None, 8, out / "_examples.parquet")
+    scorers = {"popular": Popular(catalogue.train_count), "markov": markov(inputs.examples, catalogue)}
+    scorers |= {"sft": scorers["markov"], "aligned": Popular(-catalogue.train_count)}
+    with Progress("rank", 1) as progress:
+        for name, scorer in scorers.items():
+            path = out / "rankings" / f"{name}.parquet"
+            rank_by_scores(scorer, out / "_examples.parquet", catalogue, path, progress)
+    metrics, exposure = stage.measure(
+        config, inputs, catalogue, out / "_examples.parquet", out / "rankings", list(scorers)
+    )
+    write_json(out / "metrics.json", metrics)
+    pq.write_table(exposure, out / "exposure.parquet")
+    inputs.groups.mkdir()
+    groups = {"strategy": [["semantic", "popularity"]] * 5, "epsilon": [[0.1, 0.4]] * 5}
+    pq.write_table(pa.table(groups), inputs.groups / "part-00000.parquet")
+    inputs.aligned.mkdir()
+    (inputs.aligned / "metrics.jsonl").write_text(
+        '{"step": 1, "loss": 0.7}\n{"step": 2, "loss": 0.6, "rows_per_second": 3}\n'
+    )
+    manifest = {"stage": "align", "seconds": 3.2, "figures": {}, "command": "rosepo run --set a='<i>'"}
+    write_json(inputs.aligned / "_manifest.json", manifest)
+    write_report(config, inputs, out, seconds=1.0)
+    return out / "report.html"
+
+
+class _Page(HTMLParser):
+    """References and tags of a page."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.references: list[str] = []
+        self.tags: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.references += [value or "" for name, value in attrs if name in ("src", "href", "srcset", "data", "action")]
+
+
+def test_the_page_needs_nothing_beside_itself(report: Path) -> None:
+    text = report.read_text(encoding="utf-8")
+    page = _Page(text)
+    assert page.references
+    assert all(reference.startswith("data:image/svg+xml;base64,") for reference in page.references)
+    assert not re.search(r"url\(|@import|<link", text)
+    for reference in page.references:
+        svg = base64.b64decode(reference.partition(",")[2]).decode()
+        assert not re.search(r'href="(?!#)', svg)
+
+
+def test_titles_and_commands_are_text_not_markup(report: Path) -> None:
+    text = report.read_text(encoding="utf-8")
+    page = _Page(text)
+    assert "script" not in page.tags
+    assert "i" not in page.tags
+    assert "&lt;script&gt;alert(" in text
+
+
+def test_every_section_is_there(report: Path) -> None:
+    text = report.read_text(encoding="utf-8")
+    for name in ("verdict", "run", "results", "cases", "bias", "epsilon", "training", "cost", "reproduce"):
+        assert f'id="{name}"' in text
+    assert 'id="sweep"' not in text
+
+
+@pytest.mark.parametrize("width", [390, 1200])
+def test_a_browser_draws_the_page_without_errors(report: Path, tmp_path: Path, width: int) -> None:
+    browser = next(
+        (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
+    )
+    if browser is None:
+        pytest.skip("no Chromium on this machine: the report was not drawn")
+    picture = tmp_path / "page.png"
+    command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--enable-logging=stderr",
+               f"--user-data-dir={tmp_path / 'profile'}", f"--screenshot={picture}", f"--window-size={width},1600",
+               report.as_uri()]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert picture.stat().st_size > 20_000
+    assert "CONSOLE" not in done.stderr
+
+
+def _metrics(low: float, high: float) -> dict[str, object]:
+    middle = (low + high) / 2
+    keys = ("hr@10", "ndcg@10", "log_popularity", "hallucination")
+    sft = {key: {"value": 1.0, "low": 0.9, "high": 1.1, "truth": 0.0} for key in keys}
+    aligned = {key: {**figure, "value": 1.0 + middle} for key, figure in sft.items()}
+    difference = {key: {"value": middle, "low": low, "high": high} for key in keys}
+    return {"models": {"sft": sft, "aligned": aligned}, "differences": {"aligned-sft": difference}}
+
+
+def test_the_verdict_calls_nothing_a_difference_that_may_be_none() -> None:
+    said = str(verdict(_metrics(-0.1, 0.1)))
+    assert said.count("no difference seen") == 4
+    assert "changed nothing that can be seen in accuracy" in said
+
+
+def test_the_verdict_says_what_is_better_and_what_is_worse() -> None:
+    assert "more accurate" in verdict(_metrics(0.1, 0.2)).headline
+    assert "raised popularity bias" in verdict(_metrics(0.1, 0.2)).headline
+    worse = verdict(_metrics(-0.2, -0.1))
+    assert "less accurate" in worse.headline
+    assert "lowered popularity bias and lowered semantic hallucination" in worse.headline
+
+
+def test_numbers_are_written_with_a_true_minus_and_no_minus_zero() -> None:
+    assert [number(value, True) for value in (-0.0123, -0.0001, 0.5, None)] == ["−0.012", "0.000", "+0.500", "–"]
+    assert [number(value) for value in (12.344, -1.0)] == ["12.34", "−1.000"]

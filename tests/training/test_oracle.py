@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rosepo.errors import UserError
+from rosepo.evaluation.baselines import top_k
+from rosepo.evaluation.metrics import target_ranks
+from rosepo.models.sasrec import Oracle, SASRec, SASRecConfig
+from rosepo.training.oracle import train_oracle
+from rosepo.training.sequences import IGNORED, NextItemLoss, Sequences, batch_tensors, epoch_batches, ranks_of
+from tests.evaluation.runs import tiny_config, tiny_run
+
+
+def _sequences(lists: list[list[int]], n_targets: list[int]) -> Sequences:
+    offsets = np.concatenate([[0], np.cumsum([len(items) for items in lists])])
+    return Sequences(np.concatenate(lists), offsets, np.array(n_targets))
+
+
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=60), st.integers(1, 9), st.integers(0, 3))
+def test_an_epoch_takes_every_row_once(lengths: list[int], batch_size: int, epoch: int) -> None:
+    batches = epoch_batches(np.array(lengths), batch_size, seed=1, epoch=epoch)
+    assert sorted(np.concatenate(batches).tolist()) == list(range(len(lengths)))
+    assert max(len(batch) for batch in batches) <= batch_size
+
+
+def test_only_the_last_items_of_a_row_are_targets() -> None:
+    history, targets = batch_tensors(_sequences([[4, 5, 6], [7, 8], [1]], [1, 1, 0]), np.array([0, 1, 2]), 10)
+    assert history.tolist() == [[5, 6], [8, 9], [2, 0]]
+    assert targets.tolist() == [[IGNORED, 6], [8, IGNORED], [IGNORED, IGNORED]]
+
+
+def test_the_loss_is_that_of_one_row_a_target() -> None:
+    torch.manual_seed(0)
+    model = SASRec(SASRecConfig(n_items=9, max_length=6, hidden_size=8)).eval()
+    sequences = _sequences([[4, 5, 6, 1], [7, 8]], [2, 1])
+    loss = NextItemLoss(model)(*batch_tensors(sequences, np.array([0, 1]), 6))
+    scores = Oracle(model, 1.0).score_all([np.array([4, 5]), np.array([4, 5, 6]), np.array([7])])
+    slow = -torch.log_softmax(torch.from_numpy(scores), 1)[range(3), [6, 1, 8]].sum()
+    assert torch.allclose(loss, slow, atol=1e-4)
+
+
+def test_validation_ranks_are_those_of_the_evaluation() -> None:
+    torch.manual_seed(0)
+    model = SASRec(SASRecConfig(n_items=15, max_length=6, hidden_size=8)).eval()
+    rng = np.random.default_rng(0)
+    histories = [rng.choice(15, size=rng.integers(1, 6), replace=False) for _ in range(20)]
+    targets = np.array([next(item for item in range(15) if item not in history) for history in histories])
+    items, _ = top_k(Oracle(model, 1.0).score_all(histories), histories, 15)
+    assert ranks_of(model, histories, targets).tolist() == target_ranks(items, targets).tolist()
+
+
+def test_two_workers_train_and_leave_an_oracle_with_its_best_weights(ray_cluster: None, tmp_path: Path) -> None:
+    inputs = tiny_run(tmp_path, models=False)
+    config = tiny_config("oracle.workers=2", "oracle.max_epochs=4", "oracle.batch_size=8")
+    out = tmp_path / "made"
+    out.mkdir()
+    figures = train_oracle(config, inputs, out)
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4]
+    best = max(lines, key=lambda line: line["ndcg@10"])
+    assert figures["ndcg@10"] == pytest.approx(best["ndcg@10"])
+    assert figures["validation_examples"] == 24
+    assert figures["tau"] > 0
+    assert list((out / "tensorboard").iterdir())
+    assert not (out / "_train").exists()
+    assert Oracle.load(out).tau == pytest.approx(figures["tau"])
+
+
+def test_more_workers_than_cpus_are_refused(ray_cluster: None, tmp_path: Path) -> None:
+    inputs = tiny_run(tmp_path, models=False)
+    with pytest.raises(UserError, match=r"oracle\.workers=9"):
+        train_oracle(tiny_config("oracle.workers=9"), inputs, tmp_path)
