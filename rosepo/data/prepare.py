@@ -109,11 +109,11 @@ def filter_log(config: Config, blocks: LocalBlocks | RayBlocks, items: pa.Table)
     """Everything before examples: positives, first interactions, k-core, titles, time cuts. Nothing is written."""
     settings = config.prepare
     scanned = list(blocks.scans(settings.min_rating))
+    if not sum(len(scan["user"]) for scan in scanned):
+        raise UserError(f"data.interactions={config.data.interactions} has no rows")
     users, user_rows, user_kept = _merge(scanned, "user")
     used, item_rows, _ = _merge(scanned, "item")
     rows, positive = int(user_rows.sum()), int(user_kept.sum())
-    if not rows:
-        raise UserError("the interactions have no rows")
     known = items["item_id"].combine_chunks()
     check_known(used, item_rows, known, config)
     unrated = sum(int(scan["unrated"][0].as_py()) for scan in scanned) if settings.min_rating is not None else 0

@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+from rosepo.config import TemplateConfig
+from rosepo.data.prompts import PromptBuilder
+from rosepo.errors import UserError
+
+TITLES = ["Heat (1995)", "Ran", "The Third Man", "Amélie", "8½", "Heat"]
+
+
+def tokenizer(bos: bool = True, eos: bool = True) -> PreTrainedTokenizerFast:
+    """A byte-level BPE whose merges cross spaces: the boundary between parts would move if texts were joined first."""
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    core.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=["<s>", "</s>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    core.train_from_iterator([f"{a}\n{b}" for a in TITLES for b in TITLES], trainer)
+    special = {"bos_token": "<s>" if bos else None, "eos_token": "</s>" if eos else None}
+    return PreTrainedTokenizerFast(tokenizer_object=core, **{k: v for k, v in special.items() if v})
+
+
+def build(template: TemplateConfig | None = None, max_length: int = 128, **kind: bool) -> PromptBuilder:
+    return PromptBuilder(tokenizer(**kind), TITLES, template or TemplateConfig(), max_length)
+
+
+def test_a_prompt_is_its_parts_joined_in_token_space() -> None:
+    builder = build(TemplateConfig(prefix="Liked:\n", separator="\n", suffix="Next: {eos}"))
+    prompt, dropped = builder.prompt([2, 0])
+    parts = [
+        builder.head,
+        builder.title_ids(2),
+        builder.separator,
+        builder.title_ids(0),
+        builder.separator,
+        builder.tail,
+    ]
+    assert prompt.dtype == np.int32
+    assert dropped == 0
+    assert prompt.tolist() == np.concatenate(parts).tolist()
+    assert builder.tail[-1] == builder.eos_id
+    assert tokenizer().decode(prompt) == "<s>Liked:\nThe Third Man\nHeat (1995)\nNext: </s>"
+
+
+def test_a_completion_is_the_title_and_one_eos() -> None:
+    builder = build()
+    for item, title in enumerate(TITLES):
+        ids = builder.completion(item)
+        assert ids.dtype == np.int32
+        assert (ids == builder.eos_id).sum() == 1
+        assert tokenizer().decode(ids) == f"{title}</s>"
+    assert builder.longest_completion == max(len(builder.completion(item)) for item in range(len(TITLES)))
+
+
+def test_without_bos_the_prompt_begins_with_the_prefix() -> None:
+    assert tokenizer(bos=False).decode(build(bos=False).prompt([1])[0]).startswith("Titles that")
+
+
+def test_candidates_stand_before_the_history() -> None:
+    builder = build(TemplateConfig(prefix="", candidates_prefix="Of:\n"))
+    prompt, _ = builder.prompt([1], candidates=[4, 2])
+    assert tokenizer().decode(prompt) == "<s>Of:\n8½\nThe Third Man\nRan\n"
+
+
+def test_long_prompts_lose_their_oldest_items_alone() -> None:
+    template = TemplateConfig(prefix="", suffix="?")
+    whole = build(template).prompt([2, 0, 3, 1], reserve=5)[0]
+    for max_length in range(len(whole) + 5, 16, -1):
+        builder = build(template, max_length=max_length)
+        prompt, dropped = builder.prompt([2, 0, 3, 1], reserve=5)
+        assert len(prompt) + 5 <= max_length
+        assert prompt.tolist() == build(template).prompt([2, 0, 3, 1][dropped:])[0].tolist()
+        if dropped:
+            assert len(build(template).prompt([2, 0, 3, 1][dropped - 1 :])[0]) + 5 > max_length
+    kept = build(template, max_length=64).prompt([2] * 50, candidates=[0, 1])[0]
+    assert tokenizer().decode(kept).startswith("<s>Choose from:\nHeat (1995)\nRan\nThe Third Man\n")
+
+
+def test_a_prompt_without_room_for_one_item_is_an_error() -> None:
+    with pytest.raises(UserError, match=r"model.max_length=16 has no room for a history item.*raise it"):
+        build(max_length=16).prompt([0])
+
+
+def test_titles_that_no_model_could_tell_apart_are_errors() -> None:
+    template = TemplateConfig()
+    with pytest.raises(UserError, match="titles 'Ran' and 'Ran' have the same tokens"):
+        PromptBuilder(tokenizer(), ["Ran", "Heat", "Ran"], template, 64)
+    with pytest.raises(UserError, match="title '' has no tokens"):
+        PromptBuilder(tokenizer(), ["Ran", ""], template, 64)
+    with pytest.raises(UserError, match=r"title 'A</s>B' holds the text of the tokenizer's EOS"):
+        PromptBuilder(tokenizer(), ["Ran", "A</s>B"], template, 64)
+    with pytest.raises(UserError, match="no EOS token"):
+        build(eos=False)
+    with pytest.raises(UserError, match="catalogue is empty"):
+        PromptBuilder(tokenizer(), [], template, 64)
