@@ -103,9 +103,8 @@ def test_every_section_is_there(report: Path) -> None:
 
 @pytest.mark.parametrize("width", [390, 1200])
 def test_a_browser_draws_the_page_without_errors(report: Path, tmp_path: Path, width: int) -> None:
-    browser = next(
-        (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
-    )
+    browsers = ("chromium", "chromium-browser", "google-chrome")
+    browser = next((path for path in map(shutil.which, browsers) if path), None)
     if browser is None:
         pytest.skip("no Chromium on this machine: the report was not drawn")
     picture = tmp_path / "page.png"
