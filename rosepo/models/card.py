@@ -43,7 +43,7 @@ def model_card(
         f"# Recommender ({stage}) by rosepo\n",
         f"A causal language model that reads the titles that one person liked and writes the title of the next item. "
         f"Trained by {_STAGES.get(stage, stage)}.\n",
-        _facts(config, catalogue),
+        _facts(config, catalogue, adapter),
         _figures(figures or {}),
         f"## Use\n\nPlain {'PEFT' if adapter else 'Transformers'}, without rosepo, in this folder:\n\n"
         f"```python\n{usage(config.model.template, catalogue.titles[:3], max_new_tokens, adapter)}```\n\n"
@@ -124,13 +124,13 @@ def _front_matter(config: Config, adapter: bool) -> str:
     return f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n"
 
 
-def _facts(config: Config, catalogue: Catalogue) -> str:
+def _facts(config: Config, catalogue: Catalogue, adapter: bool) -> str:
     model, data = config.model, config.data
     if model.path is None:
         base = "none: a small Llama from random weights, with a tokenizer trained on the catalogue's titles"
     else:
         base = f"`{model.path}`" + (f" at revision `{model.revision}`" if model.revision else "")
-    weights = f"LoRA adapter of rank {model.lora.rank}" if model.lora else "all weights"
+    weights = f"LoRA adapter of rank {model.lora.rank}" if model.lora else "the adapter" if adapter else "all weights"
     source = data.dataset or f"`{data.interactions}` and `{data.items}`"
     template = model.template
     rows = {

@@ -173,7 +173,7 @@ def _save_adapter(folder: Path, model: Any, config: Config, state_dict: Mapping[
     local = Path(settings.base_model_name_or_path or "").expanduser()
     if settings.base_model_name_or_path and local.exists():
         settings.base_model_name_or_path = str(local.resolve())
-    else:
+    elif config.model.lora is not None:
         settings.revision = config.model.revision
     weights = None if state_dict is None else _named_like(model, state_dict)
     # Without save_embedding_layers PEFT would ask the hub about the base's vocabulary, which nothing here resizes.

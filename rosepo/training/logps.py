@@ -48,8 +48,8 @@ class LogpsModel(nn.Module):
             cast(Any, model).gradient_checkpointing_enable({"use_reentrant": False})
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> LogpsModel:
-        # A cast to bfloat16 would round the rotary frequencies too, and the model that is loaded again has exact ones:
-        # at position 400 their phases differ by most of a radian.
+        # A cast to bfloat16 would round the rotary frequencies too, while a model that is loaded has exact ones: at
+        # position 400 their phases differ by up to half a radian, in heads of 128.
         exact = [
             (module, name, buffer)
             for module in self.modules()
