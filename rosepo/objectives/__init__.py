@@ -1,0 +1,1 @@
+"""Losses and smoothing: pure functions of tensors."""

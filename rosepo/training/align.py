@@ -1,0 +1,238 @@
+"""The `align` stage: the smoothed preference objective on groups, from the SFT model, which is also the reference.
+
+A group is one row: its prompt once, then the chosen and the rejected titles. The reference's log-probabilities come
+with the table, so no reference model is held, for adapters either. The loss of a step is a sum over its groups divided
+by their number over all micro-batches and ranks. Dropout is off: the policy is compared with a reference without it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor, nn
+
+from rosepo.artifacts import Outputs
+from rosepo.config import STRATEGIES, AlignConfig, Config, TrainConfig
+from rosepo.data.catalogue import Catalogue
+from rosepo.errors import StageError, UserError
+from rosepo.models.folder import CATALOGUE
+from rosepo.models.policy import load_policy, load_tokenizer, read_settings, save_policy
+from rosepo.objectives.rosepo import Metrics, pairwise, softmax
+from rosepo.objectives.smoothing import clamp_epsilon, oracle_targets
+from rosepo.session import cluster_cpus
+from rosepo.training.feed import Arrays, FeedPlan, ParquetRows, by_length, check_cpus
+from rosepo.training.logps import LogpsModel
+from rosepo.training.loop import Loss, Report, fit, fit_in_process, wants_gpu
+from rosepo.training.metrics import Sums
+from rosepo.training.rows import collate_numpy, group_row
+from rosepo.training.sft import card_figures, storage_dtype
+
+COLUMNS = (
+    "example_id",
+    "prompt_ids",
+    "chosen_ids",
+    "rejected_ids",
+    "strategy",
+    "epsilon",
+    "oracle_scores",
+    "ref_logps",
+)
+PROBED_GROUPS = 8
+"""Groups on which the policy's log-probabilities are compared with the table's before the first step."""
+TOLERANCE = {"float32": (0.01, 1e-3), "bfloat16": (0.3, 0.03)}
+"""Absolute and relative difference that arithmetic alone may make; another model or template is nats away."""
+_OVERALL = ("margin", "accuracy", "reward_chosen", "reward_rejected", "logp_chosen", "logp_rejected", "epsilon")
+
+
+def align(config: Config, inputs: Outputs, out: Path, max_groups: int | None = None) -> dict[str, Any]:
+    """Align the model of `<run>/sft` on `<run>/groups` into the model folder `out`, with Ray Train.
+
+    Args:
+        max_groups: groups trained on, spread over the table; None takes all.
+
+    Returns:
+        Figures: steps, rows, groups, seconds, loss, margin, accuracy, … of the last line of metrics.
+
+    Raises:
+        UserError: no groups, or a cluster too small for the workers; before training starts.
+        StageError: training failed or diverged, or the groups were made with another model or template.
+    """
+    check_cpus("align", config.align, cluster_cpus())
+    task = align_task(config, inputs, max_groups)
+    figures = fit(task, out, gpu=wants_gpu("align", config.align))
+    return figures | {"groups": task.plan.n_rows}
+
+
+def align_in_process(
+    config: Config, inputs: Outputs, out: Path, max_groups: int | None = None, report: Report | None = None
+) -> dict[str, Any]:
+    """The same training by one rank in the calling process, without Ray Train; see `align`.
+
+    Args:
+        report: called with step and figures at every line of metrics.
+    """
+    task = align_task(config, inputs, max_groups)
+    return fit_in_process(task, out, report) | {"groups": task.plan.n_rows}
+
+
+def align_task(config: Config, inputs: Outputs, max_groups: int | None = None) -> AlignTask:
+    """What the workers need for alignment."""
+    read_settings(inputs.sft)
+    table = ParquetRows(inputs.groups, list(COLUMNS))
+    rows = min(len(table), max_groups or len(table))
+    train = config.align
+    plan = FeedPlan(
+        folder=inputs.groups.resolve(),
+        columns=COLUMNS,
+        encoder=GroupEncoder(),
+        n_rows=rows,
+        batch_size=train.batch_size,
+        micro_batch_size=train.micro_batch_size,
+        seed=config.seed,
+        epochs=train.epochs,
+    )
+    probed = table.take(np.arange(min(PROBED_GROUPS, len(table))))
+    return AlignTask(config=config, sft=inputs.sft.resolve(), plan=plan, probed=probed)
+
+
+@dataclass(frozen=True)
+class GroupEncoder:
+    """Rows of the groups table as micro-batches: the arrays of a `Batch`, `units` (its groups), and for G groups of K
+    pairs `ref_logps` and `oracle_scores` float32 [G, 1 + K], `epsilon` float32 and `strategy` int64 [G, K].
+
+    Strategies are numbered as in `config.STRATEGIES`.
+    """
+
+    def __call__(self, rows: pa.Table, parts: int) -> list[Arrays]:
+        table = {name: rows[name].to_pylist() for name in COLUMNS}
+        completions = [[chosen, *rejected] for chosen, rejected in zip(table["chosen_ids"], table["rejected_ids"])]
+        sizes = sorted({len(group) - 1 for group in completions})
+        if len(sizes) > 1:
+            raise UserError(
+                f"the groups table mixes groups of {sizes[0]} and {sizes[-1]} rejected titles: make it again"
+            )
+        made = [group_row(np.array(prompt, np.int32), ids) for prompt, ids in zip(table["prompt_ids"], completions)]
+        batches: list[Arrays] = []
+        for places in by_length(made, parts):
+            arrays = collate_numpy([made[place] for place in places]) if places else {}
+            if places:
+                arrays["units"] = np.array(len(places), dtype=np.float64)
+                for name in ("ref_logps", "oracle_scores", "epsilon"):
+                    arrays[name] = np.array([table[name][place] for place in places], dtype=np.float32)
+                codes = [[STRATEGIES.index(name) for name in table["strategy"][place]] for place in places]
+                arrays["strategy"] = np.array(codes, dtype=np.int64)
+            batches.append(arrays)
+        return batches
+
+
+@dataclass
+class AlignTask:
+    """Alignment, as the training loop knows it."""
+
+    config: Config
+    sft: Path
+    plan: FeedPlan
+    probed: pa.Table
+    validation: list[Arrays] = field(default_factory=list)
+    name: ClassVar[str] = "align"
+    metric_names: ClassVar[tuple[str, ...]] = (
+        *_OVERALL,
+        *(f"{name}/{strategy}" for name in ("margin", "accuracy", "epsilon") for strategy in STRATEGIES),
+    )
+    _built: Any = None
+
+    @property
+    def train(self) -> TrainConfig:
+        return self.settings
+
+    @cached_property
+    def settings(self) -> AlignConfig:
+        return self.config.align
+
+    @property
+    def seed(self) -> int:
+        return self.config.seed
+
+    def build(self) -> nn.Module:
+        self._built = model = load_policy(self.sft, trainable=True)
+        disable_dropout(model)
+        return LogpsModel(model, activation_checkpointing=self.train.activation_checkpointing).train()
+
+    def verify(self, logps: Callable[[Arrays], Tensor]) -> None:
+        """Refuse groups whose reference log-probabilities are not those of the model that training starts from."""
+        absolute, relative = TOLERANCE[self.train.precision]
+        encoder = GroupEncoder()
+        for place in range(len(self.probed)):
+            (arrays,) = encoder(self.probed.slice(place, 1), 1)
+            expected = arrays["ref_logps"][0]
+            found = logps(arrays).float().numpy()
+            off = np.abs(found - expected)
+            if not (off <= absolute + relative * np.abs(expected)).all():
+                worst = int(np.argmax(off))
+                raise StageError(
+                    f"the groups were made with another model, tokenizer or template than {self.sft}: example "
+                    f"{self.probed['example_id'][place].as_py()} has a reference log-probability of {expected[worst]:.3f} "
+                    f"in the table and {found[worst]:.3f} under the model; run `rosepo pairs` again"
+                )
+
+    def loss(self, logps: Tensor, counts: Tensor, arrays: Arrays) -> Loss:
+        reference, scores, epsilon = (
+            torch.from_numpy(np.array(arrays[name])).to(logps.device)
+            for name in ("ref_logps", "oracle_scores", "epsilon")
+        )
+        policy = logps.view_as(reference)
+        align = self.settings
+        epsilon = clamp_epsilon(epsilon, align.epsilon_max)
+        if align.loss == "pairwise":
+            losses, metrics = pairwise(policy, reference, epsilon, align.beta)
+        else:
+            losses, metrics = softmax(policy, reference, oracle_targets(scores, align.target_min), align.beta)
+        strategy = torch.from_numpy(np.array(arrays["strategy"])).to(logps.device)
+        return Loss(losses.sum(), float(len(losses)), _sums(policy.detach(), epsilon, strategy, metrics))
+
+    def save(self, weights: dict[str, Tensor], folder: Path, figures: dict[str, Any]) -> None:
+        save_policy(
+            folder,
+            self._built,
+            load_tokenizer(self.sft),
+            Catalogue.load(self.sft / CATALOGUE),
+            self.config,
+            stage="align",
+            state_dict=storage_dtype(weights, self.config, self.train),
+            figures=card_figures(figures),
+        )
+
+
+def disable_dropout(model: nn.Module) -> None:
+    """Set every dropout of a model to 0, in place, attention's included; the model may stay in training mode."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        if isinstance(getattr(module, "attention_dropout", None), float):
+            module.attention_dropout = 0.0  # type: ignore[assignment]
+
+
+def _sums(policy: Tensor, epsilon: Tensor, strategy: Tensor, metrics: Metrics) -> Sums:
+    """Sums and counts over the pairs of a micro-batch, overall and by strategy."""
+    values = {
+        "margin": metrics["margin"],
+        "accuracy": metrics["accuracy"],
+        "reward_chosen": metrics["reward_chosen"],
+        "reward_rejected": metrics["reward_rejected"],
+        "logp_chosen": policy[:, 0],
+        "logp_rejected": policy[:, 1:],
+        "epsilon": epsilon,
+    }
+    sums: Sums = {name: (value.sum(), value.numel()) for name, value in values.items()}
+    for code, label in enumerate(STRATEGIES):
+        mine = strategy == code
+        for name in ("margin", "accuracy", "epsilon"):
+            sums[f"{name}/{label}"] = ((values[name] * mine).sum(), mine.sum())
+    return sums

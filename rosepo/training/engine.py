@@ -1,0 +1,210 @@
+"""The DeepSpeed engine: exact gradient sums, one cosine schedule, and weights back out at every ZeRO stage.
+
+A step's gradient is that of ``sum over all units / number of units in the step`` (units: groups, or titles), however
+its rows are split into micro-batches and over ranks: callers hand in sums, and the engine undoes DeepSpeed's averaging.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from rosepo.config import TrainConfig
+from rosepo.errors import StageError
+
+
+@dataclass(frozen=True)
+class StepFigures:
+    """What one optimizer step did."""
+
+    grad_norm: float
+    """Global norm of the gradient before clipping."""
+    learning_rate: float
+
+
+def learning_rate_at(step: int, steps: int, train: TrainConfig) -> float:
+    """Linear warm-up over a share of the steps, then a cosine down to `min_learning_rate`; `step` counts from 0."""
+    warmup = math.ceil(train.warmup_fraction * steps)
+    if step < warmup:
+        return train.learning_rate * (step + 1) / warmup
+    progress = (step - warmup) / max(1, steps - warmup)
+    low = min(train.min_learning_rate, train.learning_rate)
+    return low + (train.learning_rate - low) * 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+def prepare_process(backend: str = "gloo") -> None:
+    """Make DeepSpeed usable in this process without a compiler, in its process group or a new one of a single rank."""
+    if backend == "gloo":
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    # DeepSpeed calls collectives by names that torch is about to drop: thousands of lines, none of them for the user.
+    warnings.filterwarnings("ignore", message="`torch.distributed", category=FutureWarning)
+    import deepspeed
+    import deepspeed.ops
+
+    # DeepSpeed would compile a shared-memory all-reduce here (half a minute, and an error without ninja).
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.logger.setLevel("ERROR")
+    if not dist.is_initialized():
+        os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}  # DeepSpeed asks for them by name
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    deepspeed.init_distributed(dist_backend=dist.get_backend())
+
+
+class Engine:
+    """One rank's DeepSpeed engine around a module.
+
+    Weights are float32 masters at every stage. bfloat16 with ZeRO 1-3 computes in bfloat16 weights; with ZeRO 0 it
+    computes under torch autocast, because DeepSpeed's own bfloat16 optimizer takes a wrong first step there.
+
+    Args:
+        module: float32 parameters, the same on every rank; those that do not require gradients stay as they are.
+        train: stage, precision, clipping and learning rate.
+        steps: optimizer steps of the whole run.
+        micro_batches: calls of `accumulate` before every `step`.
+    """
+
+    def __init__(self, module: nn.Module, train: TrainConfig, steps: int, micro_batches: int) -> None:
+        import deepspeed
+
+        self.train, self.steps, self.micro_batches = train, steps, micro_batches
+        self.world = dist.get_world_size()
+        self.done = 0
+        self._accumulated = 0
+        self._reload = {name: list(parameter.shape) for name, parameter in module.named_parameters()}
+        self._optimizer = torch.optim.AdamW(_parameter_groups(module, train.weight_decay), lr=train.learning_rate)
+        self._engine, *_ = deepspeed.initialize(
+            model=module, optimizer=self._optimizer, config=deepspeed_config(train, micro_batches, self.world)
+        )
+
+    @property
+    def module(self) -> nn.Module:
+        """The module, as wrapped."""
+        wrapped: nn.Module = self._engine.module
+        return wrapped
+
+    @property
+    def device(self) -> torch.device:
+        """Where batches must be."""
+        return torch.device(self._engine.device)
+
+    def forward(self, *inputs: Any) -> Any:
+        """The module's result, in training mode."""
+        return self._engine(*inputs)
+
+    def accumulate(self, loss_sum: Tensor, units: float) -> None:
+        """Add the gradient of ``loss_sum / units``.
+
+        Args:
+            loss_sum: scalar, the loss summed over this rank's units of a micro-batch (times zero where it has none).
+            units: units of the whole step, over all micro-batches and ranks.
+        """
+        # Gradients are averaged over ranks when they are reduced, hence the factor; scale_wrt_gas=False because the
+        # division by all units of the step already covers its micro-batches.
+        self._engine.backward(loss_sum * (self.world / units), scale_wrt_gas=False)
+        self._accumulated += 1
+        if self._accumulated < self.micro_batches:
+            self._engine.step()
+
+    def step(self) -> StepFigures:
+        """Clip and update, after the last `accumulate` of a step."""
+        if self._accumulated != self.micro_batches:
+            raise RuntimeError(f"{self._accumulated} of {self.micro_batches} micro-batches before the step")
+        rate = learning_rate_at(self.done, self.steps, self.train)
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+        norm = self._plain_norm() if self.train.zero_stage == 0 else None
+        self._engine.step()
+        self.done += 1
+        self._accumulated = 0
+        return StepFigures(float(self._engine.get_global_grad_norm() if norm is None else norm), rate)
+
+    def state_dict(self) -> dict[str, Tensor] | None:
+        """All weights of the module on the CPU, float32 masters where there are, on rank 0; None on the others.
+
+        Every rank must call it. Tied weights appear once under every name.
+
+        Raises:
+            StageError: a weight came out empty or with another shape.
+        """
+        import deepspeed
+        from deepspeed.utils import safe_get_full_fp32_param
+
+        weights: dict[str, Tensor] = {}
+        first: dict[int, str] = {}
+        for name, parameter in self.module.named_parameters(remove_duplicate=False):
+            if id(parameter) in first:
+                weights[name] = weights[first[id(parameter)]]
+                continue
+            first[id(parameter)] = name
+            full = safe_get_full_fp32_param(parameter) if parameter.requires_grad else None
+            if full is None and self.train.zero_stage == 3:
+                with deepspeed.zero.GatheredParameters([parameter]):
+                    full = parameter.detach().clone()
+            full = parameter.detach() if full is None else full
+            if full.numel() == 0 or list(full.shape) != self._reload.get(name, list(full.shape)):
+                raise StageError(f"weight {name} was gathered with shape {list(full.shape)}: nothing was saved")
+            weights[name] = full.to("cpu", copy=True) if dist.get_rank() == 0 else full
+        for name, buffer in _persistent_buffers(self.module):
+            weights[name] = buffer.detach().to("cpu", copy=True)
+        return weights if dist.get_rank() == 0 else None
+
+    def close(self) -> None:
+        """Drop DeepSpeed's hooks and buffers."""
+        self._engine.destroy()
+
+    def _plain_norm(self) -> Tensor:
+        gradients = [parameter.grad for parameter in self.module.parameters() if parameter.grad is not None]
+        return torch.nn.utils.get_total_norm(gradients)
+
+
+def deepspeed_config(train: TrainConfig, micro_batches: int, world: int) -> dict[str, Any]:
+    """DeepSpeed's configuration for a section of ours."""
+    config: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": train.micro_batch_size,
+        "gradient_accumulation_steps": micro_batches,
+        "train_batch_size": train.micro_batch_size * micro_batches * world,
+        "gradient_clipping": train.max_grad_norm,
+        "steps_per_print": None,
+        "zero_optimization": {
+            "stage": train.zero_stage,
+            # Buckets are allocated in full: on a small model the default of 2 × 10^9 bytes is all there would be.
+            "reduce_bucket_size": 2**25,
+            "allgather_bucket_size": 2**25,
+            "overlap_comm": False,
+        },
+        # torch.optim.AdamW is passed in: by name it would mean FusedAdam, which is compiled on first use.
+        "zero_allow_untested_optimizer": True,
+    }
+    if train.precision == "bfloat16" and train.zero_stage == 0:
+        config["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}
+    elif train.precision == "bfloat16":
+        config["bf16"] = {"enabled": True}
+        config["data_types"] = {"grad_accum_dtype": "fp32"}
+        config["communication_data_type"] = "fp32"
+    return config
+
+
+def _parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Matrices decay; biases and the weights of norms do not."""
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [parameter for parameter in trained if parameter.dim() >= 2], "weight_decay": weight_decay},
+        {"params": [parameter for parameter in trained if parameter.dim() < 2], "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def _persistent_buffers(module: nn.Module) -> list[tuple[str, Tensor]]:
+    found = []
+    for prefix, child in module.named_modules():
+        for name, buffer in child.named_buffers(recurse=False):
+            if name not in child._non_persistent_buffers_set:
+                found.append((f"{prefix}.{name}" if prefix else name, buffer))
+    return found

@@ -1,0 +1,258 @@
+"""Training data through Ray Data: every rank gets its own stream of ready batches, in the order of the schedule.
+
+The data set that Ray Train shards is a plan, a few integers a block. An actor beside each rank looks the planned rows
+up in the Parquet table and turns them into padded arrays, so tokens are put together outside the training process.
+Order and number of batches follow from the schedule alone: ranks cannot fall out of step, whatever Ray schedules.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rosepo.config import TrainConfig
+from rosepo.errors import UserError
+from rosepo.training.schedule import Schedule
+
+if TYPE_CHECKING:
+    from ray.data import DataIterator, Dataset
+
+    from rosepo.training.rows import Row
+
+Arrays = dict[str, np.ndarray]
+
+FEED_CPUS = 0.25
+"""CPUs that the feeding actor of one rank asks Ray for."""
+STEPS_A_BLOCK = 16
+BLOCK_BYTES = 8 * 2**20
+STREAM_BYTES = 64 * 2**20
+"""Ready batches that one rank's stream may hold in the object store."""
+_KEPT_ROW_GROUPS = 4
+_SHAPE = "__shape"
+
+
+class Encoder(Protocol):
+    """Turns what one rank takes of a step into micro-batches; sent to the feeding actors."""
+
+    def __call__(self, rows: pa.Table, parts: int) -> list[Arrays]:
+        """`parts` micro-batches, each the arrays of a `Batch` and `units`; an empty dict where there is no row left."""
+        ...
+
+
+def by_length(rows: Sequence[Row], parts: int) -> list[list[int]]:
+    """Places of the rows in `parts` lists of rows of like length, so that little of a micro-batch is padding.
+
+    The gradient of a step is a sum over its rows, so how they are put together changes nothing but speed.
+    """
+    order = np.argsort([len(row) for row in rows], kind="stable")
+    return [part.tolist() for part in np.array_split(order, parts)]
+
+
+class ParquetRows:
+    """Random access to the rows of a Parquet table of many files, a few row groups held in memory.
+
+    Rows are numbered through the files in the order of their names.
+    """
+
+    def __init__(self, folder: Path, columns: list[str] | None = None) -> None:
+        """
+        Raises:
+            UserError: the folder holds no Parquet file, or no row.
+        """
+        self.columns = columns
+        self._groups: list[tuple[Path, int]] = []
+        self._starts = [0]
+        for path in sorted(folder.glob("*.parquet")):
+            if path.name.startswith(("_", ".")):
+                continue
+            meta = pq.read_metadata(path)
+            for group in range(meta.num_row_groups):
+                self._groups.append((path, group))
+                self._starts.append(self._starts[-1] + meta.row_group(group).num_rows)
+        if self._starts[-1] == 0:
+            raise UserError(f"{folder} holds no rows to train on")
+        self._kept: OrderedDict[int, pa.Table] = OrderedDict()
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    def take(self, indices: np.ndarray) -> pa.Table:
+        """The rows at int64 `indices` [n], n ≥ 1, in that order."""
+        groups = np.searchsorted(self._starts, indices, side="right") - 1
+        order = np.argsort(groups, kind="stable")
+        parts = []
+        for group in np.unique(groups):
+            places = order[groups[order] == group]
+            parts.append(self._read(int(group)).take(pa.array(indices[places] - self._starts[group])))
+        return pa.concat_tables(parts).take(pa.array(np.argsort(order, kind="stable")))
+
+    def _read(self, group: int) -> pa.Table:
+        if group not in self._kept:
+            path, place = self._groups[group]
+            self._kept[group] = pq.ParquetFile(path).read_row_group(place, columns=self.columns)
+            while len(self._kept) > _KEPT_ROW_GROUPS:
+                self._kept.popitem(last=False)
+        self._kept.move_to_end(group)
+        return self._kept[group]
+
+
+@dataclass(frozen=True)
+class FeedPlan:
+    """What the streams of a training run deliver: a table, its schedule, and how a micro-batch is made of rows."""
+
+    folder: Path
+    columns: tuple[str, ...]
+    encoder: Encoder
+    n_rows: int
+    """Rows trained on; fewer than the table holds are spread over it evenly."""
+    batch_size: int
+    micro_batch_size: int
+    seed: int
+    epochs: float
+
+    @property
+    def schedule(self) -> Schedule:
+        """The rows of every step."""
+        return Schedule(self.n_rows, self.batch_size, self.seed, self.epochs)
+
+
+def micro_batches(plan: FeedPlan, rank: int, world: int, steps: range | None = None) -> Iterator[Arrays]:
+    """The micro-batches of one rank, step after step, made in this process; an empty dict where the rank has no row."""
+    reader = RankReader(plan, rank, world)
+    for step in steps if steps is not None else range(reader.schedule.steps):
+        yield from reader.step(step)
+
+
+def streamed(shard: DataIterator) -> Iterator[Arrays]:
+    """The same micro-batches out of the rank's Ray Data shard."""
+    for batch in shard.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=2):
+        yield unpack(batch)
+
+
+def plan_dataset(plan: FeedPlan) -> Dataset:
+    """The Ray data set to give to a trainer together with `feed_config`: blocks of (first step, last step + 1)."""
+    import ray.data
+
+    steps = plan.schedule.steps
+    block = max(STEPS_A_BLOCK, math.ceil(steps / 4096))
+    # In memory from the start: a read task would ask for a whole CPU, and wait for ever where workers hold them all.
+    return ray.data.from_arrow(
+        [pa.table({"start": [start], "stop": [min(start + block, steps)]}) for start in range(0, steps, block)]
+    )
+
+
+def feed_config(plan: FeedPlan) -> Any:
+    """A `ray.train.DataConfig` that gives every rank its own ordered, bounded stream."""
+    import ray.train
+    from ray.data import ActorPoolStrategy, ExecutionOptions, ExecutionResources
+
+    class FeedConfig(ray.train.DataConfig):
+        def __init__(self) -> None:
+            # Not split by Train: the streams of the ranks differ by what they look up, not by blocks.
+            super().__init__(datasets_to_split=[])
+
+        def configure(
+            self, datasets: Mapping[str, Dataset], world_size: int, *_: object, **__: object
+        ) -> list[dict[str, DataIterator]]:
+            return [{name: stream(ds, rank, world_size) for name, ds in datasets.items()} for rank in range(world_size)]
+
+    def stream(dataset: Dataset, rank: int, world: int) -> DataIterator:
+        copy = dataset.copy(dataset)
+        copy.context.target_max_block_size = BLOCK_BYTES
+        copy.context.execution_options = ExecutionOptions(
+            preserve_order=True, resource_limits=ExecutionResources(object_store_memory=STREAM_BYTES)
+        )
+        ready = copy.map_batches(
+            Fetcher,
+            fn_constructor_args=(plan, rank, world),
+            batch_size=None,
+            batch_format="pyarrow",
+            num_cpus=FEED_CPUS,
+            compute=ActorPoolStrategy(size=1),
+        )
+        return ready.iterator()
+
+    return FeedConfig()
+
+
+class RankReader:
+    """Looks up and encodes what one rank takes of each step."""
+
+    def __init__(self, plan: FeedPlan, rank: int, world: int) -> None:
+        self.plan, self.rank, self.world = plan, rank, world
+        self.schedule = plan.schedule
+        self.table = ParquetRows(plan.folder, list(plan.columns))
+
+    def step(self, step: int) -> list[Arrays]:
+        """The micro-batches of a step; their number is the same on every rank and in every step."""
+        share = self.schedule.share(step, self.rank, self.world, self.plan.micro_batch_size)
+        indices = np.concatenate(share) * len(self.table) // self.plan.n_rows
+        return self.plan.encoder(self.table.take(indices), len(share)) if len(indices) else [{} for _ in share]
+
+
+class Fetcher:
+    """The feeding actor of one rank: step ranges in, one packed micro-batch a row out."""
+
+    def __init__(self, plan: FeedPlan, rank: int, world: int) -> None:
+        self.reader = RankReader(plan, rank, world)
+
+    def __call__(self, block: pa.Table) -> Iterator[pa.Table]:
+        for start, stop in zip(block["start"].to_pylist(), block["stop"].to_pylist()):
+            for step in range(start, stop):
+                yield from map(pack, self.reader.step(step))
+
+
+def pack(arrays: Arrays) -> pa.Table:
+    """Arrays as one Arrow row: names, dtypes, shapes and the raw bytes of each. Costs a copy, no pickle."""
+    flat = [np.ascontiguousarray(array) for array in arrays.values()]
+    columns = {
+        "name": pa.array([list(arrays)], pa.list_(pa.string())),
+        "dtype": pa.array([[array.dtype.str for array in flat]], pa.list_(pa.string())),
+        "shape": pa.array([[list(array.shape) for array in flat]], pa.list_(pa.list_(pa.int64()))),
+        "data": pa.array([[array.tobytes() for array in flat]], pa.list_(pa.large_binary())),
+    }
+    return pa.table(columns)
+
+
+def unpack(row: pa.Table) -> Arrays:
+    """The arrays of one packed row, as views of it where Arrow allows."""
+    names, dtypes, shapes = (row[column][0].as_py() for column in ("name", "dtype", "shape"))
+    data = row["data"][0].values
+    return {
+        name: np.frombuffer(data[place].as_buffer(), dtype=dtype).reshape(shape)
+        for place, (name, dtype, shape) in enumerate(zip(names, dtypes, shapes))
+    }
+
+
+def required_cpus(train: TrainConfig) -> float:
+    """CPUs that training asks Ray for: the workers and the feeding actors beside them."""
+    return train.workers * (train.cpus_per_worker + FEED_CPUS)
+
+
+def check_cpus(section: str, train: TrainConfig, cluster: float) -> None:
+    """Refuse, before anything starts, what would wait for CPUs for ever.
+
+    Args:
+        section: name of the config section, for the sentence.
+        cluster: CPUs of the cluster.
+
+    Raises:
+        UserError: with the sum and the remedy.
+    """
+    needed = required_cpus(train)
+    if needed <= cluster + 1e-6:
+        return
+    most = int(cluster / (train.cpus_per_worker + FEED_CPUS))
+    remedy = f"{section}.workers={most}" if most else f"{section}.cpus_per_worker={max(cluster - FEED_CPUS, 0.25):g}"
+    raise UserError(
+        f"{section} needs {needed:g} CPUs ({train.workers} workers × {train.cpus_per_worker:g}, and {FEED_CPUS:g} each "
+        f"for Ray Data) and the cluster has {cluster:g}: set {remedy}, or raise ray.num_cpus where Ray is started here"
+    )

@@ -1,0 +1,373 @@
+"""The training loop that `sft` and `align` share, in Ray Train workers or in the calling process."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from rosepo.config import TrainConfig
+from rosepo.errors import StageError, UserError
+from rosepo.training.engine import Engine, prepare_process
+from rosepo.training.feed import Arrays, FeedPlan, feed_config, micro_batches, plan_dataset, streamed
+from rosepo.training.metrics import METRICS_FILE, Averages, MetricLog, Sums, all_sum
+from rosepo.training.rows import Batch, collate_numpy, group_row
+
+Report = Callable[[int, dict[str, float]], None]
+VALIDATIONS = 4
+"""Looks at validation in a run, the last one after the last step."""
+
+
+@dataclass(frozen=True)
+class Loss:
+    """What a task makes of one micro-batch."""
+
+    total: Tensor
+    """Scalar with gradient, summed over the units of the micro-batch."""
+    units: float
+    """How many things the loss is a mean of: titles in `sft`, groups in `align`."""
+    sums: Sums
+    """Further figures."""
+
+
+class Task(Protocol):
+    """What one kind of training does differently; travels to the workers through Ray."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def train(self) -> TrainConfig: ...
+
+    @property
+    def seed(self) -> int: ...
+
+    @property
+    def plan(self) -> FeedPlan: ...
+
+    @property
+    def metric_names(self) -> tuple[str, ...]:
+        """Every name that a `Loss` may carry in `sums`."""
+        ...
+
+    @property
+    def validation(self) -> list[Arrays]:
+        """Micro-batches of the validation loss; may be empty."""
+        ...
+
+    def build(self) -> nn.Module:
+        """The module (`LogpsModel`), the same weights on every rank."""
+        ...
+
+    def verify(self, logps: Callable[[Arrays], Tensor]) -> None:
+        """Look at the module before the first step, dropout off; every rank calls `logps` on the same arrays."""
+        ...
+
+    def loss(self, logps: Tensor, counts: Tensor, arrays: Arrays) -> Loss:
+        """Loss of one micro-batch: logps float32 [C], counts int64 [C]."""
+        ...
+
+    def save(self, weights: dict[str, Tensor], folder: Path, figures: dict[str, Any]) -> None:
+        """Write the model's folder; called on rank 0, after `build`."""
+        ...
+
+
+def fit(task: Task, out: Path, gpu: bool = False, show: Report | None = None) -> dict[str, Any]:
+    """Train with Ray Train: `task.train.workers` workers, data through `get_dataset_shard`. Ray must be initialised.
+
+    Writes the model, `metrics.jsonl` and `tensorboard/` into `out`, which every worker must reach under this path.
+
+    Returns:
+        Figures: steps, rows, seconds, the last training figures, validation loss.
+
+    Raises:
+        StageError: a worker failed; the sentence holds the root cause.
+    """
+    import ray.train
+    from ray.train.torch import TorchConfig
+
+    train = task.train
+    storage = out / "_ray_train"
+    trainer = _trainer_class()(
+        _worker,
+        train_loop_config={"task": task, "out": str(out.resolve()), "gpu": gpu},
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=train.workers, use_gpu=gpu, resources_per_worker={"CPU": train.cpus_per_worker}
+        ),
+        torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
+        run_config=ray.train.RunConfig(name=task.name, storage_path=str(storage.resolve())),
+        datasets={"train": plan_dataset(task.plan)},
+        dataset_config=feed_config(task.plan),
+    )
+    from rosepo.console import Progress, follow
+
+    try:
+        with Progress(task.name, task.plan.schedule.steps, "step") as progress:
+
+            def line(figures: dict[str, Any]) -> None:
+                step = int(figures["step"])
+                progress.update(step - progress.done, **shown(figures))
+                if show is not None:
+                    show(step, figures)
+
+            with follow(out / METRICS_FILE, line):
+                result = trainer.fit()
+    except ray.train.TrainingFailedError as error:
+        raise StageError(_root_cause(task.name, train.workers, error)) from error
+    finally:
+        shutil.rmtree(storage, ignore_errors=True)
+    figures: dict[str, Any] = result.return_value
+    return figures
+
+
+def fit_in_process(task: Task, out: Path, show: Report | None = None) -> dict[str, Any]:
+    """The same training by one rank in the calling process, without Ray Train; for trials of a sweep."""
+    prepare_process()
+    return train_rank(task, micro_batches(task.plan, 0, 1), out, show)
+
+
+def wants_gpu(section: str, train: TrainConfig) -> bool:
+    """Whether the workers of a section get a GPU each.
+
+    Raises:
+        UserError: GPUs are demanded and the cluster has too few.
+    """
+    from rosepo.session import cluster_gpus
+
+    found = cluster_gpus() if train.gpu != "no" else 0.0
+    if train.gpu == "yes" and found < train.workers:
+        raise UserError(
+            f"{section}.gpu=yes needs {train.workers} GPUs for {section}.workers={train.workers} and the cluster has "
+            f"{found:g}: lower {section}.workers or set {section}.gpu=auto"
+        )
+    return found >= train.workers
+
+
+def shown(figures: dict[str, Any]) -> dict[str, float]:
+    """The figures of a metrics line that the progress line shows."""
+    names = {"loss": "loss", "rows_per_second": "rows/s", "validation_loss": "validation"}
+    return {label: figures[name] for name, label in names.items() if name in figures}
+
+
+def _worker(config: dict[str, Any]) -> dict[str, Any] | None:
+    import ray.train
+
+    context = ray.train.get_context()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    # Ray sets one thread a CPU it accounts for; what is really there is shared by the workers of this node.
+    torch.set_num_threads(max(1, cores // context.get_local_world_size()))
+    prepare_process("nccl" if config["gpu"] else "gloo")
+    stream = streamed(ray.train.get_dataset_shard("train"))
+    return train_rank(config["task"], stream, Path(config["out"]))
+
+
+def train_rank(task: Task, stream: Iterator[Arrays], out: Path, show: Report | None = None) -> dict[str, Any]:
+    """One rank's training from the first step to the saved model; all ranks call it together."""
+    rank, world, train = dist.get_rank(), dist.get_world_size(), task.train
+    schedule = task.plan.schedule
+    torch.manual_seed(task.seed * 1009 + rank)
+    started = time.monotonic()
+    engine = Engine(task.build(), train, schedule.steps, schedule.micro_batches(world, train.micro_batch_size))
+    run = _Run(task, engine, schedule.steps)
+    run.verify()
+    if rank == 0:
+        with MetricLog(out) as log:
+            figures = run.go(stream, lambda step, line: _record(log, show, step, line))
+    else:
+        figures = run.go(stream, None)
+    weights = engine.state_dict()
+    if weights is not None:
+        task.save(weights, out, figures)
+    engine.close()
+    return figures | {"rows": sum_rows(schedule), "seconds": round(time.monotonic() - started, 2)}
+
+
+def sum_rows(schedule: Any) -> int:
+    """Rows of all steps together, the short last batches of epochs as they are."""
+    epochs, rest = divmod(schedule.steps, schedule.steps_per_epoch)
+    return int(epochs * schedule.n_rows + min(rest * schedule.batch_size, schedule.n_rows))
+
+
+class _Run:
+    """The steps of one rank."""
+
+    def __init__(self, task: Task, engine: Engine, steps: int) -> None:
+        self.task, self.engine, self.steps = task, engine, steps
+        self.averages = Averages(("loss", "tokens", "padded", "wait", *task.metric_names))
+        self.dummy = _dummy()
+        self.every = min(task.train.log_every, steps)
+        self.looks = {math.ceil(steps * look / VALIDATIONS) for look in range(1, VALIDATIONS + 1)}
+
+    @torch.no_grad()
+    def verify(self) -> None:
+        """Let the task look at the module as it starts."""
+        self.engine.module.eval()
+        self.task.verify(lambda arrays: self.engine.forward(Batch.from_numpy(arrays).to(self.engine.device))[0].cpu())
+        self.engine.module.train()
+
+    def go(self, stream: Iterator[Arrays], record: Report | None) -> dict[str, Any]:
+        since, figures = time.monotonic(), {}
+        last: dict[str, float] = {}
+        total_tokens = 0.0
+        for step in range(1, self.steps + 1):
+            done = self._step(stream, step)
+            if step % self.every == 0 or step == self.steps:
+                interval, since = time.monotonic() - since, time.monotonic()
+                last = self._line(step, interval)
+                total_tokens += last["tokens_per_second"] * interval
+                last |= {"grad_norm": done.grad_norm, "learning_rate": done.learning_rate}
+            if self.task.validation and step in self.looks:
+                last = dict(last) if step % self.every == 0 or step == self.steps else {}
+                last["validation_loss"] = figures["validation_loss"] = self._validate()
+                since = time.monotonic()
+            if record is not None and last and (step % self.every == 0 or step == self.steps or step in self.looks):
+                record(step, last)
+            figures |= last
+        return figures | {"steps": self.steps, "tokens": round(total_tokens)}
+
+    def _step(self, stream: Iterator[Arrays], step: int) -> Any:
+        waiting = time.monotonic()
+        parts = [next(stream) for _ in range(self.engine.micro_batches)]
+        waited = time.monotonic() - waiting
+        units = sum(float(part["units"]) for part in parts if part)
+        total = float(all_sum(torch.tensor(units, dtype=torch.float64), self.engine.device))
+        for part in parts:
+            loss = self._micro_batch(part)
+            value = float(loss.total.detach())
+            if not math.isfinite(value):
+                raise StageError(_diverged(self.task, step, f"the loss is {value}"))
+            self.engine.accumulate(loss.total, total)
+            self.averages.add({"loss": (value, loss.units), **loss.sums})
+        self.averages.add({"wait": (waited, 1)})
+        done = self.engine.step()
+        if not math.isfinite(done.grad_norm):
+            raise StageError(_diverged(self.task, step, f"the gradient's norm is {done.grad_norm}"))
+        return done
+
+    def _micro_batch(self, arrays: Arrays) -> Loss:
+        batch = Batch.from_numpy(arrays or self.dummy)
+        logps, counts = self.engine.forward(batch.to(self.engine.device))
+        if not arrays:
+            # This rank has no row here, but its collectives must keep step with the other ranks'.
+            return Loss(logps.sum() * 0.0, 0.0, {})
+        self.averages.add({"tokens": (batch.n_tokens, 1), "padded": (batch.input_ids.numel(), 1)})
+        return self.task.loss(logps, counts, arrays)
+
+    def _line(self, step: int, interval: float) -> dict[str, float]:
+        """Figures since the last line, over all ranks."""
+        train, world = self.task.train, self.engine.world
+        steps = step % self.every or self.every
+        micro = steps * self.engine.micro_batches
+        means = self.averages.collect(self.engine.device)
+        filled = means.pop("tokens"), means.pop("padded")
+        # Means are over micro-batches that held rows; nearly all do.
+        tokens = filled[0] * micro * world
+        wait = means.pop("wait") * steps
+        return means | {
+            "epoch": step / self.task.plan.schedule.steps_per_epoch,
+            "rows_per_second": steps * train.batch_size / interval,
+            "tokens_per_second": tokens / interval,
+            "pad_share": 1.0 - filled[0] / filled[1],
+            "wait_share": min(1.0, wait / interval),
+        }
+
+    @torch.no_grad()
+    def _validate(self) -> float:
+        """Mean loss over the validation units, dropout off, the micro-batches shared by the ranks."""
+        batches, world = self.task.validation, self.engine.world
+        sums = Averages(("loss",))
+        self.engine.module.eval()
+        for start in range(0, len(batches), world):
+            mine = start + dist.get_rank()
+            arrays = batches[mine] if mine < len(batches) else {}
+            batch = Batch.from_numpy(arrays or self.dummy).to(self.engine.device)
+            logps, counts = self.engine.forward(batch)
+            if arrays:
+                loss = self.task.loss(logps, counts, arrays)
+                sums.add({"loss": (loss.total, loss.units)})
+        self.engine.module.train()
+        return sums.collect(self.engine.device)["loss"]
+
+
+def _dummy() -> Arrays:
+    import numpy as np
+
+    token = np.zeros(1, dtype=np.int32)
+    return collate_numpy([group_row(token, [token])])
+
+
+def _record(log: MetricLog, show: Report | None, step: int, line: dict[str, float]) -> None:
+    log.write(step, line)
+    if show is not None:
+        show(step, line)
+
+
+def _diverged(task: Task, step: int, what: str) -> str:
+    train = task.train
+    hints = [f"lower {task.name}.learning_rate ({train.learning_rate:g})"]
+    hints.append(f"raise {task.name}.warmup_fraction ({train.warmup_fraction:g})")
+    if train.precision == "bfloat16":
+        hints.append(f"use {task.name}.precision=float32")
+    return f"{task.name} diverged: {what} at step {step}; {', '.join(hints[:-1])} or {hints[-1]}"
+
+
+def _root_cause(name: str, workers: int, error: BaseException) -> str:
+    """One sentence about the first worker that failed, without Ray's tracebacks."""
+    failures: dict[int, BaseException] = getattr(error, "worker_failures", None) or {}
+    causes = {rank: _innermost(failure) for rank, failure in failures.items()}
+    for cause in causes.values():
+        if isinstance(cause, (StageError, UserError)):
+            return str(cause)
+    # A rank whose peer died complains about the connection: the peer knows better.
+    for rank, cause in sorted(causes.items(), key=lambda pair: "onnection" in str(pair[1])):
+        text = str(cause).strip().splitlines() or ["no message"]
+        return f"{name}: worker {rank} of {workers} failed with {type(cause).__name__}: {text[-1]}"
+    cause = _innermost(getattr(error, "controller_failure", error))
+    text = str(cause).strip().splitlines() or ["no message"]
+    return f"{name}: Ray Train failed with {type(cause).__name__}: {text[0]}"
+
+
+def _innermost(error: BaseException) -> BaseException:
+    seen: set[int] = set()
+    while id(error) not in seen:
+        seen.add(id(error))
+        inner = getattr(error, "cause", None) or error.__cause__
+        if not isinstance(inner, BaseException) or isinstance(error, (StageError, UserError)):
+            break
+        error = inner
+    return error
+
+
+def _trainer_class() -> Any:
+    import ray
+    from ray.train.torch import TorchTrainer
+
+    class Trainer(TorchTrainer):
+        """Leaves Ctrl-C to Python: Ray Train's own handler would end this process with exit code 0."""
+
+        _controller: Any = None
+
+        def _register_sigint_handler(self, controller: Any) -> None:
+            self._controller = controller
+
+        def fit(self) -> Any:
+            try:
+                return super().fit()
+            except KeyboardInterrupt:
+                if self._controller is not None:
+                    # The controller ends itself in abort(), which looks like an error from here.
+                    with contextlib.suppress(ray.exceptions.RayError):
+                        ray.get(self._controller.abort.remote(), timeout=30)
+                raise
+
+    return Trainer

@@ -1,0 +1,79 @@
+"""Figures of training: sums and counts that are added over ranks before any division, and the log they go to."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+METRICS_FILE = "metrics.jsonl"
+EVENTS_FOLDER = "tensorboard"
+
+Sums = dict[str, tuple[float | Tensor, float | Tensor]]
+"""Name to (sum, count); a mean over ranks is the ratio of the added parts, never a mean of means."""
+
+
+class Averages:
+    """Running sums and counts by name, the same names on every rank."""
+
+    def __init__(self, names: tuple[str, ...]) -> None:
+        self.names = names
+        self._parts = torch.zeros(len(names), 2, dtype=torch.float64)
+
+    def add(self, sums: Sums) -> None:
+        """Count values in. Raises KeyError for an unknown name."""
+        for name, (value, count) in sums.items():
+            place = self.names.index(name)
+            self._parts[place, 0] += float(value)
+            self._parts[place, 1] += float(count)
+
+    def collect(self, device: torch.device | None = None) -> dict[str, float]:
+        """Means over all ranks by name (those without a count left out), then start again. Every rank must call it."""
+        parts = all_sum(self._parts, device)
+        self._parts.zero_()
+        return {name: float(total / count) for name, (total, count) in zip(self.names, parts) if count > 0}
+
+
+def all_sum(values: Tensor, device: torch.device | None = None) -> Tensor:
+    """`values` added over all ranks, on the CPU; `device` is where the process group's backend wants tensors."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return values.detach().clone()
+    added = values.detach().to(device or "cpu", copy=True)
+    dist.all_reduce(added)
+    return added.cpu()
+
+
+class MetricLog:
+    """JSON Lines in `metrics.jsonl` and TensorBoard events, side by side in a stage's folder."""
+
+    def __init__(self, folder: Path) -> None:
+        from tensorboardX import SummaryWriter
+
+        folder.mkdir(parents=True, exist_ok=True)
+        self._file = (folder / METRICS_FILE).open("a", encoding="utf-8")
+        self._events = SummaryWriter(str(folder / EVENTS_FOLDER), write_to_disk=True)
+
+    def write(self, step: int, figures: Mapping[str, float]) -> None:
+        """One line, flushed: a reader follows it while training runs."""
+        self._file.write(json.dumps({"step": step, **{name: _short(value) for name, value in figures.items()}}) + "\n")
+        self._file.flush()
+        for name, value in figures.items():
+            self._events.add_scalar(name, float(value), step)
+
+    def __enter__(self) -> MetricLog:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._events.close()
+        self._file.close()
+
+
+def _short(value: float) -> float:
+    return float(f"{float(value):.6g}")

@@ -1,0 +1,204 @@
+"""The `sft` stage: supervised fine-tuning on next titles, every title of a trajectory in one row.
+
+The loss of a step is the summed negative log-likelihood of its completions' tokens divided by the number of completions
+(over all micro-batches and ranks): every next title weighs the same, however long, as in ``max log pi(y_w | x)``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from rosepo.artifacts import Outputs
+from rosepo.config import Config, TrainConfig
+from rosepo.data.catalogue import Catalogue
+from rosepo.data.prompts import PromptBuilder
+from rosepo.models.policy import initial_policy, load_tokenizer, save_policy, training_dropout
+from rosepo.models.scratch import train_tokenizer
+from rosepo.session import cluster_cpus
+from rosepo.training.feed import Arrays, FeedPlan, ParquetRows, by_length, check_cpus
+from rosepo.training.logps import LogpsModel
+from rosepo.training.loop import Loss, fit, wants_gpu
+from rosepo.training.rows import Row, collate_numpy, group_row, trajectory_rows
+
+VALIDATION_EXAMPLES = 256
+"""Validation examples behind the validation loss during training; a sample keeps it cheap."""
+
+
+def sft(config: Config, inputs: Outputs, out: Path) -> dict[str, Any]:
+    """Fine-tune `model` on the train trajectories of `<run>/examples` into the model folder `out`.
+
+    Returns:
+        Figures: steps, rows, examples (titles trained on, an epoch), tokens, seconds, loss (a title, nats), token_loss,
+        validation_loss.
+
+    Raises:
+        UserError: no trajectories, or a cluster too small for the workers; before training starts.
+        StageError: training failed or diverged.
+    """
+    train = config.sft
+    check_cpus("sft", train, cluster_cpus())
+    task = sft_task(config, inputs)
+    figures = fit(task, out, gpu=wants_gpu("sft", train))
+    return figures | {"examples": _count_targets(inputs.examples / "_trajectories")}
+
+
+def sft_task(config: Config, inputs: Outputs) -> SftTask:
+    """What the workers need for supervised fine-tuning."""
+    catalogue = Catalogue.load(inputs.examples / "_items.parquet")
+    if config.model.path is None:
+        scratch = config.model.scratch_config
+        tokenizer: PreTrainedTokenizerBase = train_tokenizer(
+            catalogue.titles, catalogue.train_count, scratch, config.model.template
+        )
+    else:
+        tokenizer = load_tokenizer(config.model.path, config.model.revision)
+    builder = PromptBuilder(tokenizer, catalogue.titles, config.model.template, config.model.max_length)
+    folder = inputs.examples / "_trajectories"
+    plan = FeedPlan(
+        folder=folder.resolve(),
+        columns=("items", "n_targets"),
+        encoder=TrajectoryEncoder(builder, catalogue),
+        n_rows=len(ParquetRows(folder)),
+        batch_size=config.sft.batch_size,
+        micro_batch_size=config.sft.micro_batch_size,
+        seed=config.seed,
+        epochs=config.sft.epochs,
+    )
+    examples = sample_examples(inputs.examples, "validation", VALIDATION_EXAMPLES, config.seed)
+    validation = validation_batches(examples, builder, catalogue, config.sft.micro_batch_size)
+    return SftTask(config=config, catalogue=catalogue, plan=plan, validation=validation)
+
+
+@dataclass
+class SftTask:
+    """Supervised fine-tuning, as the training loop knows it."""
+
+    config: Config
+    catalogue: Catalogue
+    plan: FeedPlan
+    validation: list[Arrays]
+    name: ClassVar[str] = "sft"
+    metric_names: ClassVar[tuple[str, ...]] = ("token_loss",)
+    _built: Any = None
+
+    @property
+    def train(self) -> TrainConfig:
+        return self.config.sft
+
+    @property
+    def seed(self) -> int:
+        return self.config.seed
+
+    def build(self) -> nn.Module:
+        self._built = model, _ = initial_policy(self.config, self.catalogue)
+        if self.config.model.path is None:
+            training_dropout(model, self.config.model.scratch_config.dropout)
+        return LogpsModel(model, activation_checkpointing=self.train.activation_checkpointing).train()
+
+    def verify(self, logps: Callable[[Arrays], Tensor]) -> None:
+        """Nothing to hold a first model to."""
+
+    def loss(self, logps: Tensor, counts: Tensor, arrays: Arrays) -> Loss:
+        total = -logps.sum()
+        return Loss(total, float(len(logps)), {"token_loss": (total.detach(), counts.sum())})
+
+    def save(self, weights: dict[str, Tensor], folder: Path, figures: dict[str, Any]) -> None:
+        model, tokenizer = self._built
+        save_policy(
+            folder,
+            model,
+            tokenizer,
+            self.catalogue,
+            self.config,
+            stage="sft",
+            state_dict=storage_dtype(weights, self.config, self.train),
+            figures=card_figures(figures),
+        )
+
+
+@dataclass(frozen=True)
+class TrajectoryEncoder:
+    """Rows of the trajectories table as micro-batches of trajectory rows."""
+
+    builder: PromptBuilder
+    catalogue: Catalogue
+
+    def __call__(self, rows: pa.Table, parts: int) -> list[Arrays]:
+        made: list[Row] = []
+        items = rows["items"].combine_chunks()
+        flat = self.catalogue.index(items.flatten().to_numpy(zero_copy_only=False))
+        ends = np.cumsum(pc.list_value_length(items).to_numpy(zero_copy_only=False))
+        for start, end, n_targets in zip([0, *ends[:-1]], ends, rows["n_targets"].to_pylist()):
+            made += trajectory_rows(self.builder, flat[start:end], n_targets)
+        return collated(made, parts)
+
+
+def collated(rows: list[Row], parts: int) -> list[Arrays]:
+    """Rows of like length together, as `parts` micro-batches; units are completions."""
+    batches: list[Arrays] = []
+    for places in by_length(rows, parts):
+        arrays = collate_numpy([rows[place] for place in places]) if places else {}
+        if places:
+            arrays["units"] = np.array(arrays["row_offsets"][-1], dtype=np.float64)
+        batches.append(arrays)
+    return batches
+
+
+def validation_batches(
+    examples: pa.Table, builder: PromptBuilder, catalogue: Catalogue, micro_batch_size: int
+) -> list[Arrays]:
+    """Examples (columns history, target) as micro-batches, one completion a row."""
+    rows = []
+    for history, target in zip(examples["history"].to_pylist(), examples["target"].to_pylist()):
+        prompt, _ = builder.prompt(catalogue.index(history))
+        rows.append(group_row(prompt, [builder.completion(int(catalogue.index([target])[0]))]))
+    return collated(rows, -(-len(rows) // micro_batch_size)) if rows else []
+
+
+def sample_examples(folder: Path, split: str, count: int, seed: int) -> pa.Table:
+    """At most `count` examples of a split (example_id, history, target), from row groups in random order."""
+    table = ds.dataset([str(path) for path in sorted(folder.glob("part-*.parquet"))], format="parquet")
+    columns = ["example_id", "history", "target"]
+    groups = [part for fragment in table.get_fragments() for part in fragment.split_by_row_group()]
+    rng = np.random.default_rng([seed, count])
+    found = [table.schema.empty_table().select(columns)]
+    for place in rng.permutation(len(groups)):
+        # Of a large table a few row groups are read, with more rows than are wanted, so that users mix.
+        if sum(map(len, found)) >= 16 * count:
+            break
+        found.append(groups[place].to_table(columns=columns, filter=ds.field("split") == split))
+    rows = pa.concat_tables(found)
+    return rows.take(np.sort(rng.permutation(len(rows))[:count]))
+
+
+def storage_dtype(weights: dict[str, Tensor], config: Config, train: TrainConfig) -> dict[str, Tensor]:
+    """Weights as they are stored: float32, but bfloat16 for a pretrained model trained in it, as such models come."""
+    if config.model.path is None or train.precision == "float32":
+        return weights
+    small: dict[int, Tensor] = {}
+    for weight in weights.values():
+        if id(weight) not in small:
+            small[id(weight)] = weight.to(torch.bfloat16) if weight.is_floating_point() else weight
+    return {name: small[id(weight)] for name, weight in weights.items()}
+
+
+def card_figures(figures: dict[str, Any]) -> dict[str, Any]:
+    """The figures that the model card shows."""
+    names = ("steps", "loss", "validation_loss", "accuracy", "margin")
+    return {name: figures[name] for name in names if name in figures}
+
+
+def _count_targets(folder: Path) -> int:
+    table = ds.dataset([str(path) for path in sorted(folder.glob("*.parquet"))], format="parquet")
+    return sum(pc.sum(batch["n_targets"]).as_py() or 0 for batch in table.to_batches(columns=["n_targets"]))
