@@ -45,9 +45,10 @@ def ray_session(config: RayConfig, debug: bool = False) -> Iterator[None]:
         # Watches for nodes that a cloud takes away; costs five seconds a trainer, and this machine is the only node.
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    level = logging.INFO if debug else logging.ERROR
     try:
         if joining:
-            ray.init(address=config.address, log_to_driver=debug, logging_level=logging.WARNING)
+            ray.init(address=config.address, log_to_driver=debug, logging_level=level)
         else:
             # The dashboard stays on (and on loopback): Ray Train cleans its placement groups up through it.
             ray.init(
@@ -55,7 +56,7 @@ def ray_session(config: RayConfig, debug: bool = False) -> Iterator[None]:
                 num_cpus=local_cpus(config),
                 dashboard_host="127.0.0.1",
                 log_to_driver=debug,
-                logging_level=logging.INFO if debug else logging.WARNING,
+                logging_level=level,
             )
     except ConnectionError as error:
         raise UserError(
@@ -85,9 +86,9 @@ def cluster_gpus() -> float:
 def _quiet_ray_data(debug: bool) -> None:
     from ray.data import DataContext
 
+    if not debug:
+        for name in ("ray.data", "ray.train", "ray.tune"):
+            logging.getLogger(name).setLevel(logging.ERROR)
     context = DataContext.get_current()
     context.enable_progress_bars = debug
     context.print_on_execution_start = debug
-    if not debug:
-        logging.getLogger("ray.data").setLevel(logging.WARNING)
-        logging.getLogger("ray.train").setLevel(logging.WARNING)
