@@ -16,7 +16,7 @@ from torch import nn
 from rosepo.console import say
 from rosepo.data.prompts import PromptBuilder
 from rosepo.errors import UserError
-from rosepo.evaluation.forward import PlainRows, SharedPrompts, obstacle
+from rosepo.evaluation.forward import PlainRows, SharedPrompts, batch_tokens, obstacle
 from rosepo.evaluation.trie import Exclusion, TitleTrie
 
 
@@ -27,19 +27,22 @@ class Decoder:
         model: a causal LM (or PEFT model on one), in eval mode, on the device that it shall run on.
         builder: the prompts' own builder; its completions are the titles that can be found.
         beams: open beams an example; titles found take up none. With as many beams as titles the search is exact.
-        max_tokens: prompt tokens and beams that are in the model at once; bounds memory, does not change answers.
+        max_tokens: prompt tokens and beams that are in the model at once; bounds memory, does not change answers. None
+            takes what suits the device.
 
     Raises:
         UserError: two titles with the same tokens, or fewer than one beam.
     """
 
-    def __init__(self, model: nn.Module, builder: PromptBuilder, beams: int = 20, *, max_tokens: int = 2**14) -> None:
+    def __init__(
+        self, model: nn.Module, builder: PromptBuilder, beams: int = 20, *, max_tokens: int | None = None
+    ) -> None:
         if beams < 1:
             raise UserError(f"beams={beams}: the search needs at least one")
         self.model = model
         self.trie = TitleTrie.build([builder.completion(item) for item in range(len(builder))])
         self.beams = beams
-        self.max_tokens = max_tokens
+        self.max_tokens = max_tokens or batch_tokens(model)
         self._told = False
 
     @torch.inference_mode()

@@ -163,6 +163,11 @@ def obstacle(model: nn.Module, longest: int) -> str | None:
     return None
 
 
+def batch_tokens(model: nn.Module) -> int:
+    """Tokens that a model on this device takes at once: few on a CPU, where padding costs more than small batches."""
+    return 2**11 if next(model.parameters()).device.type == "cpu" else 2**16
+
+
 def _gather(logits_of: Any, states: torch.Tensor, beam: np.ndarray, token: np.ndarray) -> np.ndarray:
     """Log-softmax entries (beam, token) of float32 logits, computed for a bounded number of states at a time."""
     out = np.empty(len(beam), dtype=np.float32)

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import ray
 import torch
 
 from rosepo.config import PairsConfig
@@ -43,7 +42,7 @@ class ActorSettings:
         policy: folder of the model that answers and is the reference.
         oracle: folder of the preference oracle.
         out: folder of the part files.
-        embeddings: Ray reference to the title embeddings float32 [n_items, d]; None where `semantic` is not used.
+        embeddings: NumPy file of the title embeddings float32 [n_items, d]; None where `semantic` is not used.
         device: `cpu` or `cuda`.
     """
 
@@ -52,7 +51,7 @@ class ActorSettings:
     policy: Path
     oracle: Path
     out: Path
-    embeddings: Any
+    embeddings: Path | None
     device: str
 
 
@@ -87,8 +86,9 @@ class GroupsActor:
         if "self_hard" in wanted:
             beams = max(MIN_BEAMS, pairs.self_hard_top + pairs.negatives - 1)
             found["self_hard"] = WrongAnswers(Decoder(model, self.builder, beams), pairs.self_hard_top)
-        if "semantic" in wanted:
-            embeddings = ray.get(self.settings.embeddings)
+        if "semantic" in wanted and self.settings.embeddings is not None:
+            # Mapped, not read: actors of one machine share its pages.
+            embeddings = np.load(self.settings.embeddings, mmap_mode="r", allow_pickle=False)
             found["semantic"] = LookAlikes(embeddings, pairs.semantic_decay, pairs.semantic_top)
         if "popularity" in wanted:
             found["popularity"] = popularity(self.catalogue.train_count, pairs.popularity_exponent)

@@ -57,9 +57,11 @@ def pairs(config: Config, inputs: Outputs, out: Path) -> dict[str, Any]:
     shards = plan_shards(inputs.examples, settings.groups_per_user, settings.batch_size)
     _check_negatives(config, catalogue, inputs.examples, shards)
     tally = Tally()
-    embeddings = None
+    embeddings: Path | None = None
     if settings.strategies.get("semantic", 0.0) > 0:
-        embeddings = ray.put(encode_titles(settings.encoder, catalogue, inputs.sft))
+        # A file beside the parts, which actors map: an object of Ray's store would not outlive a lost node.
+        embeddings = out.resolve() / "_titles.npy"
+        np.save(embeddings, encode_titles(settings.encoder, catalogue, inputs.sft), allow_pickle=False)
         tally.count_seconds("encoder", time.monotonic() - start)
     actor = ActorSettings(
         pairs=settings,
@@ -70,7 +72,11 @@ def pairs(config: Config, inputs: Outputs, out: Path) -> dict[str, Any]:
         embeddings=embeddings,
         device="cuda" if gpus else "cpu",
     )
-    _run(shards, actor, gpus, tally)
+    try:
+        _run(shards, actor, gpus, tally)
+    finally:
+        if embeddings is not None:
+            embeddings.unlink()
     tally.count_seconds("wall", time.monotonic() - start)
     return {**tally.figures(), "parts": len(shards), "actors": settings.actors}
 

@@ -7,11 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from rosepo.evaluation.forward import batch_tokens
 from rosepo.training.logps import LogpsModel
 from rosepo.training.rows import collate, group_row
-
-MAX_TOKENS = 2**14
-"""Padded tokens in the model at once."""
 
 
 @torch.inference_mode()
@@ -19,7 +17,7 @@ def reference_logps(
     model: LogpsModel,
     prompts: Sequence[np.ndarray],
     completions: Sequence[Sequence[np.ndarray]],
-    max_tokens: int = MAX_TOKENS,
+    max_tokens: int | None = None,
 ) -> list[np.ndarray]:
     """log π(completion | prompt), summed over the completion's tokens, EOS included.
 
@@ -30,12 +28,13 @@ def reference_logps(
         model: the reference, in eval mode, on the device that it shall run on.
         prompts: N int arrays of token ids.
         completions: N lists of int arrays, each ending in EOS.
-        max_tokens: padded tokens in the model at once.
+        max_tokens: padded tokens in the model at once; None takes what suits the device.
 
     Returns:
         N arrays float32 [number of completions].
     """
     device = next(model.parameters()).device
+    max_tokens = max_tokens or batch_tokens(model)
     rows = [group_row(prompt, ids) for prompt, ids in zip(prompts, completions, strict=True)]
     order = sorted(range(len(rows)), key=lambda index: -len(rows[index]))
     found: list[np.ndarray] = [np.zeros(0, dtype=np.float32)] * len(rows)

@@ -11,8 +11,8 @@ from rosepo.training.logps import LogpsModel, plain_logps
 from tests.helpers import tiny_builder, tiny_model
 
 
-@pytest.mark.parametrize("max_tokens", [1, 200, 2**14])
-def test_groups_score_as_rows_of_their_own(max_tokens: int) -> None:
+@pytest.mark.parametrize("max_tokens", [1, 200, None])
+def test_groups_score_as_rows_of_their_own(max_tokens: int | None) -> None:
     builder, model = tiny_builder(), tiny_model()
     groups = [([1, 2, 3], [4, 5, 6]), ([7], [8]), (list(range(12)), [20, 13, 29, 14])]
     prompts = [builder.prompt(history)[0] for history, _ in groups]
