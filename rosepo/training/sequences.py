@@ -90,17 +90,19 @@ def batch_tensors(sequences: Sequences, rows: np.ndarray, max_length: int) -> tu
 def ranks_of(model: SASRec, histories: list[np.ndarray], targets: np.ndarray) -> np.ndarray:
     """Rank int64 [N] (0 is best) of each target among all items outside its history; ties in order of item index."""
     device = model.items.weight.device
-    found = []
+    ranks = np.empty(len(targets), dtype=np.int64)
+    # Histories of like length share a batch: padding short ones to the longest of all would be most of the work.
+    order = np.argsort([len(history) for history in histories], kind="stable")
     for start in range(0, len(targets), RANKING_BATCH):
-        part = slice(start, start + RANKING_BATCH)
-        padded = pad_histories(histories[part], model.config.max_length).to(device)
+        part = order[start : start + RANKING_BATCH]
+        padded = pad_histories([histories[row] for row in part], model.config.max_length).to(device)
         # One column more takes the padding; it is cut off again.
         scores = functional.pad(model.scores(padded), (1, 0)).scatter_(1, padded, -math.inf)[:, 1:]
         target = torch.from_numpy(targets[part].astype(np.int64)).to(device)[:, None]
         own = scores.gather(1, target)
         tied = (scores == own) & (torch.arange(scores.shape[1], device=device) < target)
-        found.append(((scores > own) | tied).sum(1).cpu().numpy())
-    return np.concatenate(found) if found else np.empty(0, dtype=np.int64)
+        ranks[part] = ((scores > own) | tied).sum(1).cpu().numpy()
+    return ranks
 
 
 @torch.no_grad()

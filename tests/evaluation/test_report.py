@@ -108,9 +108,9 @@ def test_a_browser_draws_the_page_without_errors(report: Path, tmp_path: Path, w
     if browser is None:
         pytest.skip("no Chromium on this machine: the report was not drawn")
     picture = tmp_path / "page.png"
-    command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--enable-logging=stderr",
-               f"--user-data-dir={tmp_path / 'profile'}", f"--screenshot={picture}", f"--window-size={width},1600",
-               report.as_uri()]  # fmt: skip
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--enable-logging=stderr"]
+    paths = [f"--user-data-dir={tmp_path / 'profile'}", f"--screenshot={picture}", f"--window-size={width},1600"]
+    command = [browser, *flags, *paths, report.as_uri()]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert picture.stat().st_size > 20_000
