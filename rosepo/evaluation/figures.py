@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -169,7 +170,7 @@ def popularity(train_count: np.ndarray, exposures: Mapping[str, np.ndarray]) -> 
                 axes.bar(x, share, width=0.9, color="#d9d9d9", label=NAMES[name])
             else:
                 axes.plot(x, share, "o-", color=COLOURS[name], lw=1.8, ms=4.5, label=NAMES[name])
-        labels = [f"{low}" if high - low == 1 else f"{low}–{high - 1}" for low, high in zip(edges[:-1], edges[1:])]
+        labels = [f"{low}" if high - low == 1 else f"{low}–{high - 1}" for low, high in pairwise(edges)]
         axes.set_xticks(x, labels, rotation=35 if len(x) > 5 else 0, ha="right" if len(x) > 5 else "center")
         axes.set_xlabel("interactions of the item in training")
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f} %"))
