@@ -166,7 +166,7 @@ def _steps(train: TrainConfig, rows: int) -> int:
 
 
 def _memory(train: TrainConfig, facts: dict[str, Any]) -> str:
-    """One worker's weights, gradients and optimizer states, as ZeRO shares them out, and a micro-batch's activations."""
+    """One worker's weights, gradients and optimizer states as ZeRO shares them out, and a micro-batch's activations."""
     weights, gradients, optimizer = BYTES_A_STATE[train.precision]
     total, trained = facts["parameters"], facts["trainable_parameters"] or 0
     share = 1.0 / train.workers

@@ -238,9 +238,9 @@ class OracleConfig(Section):
     layers: Count = 2
     heads: Count = 2
     dropout: Rate = 0.5
-    learning_rate: Positive = 1e-3
-    weight_decay: NonNegative = 0.0
-    batch_size: Count = 128
+    learning_rate: Positive = 3e-3
+    weight_decay: NonNegative = 0.01
+    batch_size: Count = 64
     """Users a step over all workers."""
     max_epochs: Count = 200
     evaluate_every: Count = 1

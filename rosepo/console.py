@@ -104,7 +104,10 @@ class Progress:
         parts = [f"{self.label} {self.done:,}/{self.total:,}"]
         parts += [f"{name} {value:.4g}" for name, value in self._figures.items()]
         parts.append(f"{speed:,.0f} {self.unit}/s" if speed >= 10 else f"{speed:.2g} {self.unit}/s")
-        parts.append(f"{duration(elapsed)} in all" if last else f"{duration((self.total - self.done) / speed)} left")
+        if last:
+            parts.append(f"{duration(elapsed)} in all")
+        elif self.done:
+            parts.append(f"{duration((self.total - self.done) / speed)} left")
         line = "  " + " · ".join(parts)
         if self._terminal:
             sys.stderr.write(f"\r\x1b[2K{line}")
