@@ -175,11 +175,11 @@ class AlignTask:
             found = logps(arrays).float().numpy()
             off = np.abs(found - expected)
             if not (off <= absolute + relative * np.abs(expected)).all():
-                worst = int(np.argmax(off))
+                worst, example = int(np.argmax(off)), self.probed["example_id"][place].as_py()
                 raise StageError(
-                    f"the groups were made with another model, tokenizer or template than {self.sft}: example "
-                    f"{self.probed['example_id'][place].as_py()} has a reference log-probability of {expected[worst]:.3f} "
-                    f"in the table and {found[worst]:.3f} under the model; run `rosepo pairs` again"
+                    f"the groups were made with another model, tokenizer or template than {self.sft}: example {example} "
+                    f"has a reference log-probability of {expected[worst]:.3f} in the table and {found[worst]:.3f} "
+                    "under the model; run `rosepo pairs` again"
                 )
 
     def loss(self, logps: Tensor, counts: Tensor, arrays: Arrays) -> Loss:

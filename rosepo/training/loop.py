@@ -20,10 +20,12 @@ from rosepo.config import TrainConfig
 from rosepo.errors import StageError, UserError
 from rosepo.training.engine import Engine, prepare_process
 from rosepo.training.feed import Arrays, FeedPlan, feed_config, micro_batches, plan_dataset, streamed
-from rosepo.training.metrics import METRICS_FILE, Averages, MetricLog, Sums, all_sum
+from rosepo.training.metrics import METRICS_FILE, Averages, MetricLog, Sums, all_sum, means
 from rosepo.training.rows import Batch, collate_numpy, group_row
+from rosepo.training.schedule import Schedule
 
 Report = Callable[[int, dict[str, float]], None]
+_FLEETING = frozenset({"epoch", "learning_rate", "grad_norm", "tokens_per_second", "wait_share"})
 VALIDATIONS = 4
 """Looks at validation in a run, the last one after the last step."""
 
@@ -111,15 +113,21 @@ def fit(task: Task, out: Path, gpu: bool = False, show: Report | None = None) ->
     )
     from rosepo.console import Progress, follow
 
+    progress: list[Progress] = []
+
+    def line(figures: dict[str, Any]) -> None:
+        step = int(figures["step"])
+        if not progress:
+            # Begun with the first line, so that the speed leaves out what it took to start the workers.
+            progress.append(Progress(task.name, task.plan.schedule.steps, "step"))
+        if step > progress[0].done:
+            progress[0].update(step - progress[0].done, **shown(figures))
+        if show is not None:
+            show(step, figures)
+
     try:
-        with Progress(task.name, task.plan.schedule.steps, "step") as progress:
-
-            def line(figures: dict[str, Any]) -> None:
-                step = int(figures["step"])
-                progress.update(step - progress.done, **shown(figures))
-                if show is not None:
-                    show(step, figures)
-
+        with contextlib.ExitStack() as stack:
+            stack.push(lambda *error: progress[0].__exit__(*error) if progress else None)
             with follow(out / METRICS_FILE, line):
                 result = trainer.fit()
     except ray.train.TrainingFailedError as error:
@@ -189,13 +197,13 @@ def train_rank(task: Task, stream: Iterator[Arrays], out: Path, show: Report | N
     if weights is not None:
         task.save(weights, out, figures)
     engine.close()
-    return figures | {"rows": sum_rows(schedule), "seconds": round(time.monotonic() - started, 2)}
+    return figures | {"seconds": round(time.monotonic() - started, 2)}
 
 
-def sum_rows(schedule: Any) -> int:
+def rows_of(schedule: Schedule) -> int:
     """Rows of all steps together, the short last batches of epochs as they are."""
     epochs, rest = divmod(schedule.steps, schedule.steps_per_epoch)
-    return int(epochs * schedule.n_rows + min(rest * schedule.batch_size, schedule.n_rows))
+    return epochs * schedule.n_rows + min(rest * schedule.batch_size, schedule.n_rows)
 
 
 class _Run:
@@ -205,6 +213,7 @@ class _Run:
         self.task, self.engine, self.steps = task, engine, steps
         self.averages = Averages(("loss", "tokens", "padded", "wait", *task.metric_names))
         self.dummy = _dummy()
+        self.tokens = 0.0
         self.every = min(task.train.log_every, steps)
         self.looks = {math.ceil(steps * look / VALIDATIONS) for look in range(1, VALIDATIONS + 1)}
 
@@ -216,24 +225,35 @@ class _Run:
         self.engine.module.train()
 
     def go(self, stream: Iterator[Arrays], record: Report | None) -> dict[str, Any]:
-        since, figures = time.monotonic(), {}
-        last: dict[str, float] = {}
-        total_tokens = 0.0
+        """All steps; `record` is called on rank 0 with every line of metrics, first with an empty one as step 0."""
+        if record is not None:
+            record(0, {"epoch": 0.0})
+        figures: dict[str, Any] = {}
+        began = since = time.monotonic()
         for step in range(1, self.steps + 1):
             done = self._step(stream, step)
+            line: dict[str, float] = {}
             if step % self.every == 0 or step == self.steps:
-                interval, since = time.monotonic() - since, time.monotonic()
-                last = self._line(step, interval)
-                total_tokens += last["tokens_per_second"] * interval
-                last |= {"grad_norm": done.grad_norm, "learning_rate": done.learning_rate}
-            if self.task.validation and step in self.looks:
-                last = dict(last) if step % self.every == 0 or step == self.steps else {}
-                last["validation_loss"] = figures["validation_loss"] = self._validate()
+                line = self._line(step, time.monotonic() - since)
+                line |= {"grad_norm": done.grad_norm, "learning_rate": done.learning_rate}
                 since = time.monotonic()
-            if record is not None and last and (step % self.every == 0 or step == self.steps or step in self.looks):
-                record(step, last)
-            figures |= last
-        return figures | {"steps": self.steps, "tokens": round(total_tokens)}
+            if self.task.validation and step in self.looks:
+                started = time.monotonic()
+                line["validation_loss"] = self._validate()
+                since += time.monotonic() - started
+            if line and record is not None:
+                record(step, line)
+            figures |= line
+        seconds = time.monotonic() - began
+        rows = rows_of(self.task.plan.schedule)
+        kept = {name: value for name, value in figures.items() if name not in _FLEETING}
+        return kept | {
+            "steps": self.steps,
+            "rows": rows,
+            "tokens": round(self.tokens),
+            "train_seconds": round(seconds, 2),
+            "rows_per_second": round(rows / seconds, 2),
+        }
 
     def _step(self, stream: Iterator[Arrays], step: int) -> Any:
         waiting = time.monotonic()
@@ -265,20 +285,16 @@ class _Run:
 
     def _line(self, step: int, interval: float) -> dict[str, float]:
         """Figures since the last line, over all ranks."""
-        train, world = self.task.train, self.engine.world
         steps = step % self.every or self.every
-        micro = steps * self.engine.micro_batches
-        means = self.averages.collect(self.engine.device)
-        filled = means.pop("tokens"), means.pop("padded")
-        # Means are over micro-batches that held rows; nearly all do.
-        tokens = filled[0] * micro * world
-        wait = means.pop("wait") * steps
-        return means | {
+        parts = self.averages.collect(self.engine.device)
+        tokens, padded, waited = (parts.pop(name)[0] for name in ("tokens", "padded", "wait"))
+        self.tokens += tokens
+        return means(parts) | {
             "epoch": step / self.task.plan.schedule.steps_per_epoch,
-            "rows_per_second": steps * train.batch_size / interval,
+            "rows_per_second": steps * self.task.train.batch_size / interval,
             "tokens_per_second": tokens / interval,
-            "pad_share": 1.0 - filled[0] / filled[1],
-            "wait_share": min(1.0, wait / interval),
+            "pad_share": 1.0 - tokens / max(padded, 1.0),
+            "wait_share": min(1.0, waited / self.engine.world / interval),
         }
 
     @torch.no_grad()
@@ -296,7 +312,7 @@ class _Run:
                 loss = self.task.loss(logps, counts, arrays)
                 sums.add({"loss": (loss.total, loss.units)})
         self.engine.module.train()
-        return sums.collect(self.engine.device)["loss"]
+        return means(sums.collect(self.engine.device))["loss"]
 
 
 def _dummy() -> Arrays:

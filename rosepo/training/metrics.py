@@ -32,11 +32,16 @@ class Averages:
             self._parts[place, 0] += float(value)
             self._parts[place, 1] += float(count)
 
-    def collect(self, device: torch.device | None = None) -> dict[str, float]:
-        """Means over all ranks by name (those without a count left out), then start again. Every rank must call it."""
+    def collect(self, device: torch.device | None = None) -> dict[str, tuple[float, float]]:
+        """(sum, count) over all ranks by name, then start again. Every rank must call it."""
         parts = all_sum(self._parts, device)
         self._parts.zero_()
-        return {name: float(total / count) for name, (total, count) in zip(self.names, parts) if count > 0}
+        return {name: (float(total), float(count)) for name, (total, count) in zip(self.names, parts)}
+
+
+def means(parts: dict[str, tuple[float, float]]) -> dict[str, float]:
+    """Sum over count by name; names without a count are left out."""
+    return {name: total / count for name, (total, count) in parts.items() if count > 0}
 
 
 def all_sum(values: Tensor, device: torch.device | None = None) -> Tensor:

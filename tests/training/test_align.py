@@ -1,0 +1,138 @@
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from rosepo.artifacts import Outputs
+from rosepo.errors import StageError, UserError
+from rosepo.models.policy import load_recommender
+from rosepo.training.align import GroupEncoder, align_in_process, align_task, disable_dropout
+from rosepo.training.feed import micro_batches
+from rosepo.training.loop import fit_in_process
+from rosepo.training.sft import sft_task
+from tests.training.conftest import tiny_config, weights, write_groups
+
+ALIGN = {"log_every": 1, "learning_rate": 1e-3, "beta": 0.5}
+
+
+@pytest.fixture(scope="module")
+def run(tiny_run, alone, tmp_path_factory) -> Outputs:
+    """A run with a model and groups."""
+    outputs = Outputs(tmp_path_factory.mktemp("aligned"))
+    shutil.copytree(alone, outputs.sft)
+    write_groups(outputs)
+    return outputs
+
+
+def lines(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_alignment_starts_at_the_reference_and_widens_margins(run, tmp_path):
+    figures = align_in_process(tiny_config("align", epochs=4, **ALIGN), run, tmp_path)
+    found = [line for line in lines(tmp_path) if "loss" in line]
+    assert found[0]["loss"] == pytest.approx(math.log(2), abs=1e-4)
+    assert found[0]["margin"] == pytest.approx(0.0, abs=1e-3)
+    assert found[-1]["margin"] > 0.05
+    assert found[-1]["accuracy"] > 0.6
+    assert found[-1]["loss"] < found[0]["loss"]
+    assert {"accuracy/self_hard", "margin/semantic", "epsilon/popularity", "logp_chosen"} <= found[-1].keys()
+    assert figures["groups"] == 32
+    assert figures["steps"] == 16
+    assert load_recommender(tmp_path).builder.max_length == 128
+
+
+def test_figures_by_strategy_add_up_to_the_overall_ones(run):
+    task = align_task(tiny_config("align", **ALIGN), run)
+    arrays = next(micro_batches(task.plan, 0, 1))
+    logps = torch.randn(arrays["ref_logps"].size, generator=torch.Generator().manual_seed(0))
+    sums = task.loss(logps, torch.ones_like(logps), arrays).sums
+    for name in ("margin", "accuracy", "epsilon"):
+        parts = [sums[f"{name}/{strategy}"] for strategy in ("self_hard", "semantic", "popularity")]
+        assert float(sum(part[0] for part in parts)) == pytest.approx(float(sums[name][0]), abs=1e-4)
+        assert float(sum(part[1] for part in parts)) == sums[name][1]
+
+
+def test_epsilon_is_clamped_by_the_configuration(run):
+    for maximum in (0.0, 0.2):
+        task = align_task(tiny_config("align", epsilon_max=maximum, **ALIGN), run)
+        arrays = next(micro_batches(task.plan, 0, 1))
+        sums = task.loss(torch.zeros(arrays["ref_logps"].size), torch.ones(1), arrays).sums
+        expected = np.minimum(arrays["epsilon"], maximum).sum()
+        assert float(sums["epsilon"][0]) == pytest.approx(expected, abs=1e-5)
+
+
+def test_the_softmax_loss_starts_at_the_log_of_the_group(run, tmp_path):
+    align_in_process(tiny_config("align", loss="softmax", target_min=0.0, **ALIGN), run, tmp_path)
+    assert lines(tmp_path)[1]["loss"] == pytest.approx(math.log(3), abs=1e-4)
+
+
+def test_micro_batches_do_not_change_alignment(run, tmp_path):
+    for name, micro in (("whole", 8), ("split", 3)):
+        align_in_process(tiny_config("align", micro_batch_size=micro, zero_stage=0, **ALIGN), run, tmp_path / name)
+    first, second = weights(tmp_path / "whole"), weights(tmp_path / "split")
+    assert all(torch.allclose(first[name], second[name], rtol=0, atol=1e-5) for name in first)
+
+
+def test_fewer_groups_are_spread_over_the_table(run, tmp_path):
+    figures = align_in_process(tiny_config("align", **ALIGN), run, tmp_path, max_groups=10)
+    assert (figures["groups"], figures["rows"], figures["steps"]) == (10, 10, 2)
+
+
+def test_groups_of_another_model_are_refused_with_the_example(run, tmp_path):
+    other = changed(run, tmp_path, "ref_logps", lambda row, value: [value[0] - (2.0 if row == 3 else 0.0), *value[1:]])
+    with pytest.raises(StageError, match="example 3:3 has a reference log-probability of"):
+        align_in_process(tiny_config("align", **ALIGN), other, tmp_path / "out")
+
+
+def test_groups_of_mixed_size_are_refused(run):
+    rows = pq.read_table(run.groups / "part-00000.parquet").slice(0, 2).to_pylist()
+    rows[1]["rejected_ids"] = rows[1]["rejected_ids"][:1]
+    with pytest.raises(UserError, match="groups of 1 and 2 rejected titles"):
+        GroupEncoder()(pa.Table.from_pylist(rows), 1)
+
+
+def test_a_missing_model_is_refused_before_work(tmp_path):
+    with pytest.raises(UserError, match="does not exist"):
+        align_task(tiny_config("align", **ALIGN), Outputs(tmp_path))
+
+
+def test_an_adapter_is_trained_on_and_stays_an_adapter(tiny_run, alone, tmp_path):
+    outputs = Outputs(tmp_path)
+    lora = {"path": str(alone), "max_length": 128, "lora": {"rank": 2, "dropout": 0.3}}
+    fit_in_process(sft_task(tiny_config(model=lora, epochs=0.5), tiny_run), outputs.sft)
+    write_groups(outputs)
+    align_in_process(tiny_config("align", model=lora, epochs=2, **ALIGN), outputs, tmp_path / "out")
+    assert lines(tmp_path / "out")[1]["loss"] == pytest.approx(math.log(2), abs=1e-4)
+    before, after = weights(outputs.sft), weights(tmp_path / "out")
+    assert before.keys() == after.keys()
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+
+
+def test_no_dropout_is_left():
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    model = GPT2LMHeadModel(GPT2Config(n_embd=16, n_layer=1, n_head=2, vocab_size=32, n_positions=16)).train()
+    disable_dropout(model)
+    ids = torch.arange(8)[None]
+    assert torch.equal(model(ids).logits, model(ids).logits)
+
+
+def changed(run: Outputs, folder: Path, column: str, change) -> Outputs:
+    """The same run with another column of the groups."""
+    other = Outputs(folder / "other")
+    shutil.copytree(run.sft, other.sft)
+    rows = pq.read_table(run.groups / "part-00000.parquet").to_pylist()
+    for number, row in enumerate(rows):
+        row[column] = change(number, row[column])
+    other.groups.mkdir()
+    pq.write_table(pa.Table.from_pylist(rows), other.groups / "part-00000.parquet")
+    return other

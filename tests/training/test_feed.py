@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rosepo.config import TrainConfig
+from rosepo.errors import UserError
+from rosepo.training.feed import ParquetRows, by_length, check_cpus, micro_batches, pack, required_cpus, unpack
+from rosepo.training.rows import group_row
+from rosepo.training.sft import sft_task
+from tests.training.conftest import tiny_config
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("table")
+    for part, size in enumerate([5, 1, 17, 9]):
+        start = [0, 5, 6, 23][part]
+        rows = pa.table({"row": np.arange(start, start + size), "text": [f"t{n}" for n in range(start, start + size)]})
+        pq.write_table(rows, folder / f"part-{part:05d}.parquet", row_group_size=3)
+    pq.write_table(pa.table({"row": [-1]}), folder / "_items.parquet")
+    return folder
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.integers(0, 31), min_size=1, max_size=40))
+def test_rows_come_back_in_the_order_asked_across_files_and_row_groups(table, asked):
+    rows = ParquetRows(table)
+    assert len(rows) == 32
+    taken = rows.take(np.array(asked))
+    assert taken["row"].to_pylist() == asked
+    assert taken["text"].to_pylist() == [f"t{n}" for n in asked]
+
+
+def test_a_folder_without_rows_is_refused(tmp_path):
+    with pytest.raises(UserError, match="no rows to train on"):
+        ParquetRows(tmp_path)
+
+
+def test_packed_arrays_come_back_equal():
+    arrays = {
+        "ids": np.arange(12, dtype=np.int32).reshape(3, 4),
+        "units": np.array(2.5),
+        "none": np.zeros((0, 3), np.float32),
+        "big": np.array([2**40]),
+    }
+    back = unpack(pack(arrays))
+    assert list(back) == list(arrays)
+    for name, array in arrays.items():
+        assert back[name].dtype == array.dtype
+        assert np.array_equal(back[name], array)
+    assert unpack(pack({})) == {}
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.integers(1, 30), max_size=20), st.integers(1, 6))
+def test_micro_batches_hold_every_row_once_in_order_of_length(lengths, parts):
+    rows = [group_row(np.zeros(length, np.int32), [np.zeros(1, np.int32)]) for length in lengths]
+    places = by_length(rows, parts)
+    assert len(places) == parts
+    flat = [place for part in places for place in part]
+    assert sorted(flat) == list(range(len(rows)))
+    assert [lengths[place] for place in flat] == sorted(lengths)
+
+
+@pytest.mark.parametrize(("world", "micro"), [(1, 8), (2, 2), (3, 1)])
+def test_all_ranks_together_read_every_target_of_an_epoch_once(tiny_run, world, micro):
+    plan = sft_task(tiny_config(micro_batch_size=micro), tiny_run).plan
+    streams = [list(micro_batches(plan, rank, world)) for rank in range(world)]
+    assert len({len(stream) for stream in streams}) == 1
+    units = sum(float(arrays["units"]) for stream in streams for arrays in stream if arrays)
+    targets = sum(pq.read_table(path)["n_targets"].to_pandas().sum() for path in plan.folder.glob("*.parquet"))
+    assert units == targets
+
+
+def test_training_that_can_never_be_scheduled_is_refused_with_the_sum():
+    train = TrainConfig(workers=4, cpus_per_worker=1)
+    assert required_cpus(train) == 5.0
+    with pytest.raises(UserError, match=r"sft needs 5 CPUs \(4 workers × 1, .* has 4: set sft.workers=3"):
+        check_cpus("sft", train, 4)
+    with pytest.raises(UserError, match=r"set align\.cpus_per_worker=0\.75"):
+        check_cpus("align", TrainConfig(workers=1), 1)
+    check_cpus("sft", train, 5)
