@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 from rosepo.config import RayConfig
 from rosepo.errors import UserError
@@ -46,18 +46,24 @@ def ray_session(config: RayConfig, debug: bool = False) -> Iterator[None]:
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     level = logging.INFO if debug else logging.ERROR
+    if not debug:
+        # Ray's core prints stack dumps at SIGTERM, and a line about restarts at every pool of Ray Data actors
+        # (https://github.com/ray-project/ray/issues/53727), on the user's own screen.
+        os.environ.setdefault("RAY_DISABLE_FAILURE_SIGNAL_HANDLER", "1")
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     try:
-        if joining:
-            ray.init(address=config.address, log_to_driver=debug, logging_level=level)
-        else:
-            # The dashboard stays on (and on loopback): Ray Train cleans its placement groups up through it.
-            ray.init(
-                address="local",
-                num_cpus=local_cpus(config),
-                dashboard_host="127.0.0.1",
-                log_to_driver=debug,
-                logging_level=level,
-            )
+        with nullcontext() if debug else _core_muted():
+            if joining:
+                ray.init(address=config.address, log_to_driver=debug, logging_level=level)
+            else:
+                # The dashboard stays on (and on loopback): Ray Train cleans its placement groups up through it.
+                ray.init(
+                    address="local",
+                    num_cpus=local_cpus(config),
+                    dashboard_host="127.0.0.1",
+                    log_to_driver=debug,
+                    logging_level=level,
+                )
     except ConnectionError as error:
         raise UserError(
             f"ray.address={config.address or os.environ.get('RAY_ADDRESS')} cannot be reached: {error}"
@@ -67,6 +73,20 @@ def ray_session(config: RayConfig, debug: bool = False) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _core_muted() -> Iterator[None]:
+    """Ray's core says on stderr, below Python, that it found its log level; errors come as exceptions."""
+    saved = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+        os.close(nowhere)
 
 
 def cluster_cpus() -> float:
