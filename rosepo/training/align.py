@@ -21,29 +21,19 @@ from torch import Tensor, nn
 from rosepo.artifacts import Outputs
 from rosepo.config import STRATEGIES, AlignConfig, Config, TrainConfig
 from rosepo.data.catalogue import Catalogue
-from rosepo.errors import StageError, UserError
+from rosepo.errors import StageError
 from rosepo.models.folder import CATALOGUE
 from rosepo.models.policy import load_policy, load_tokenizer, read_settings, save_policy
 from rosepo.objectives.rosepo import Metrics, pairwise, softmax
 from rosepo.objectives.smoothing import clamp_epsilon, oracle_targets
 from rosepo.session import cluster_cpus
-from rosepo.training.feed import Arrays, FeedPlan, ParquetRows, by_length, check_cpus
+from rosepo.training.encoders import GROUP_COLUMNS, GroupEncoder
+from rosepo.training.feed import Arrays, FeedPlan, ParquetRows, check_cpus
 from rosepo.training.logps import LogpsModel
 from rosepo.training.loop import Loss, Report, fit, fit_in_process, wants_gpu
 from rosepo.training.metrics import Sums
-from rosepo.training.rows import collate_numpy, group_row
 from rosepo.training.sft import card_figures, storage_dtype
 
-COLUMNS = (
-    "example_id",
-    "prompt_ids",
-    "chosen_ids",
-    "rejected_ids",
-    "strategy",
-    "epsilon",
-    "oracle_scores",
-    "ref_logps",
-)
 PROBED_GROUPS = 8
 """Groups on which the policy's log-probabilities are compared with the table's before the first step."""
 TOLERANCE = {"float32": (0.01, 1e-3), "bfloat16": (0.3, 0.03)}
@@ -85,12 +75,12 @@ def align_in_process(
 def align_task(config: Config, inputs: Outputs, max_groups: int | None = None) -> AlignTask:
     """What the workers need for alignment."""
     read_settings(inputs.sft)
-    table = ParquetRows(inputs.groups, list(COLUMNS))
+    table = ParquetRows(inputs.groups, list(GROUP_COLUMNS))
     rows = min(len(table), max_groups or len(table))
     train = config.align
     plan = FeedPlan(
         folder=inputs.groups.resolve(),
-        columns=COLUMNS,
+        columns=GROUP_COLUMNS,
         encoder=GroupEncoder(),
         n_rows=rows,
         batch_size=train.batch_size,
@@ -100,36 +90,6 @@ def align_task(config: Config, inputs: Outputs, max_groups: int | None = None) -
     )
     probed = table.take(np.arange(min(PROBED_GROUPS, len(table))))
     return AlignTask(config=config, sft=inputs.sft.resolve(), plan=plan, probed=probed)
-
-
-@dataclass(frozen=True)
-class GroupEncoder:
-    """Rows of the groups table as micro-batches: the arrays of a `Batch`, `units` (its groups), and for G groups of K
-    pairs `ref_logps` and `oracle_scores` float32 [G, 1 + K], `epsilon` float32 and `strategy` int64 [G, K].
-
-    Strategies are numbered as in `config.STRATEGIES`.
-    """
-
-    def __call__(self, rows: pa.Table, parts: int) -> list[Arrays]:
-        table = {name: rows[name].to_pylist() for name in COLUMNS}
-        completions = [[chosen, *rejected] for chosen, rejected in zip(table["chosen_ids"], table["rejected_ids"])]
-        sizes = sorted({len(group) - 1 for group in completions})
-        if len(sizes) > 1:
-            raise UserError(
-                f"the groups table mixes groups of {sizes[0]} and {sizes[-1]} rejected titles: make it again"
-            )
-        made = [group_row(np.array(prompt, np.int32), ids) for prompt, ids in zip(table["prompt_ids"], completions)]
-        batches: list[Arrays] = []
-        for places in by_length(made, parts):
-            arrays = collate_numpy([made[place] for place in places]) if places else {}
-            if places:
-                arrays["units"] = np.array(len(places), dtype=np.float64)
-                for name in ("ref_logps", "oracle_scores", "epsilon"):
-                    arrays[name] = np.array([table[name][place] for place in places], dtype=np.float32)
-                codes = [[STRATEGIES.index(name) for name in table["strategy"][place]] for place in places]
-                arrays["strategy"] = np.array(codes, dtype=np.int64)
-            batches.append(arrays)
-        return batches
 
 
 @dataclass
@@ -177,9 +137,9 @@ class AlignTask:
             if not (off <= absolute + relative * np.abs(expected)).all():
                 worst, example = int(np.argmax(off)), self.probed["example_id"][place].as_py()
                 raise StageError(
-                    f"the groups were made with another model, tokenizer or template than {self.sft}: example {example} "
-                    f"has a reference log-probability of {expected[worst]:.3f} in the table and {found[worst]:.3f} "
-                    "under the model; run `rosepo pairs` again"
+                    f"the groups were made with another model, tokenizer or template than {self.sft}: example "
+                    f"{example} has a reference log-probability of {expected[worst]:.3f} in the table and "
+                    f"{found[worst]:.3f} under the model; run `rosepo pairs` again"
                 )
 
     def loss(self, logps: Tensor, counts: Tensor, arrays: Arrays) -> Loss:

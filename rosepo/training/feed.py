@@ -8,8 +8,10 @@ Order and number of batches follow from the schedule alone: ranks cannot fall ou
 from __future__ import annotations
 
 import math
+import queue
+import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -25,8 +27,6 @@ from rosepo.training.schedule import Schedule
 if TYPE_CHECKING:
     from ray.data import DataIterator, Dataset
 
-    from rosepo.training.rows import Row
-
 Arrays = dict[str, np.ndarray]
 
 FEED_CPUS = 0.25
@@ -36,6 +36,7 @@ BLOCK_BYTES = 8 * 2**20
 STREAM_BYTES = 64 * 2**20
 """Ready batches that one rank's stream may hold in the object store."""
 _KEPT_ROW_GROUPS = 4
+_READY_BATCHES = 4
 _SHAPE = "__shape"
 
 
@@ -45,15 +46,6 @@ class Encoder(Protocol):
     def __call__(self, rows: pa.Table, parts: int) -> list[Arrays]:
         """`parts` micro-batches, each the arrays of a `Batch` and `units`; an empty dict where there is no row left."""
         ...
-
-
-def by_length(rows: Sequence[Row], parts: int) -> list[list[int]]:
-    """Places of the rows in `parts` lists of rows of like length, so that little of a micro-batch is padding.
-
-    The gradient of a step is a sum over its rows, so how they are put together changes nothing but speed.
-    """
-    order = np.argsort([len(row) for row in rows], kind="stable")
-    return [part.tolist() for part in np.array_split(order, parts)]
 
 
 class ParquetRows:
@@ -132,9 +124,26 @@ def micro_batches(plan: FeedPlan, rank: int, world: int, steps: range | None = N
 
 
 def streamed(shard: DataIterator) -> Iterator[Arrays]:
-    """The same micro-batches out of the rank's Ray Data shard."""
-    for batch in shard.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=2):
-        yield unpack(batch)
+    """The same micro-batches out of the rank's Ray Data shard, which fills from now on, while the model is built."""
+    ready: queue.Queue[Arrays | BaseException | None] = queue.Queue(maxsize=_READY_BATCHES)
+
+    def fill() -> None:
+        try:
+            for batch in shard.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=2):
+                ready.put(unpack(batch))
+            ready.put(None)
+        except BaseException as error:
+            ready.put(error)
+
+    threading.Thread(target=fill, name="rosepo-feed", daemon=True).start()
+
+    def batches() -> Iterator[Arrays]:
+        while (item := ready.get()) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+
+    return batches()
 
 
 def plan_dataset(plan: FeedPlan) -> Dataset:
@@ -151,8 +160,12 @@ def plan_dataset(plan: FeedPlan) -> Dataset:
 
 def feed_config(plan: FeedPlan) -> Any:
     """A `ray.train.DataConfig` that gives every rank its own ordered, bounded stream."""
+    import ray
     import ray.train
     from ray.data import ActorPoolStrategy, ExecutionOptions, ExecutionResources
+
+    # Through the object store: of all the processes that Ray Train starts, only the feeding actors need to unpack it.
+    kept = ray.put(plan)
 
     class FeedConfig(ray.train.DataConfig):
         def __init__(self) -> None:
@@ -172,7 +185,7 @@ def feed_config(plan: FeedPlan) -> Any:
         )
         ready = copy.map_batches(
             Fetcher,
-            fn_constructor_args=(plan, rank, world),
+            fn_constructor_args=(kept, rank, world),
             batch_size=None,
             batch_format="pyarrow",
             num_cpus=FEED_CPUS,
@@ -201,8 +214,11 @@ class RankReader:
 class Fetcher:
     """The feeding actor of one rank: step ranges in, one packed micro-batch a row out."""
 
-    def __init__(self, plan: FeedPlan, rank: int, world: int) -> None:
-        self.reader = RankReader(plan, rank, world)
+    def __init__(self, plan: Any, rank: int, world: int) -> None:
+        """`plan` is a reference to the `FeedPlan` in the object store."""
+        import ray
+
+        self.reader = RankReader(ray.get(plan), rank, world)
 
     def __call__(self, block: pa.Table) -> Iterator[pa.Table]:
         for start, stop in zip(block["start"].to_pylist(), block["stop"].to_pylist()):
@@ -212,7 +228,7 @@ class Fetcher:
 
 def pack(arrays: Arrays) -> pa.Table:
     """Arrays as one Arrow row: names, dtypes, shapes and the raw bytes of each. Costs a copy, no pickle."""
-    flat = [np.ascontiguousarray(array) for array in arrays.values()]
+    flat = [np.asarray(array, order="C") for array in arrays.values()]  # ascontiguousarray would make 0-d arrays 1-d
     columns = {
         "name": pa.array([list(arrays)], pa.list_(pa.string())),
         "dtype": pa.array([[array.dtype.str for array in flat]], pa.list_(pa.string())),

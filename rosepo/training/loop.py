@@ -95,6 +95,7 @@ def fit(task: Task, out: Path, gpu: bool = False, show: Report | None = None) ->
     Raises:
         StageError: a worker failed; the sentence holds the root cause.
     """
+    import ray
     import ray.train
     from ray.train.torch import TorchConfig
 
@@ -102,7 +103,7 @@ def fit(task: Task, out: Path, gpu: bool = False, show: Report | None = None) ->
     storage = out / "_ray_train"
     trainer = _trainer_class()(
         _worker,
-        train_loop_config={"task": task, "out": str(out.resolve()), "gpu": gpu},
+        train_loop_config={"task": ray.put(task), "out": str(out.resolve()), "gpu": gpu},
         scaling_config=ray.train.ScalingConfig(
             num_workers=train.workers, use_gpu=gpu, resources_per_worker={"CPU": train.cpus_per_worker}
         ),
@@ -114,13 +115,18 @@ def fit(task: Task, out: Path, gpu: bool = False, show: Report | None = None) ->
     from rosepo.console import Progress, follow
 
     progress: list[Progress] = []
+    begun: list[float] = []
+    steps = task.plan.schedule.steps
 
     def line(figures: dict[str, Any]) -> None:
         step = int(figures["step"])
         if not progress:
             # Begun with the first line, so that the speed leaves out what it took to start the workers.
-            progress.append(Progress(task.name, task.plan.schedule.steps, "step"))
-        if step > progress[0].done:
+            progress.append(Progress(task.name, steps, "step"))
+            begun.append(time.monotonic())
+            return
+        # Lines that are read together say nothing about speed yet.
+        if time.monotonic() - begun[0] > 1.0 or step == steps:
             progress[0].update(step - progress[0].done, **shown(figures))
         if show is not None:
             show(step, figures)
@@ -168,15 +174,16 @@ def shown(figures: dict[str, Any]) -> dict[str, float]:
 
 
 def _worker(config: dict[str, Any]) -> dict[str, Any] | None:
+    import ray
     import ray.train
 
+    stream = streamed(ray.train.get_dataset_shard("train"))
     context = ray.train.get_context()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     # Ray sets one thread a CPU it accounts for; what is really there is shared by the workers of this node.
     torch.set_num_threads(max(1, cores // context.get_local_world_size()))
     prepare_process("nccl" if config["gpu"] else "gloo")
-    stream = streamed(ray.train.get_dataset_shard("train"))
-    return train_rank(config["task"], stream, Path(config["out"]))
+    return train_rank(ray.get(config["task"]), stream, Path(config["out"]))
 
 
 def train_rank(task: Task, stream: Iterator[Arrays], out: Path, show: Report | None = None) -> dict[str, Any]:

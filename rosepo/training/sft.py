@@ -26,10 +26,11 @@ from rosepo.data.prompts import PromptBuilder
 from rosepo.models.policy import initial_policy, load_tokenizer, save_policy, training_dropout
 from rosepo.models.scratch import train_tokenizer
 from rosepo.session import cluster_cpus
-from rosepo.training.feed import Arrays, FeedPlan, ParquetRows, by_length, check_cpus
+from rosepo.training.encoders import TrajectoryEncoder, collated
+from rosepo.training.feed import Arrays, FeedPlan, ParquetRows, check_cpus
 from rosepo.training.logps import LogpsModel
 from rosepo.training.loop import Loss, fit, wants_gpu
-from rosepo.training.rows import Row, collate_numpy, group_row, trajectory_rows
+from rosepo.training.rows import group_row
 
 VALIDATION_EXAMPLES = 256
 """Validation examples behind the validation loss during training; a sample keeps it cheap."""
@@ -125,34 +126,6 @@ class SftTask:
             state_dict=storage_dtype(weights, self.config, self.train),
             figures=card_figures(figures),
         )
-
-
-@dataclass(frozen=True)
-class TrajectoryEncoder:
-    """Rows of the trajectories table as micro-batches of trajectory rows."""
-
-    builder: PromptBuilder
-    catalogue: Catalogue
-
-    def __call__(self, rows: pa.Table, parts: int) -> list[Arrays]:
-        made: list[Row] = []
-        items = rows["items"].combine_chunks()
-        flat = self.catalogue.index(items.flatten().to_numpy(zero_copy_only=False))
-        ends = np.cumsum(pc.list_value_length(items).to_numpy(zero_copy_only=False))
-        for start, end, n_targets in zip([0, *ends[:-1]], ends, rows["n_targets"].to_pylist()):
-            made += trajectory_rows(self.builder, flat[start:end], n_targets)
-        return collated(made, parts)
-
-
-def collated(rows: list[Row], parts: int) -> list[Arrays]:
-    """Rows of like length together, as `parts` micro-batches; units are completions."""
-    batches: list[Arrays] = []
-    for places in by_length(rows, parts):
-        arrays = collate_numpy([rows[place] for place in places]) if places else {}
-        if places:
-            arrays["units"] = np.array(arrays["row_offsets"][-1], dtype=np.float64)
-        batches.append(arrays)
-    return batches
 
 
 def validation_batches(

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from rosepo.config import TrainConfig
 from rosepo.errors import UserError
-from rosepo.training.feed import ParquetRows, by_length, check_cpus, micro_batches, pack, required_cpus, unpack
+from rosepo.training.encoders import by_length
+from rosepo.training.feed import ParquetRows, check_cpus, micro_batches, pack, required_cpus, unpack
 from rosepo.training.rows import group_row
 from rosepo.training.sft import sft_task
 from tests.training.conftest import tiny_config

@@ -1,0 +1,98 @@
+"""From table rows to micro-batches: what the feeding actors run.
+
+Kept apart from the tasks, so that an actor that only puts arrays together loads neither Transformers nor DeepSpeed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from rosepo.config import STRATEGIES
+from rosepo.data.catalogue import Catalogue
+from rosepo.data.prompts import PromptBuilder
+from rosepo.errors import UserError
+from rosepo.training.feed import Arrays
+from rosepo.training.rows import Row, collate_numpy, group_row, trajectory_rows
+
+GROUP_COLUMNS = (
+    "example_id",
+    "prompt_ids",
+    "chosen_ids",
+    "rejected_ids",
+    "strategy",
+    "epsilon",
+    "oracle_scores",
+    "ref_logps",
+)
+
+
+@dataclass(frozen=True)
+class TrajectoryEncoder:
+    """Rows of the trajectories table as micro-batches of trajectory rows."""
+
+    builder: PromptBuilder
+    catalogue: Catalogue
+
+    def __call__(self, rows: pa.Table, parts: int) -> list[Arrays]:
+        made: list[Row] = []
+        items = rows["items"].combine_chunks()
+        flat = self.catalogue.index(items.flatten().to_numpy(zero_copy_only=False))
+        ends = np.cumsum(pc.list_value_length(items).to_numpy(zero_copy_only=False))
+        for start, end, n_targets in zip([0, *ends[:-1]], ends, rows["n_targets"].to_pylist()):
+            made += trajectory_rows(self.builder, flat[start:end], n_targets)
+        return collated(made, parts)
+
+
+def collated(rows: list[Row], parts: int) -> list[Arrays]:
+    """Rows of like length together, as `parts` micro-batches; units are completions."""
+    batches: list[Arrays] = []
+    for places in by_length(rows, parts):
+        arrays = collate_numpy([rows[place] for place in places]) if places else {}
+        if places:
+            arrays["units"] = np.array(arrays["row_offsets"][-1], dtype=np.float64)
+        batches.append(arrays)
+    return batches
+
+
+@dataclass(frozen=True)
+class GroupEncoder:
+    """Rows of the groups table as micro-batches: the arrays of a `Batch`, `units` (its groups), and for G groups of K
+    pairs `ref_logps` and `oracle_scores` float32 [G, 1 + K], `epsilon` float32 and `strategy` int64 [G, K].
+
+    Strategies are numbered as in `config.STRATEGIES`.
+    """
+
+    def __call__(self, rows: pa.Table, parts: int) -> list[Arrays]:
+        table = {name: rows[name].to_pylist() for name in GROUP_COLUMNS}
+        completions = [[chosen, *rejected] for chosen, rejected in zip(table["chosen_ids"], table["rejected_ids"])]
+        sizes = sorted({len(group) - 1 for group in completions})
+        if len(sizes) > 1:
+            raise UserError(
+                f"the groups table mixes groups of {sizes[0]} and {sizes[-1]} rejected titles: make it again"
+            )
+        made = [group_row(np.array(prompt, np.int32), ids) for prompt, ids in zip(table["prompt_ids"], completions)]
+        batches: list[Arrays] = []
+        for places in by_length(made, parts):
+            arrays = collate_numpy([made[place] for place in places]) if places else {}
+            if places:
+                arrays["units"] = np.array(len(places), dtype=np.float64)
+                for name in ("ref_logps", "oracle_scores", "epsilon"):
+                    arrays[name] = np.array([table[name][place] for place in places], dtype=np.float32)
+                codes = [[STRATEGIES.index(name) for name in table["strategy"][place]] for place in places]
+                arrays["strategy"] = np.array(codes, dtype=np.int64)
+            batches.append(arrays)
+        return batches
+
+
+def by_length(rows: Sequence[Row], parts: int) -> list[list[int]]:
+    """Places of the rows in `parts` lists of rows of like length, so that little of a micro-batch is padding.
+
+    The gradient of a step is a sum over its rows, so how they are put together changes nothing but speed.
+    """
+    order = np.argsort([len(row) for row in rows], kind="stable")
+    return [part.tolist() for part in np.array_split(order, parts)]
