@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 import signal
 import sys
 import textwrap
@@ -333,8 +334,23 @@ def _guard(work: Callable[[], Any], debug: bool) -> None:
     except Exception as error:
         if debug:
             raise
-        say(f"error: {type(error).__name__}: {error}\n(--debug shows where)")
+        say(f"error: {_headline(error)} (--debug shows where)")
         sys.exit(EXIT_FAILED)
+
+
+def _headline(error: BaseException) -> str:
+    """The cause behind the wrapping that Ray puts around it, in one line."""
+    seen: set[int] = set()
+    while id(error) not in seen:
+        seen.add(id(error))
+        cause = getattr(error, "cause", None) or error.__cause__
+        if not isinstance(cause, BaseException):
+            break
+        error = cause
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    # Where only text came back from another process, the line that names the error stands last but one, or last.
+    told = [line for line in lines if re.match(r"[\w.]*(Error|Exception): ", line)]
+    return f"{type(error).__name__}: {(told or lines or ['no message'])[0]}"
 
 
 def _interrupt(number: int, frame: Any) -> None:

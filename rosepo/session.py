@@ -108,7 +108,7 @@ def _quiet_ray_data(debug: bool) -> None:
 
     if not debug:
         for name in ("ray.data", "ray.train", "ray.tune"):
-            logging.getLogger(name).setLevel(logging.ERROR)
+            logging.getLogger(name).setLevel(logging.CRITICAL)  # failures come as exceptions
     context = DataContext.get_current()
     context.enable_progress_bars = debug
     context.print_on_execution_start = debug

@@ -20,12 +20,12 @@ from rosepo.artifacts import write_json
 from rosepo.config import Config
 from rosepo.console import Progress, say
 from rosepo.data.catalogue import Catalogue
-from rosepo.errors import UserError
 from rosepo.evaluation import bias
 from rosepo.evaluation.baselines import Popular, Scorer, markov
 from rosepo.evaluation.bootstrap import Estimate, UserBootstrap
 from rosepo.evaluation.metrics import accuracy
 from rosepo.evaluation.rankings import rank_by_models, rank_by_scores, read_batches, read_rankings, write_examples
+from rosepo.resources import stage_use_gpu
 
 if TYPE_CHECKING:
     from rosepo.artifacts import Outputs
@@ -133,7 +133,7 @@ def _rank_all(
 ) -> dict[str, float]:
     """Write the rankings of every model that is there; seconds by what ran together."""
     settings, seconds = config.evaluate, {}
-    use_gpu = _check_resources(config) if folders else False
+    use_gpu = stage_use_gpu(config, "evaluate") if folders else False
     scorers: dict[str, Scorer] = {
         "popular": Popular(catalogue.train_count),
         "markov": markov(inputs.examples, catalogue),
@@ -162,23 +162,6 @@ def _rank_all(
             )
         seconds["+".join(folders)] = round(time.monotonic() - started, 2)
     return seconds
-
-
-def _check_resources(config: Config) -> bool:
-    """Whether actors get a GPU each; refuses what would wait for CPUs or GPUs for ever."""
-    from rosepo.session import cluster_cpus, cluster_gpus
-
-    settings = config.evaluate
-    needed = settings.actors * settings.cpus_per_actor
-    if needed > cluster_cpus():
-        raise UserError(
-            f"evaluate.actors={settings.actors} × evaluate.cpus_per_actor={settings.cpus_per_actor:g} needs {needed:g} "
-            f"CPUs and the cluster has {cluster_cpus():g}: lower one of them"
-        )
-    enough = cluster_gpus() >= settings.actors
-    if settings.gpu == "yes" and not enough:
-        raise UserError(f"evaluate.gpu=yes needs {settings.actors} GPUs and the cluster has {cluster_gpus():g}")
-    return settings.gpu != "no" and enough
 
 
 def _likeness(

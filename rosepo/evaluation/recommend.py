@@ -18,6 +18,7 @@ from rosepo.console import Progress, table
 from rosepo.data.catalogue import Catalogue
 from rosepo.data.titles import normalised
 from rosepo.errors import StageError, UserError
+from rosepo.resources import stage_use_gpu
 
 if TYPE_CHECKING:
     from rosepo.evaluation.decode import Decoder
@@ -191,20 +192,11 @@ def _answer_on_ray(config: Config, model: str, histories: list[np.ndarray]) -> I
     import ray.data
     from ray.data import ActorPoolStrategy
 
-    from rosepo.session import cluster_cpus, cluster_gpus, ray_session
+    from rosepo.session import ray_session
 
     settings = config.recommend
     with ray_session(config.ray):
-        needed = settings.actors * settings.cpus_per_actor
-        if needed > cluster_cpus():
-            raise UserError(
-                f"recommend.actors={settings.actors} × recommend.cpus_per_actor={settings.cpus_per_actor:g} needs "
-                f"{needed:g} CPUs and the cluster has {cluster_cpus():g}: lower one of them"
-            )
-        enough = cluster_gpus() >= settings.actors
-        if settings.gpu == "yes" and not enough:
-            raise UserError(f"recommend.gpu=yes needs {settings.actors} GPUs and the cluster has {cluster_gpus():g}")
-        use_gpu = settings.gpu != "no" and enough
+        use_gpu = stage_use_gpu(config, "recommend")
         size = settings.batch_size
         kind = pa.list_(pa.int64())
         blocks = [

@@ -19,23 +19,18 @@ import pyarrow as pa
 import ray
 
 from rosepo.artifacts import Outputs
-from rosepo.config import Config, PairsConfig
+from rosepo.config import Config
 from rosepo.console import Progress
 from rosepo.data.catalogue import Catalogue
 from rosepo.errors import StageError, UserError
 from rosepo.models.encoder import encode_titles
 from rosepo.models.folder import CATALOGUE, read_settings
 from rosepo.models.sasrec import SASRec
+from rosepo.resources import stage_use_gpu
 from rosepo.sampling.actors import ActorSettings, GroupsActor
 from rosepo.sampling.figures import Tally
 from rosepo.sampling.mixture import max_negatives
 from rosepo.sampling.plan import Shard, example_files, longest_history, plan_shards
-from rosepo.session import cluster_cpus, cluster_gpus
-
-
-def required_cpus(pairs: PairsConfig) -> float:
-    """CPUs that the stage schedules at once: its actors; there are no read tasks beside them."""
-    return pairs.actors * pairs.cpus_per_actor
 
 
 def pairs(config: Config, inputs: Outputs, out: Path) -> dict[str, Any]:
@@ -52,7 +47,7 @@ def pairs(config: Config, inputs: Outputs, out: Path) -> dict[str, Any]:
     """
     start = time.monotonic()
     settings = config.pairs
-    gpus = _check_resources(settings)
+    gpus = 1.0 if stage_use_gpu(config, "pairs") else 0.0
     catalogue = _check_inputs(inputs)
     shards = plan_shards(inputs.examples, settings.groups_per_user, settings.batch_size)
     _check_negatives(config, catalogue, inputs.examples, shards)
@@ -136,19 +131,6 @@ def _own_error(error: BaseException | None) -> UserError | StageError | None:
                 return kind(told[-1])
         error = getattr(error, "cause", None) or error.__cause__ or error.__context__
     return None
-
-
-def _check_resources(settings: PairsConfig) -> float:
-    """GPUs an actor (0 or 1); UserError where the cluster cannot hold all actors at once."""
-    cpus, gpus = cluster_cpus(), cluster_gpus()
-    if required_cpus(settings) > cpus:
-        raise UserError(
-            f"pairs.actors={settings.actors} × pairs.cpus_per_actor={settings.cpus_per_actor} needs "
-            f"{required_cpus(settings):g} CPUs, and the cluster has {cpus:g}: lower one of them, or raise ray.num_cpus"
-        )
-    if settings.gpu == "yes" and gpus < settings.actors:
-        raise UserError(f"pairs.gpu=yes needs {settings.actors} GPUs, one an actor, and the cluster has {gpus:g}")
-    return 1.0 if settings.gpu != "no" and gpus >= settings.actors else 0.0
 
 
 def _check_negatives(config: Config, catalogue: Catalogue, examples: Path, shards: Sequence[Shard]) -> None:

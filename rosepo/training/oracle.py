@@ -28,6 +28,7 @@ from rosepo.data.catalogue import Catalogue
 from rosepo.errors import StageError, UserError
 from rosepo.evaluation.metrics import hit_ratio, ndcg
 from rosepo.models.sasrec import Oracle, SASRec, SASRecConfig
+from rosepo.resources import stage_use_gpu
 from rosepo.sampling.epsilon import fit_tau
 from rosepo.training.metrics import METRICS_FILE, MetricLog
 from rosepo.training.sequences import (
@@ -56,17 +57,8 @@ def train_oracle(config: Config, inputs: Outputs, out: Path) -> dict[str, Any]:
         UserError: no validation examples, or more workers than the cluster has CPUs for.
         StageError: training failed.
     """
-    from rosepo.session import cluster_cpus, cluster_gpus
-
-    oracle, started = config.oracle, time.monotonic()
-    needed = oracle.workers * oracle.cpus_per_worker
-    if needed > cluster_cpus():
-        raise UserError(
-            f"oracle.workers={oracle.workers} × oracle.cpus_per_worker={oracle.cpus_per_worker:g} needs {needed:g} "
-            f"CPUs and the cluster has {cluster_cpus():g}: lower one of them"
-        )
-    if oracle.gpu == "yes" and cluster_gpus() < oracle.workers:
-        raise UserError(f"oracle.gpu=yes needs {oracle.workers} GPUs and the cluster has {cluster_gpus():g}")
+    started = time.monotonic()
+    use_gpu = stage_use_gpu(config, "oracle")
     catalogue = Catalogue.load(inputs.examples / "_items.parquet")
     train = _training_table(inputs.examples / "_trajectories", catalogue)
     validation = _validation_table(inputs.examples, catalogue)
@@ -74,7 +66,6 @@ def train_oracle(config: Config, inputs: Outputs, out: Path) -> dict[str, Any]:
         raise UserError(
             f"{inputs.examples} has no {'training' if not len(train) else 'validation'} examples for the oracle"
         )
-    use_gpu = oracle.gpu == "yes" or (oracle.gpu == "auto" and cluster_gpus() >= oracle.workers)
     say(f"  SASRec: {len(train):,} sequences, {len(catalogue):,} items, {len(validation):,} validation examples")
     _fit(config, train, validation, catalogue, out, use_gpu)
     best, last = _best_line(out / METRICS_FILE)

@@ -106,15 +106,19 @@ def _run_trials(config: Config, inputs: Outputs, out: Path, settings: list[dict[
     finally:
         shutil.rmtree(storage, ignore_errors=True)
     results: list[dict[str, Any]] = []
-    for result in sorted(grid, key=lambda result: result.config["number"]):
-        number = result.config["number"]
+    for number, result in sorted(_numbered(grid), key=lambda pair: pair[0]):
         row: dict[str, Any] = {"trial": number, "settings": settings[number]}
         if result.error is not None:
             row["error"] = str(result.error).strip().splitlines()[-1]
         else:
-            row |= {key: result.metrics[key] for key in (*_MEASURED, "loss", "seconds")}
+            row |= {key: (result.metrics or {})[key] for key in (*_MEASURED, "loss", "seconds")}
         results.append(row)
     return results
+
+
+def _numbered(grid: Any) -> list[tuple[int, Any]]:
+    found = [grid[place] for place in range(len(grid))]
+    return [(int(result.config["number"]), result) for result in found]
 
 
 def _progress_callback(progress: Progress) -> Any:
