@@ -513,7 +513,7 @@ def _explain(error: ValidationError) -> list[str]:
 def _known_keys(location: tuple[int | str, ...]) -> list[str]:
     model: Any = Config
     for part in location:
-        field = model.model_fields.get(part) if isinstance(model, type) and issubclass(model, BaseModel) else None
+        field = model.model_fields.get(str(part)) if isinstance(model, type) and issubclass(model, BaseModel) else None
         if field is None:
             return []
         model = next(

@@ -19,6 +19,8 @@ from rosepo.errors import UserError
 from rosepo.training.feed import Arrays
 from rosepo.training.rows import Row, collate_numpy, group_row, trajectory_rows
 
+PAD_MULTIPLE = 8
+"""Trajectories of a small catalogue are a few dozen tokens: half of a step would be padding at larger sizes."""
 GROUP_COLUMNS = (
     "example_id",
     "prompt_ids",
@@ -52,7 +54,7 @@ def collated(rows: list[Row], parts: int) -> list[Arrays]:
     """Rows of like length together, as `parts` micro-batches; units are completions."""
     batches: list[Arrays] = []
     for places in by_length(rows, parts):
-        arrays = collate_numpy([rows[place] for place in places]) if places else {}
+        arrays = collate_numpy([rows[place] for place in places], pad_multiple=PAD_MULTIPLE) if places else {}
         if places:
             arrays["units"] = np.array(arrays["row_offsets"][-1], dtype=np.float64)
         batches.append(arrays)

@@ -17,6 +17,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from rosepo.console import say
+from rosepo.training.logits import TargetLogps
 from rosepo.training.rows import Batch, dense_mask, padded_size
 
 SHARED_FAMILIES = frozenset({"llama", "qwen2", "qwen3", "mistral", "gemma", "gpt2"})
@@ -124,8 +125,7 @@ def token_logps(
 def _chunk_logps(
     head: Callable[[torch.Tensor], torch.Tensor], hidden: torch.Tensor, source: torch.Tensor, targets: torch.Tensor
 ) -> torch.Tensor:
-    logits = head(hidden).float()
-    return logits[source, targets] - logits.logsumexp(dim=-1)[source]
+    return cast(torch.Tensor, TargetLogps.apply(head(hidden), source, targets))
 
 
 def plain_logps(
