@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any
 
 from rosepo.config import RayConfig
 from rosepo.errors import UserError
+
+if TYPE_CHECKING:
+    from ray.data import Dataset
 
 LOCAL_CPUS = 4
 """CPUs that a local Ray schedules at least: two training workers, and Ray Data beside them on the same real cores."""
@@ -101,6 +105,17 @@ def cluster_gpus() -> float:
     import ray
 
     return float(ray.cluster_resources().get("GPU", 0.0))
+
+
+def work_dataset(rows: Sequence[dict[str, Any]]) -> Dataset:
+    """A Ray data set of one block a row, for plans that actors carry out.
+
+    The blocks are made in this process: tasks that read or measured them would need CPUs that actors and training
+    workers hold, and would start processes only for that.
+    """
+    import ray.data
+
+    return ray.data.from_items(list(rows), override_num_blocks=len(rows))
 
 
 def _quiet_ray_data(debug: bool) -> None:

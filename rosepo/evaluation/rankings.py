@@ -23,6 +23,7 @@ from rosepo.data.catalogue import Catalogue
 from rosepo.errors import StageError, UserError
 from rosepo.evaluation.baselines import Scorer, top_k
 from rosepo.evaluation.metrics import target_ranks
+from rosepo.session import work_dataset
 
 DEPTH = 20
 """Places of a ranking that are kept."""
@@ -201,13 +202,12 @@ def rank_by_models(
     Raises:
         StageError: an actor failed.
     """
-    import ray.data
+    import ray
     from ray.data import ActorPoolStrategy
 
     groups = pq.ParquetFile(examples).num_row_groups
-    # One block a batch, in memory from the start: read tasks would ask for CPUs that the actors hold.
-    work = [pa.table({"model": [name], "row_group": [group]}) for name in folders for group in range(groups)]
-    dataset = ray.data.from_arrow(work)
+    work = [{"model": name, "row_group": group} for name in folders for group in range(groups)]
+    dataset = work_dataset(work)
     dataset.context.execution_options.preserve_order = True
     constructor = {
         "folders": {name: str(folder.resolve()) for name, folder in folders.items()},

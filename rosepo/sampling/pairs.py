@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import ray
 
 from rosepo.artifacts import Outputs
@@ -31,6 +30,7 @@ from rosepo.sampling.actors import ActorSettings, GroupsActor
 from rosepo.sampling.figures import Tally
 from rosepo.sampling.mixture import max_negatives
 from rosepo.sampling.plan import Shard, example_files, longest_history, plan_shards
+from rosepo.session import work_dataset
 
 
 def pairs(config: Config, inputs: Outputs, out: Path) -> dict[str, Any]:
@@ -78,8 +78,7 @@ def pairs(config: Config, inputs: Outputs, out: Path) -> dict[str, Any]:
 
 def _run(shards: Sequence[Shard], settings: ActorSettings, gpus: float, tally: Tally) -> None:
     """Send every shard through the actors and add up what they say."""
-    # One block a shard. Blocks are made here, so no read task has to find a CPU beside the actors.
-    plan = ray.data.from_arrow([_plan_row(shard) for shard in shards])
+    plan = work_dataset([_plan_row(shard) for shard in shards])
     done = plan.map_batches(
         GroupsActor,
         fn_constructor_args=(settings,),
@@ -101,9 +100,8 @@ def _run(shards: Sequence[Shard], settings: ActorSettings, gpus: float, tally: T
         raise StageError(f"{len(missing)} of {len(shards)} shards of groups were not written: run the stage again")
 
 
-def _plan_row(shard: Shard) -> pa.Table:
-    rows = pa.array([shard.rows.tolist()], type=pa.list_(pa.int32()))
-    return pa.table({"shard": pa.array([shard.number], type=pa.int64()), "path": [shard.path], "rows": rows})
+def _plan_row(shard: Shard) -> dict[str, Any]:
+    return {"shard": shard.number, "path": shard.path, "rows": shard.rows.tolist()}
 
 
 def _check_inputs(inputs: Outputs) -> Catalogue:

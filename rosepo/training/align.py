@@ -26,11 +26,11 @@ from rosepo.models.folder import CATALOGUE
 from rosepo.models.policy import load_policy, load_tokenizer, read_settings, save_policy
 from rosepo.objectives.rosepo import Metrics, pairwise, softmax
 from rosepo.objectives.smoothing import clamp_epsilon, oracle_targets
-from rosepo.session import cluster_cpus
+from rosepo.resources import stage_use_gpu
 from rosepo.training.encoders import GROUP_COLUMNS, GroupEncoder
-from rosepo.training.feed import Arrays, FeedPlan, ParquetRows, check_cpus
+from rosepo.training.feed import Arrays, FeedPlan, ParquetRows
 from rosepo.training.logps import LogpsModel
-from rosepo.training.loop import Loss, Report, fit, fit_in_process, wants_gpu
+from rosepo.training.loop import Loss, Report, fit, fit_in_process
 from rosepo.training.metrics import Sums
 from rosepo.training.sft import card_figures, storage_dtype
 
@@ -54,9 +54,9 @@ def align(config: Config, inputs: Outputs, out: Path, max_groups: int | None = N
         UserError: no groups, or a cluster too small for the workers; before training starts.
         StageError: training failed or diverged, or the groups were made with another model or template.
     """
-    check_cpus("align", config.align, cluster_cpus())
+    use_gpu = stage_use_gpu(config, "align")
     task = align_task(config, inputs, max_groups)
-    figures = fit(task, out, gpu=wants_gpu("align", config.align))
+    figures = fit(task, out, gpu=use_gpu)
     return figures | {"groups": task.plan.n_rows}
 
 

@@ -20,8 +20,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rosepo.config import TrainConfig
 from rosepo.errors import UserError
+from rosepo.resources import FEED_CPUS
+from rosepo.session import work_dataset
 from rosepo.training.schedule import Schedule
 
 if TYPE_CHECKING:
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
 
 Arrays = dict[str, np.ndarray]
 
-FEED_CPUS = 0.25
-"""CPUs that the feeding actor of one rank asks Ray for."""
 STEPS_A_BLOCK = 16
 BLOCK_BYTES = 8 * 2**20
 STREAM_BYTES = 64 * 2**20
@@ -148,14 +147,9 @@ def streamed(shard: DataIterator) -> Iterator[Arrays]:
 
 def plan_dataset(plan: FeedPlan) -> Dataset:
     """The Ray data set to give to a trainer together with `feed_config`: blocks of (first step, last step + 1)."""
-    import ray.data
-
     steps = plan.schedule.steps
     block = max(STEPS_A_BLOCK, math.ceil(steps / 4096))
-    # In memory from the start: a read task would ask for a whole CPU, and wait for ever where workers hold them all.
-    return ray.data.from_arrow(
-        [pa.table({"start": [start], "stop": [min(start + block, steps)]}) for start in range(0, steps, block)]
-    )
+    return work_dataset([{"start": start, "stop": min(start + block, steps)} for start in range(0, steps, block)])
 
 
 def feed_config(plan: FeedPlan) -> Any:
@@ -246,29 +240,3 @@ def unpack(row: pa.Table) -> Arrays:
         name: np.frombuffer(data[place].as_buffer(), dtype=dtype).reshape(shape)
         for place, (name, dtype, shape) in enumerate(zip(names, dtypes, shapes))
     }
-
-
-def required_cpus(train: TrainConfig) -> float:
-    """CPUs that training asks Ray for: the workers and the feeding actors beside them."""
-    return train.workers * (train.cpus_per_worker + FEED_CPUS)
-
-
-def check_cpus(section: str, train: TrainConfig, cluster: float) -> None:
-    """Refuse, before anything starts, what would wait for CPUs for ever.
-
-    Args:
-        section: name of the config section, for the sentence.
-        cluster: CPUs of the cluster.
-
-    Raises:
-        UserError: with the sum and the remedy.
-    """
-    needed = required_cpus(train)
-    if needed <= cluster + 1e-6:
-        return
-    most = int(cluster / (train.cpus_per_worker + FEED_CPUS))
-    remedy = f"{section}.workers={most}" if most else f"{section}.cpus_per_worker={max(cluster - FEED_CPUS, 0.25):g}"
-    raise UserError(
-        f"{section} needs {needed:g} CPUs ({train.workers} workers × {train.cpus_per_worker:g}, and {FEED_CPUS:g} each "
-        f"for Ray Data) and the cluster has {cluster:g}: set {remedy}, or raise ray.num_cpus where Ray is started here"
-    )

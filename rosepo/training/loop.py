@@ -146,25 +146,8 @@ def fit(task: Task, out: Path, gpu: bool = False, show: Report | None = None) ->
 
 def fit_in_process(task: Task, out: Path, show: Report | None = None) -> dict[str, Any]:
     """The same training by one rank in the calling process, without Ray Train; for trials of a sweep."""
-    prepare_process()
+    prepare_process("nccl" if torch.cuda.is_available() else "gloo")
     return train_rank(task, micro_batches(task.plan, 0, 1), out, show)
-
-
-def wants_gpu(section: str, train: TrainConfig) -> bool:
-    """Whether the workers of a section get a GPU each.
-
-    Raises:
-        UserError: GPUs are demanded and the cluster has too few.
-    """
-    from rosepo.session import cluster_gpus
-
-    found = cluster_gpus() if train.gpu != "no" else 0.0
-    if train.gpu == "yes" and found < train.workers:
-        raise UserError(
-            f"{section}.gpu=yes needs {train.workers} GPUs for {section}.workers={train.workers} and the cluster has "
-            f"{found:g}: lower {section}.workers or set {section}.gpu=auto"
-        )
-    return found >= train.workers
 
 
 def shown(figures: dict[str, Any]) -> dict[str, float]:

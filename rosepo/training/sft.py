@@ -25,11 +25,11 @@ from rosepo.data.catalogue import Catalogue
 from rosepo.data.prompts import PromptBuilder
 from rosepo.models.policy import initial_policy, load_tokenizer, save_policy, training_dropout
 from rosepo.models.scratch import train_tokenizer
-from rosepo.session import cluster_cpus
+from rosepo.resources import stage_use_gpu
 from rosepo.training.encoders import TrajectoryEncoder, collated
-from rosepo.training.feed import Arrays, FeedPlan, ParquetRows, check_cpus
+from rosepo.training.feed import Arrays, FeedPlan, ParquetRows
 from rosepo.training.logps import LogpsModel
-from rosepo.training.loop import Loss, fit, wants_gpu
+from rosepo.training.loop import Loss, fit
 from rosepo.training.rows import group_row
 
 VALIDATION_EXAMPLES = 256
@@ -47,10 +47,9 @@ def sft(config: Config, inputs: Outputs, out: Path) -> dict[str, Any]:
         UserError: no trajectories, or a cluster too small for the workers; before training starts.
         StageError: training failed or diverged.
     """
-    train = config.sft
-    check_cpus("sft", train, cluster_cpus())
+    use_gpu = stage_use_gpu(config, "sft")
     task = sft_task(config, inputs)
-    figures = fit(task, out, gpu=wants_gpu("sft", train))
+    figures = fit(task, out, gpu=use_gpu)
     return figures | {"examples": _count_targets(inputs.examples / "_trajectories")}
 
 

@@ -7,10 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rosepo.config import TrainConfig
 from rosepo.errors import UserError
 from rosepo.training.encoders import by_length
-from rosepo.training.feed import ParquetRows, check_cpus, micro_batches, pack, required_cpus, unpack
+from rosepo.training.feed import ParquetRows, micro_batches, pack, unpack
 from rosepo.training.rows import group_row
 from rosepo.training.sft import sft_task
 from tests.training.conftest import tiny_config
@@ -76,13 +75,3 @@ def test_all_ranks_together_read_every_target_of_an_epoch_once(tiny_run, world, 
     units = sum(float(arrays["units"]) for stream in streams for arrays in stream if arrays)
     targets = sum(pq.read_table(path)["n_targets"].to_pandas().sum() for path in plan.folder.glob("*.parquet"))
     assert units == targets
-
-
-def test_training_that_can_never_be_scheduled_is_refused_with_the_sum():
-    train = TrainConfig(workers=4, cpus_per_worker=1)
-    assert required_cpus(train) == 5.0
-    with pytest.raises(UserError, match=r"sft needs 5 CPUs \(4 workers × 1, .* has 4: set sft.workers=3"):
-        check_cpus("sft", train, 4)
-    with pytest.raises(UserError, match=r"set align\.cpus_per_worker=0\.75"):
-        check_cpus("align", TrainConfig(workers=1), 1)
-    check_cpus("sft", train, 5)
