@@ -30,9 +30,10 @@ from rosepo.resources import stage_use_gpu
 from rosepo.training.encoders import GROUP_COLUMNS, GroupEncoder
 from rosepo.training.feed import Arrays, FeedPlan, ParquetRows
 from rosepo.training.logps import LogpsModel
-from rosepo.training.loop import Loss, Report, fit, fit_in_process
+from rosepo.training.loop import Loss, Report, fit_in_process
 from rosepo.training.metrics import Sums
 from rosepo.training.sft import card_figures, storage_dtype
+from rosepo.training.trainer import fit
 
 PROBED_GROUPS = 8
 """Groups on which the policy's log-probabilities are compared with the table's before the first step."""

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-import os
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,10 +14,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from rosepo.config import TrainConfig
-from rosepo.errors import StageError, UserError
+from rosepo.errors import StageError
 from rosepo.training.engine import Engine, prepare_process
-from rosepo.training.feed import Arrays, FeedPlan, feed_config, micro_batches, plan_dataset, streamed
-from rosepo.training.metrics import METRICS_FILE, Averages, MetricLog, Sums, all_sum, means
+from rosepo.training.feed import Arrays, FeedPlan, micro_batches
+from rosepo.training.metrics import Averages, MetricLog, Sums, all_sum, means
 from rosepo.training.rows import Batch, collate_numpy, group_row
 from rosepo.training.schedule import Schedule
 
@@ -84,89 +81,10 @@ class Task(Protocol):
         ...
 
 
-def fit(task: Task, out: Path, gpu: bool = False, show: Report | None = None) -> dict[str, Any]:
-    """Train with Ray Train: `task.train.workers` workers, data through `get_dataset_shard`. Ray must be initialised.
-
-    Writes the model, `metrics.jsonl` and `tensorboard/` into `out`, which every worker must reach under this path.
-
-    Returns:
-        Figures: steps, rows, seconds, the last training figures, validation loss.
-
-    Raises:
-        StageError: a worker failed; the sentence holds the root cause.
-    """
-    import ray
-    import ray.train
-    from ray.train.torch import TorchConfig
-
-    train = task.train
-    storage = out / "_ray_train"
-    trainer = _trainer_class()(
-        _worker,
-        train_loop_config={"task": ray.put(task), "out": str(out.resolve()), "gpu": gpu},
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=train.workers, use_gpu=gpu, resources_per_worker={"CPU": train.cpus_per_worker}
-        ),
-        torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
-        run_config=ray.train.RunConfig(name=task.name, storage_path=str(storage.resolve())),
-        datasets={"train": plan_dataset(task.plan)},
-        dataset_config=feed_config(task.plan),
-    )
-    from rosepo.console import Progress, follow
-
-    progress: list[Progress] = []
-    begun: list[float] = []
-    steps = task.plan.schedule.steps
-
-    def line(figures: dict[str, Any]) -> None:
-        step = int(figures["step"])
-        if not progress:
-            # Begun with the first line, so that the speed leaves out what it took to start the workers.
-            progress.append(Progress(task.name, steps, "step"))
-            begun.append(time.monotonic())
-            return
-        # Lines that are read together say nothing about speed yet.
-        if time.monotonic() - begun[0] > 1.0 or step == steps:
-            progress[0].update(step - progress[0].done, **shown(figures))
-        if show is not None:
-            show(step, figures)
-
-    try:
-        with contextlib.ExitStack() as stack:
-            stack.push(lambda *error: progress[0].__exit__(*error) if progress else None)
-            with follow(out / METRICS_FILE, line):
-                result = trainer.fit()
-    except ray.train.TrainingFailedError as error:
-        raise StageError(_root_cause(task.name, train.workers, error)) from error
-    finally:
-        shutil.rmtree(storage, ignore_errors=True)
-    figures: dict[str, Any] = result.return_value
-    return figures
-
-
 def fit_in_process(task: Task, out: Path, show: Report | None = None) -> dict[str, Any]:
     """The same training by one rank in the calling process, without Ray Train; for trials of a sweep."""
     prepare_process("nccl" if torch.cuda.is_available() else "gloo")
     return train_rank(task, micro_batches(task.plan, 0, 1), out, show)
-
-
-def shown(figures: dict[str, Any]) -> dict[str, float]:
-    """The figures of a metrics line that the progress line shows."""
-    names = {"loss": "loss", "rows_per_second": "rows/s", "validation_loss": "validation"}
-    return {label: figures[name] for name, label in names.items() if name in figures}
-
-
-def _worker(config: dict[str, Any]) -> dict[str, Any] | None:
-    import ray
-    import ray.train
-
-    stream = streamed(ray.train.get_dataset_shard("train"))
-    context = ray.train.get_context()
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    # Ray sets one thread a CPU it accounts for; what is really there is shared by the workers of this node.
-    torch.set_num_threads(max(1, cores // context.get_local_world_size()))
-    prepare_process("nccl" if config["gpu"] else "gloo")
-    return train_rank(ray.get(config["task"]), stream, Path(config["out"]))
 
 
 def train_rank(task: Task, stream: Iterator[Arrays], out: Path, show: Report | None = None) -> dict[str, Any]:
@@ -325,55 +243,3 @@ def _diverged(task: Task, step: int, what: str) -> str:
     if train.precision == "bfloat16":
         hints.append(f"use {task.name}.precision=float32")
     return f"{task.name} diverged: {what} at step {step}; {', '.join(hints[:-1])} or {hints[-1]}"
-
-
-def _root_cause(name: str, workers: int, error: BaseException) -> str:
-    """One sentence about the first worker that failed, without Ray's tracebacks."""
-    failures: dict[int, BaseException] = getattr(error, "worker_failures", None) or {}
-    causes = {rank: _innermost(failure) for rank, failure in failures.items()}
-    for cause in causes.values():
-        if isinstance(cause, (StageError, UserError)):
-            return str(cause)
-    # A rank whose peer died complains about the connection: the peer knows better.
-    for rank, cause in sorted(causes.items(), key=lambda pair: "onnection" in str(pair[1])):
-        text = str(cause).strip().splitlines() or ["no message"]
-        return f"{name}: worker {rank} of {workers} failed with {type(cause).__name__}: {text[-1]}"
-    cause = _innermost(getattr(error, "controller_failure", error))
-    text = str(cause).strip().splitlines() or ["no message"]
-    return f"{name}: Ray Train failed with {type(cause).__name__}: {text[0]}"
-
-
-def _innermost(error: BaseException) -> BaseException:
-    seen: set[int] = set()
-    while id(error) not in seen:
-        seen.add(id(error))
-        inner = getattr(error, "cause", None) or error.__cause__
-        if not isinstance(inner, BaseException) or isinstance(error, (StageError, UserError)):
-            break
-        error = inner
-    return error
-
-
-def _trainer_class() -> Any:
-    import ray
-    from ray.train.torch import TorchTrainer
-
-    class Trainer(TorchTrainer):
-        """Leaves Ctrl-C to Python: Ray Train's own handler would end this process with exit code 0."""
-
-        _controller: Any = None
-
-        def _register_sigint_handler(self, controller: Any) -> None:
-            self._controller = controller
-
-        def fit(self) -> Any:
-            try:
-                return super().fit()
-            except KeyboardInterrupt:
-                if self._controller is not None:
-                    # The controller ends itself in abort(), which looks like an error from here.
-                    with contextlib.suppress(ray.exceptions.RayError):
-                        ray.get(self._controller.abort.remote(), timeout=30)
-                raise
-
-    return Trainer

@@ -29,8 +29,9 @@ from rosepo.resources import stage_use_gpu
 from rosepo.training.encoders import TrajectoryEncoder, collated
 from rosepo.training.feed import Arrays, FeedPlan, ParquetRows
 from rosepo.training.logps import LogpsModel
-from rosepo.training.loop import Loss, fit
+from rosepo.training.loop import Loss
 from rosepo.training.rows import group_row
+from rosepo.training.trainer import fit
 
 VALIDATION_EXAMPLES = 256
 """Validation examples behind the validation loss during training; a sample keeps it cheap."""
