@@ -55,6 +55,8 @@ def ray_session(config: RayConfig, debug: bool = False) -> Iterator[None]:
         # (https://github.com/ray-project/ray/issues/53727), on the user's own screen.
         os.environ.setdefault("RAY_DISABLE_FAILURE_SIGNAL_HANDLER", "1")
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+        # Ray Tune's newer output prints a banner whatever its verbosity; the older one keeps quiet.
+        os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     try:
         with nullcontext() if debug else _core_muted():
             if joining:
