@@ -106,9 +106,9 @@ def _root_cause(name: str, workers: int, error: BaseException) -> str:
         if isinstance(cause, (StageError, UserError)):
             return str(cause)
     # A rank whose peer died complains about the connection: the peer knows better.
-    for rank, cause in sorted(causes.items(), key=lambda pair: "onnection" in str(pair[1])):
+    for rank, cause in sorted(causes.items(), key=lambda pair: (not _died(pair[1]), "onnection" in str(pair[1]))):
         text = str(cause).strip().splitlines() or ["no message"]
-        if "worker process has died" in str(cause) or "OutOfMemory" in type(cause).__name__:
+        if _died(cause):
             return (
                 f"{name}: worker {rank} of {workers} died, as a process does that takes more memory than there is: "
                 f"lower {name}.micro_batch_size or model.max_length, or set {name}.activation_checkpointing=true"
@@ -117,6 +117,10 @@ def _root_cause(name: str, workers: int, error: BaseException) -> str:
     cause = _innermost(getattr(error, "controller_failure", error))
     text = str(cause).strip().splitlines() or ["no message"]
     return f"{name}: Ray Train failed with {type(cause).__name__}: {text[0]}"
+
+
+def _died(cause: BaseException) -> bool:
+    return "worker process has died" in str(cause) or "OutOfMemory" in type(cause).__name__
 
 
 def _innermost(error: BaseException) -> BaseException:
