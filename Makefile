@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 
 .PHONY: demo test test-slow test-gpu lint format constraints clean
 
-## The whole pipeline on the embedded data: about four minutes on two cores, after the install.
+## The whole pipeline on the embedded data: about five minutes on two cores, after the install.
 demo: $(READY)
 	$(BIN)/rosepo run --config jobs/configs/demo.yaml --out runs/demo
 
