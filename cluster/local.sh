@@ -6,18 +6,21 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bin=${VENV:-.venv}/bin
-export RAY_ADDRESS_LOCAL=http://127.0.0.1:8265
+port=${DASHBOARD_PORT:-8265}
+# Ray keeps the token of this user in ~/.ray/auth_token; every client has to be told to send it.
+export RAY_AUTH_MODE=token
 
 case "${1:-}" in
   start)
+    "$bin/ray" get-auth-token --generate >/dev/null
     RAY_JOB_STOP_WAIT_TIME_S=30 "$bin/ray" start --head --port=6379 --node-ip-address=127.0.0.1 \
-      --dashboard-host=127.0.0.1 --dashboard-port=8265 --num-cpus="${CPUS:-4}" --disable-usage-stats
+      --dashboard-host=127.0.0.1 --dashboard-port="$port" --num-cpus="${CPUS:-4}" --disable-usage-stats
     ;;
   submit)
     job=${2:?"a job: $(cd jobs && ls ./*.py | tr '\n' ' ')"}
     shift 2
     # Paths are the submitter's own: the job runs in a copy of the folder, outputs belong where the user stands.
-    "$bin/ray" job submit --address "$RAY_ADDRESS_LOCAL" --working-dir . --runtime-env jobs/runtime_env.yaml -- \
+    "$bin/ray" job submit --address "http://127.0.0.1:$port" --working-dir . --runtime-env jobs/runtime_env.yaml -- \
       "$(pwd)/$bin/python" "jobs/$job.py" "$@"
     ;;
   stop)
