@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # A cluster of one on this machine, to try what `ray job submit` does before a real one:
 #   cluster/local.sh start              Ray head on loopback, 4 CPUs to schedule
-#   cluster/local.sh submit run --config jobs/configs/demo.yaml --out runs/job
+#   cluster/local.sh submit run --config jobs/configs/demo.yaml --out "$PWD/runs/job"
 #   cluster/local.sh stop
 set -euo pipefail
 cd "$(dirname "$0")/.."
-bin=${VENV:-.venv}/bin
+bin=$(cd "${VENV:-.venv}" && pwd)/bin
 port=${DASHBOARD_PORT:-8265}
 # Ray keeps the token of this user in ~/.ray/auth_token; every client has to be told to send it.
 export RAY_AUTH_MODE=token
@@ -19,9 +19,9 @@ case "${1:-}" in
   submit)
     job=${2:?"a job: $(cd jobs && ls ./*.py | tr '\n' ' ')"}
     shift 2
-    # Paths are the submitter's own: the job runs in a copy of the folder, outputs belong where the user stands.
+    # The job runs in a copy of this folder, which Ray removes: --out has to be an absolute path.
     "$bin/ray" job submit --address "http://127.0.0.1:$port" --working-dir . --runtime-env jobs/runtime_env.yaml -- \
-      "$(pwd)/$bin/python" "jobs/$job.py" "$@"
+      "$bin/python" "jobs/$job.py" "$@"
     ;;
   stop)
     "$bin/ray" stop

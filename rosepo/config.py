@@ -211,6 +211,8 @@ class TrainConfig(Section):
     """Rows a step over all workers; the loss is a mean over them, however they are split."""
     micro_batch_size: Count = 16
     """Rows a worker puts through the model at once; gradients accumulate to `batch_size`."""
+    pack_tokens: Count | None = None
+    """Short rows share lines of up to this many tokens, without attention between them; unset, each is padded instead."""
     learning_rate: Positive = 1e-4
     warmup_fraction: Annotated[float, Field(ge=0.0, le=1.0)] = 0.05
     """Share of the steps with a linear warm-up, before the cosine."""

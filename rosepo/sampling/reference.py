@@ -9,7 +9,8 @@ import torch
 
 from rosepo.evaluation.forward import batch_tokens
 from rosepo.training.logps import LogpsModel
-from rosepo.training.rows import collate, group_row
+from rosepo.training.batch import collate
+from rosepo.training.rows import group_row
 
 
 @torch.inference_mode()

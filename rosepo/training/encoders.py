@@ -17,7 +17,8 @@ from rosepo.data.catalogue import Catalogue
 from rosepo.data.prompts import PromptBuilder
 from rosepo.errors import UserError
 from rosepo.training.feed import Arrays
-from rosepo.training.rows import Row, collate_numpy, group_row, trajectory_rows
+from rosepo.training.collate import collate_numpy
+from rosepo.training.rows import Row, group_row, trajectory_rows
 
 PAD_MULTIPLE = 8
 """Trajectories of a small catalogue are a few dozen tokens: half of a step would be padding at larger sizes."""
@@ -39,6 +40,7 @@ class TrajectoryEncoder:
 
     builder: PromptBuilder
     catalogue: Catalogue
+    pack_tokens: int | None = None
 
     def __call__(self, rows: pa.Table, parts: int) -> list[Arrays]:
         made: list[Row] = []
@@ -47,17 +49,17 @@ class TrajectoryEncoder:
         ends = np.cumsum(pc.list_value_length(items).to_numpy(zero_copy_only=False))
         for start, end, n_targets in zip([0, *ends[:-1]], ends, rows["n_targets"].to_pylist()):
             made += trajectory_rows(self.builder, flat[start:end], n_targets)
-        return collated(made, parts)
+        return collated(made, parts, self.pack_tokens)
 
 
-def collated(rows: list[Row], parts: int) -> list[Arrays]:
-    """Rows of like length together, as `parts` micro-batches; units are completions."""
-    batches: list[Arrays] = []
-    for places in by_length(rows, parts):
-        arrays = collate_numpy([rows[place] for place in places], pad_multiple=PAD_MULTIPLE) if places else {}
+def collated(rows: list[Row], parts: int, pack_tokens: int | None = None) -> list[Arrays]:
+    """Rows as `parts` micro-batches, empty ones where there are too few; units are completions."""
+    batches: list[Arrays] = [{} for _ in range(parts)]
+    for arrays, places in zip(batches, shared_out(rows, parts, pack_tokens), strict=True):
         if places:
+            mine = [rows[place] for place in places]
+            arrays |= collate_numpy(mine, pad_multiple=PAD_MULTIPLE, pack_tokens=pack_tokens)
             arrays["units"] = np.array(arrays["row_offsets"][-1], dtype=np.float64)
-        batches.append(arrays)
     return batches
 
 
@@ -69,6 +71,8 @@ class GroupEncoder:
     Strategies are numbered as in `config.STRATEGIES`.
     """
 
+    pack_tokens: int | None = None
+
     def __call__(self, rows: pa.Table, parts: int) -> list[Arrays]:
         table = {name: rows[name].to_pylist() for name in GROUP_COLUMNS}
         completions = [[chosen, *rejected] for chosen, rejected in zip(table["chosen_ids"], table["rejected_ids"])]
@@ -78,23 +82,25 @@ class GroupEncoder:
                 f"the groups table mixes groups of {sizes[0]} and {sizes[-1]} rejected titles: make it again"
             )
         made = [group_row(np.array(prompt, np.int32), ids) for prompt, ids in zip(table["prompt_ids"], completions)]
-        batches: list[Arrays] = []
-        for places in by_length(made, parts):
-            arrays = collate_numpy([made[place] for place in places]) if places else {}
+        batches: list[Arrays] = [{} for _ in range(parts)]
+        for arrays, places in zip(batches, shared_out(made, parts, self.pack_tokens), strict=True):
             if places:
+                arrays |= collate_numpy([made[place] for place in places], pack_tokens=self.pack_tokens)
                 arrays["units"] = np.array(len(places), dtype=np.float64)
                 for name in ("ref_logps", "oracle_scores", "epsilon"):
                     arrays[name] = np.array([table[name][place] for place in places], dtype=np.float32)
                 codes = [[STRATEGIES.index(name) for name in table["strategy"][place]] for place in places]
                 arrays["strategy"] = np.array(codes, dtype=np.int64)
-            batches.append(arrays)
         return batches
 
 
-def by_length(rows: Sequence[Row], parts: int) -> list[list[int]]:
-    """Places of the rows in `parts` lists of rows of like length, so that little of a micro-batch is padding.
+def shared_out(rows: Sequence[Row], parts: int, pack_tokens: int | None = None) -> list[list[int]]:
+    """Places of the rows in `parts` lists: of rows of like length, so that little of a micro-batch is padding, or, where
+    rows are packed, with like numbers of tokens.
 
     The gradient of a step is a sum over its rows, so how they are put together changes nothing but speed.
     """
     order = np.argsort([len(row) for row in rows], kind="stable")
+    if pack_tokens is not None:
+        return [order[part::parts].tolist() for part in range(parts)]
     return [part.tolist() for part in np.array_split(order, parts)]

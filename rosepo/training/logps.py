@@ -18,7 +18,8 @@ from torch.utils.checkpoint import checkpoint
 
 from rosepo.console import say
 from rosepo.training.logits import TargetLogps
-from rosepo.training.rows import Batch, dense_mask, padded_size
+from rosepo.training.batch import Batch, dense_mask
+from rosepo.training.collate import padded_size
 
 SHARED_FAMILIES = frozenset({"llama", "qwen2", "qwen3", "mistral", "gemma", "gpt2"})
 """Model types whose body takes a mask and positions as given, and whose output layer is applied to its result as is.
@@ -162,7 +163,8 @@ def plain_logps(
 def separate(batch: Batch) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """The prompt and the completion (int64 arrays) of every completion of a batch, as separate sequences."""
     length = batch.segment.shape[1]
-    ids, segment, attach = (getattr(batch, name).cpu().numpy() for name in ("input_ids", "segment", "attach"))
+    names = ("input_ids", "segment", "document", "attach")
+    ids, segment, document, attach = (getattr(batch, name).cpu().numpy() for name in names)
     at = batch.gather.cpu().numpy()[batch.source.cpu().numpy()]
     owners, targets = batch.completion.cpu().numpy(), batch.targets.cpu().numpy()
     # Sources never decrease, so a stable sort keeps every completion's tokens in order.
@@ -174,7 +176,8 @@ def separate(batch: Batch) -> tuple[list[np.ndarray], list[np.ndarray]]:
         index = np.arange(first + 1)
         own = segment[row, : first + 1] == segment[row, first]
         trunk = (segment[row, : first + 1] == 0) & (index < attach[row, first])
-        prompts.append(ids[row, : first + 1][own | trunk])
+        same_row = document[row, : first + 1] == document[row, first]
+        prompts.append(ids[row, : first + 1][same_row & (own | trunk)])
         completions.append(targets[order[low:high]])
     return prompts, completions
 

@@ -15,10 +15,12 @@ from torch import Tensor, nn
 
 from rosepo.config import TrainConfig
 from rosepo.errors import StageError
+from rosepo.training.batch import Batch
+from rosepo.training.collate import collate_numpy
 from rosepo.training.engine import Engine, prepare_process
 from rosepo.training.feed import Arrays, FeedPlan, micro_batches
 from rosepo.training.metrics import Averages, MetricLog, Sums, all_sum, means
-from rosepo.training.rows import Batch, collate_numpy, group_row
+from rosepo.training.rows import group_row
 from rosepo.training.schedule import Schedule
 
 Report = Callable[[int, dict[str, float]], None]

@@ -69,7 +69,7 @@ def sft_task(config: Config, inputs: Outputs) -> SftTask:
     plan = FeedPlan(
         folder=folder.resolve(),
         columns=("items", "n_targets"),
-        encoder=TrajectoryEncoder(builder, catalogue),
+        encoder=TrajectoryEncoder(builder, catalogue, config.sft.pack_tokens),
         n_rows=len(ParquetRows(folder)),
         batch_size=config.sft.batch_size,
         micro_batch_size=config.sft.micro_batch_size,
@@ -77,7 +77,7 @@ def sft_task(config: Config, inputs: Outputs) -> SftTask:
         epochs=config.sft.epochs,
     )
     examples = sample_examples(inputs.examples, "validation", VALIDATION_EXAMPLES, config.seed)
-    validation = validation_batches(examples, builder, catalogue, config.sft.micro_batch_size)
+    validation = validation_batches(examples, builder, catalogue, config.sft)
     return SftTask(config=config, catalogue=catalogue, plan=plan, validation=validation)
 
 
@@ -129,14 +129,14 @@ class SftTask:
 
 
 def validation_batches(
-    examples: pa.Table, builder: PromptBuilder, catalogue: Catalogue, micro_batch_size: int
+    examples: pa.Table, builder: PromptBuilder, catalogue: Catalogue, train: TrainConfig
 ) -> list[Arrays]:
     """Examples (columns history, target) as micro-batches, one completion a row."""
     rows = []
     for history, target in zip(examples["history"].to_pylist(), examples["target"].to_pylist()):
         prompt, _ = builder.prompt(catalogue.index(history))
         rows.append(group_row(prompt, [builder.completion(int(catalogue.index([target])[0]))]))
-    return collated(rows, -(-len(rows) // micro_batch_size)) if rows else []
+    return collated(rows, -(-len(rows) // train.micro_batch_size), train.pack_tokens) if rows else []
 
 
 def sample_examples(folder: Path, split: str, count: int, seed: int) -> pa.Table:

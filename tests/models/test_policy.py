@@ -17,7 +17,8 @@ from rosepo.errors import StageError, UserError
 from rosepo.models.loading import load_policy, load_tokenizer
 from rosepo.models.policy import initial_policy, load_recommender, save_policy, training_dropout, validate_model
 from rosepo.training.logps import LogpsModel, plain_logps
-from rosepo.training.rows import collate, trajectory_rows
+from rosepo.training.batch import collate
+from rosepo.training.rows import trajectory_rows
 from tests.helpers import tiny_catalogue, tiny_model, tiny_tokenizer
 
 STORIES = Path(os.environ.get("ROSEPO_STORIES", Path(__file__).parents[3] / "shared" / "models" / "stories260K-hf"))

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rosepo.errors import UserError
-from rosepo.training.encoders import by_length
+from rosepo.training.encoders import shared_out
 from rosepo.training.feed import ParquetRows, micro_batches, pack, unpack
 from rosepo.training.rows import group_row
 from rosepo.training.sft import sft_task
@@ -60,11 +60,20 @@ def test_packed_arrays_come_back_equal():
 @given(st.lists(st.integers(1, 30), max_size=20), st.integers(1, 6))
 def test_micro_batches_hold_every_row_once_in_order_of_length(lengths, parts):
     rows = [group_row(np.zeros(length, np.int32), [np.zeros(1, np.int32)]) for length in lengths]
-    places = by_length(rows, parts)
+    places = shared_out(rows, parts)
     assert len(places) == parts
     flat = [place for part in places for place in part]
     assert sorted(flat) == list(range(len(rows)))
     assert [lengths[place] for place in flat] == sorted(lengths)
+
+
+@given(st.lists(st.integers(1, 30), min_size=12, max_size=24), st.integers(1, 4))
+def test_packed_micro_batches_hold_every_row_once_and_about_as_many_tokens(lengths, parts):
+    rows = [group_row(np.zeros(length, np.int32), [np.zeros(1, np.int32)]) for length in lengths]
+    places = shared_out(rows, parts, pack_tokens=64)
+    assert sorted(place for part in places for place in part) == list(range(len(rows)))
+    tokens = [sum(lengths[place] for place in part) for part in places]
+    assert max(tokens) - min(tokens) <= max(lengths)
 
 
 @pytest.mark.parametrize(("world", "micro"), [(1, 8), (2, 2), (3, 1)])

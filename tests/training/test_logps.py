@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rosepo.training.logps import LogpsModel, plain_logps, plain_reason, separate, token_logps
-from rosepo.training.rows import Batch, Row, collate, group_row
+from rosepo.training.batch import Batch, collate
+from rosepo.training.rows import Row, group_row
 from tests.helpers import FAMILIES, tiny_model
 
 Groups = list[tuple[np.ndarray, list[np.ndarray]]]
@@ -57,6 +58,24 @@ def test_shared_rows_give_the_log_probs_and_gradients_of_separate_rows(family: s
     assert shared_grads.keys() == plain_grads.keys()
     for name, grad in plain_grads.items():
         torch.testing.assert_close(shared_grads[name], grad, atol=1e-4, rtol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("negatives", [0, 2])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_packed_rows_give_the_log_probs_and_gradients_of_padded_ones(family: str, negatives: int) -> None:
+    model = tiny_model(family)
+    rows = [*rows_of(make_groups(negatives)), *rows_of(make_groups(negatives, seed=1))]
+    padded, packed = collate(rows), collate(rows, pack_tokens=70)
+    assert len(packed.input_ids) < len(rows)
+    assert packed.input_ids.numel() < padded.input_ids.numel()
+    assert plain_reason(model, packed) is None
+    expected, counts = LogpsModel(model)(padded)
+    found, found_counts = LogpsModel(model)(packed)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-5)
+    assert found_counts.tolist() == counts.tolist()
+    expected_grads = gradients(model, expected)
+    for name, grad in gradients(model, found).items():
+        torch.testing.assert_close(grad, expected_grads[name], atol=1e-4, rtol=1e-4, msg=name)
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
@@ -177,11 +196,11 @@ def test_adapters_share_prefixes_too() -> None:
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.integers(0, 4), st.integers(0, 10_000))
-def test_separate_gives_back_prompts_and_completions(negatives: int, seed: int) -> None:
+@given(st.integers(0, 4), st.integers(0, 10_000), st.none() | st.integers(1, 120))
+def test_separate_gives_back_prompts_and_completions(negatives: int, seed: int, pack_tokens: int | None) -> None:
     # Three tokens only, so that completions often begin alike and lie on the trunk.
     groups = make_groups(negatives, seed, vocabulary=5)
-    batch = Batch.from_numpy(collate(rows_of(groups)).to_numpy())
+    batch = Batch.from_numpy(collate(rows_of(groups), pack_tokens=pack_tokens).to_numpy())
     prompts, completions = separate(batch)
     for got, expected in zip((prompts, completions), flatten(groups), strict=True):
         assert [part.tolist() for part in got] == [part.tolist() for part in expected]

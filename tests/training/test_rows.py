@@ -9,17 +9,9 @@ from hypothesis import strategies as st
 from rosepo.config import TemplateConfig
 from rosepo.data.prompts import PromptBuilder
 from rosepo.training.logps import LogpsModel, plain_logps, separate
-from rosepo.training.rows import (
-    Batch,
-    Branch,
-    build_row,
-    collate,
-    collate_numpy,
-    dense_mask,
-    group_row,
-    padded_size,
-    trajectory_rows,
-)
+from rosepo.training.batch import Batch, collate, dense_mask
+from rosepo.training.collate import collate_numpy, pack_lengths, padded_size
+from rosepo.training.rows import Branch, Row, build_row, group_row, trajectory_rows
 from tests.helpers import FAMILIES, tiny_builder, tiny_model
 
 TEMPLATES = {
@@ -110,22 +102,22 @@ def test_every_token_sees_its_own_sequence_and_nothing_else(data: st.DataObject)
             for _ in range(data.draw(st.integers(1, 4)))
         ]
         rows.append((trunk, branches))
-    batch = collate([build_row(*row) for row in rows])
+    batch = collate([build_row(*row) for row in rows], pack_tokens=data.draw(st.none() | st.integers(1, 60)))
     mask = dense_mask(batch)[:, 0].numpy()
     assert mask.any(axis=2).all()
     completion = 0
     length = batch.input_ids.shape[1]
-    for index, (trunk, branches) in enumerate(rows):
+    for trunk, branches in rows:
         for attach, tail, ids in branches:
             sequence = [*trunk[:attach], *tail, *ids[:-1]]
             own = torch.nonzero(batch.completion == completion).flatten()
-            at = batch.gather[batch.source[own]] - index * length
             assert batch.targets[own].tolist() == ids.tolist()
-            for step, position in enumerate(at.tolist()):
-                seen = np.flatnonzero(mask[index, position])
+            for step, place in enumerate(batch.gather[batch.source[own]].tolist()):
+                line, position = divmod(place, length)
+                seen = np.flatnonzero(mask[line, position])
                 n = attach + len(tail) + step
-                assert batch.input_ids[index, seen].tolist() == sequence[:n]
-                assert batch.position_ids[index, seen].tolist() == list(range(n))
+                assert batch.input_ids[line, seen].tolist() == sequence[:n]
+                assert batch.position_ids[line, seen].tolist() == list(range(n))
             completion += 1
     assert completion == batch.n_completions == int(batch.row_offsets[-1])
 
@@ -150,6 +142,23 @@ def test_a_batch_survives_the_way_through_numpy() -> None:
         first, second = getattr(batch, name), getattr(again, name)
         assert torch.equal(first, second) if isinstance(first, torch.Tensor) else first == second
     assert (batch.n_tokens, batch.longest, batch.causal, batch.n_completions) == (6 + 1 + 2 + 1, 8, False, 3)
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(1, 40), max_size=40), st.integers(1, 100))
+def test_packed_lines_hold_every_row_once_and_no_more_tokens_than_they_may(lengths: list[int], capacity: int) -> None:
+    lines = pack_lengths(lengths, capacity)
+    assert sorted(place for line in lines for place in line) == list(range(len(lengths)))
+    for line in lines:
+        assert line
+        assert len(line) == 1 or sum(lengths[place] for place in line) <= max(capacity, *lengths)
+
+
+def test_packing_leaves_little_padding() -> None:
+    lengths = np.random.default_rng(0).integers(4, 40, 32).tolist()
+    lines = pack_lengths(lengths, 256)
+    fullest = max(sum(lengths[place] for place in line) for line in lines)
+    assert sum(lengths) > 0.95 * fullest * len(lines)
 
 
 def test_sizes_are_few_and_waste_little() -> None:
