@@ -191,7 +191,8 @@ def _resources(config: Config) -> list[list[Any]]:
 
 
 def _say_outputs(config: Config, root: Path) -> None:
-    from rosepo.pipeline import STAGES, plan_stages
+    from rosepo.pipeline import plan_stages
+    from rosepo.stages import STAGES
 
     names = [name for name in STAGES if name != "sweep" or config.sweep.trials > 0]
     plans = plan_stages(config, root, names, overwrite=True)

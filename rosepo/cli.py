@@ -223,7 +223,7 @@ def run(
 
     def work() -> None:
         from rosepo.check import check_before_run
-        from rosepo.pipeline import STAGES
+        from rosepo.stages import STAGES
         from rosepo.summary import print_summary
 
         settings = _resolve(out, config, set_ or [], interactions, items)

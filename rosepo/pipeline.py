@@ -1,4 +1,4 @@
-"""The stages in order: what each reads, writes and depends on, and when it is up to date.
+"""Running stages: which are up to date, which must be made, and the manifest of each.
 
 A stage's fingerprint is a digest of its settings and of the fingerprints of the stages that it reads, down to the
 content of the data files. A folder whose manifest carries the fingerprint that is asked for is not made again.
@@ -6,11 +6,9 @@ content of the data files. A folder whose manifest carries the fingerprint that 
 
 from __future__ import annotations
 
-import importlib
-import re
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,94 +28,12 @@ from rosepo.artifacts import (
 from rosepo.config import Config, dump_config, load_config
 from rosepo.console import duration, say
 from rosepo.errors import UserError
+from rosepo.redaction import redact, redact_tree
+from rosepo.stages import STAGES, Stage, data_digests, stage_fingerprint, stage_settings
 
 CONFIG_FILE = "config.yaml"
 PUBLISHED = ("metrics.json", "report.html")
 """Files of the evaluation that also stand at the top of the run's folder."""
-RESOURCE_KEYS = frozenset({"workers", "cpus_per_worker", "gpu", "actors", "cpus_per_actor", "log_every", "concurrent"})
-"""Keys that change where and how fast the work is done, not its result: they do not make a stage stale."""
-
-StageFunction = Callable[[Config, Outputs, Path], dict[str, Any]]
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One step of the pipeline.
-
-    Attributes:
-        name: the command.
-        folder: where it writes, below the run's folder.
-        needs: stages that must be there.
-        uses: stages that are read where they are there.
-        sections: parts of the configuration that its result depends on.
-        function: `module:callable`, imported when it is run.
-        purpose: what it does, for the person who watches.
-    """
-
-    name: str
-    folder: str
-    needs: tuple[str, ...]
-    uses: tuple[str, ...]
-    sections: tuple[str, ...]
-    function: str
-    purpose: str
-
-    def load(self) -> StageFunction:
-        """Import the function."""
-        module, _, name = self.function.partition(":")
-        function: StageFunction = getattr(importlib.import_module(module), name)
-        return function
-
-
-def _stage(name: str, folder: str, needs: str, sections: str, function: str, purpose: str, uses: str = "") -> Stage:
-    return Stage(name, folder, tuple(needs.split()), tuple(uses.split()), tuple(sections.split()), function, purpose)
-
-
-STAGES: dict[str, Stage] = {
-    stage.name: stage
-    for stage in (
-        _stage("prepare", "examples", "", "data prepare", "rosepo.data.prepare:prepare", "interactions to examples"),
-        _stage(
-            "sft",
-            "sft",
-            "prepare",
-            "model sft",
-            "rosepo.training.sft:sft",
-            "fine-tune the language model on next titles",
-        ),
-        _stage(
-            "oracle",
-            "oracle",
-            "prepare",
-            "oracle",
-            "rosepo.training.oracle:train_oracle",
-            "train the preference oracle",
-        ),
-        _stage(
-            "pairs", "groups", "prepare sft oracle", "pairs", "rosepo.sampling.pairs:pairs", "sample rejected titles"
-        ),
-        _stage(
-            "align", "aligned", "prepare sft pairs", "align", "rosepo.training.align:align", "align with preferences"
-        ),
-        _stage(
-            "sweep",
-            "sweep",
-            "prepare sft pairs",
-            "align sweep",
-            "rosepo.tuning.sweep:sweep",
-            "search alignment settings",
-        ),
-        _stage(
-            "evaluate",
-            "evaluation",
-            "prepare",
-            "evaluate pairs.encoder pairs.semantic_decay",
-            "rosepo.evaluation.evaluate:evaluate",
-            "rank the catalogue, write the report",
-            uses="sft oracle pairs align sweep",
-        ),
-    )
-}
 
 
 @dataclass(frozen=True)
@@ -167,28 +83,6 @@ def plan_stages(config: Config, root: Path, names: Sequence[str], overwrite: boo
         fingerprints[stage.name] = fingerprint
         plans.append(Plan(stage, fingerprint, state))
     return plans
-
-
-def stage_settings(config: Config, stage: Stage) -> dict[str, Any]:
-    """The settings that a stage's result depends on, flat: dotted key to value."""
-    flat = _flatten(config.model_dump(mode="json"))
-    searched = set(config.sweep_parameters) if stage.name == "sweep" else set()
-    return {"seed": config.seed} | {
-        key: value
-        for key, value in flat.items()
-        if any(f"{key}.".startswith(f"{section}.") for section in stage.sections)
-        and key.rsplit(".", 1)[-1] not in RESOURCE_KEYS
-        and key not in searched
-    }
-
-
-def stage_fingerprint(config: Config, stage: Stage, inputs: Mapping[str, str]) -> str:
-    """Digest of a stage's settings and inputs; `inputs` holds the fingerprints of the stages that are there."""
-    content: dict[str, Any] = {"stage": stage.name, "settings": stage_settings(config, stage)}
-    content["inputs"] = {name: inputs[name] for name in (*stage.needs, *stage.uses) if name in inputs}
-    if stage.name == "prepare":
-        content["files"] = _data_digests(config)
-    return digest(content)
 
 
 def run_stages(config: Config, root: Path, names: Sequence[str], overwrite: bool = False) -> dict[str, dict[str, Any]]:
@@ -242,12 +136,12 @@ def _run_stage(config: Config, root: Path, plan: Plan) -> dict[str, Any]:
             "command": redact(" ".join(sys.argv)),
             "settings": stage_settings(config, plan.stage),
             "inputs": {name: found_manifest["fingerprint"] for name, found_manifest in found.items() if found_manifest},
-            "files": _data_digests(config) if plan.stage.name == "prepare" else {},
+            "files": data_digests(config) if plan.stage.name == "prepare" else {},
             "figures": figures,
             "versions": versions(),
             "revision": git_revision(),
         }
-        write_json(aside / MANIFEST, _redact_tree(manifest))
+        write_json(aside / MANIFEST, redact_tree(manifest))
     return manifest
 
 
@@ -260,7 +154,7 @@ def _write_run_manifest(config: Config, root: Path) -> None:
             stages[stage.name] = {"manifest": f"{stage.folder}/{MANIFEST}", **kept}
     write_json(
         root / "manifest.json",
-        _redact_tree(
+        redact_tree(
             {
                 "config": config.model_dump(mode="json", exclude_unset=True),
                 "stages": stages,
@@ -293,36 +187,4 @@ def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 
 
 def _differ(old: Any, new: Any) -> bool:
-    return digest(_redact_tree(old)) != digest(_redact_tree(new))
-
-
-def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping) and value:
-            flat |= _flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
-
-
-def _data_digests(config: Config) -> dict[str, str]:
-    from rosepo.data.digests import source_digests
-
-    return source_digests(config.data)
-
-
-def redact(text: str) -> str:
-    """Text without the user name and password of a URL, and without values of secret-looking query keys."""
-    text = re.sub(r"(\w+://)[^/@\s]+@", r"\1***@", text)
-    return re.sub(r"(?i)((?:key|token|secret|password|signature|credential)[\w-]*=)[^&\s]+", r"\1***", text)
-
-
-def _redact_tree(value: Any) -> Any:
-    if isinstance(value, str):
-        return redact(value)
-    if isinstance(value, Mapping):
-        return {key: _redact_tree(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_redact_tree(item) for item in value]
-    return value
+    return digest(redact_tree(old)) != digest(redact_tree(new))

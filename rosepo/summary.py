@@ -9,7 +9,7 @@ from typing import Any
 
 from rosepo.artifacts import read_manifest
 from rosepo.console import duration, say, table
-from rosepo.pipeline import STAGES
+from rosepo.stages import STAGES
 
 SHOWN = ("hr@1", "hr@10", "ndcg@10")
 NAMES = {

@@ -16,8 +16,9 @@ from torch import nn
 from rosepo.console import say
 from rosepo.data.prompts import PromptBuilder
 from rosepo.errors import UserError
-from rosepo.evaluation.forward import PlainRows, SharedPrompts, batch_tokens, obstacle
+from rosepo.evaluation.forward import PlainRows, SharedPrompts, batch_tokens
 from rosepo.evaluation.trie import Exclusion, TitleTrie
+from rosepo.training.logps import sharing_obstacle
 
 
 class Decoder:
@@ -111,7 +112,7 @@ class Decoder:
             forward.advance(rows, parent[kept], trie.token[nodes])
 
     def _forward(self, prompts: Sequence[np.ndarray]) -> SharedPrompts | PlainRows:
-        reason = obstacle(self.model, max(len(prompt) for prompt in prompts) + self.trie.depth)
+        reason = sharing_obstacle(self.model, max(len(prompt) for prompt in prompts) + self.trie.depth)
         if reason is None:
             return SharedPrompts(self.model, prompts)
         if not self._told:

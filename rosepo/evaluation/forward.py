@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import DynamicCache
 
-from rosepo.training.logps import SHARED_FAMILIES, base_causal_lm
+from rosepo.training.logps import base_causal_lm
 
 MAX_LOGITS = 2**26
 """Logits (states × vocabulary) held at once: 256 MiB in float32."""
@@ -28,7 +28,7 @@ class SharedPrompts:
     """Beams over one key-value row an example.
 
     Args:
-        model: a causal LM for which `obstacle` is None.
+        model: a causal LM for which `sharing_obstacle` is None.
         prompts: one int array of token ids an example, none empty.
     """
 
@@ -142,25 +142,6 @@ class PlainRows:
         output = self._model(input_ids=ids.to(self._device), attention_mask=mask.to(self._device), use_cache=False)
         logits: torch.Tensor = output.logits
         return logits[torch.arange(len(sequences)), lengths.to(self._device) - 1]
-
-
-def obstacle(model: nn.Module, longest: int) -> str | None:
-    """Why beams over `longest` tokens of prompt and completion cannot share a prompt exactly; None if they can."""
-    config = base_causal_lm(model).config
-    if config.model_type not in SHARED_FAMILIES:
-        return f"model type {config.model_type} is not one of {', '.join(sorted(SHARED_FAMILIES))}"
-    if getattr(model, "peft_type", None) is not None and model.active_peft_config.is_prompt_learning:  # type: ignore[union-attr]
-        return "the adapter learns prompts"
-    if config._attn_implementation not in ("sdpa", "eager"):
-        return f"attention implementation {config._attn_implementation} takes no mask of its own"
-    rotary = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
-    if rotary in ("dynamic", "longrope"):
-        return f"rotary positions of type {rotary} depend on the longest row"
-    window = getattr(config, "sliding_window", None)
-    slides = "sliding_attention" in (getattr(config, "layer_types", None) or ["sliding_attention"])
-    if window is not None and slides and longest > window:
-        return f"attention slides over {window} tokens, fewer than the {longest} of a prompt and its completion"
-    return None
 
 
 def batch_tokens(model: nn.Module) -> int:

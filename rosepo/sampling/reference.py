@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 from rosepo.evaluation.forward import batch_tokens
-from rosepo.training.logps import LogpsModel
 from rosepo.training.batch import collate
+from rosepo.training.logps import LogpsModel
 from rosepo.training.rows import group_row
 
 

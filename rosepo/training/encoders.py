@@ -16,8 +16,8 @@ from rosepo.config import STRATEGIES
 from rosepo.data.catalogue import Catalogue
 from rosepo.data.prompts import PromptBuilder
 from rosepo.errors import UserError
-from rosepo.training.feed import Arrays
 from rosepo.training.collate import collate_numpy
+from rosepo.training.feed import Arrays
 from rosepo.training.rows import Row, group_row, trajectory_rows
 
 PAD_MULTIPLE = 8
@@ -95,8 +95,8 @@ class GroupEncoder:
 
 
 def shared_out(rows: Sequence[Row], parts: int, pack_tokens: int | None = None) -> list[list[int]]:
-    """Places of the rows in `parts` lists: of rows of like length, so that little of a micro-batch is padding, or, where
-    rows are packed, with like numbers of tokens.
+    """Places of the rows in `parts` lists: of rows of like length, so that little of a micro-batch is padding, or,
+    where rows are packed, with like numbers of tokens.
 
     The gradient of a step is a sum over its rows, so how they are put together changes nothing but speed.
     """

@@ -78,7 +78,9 @@ class Engine:
         self.done = 0
         self._accumulated = 0
         self._reload = {name: list(parameter.shape) for name, parameter in module.named_parameters()}
-        self._optimizer = torch.optim.AdamW(_parameter_groups(module, train.weight_decay), lr=train.learning_rate, fused=True)
+        self._optimizer = torch.optim.AdamW(
+            _parameter_groups(module, train.weight_decay), lr=train.learning_rate, fused=True
+        )
         self._engine, *_ = deepspeed.initialize(
             model=module, optimizer=self._optimizer, config=deepspeed_config(train, micro_batches, self.world)
         )

@@ -17,9 +17,9 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from rosepo.console import say
-from rosepo.training.logits import TargetLogps
 from rosepo.training.batch import Batch, dense_mask
 from rosepo.training.collate import padded_size
+from rosepo.training.logits import TargetLogps
 
 SHARED_FAMILIES = frozenset({"llama", "qwen2", "qwen3", "mistral", "gemma", "gpt2"})
 """Model types whose body takes a mask and positions as given, and whose output layer is applied to its result as is.
@@ -190,15 +190,24 @@ def base_causal_lm(model: nn.Module) -> Any:
 
 def plain_reason(model: nn.Module, batch: Batch) -> str | None:
     """Why this batch cannot go through the model as shared-prefix rows; None if it can, exactly."""
+    return sharing_obstacle(model, None if batch.causal else batch.longest)
+
+
+def sharing_obstacle(model: nn.Module, longest: int | None) -> str | None:
+    """Why sequences of this model cannot be computed together, each seeing its own past alone; None if they
+    can, exactly.
+
+    Args:
+        model: a causal LM, or a PEFT model on one.
+        longest: tokens of the longest sequence; None where a plain causal mask will do.
+    """
     config = base_causal_lm(model).config
     if config.model_type not in SHARED_FAMILIES:
         return f"model type {config.model_type} is not one of {', '.join(sorted(SHARED_FAMILIES))}"
     if getattr(model, "peft_type", None) is not None and cast(Any, model).active_peft_config.is_prompt_learning:
         return "the adapter puts learned tokens before the prompt"
-    return None if batch.causal else _mask_reason(config, batch)
-
-
-def _mask_reason(config: Any, batch: Batch) -> str | None:
+    if longest is None:
+        return None
     if config._attn_implementation not in ("sdpa", "eager"):
         return f"attention implementation {config._attn_implementation} takes no mask of its own"
     rotary = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
@@ -206,8 +215,8 @@ def _mask_reason(config: Any, batch: Batch) -> str | None:
         return f"rotary positions of type {rotary} depend on the longest row"
     window = getattr(config, "sliding_window", None)
     slides = "sliding_attention" in (getattr(config, "layer_types", None) or ["sliding_attention"])
-    if window is not None and slides and batch.longest > window:
-        return f"attention slides over {window} tokens, fewer than the {batch.longest} of a prompt and its completion"
+    if window is not None and slides and longest > window:
+        return f"attention slides over {window} tokens, fewer than the {longest} of a prompt and its completion"
     return None
 
 

@@ -11,8 +11,8 @@ from rosepo.config import TemplateConfig
 from rosepo.data.prompts import PromptBuilder
 from rosepo.errors import UserError
 from rosepo.evaluation.decode import Decoder
-from rosepo.evaluation.forward import PlainRows, obstacle
-from rosepo.training.logps import plain_logps
+from rosepo.evaluation.forward import PlainRows
+from rosepo.training.logps import plain_logps, sharing_obstacle
 from tests.helpers import FAMILIES, tiny_builder, tiny_model, tiny_tokenizer
 
 N_ITEMS = 30
@@ -57,7 +57,7 @@ def check_exact(model: torch.nn.Module, builder: PromptBuilder, decoder: Decoder
 def test_wide_beams_rank_the_whole_catalogue_exactly(family: str, attention: str, builder: PromptBuilder) -> None:
     model = tiny_model(family)
     model.set_attn_implementation(attention)
-    assert obstacle(model, 100) is None
+    assert sharing_obstacle(model, 100) is None
     check_exact(model, builder, Decoder(model, builder, beams=N_ITEMS), k=N_ITEMS)
 
 
@@ -71,7 +71,7 @@ def test_a_family_without_masks_of_its_own_is_decoded_row_by_row(builder: Prompt
     config = AutoConfig.for_model("bloom", vocab_size=400, hidden_size=32, n_layer=2, n_head=4, initializer_range=0.2)
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
-    assert "bloom" in (obstacle(model, 100) or "")
+    assert "bloom" in (sharing_obstacle(model, 100) or "")
     check_exact(model, builder, Decoder(model, builder, beams=N_ITEMS), k=N_ITEMS)
 
 

@@ -16,8 +16,8 @@ from rosepo.config import Config, parse_config
 from rosepo.errors import StageError, UserError
 from rosepo.models.loading import load_policy, load_tokenizer
 from rosepo.models.policy import initial_policy, load_recommender, save_policy, training_dropout, validate_model
-from rosepo.training.logps import LogpsModel, plain_logps
 from rosepo.training.batch import collate
+from rosepo.training.logps import LogpsModel, plain_logps
 from rosepo.training.rows import trajectory_rows
 from tests.helpers import tiny_catalogue, tiny_model, tiny_tokenizer
 

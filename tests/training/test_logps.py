@@ -6,8 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rosepo.training.logps import LogpsModel, plain_logps, plain_reason, separate, token_logps
 from rosepo.training.batch import Batch, collate
+from rosepo.training.logps import LogpsModel, plain_logps, plain_reason, separate, token_logps
 from rosepo.training.rows import Row, group_row
 from tests.helpers import FAMILIES, tiny_model
 

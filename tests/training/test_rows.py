@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 
 from rosepo.config import TemplateConfig
 from rosepo.data.prompts import PromptBuilder
-from rosepo.training.logps import LogpsModel, plain_logps, separate
 from rosepo.training.batch import Batch, collate, dense_mask
 from rosepo.training.collate import collate_numpy, pack_lengths, padded_size
-from rosepo.training.rows import Branch, Row, build_row, group_row, trajectory_rows
+from rosepo.training.logps import LogpsModel, plain_logps, separate
+from rosepo.training.rows import Branch, build_row, group_row, trajectory_rows
 from tests.helpers import FAMILIES, tiny_builder, tiny_model
 
 TEMPLATES = {

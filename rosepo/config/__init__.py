@@ -1,0 +1,38 @@
+"""Configuration: one frozen model per stage, read from YAML files and dotted ``--set`` overrides.
+
+Unknown keys are errors that name the nearest known key. Rules that join several keys are checked here, so that
+nothing starts with a configuration that cannot work.
+"""
+
+from rosepo.config.base import STRATEGIES, Section
+from rosepo.config.data import ColumnsConfig, DataConfig, PrepareConfig
+from rosepo.config.model import LoraConfig, ModelConfig, ScratchConfig, TemplateConfig
+from rosepo.config.root import Config, dump_config, load_config, parse_config
+from rosepo.config.stages import EvaluateConfig, PairsConfig, RangeConfig, RayConfig, RecommendConfig, SweepConfig
+from rosepo.config.training import AlignConfig, OracleConfig, SftConfig, TrainConfig
+
+__all__ = [
+    "STRATEGIES",
+    "AlignConfig",
+    "ColumnsConfig",
+    "Config",
+    "DataConfig",
+    "EvaluateConfig",
+    "LoraConfig",
+    "ModelConfig",
+    "OracleConfig",
+    "PairsConfig",
+    "PrepareConfig",
+    "RangeConfig",
+    "RayConfig",
+    "RecommendConfig",
+    "ScratchConfig",
+    "Section",
+    "SftConfig",
+    "SweepConfig",
+    "TemplateConfig",
+    "TrainConfig",
+    "dump_config",
+    "load_config",
+    "parse_config",
+]

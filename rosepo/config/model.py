@@ -1,0 +1,91 @@
+"""Settings of the model: where it comes from and how a history is put into words."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field, model_validator
+
+from rosepo.config.base import Count, Positive, Rate, Section
+
+
+class ScratchConfig(Section):
+    """A small Llama with a BPE tokenizer trained on the catalogue: needs no download."""
+
+    hidden_size: Count = 128
+    layers: Count = 2
+    heads: Count = 4
+    intermediate_size: Count = 512
+    vocab_size: Annotated[int, Field(ge=300)] = 8192
+    """Upper bound of the tokenizer's vocabulary (bytes included)."""
+    split_words: bool = False
+    """False lets merges cross spaces: frequent titles become one or two tokens."""
+    dropout: Rate = 0.3
+
+    @model_validator(mode="after")
+    def _heads(self) -> ScratchConfig:
+        if self.hidden_size % (2 * self.heads):
+            raise ValueError(
+                f"model.scratch.hidden_size={self.hidden_size} must be a multiple of 2 * heads={2 * self.heads}"
+            )
+        return self
+
+
+class LoraConfig(Section):
+    """Low-rank adapters instead of full training (PEFT)."""
+
+    rank: Count = 16
+    alpha: Positive = 32.0
+    dropout: Rate = 0.05
+    target_modules: str | tuple[str, ...] = "all-linear"
+
+
+class TemplateConfig(Section):
+    """How a history becomes a prompt: BOS (if there is one), `prefix`, every title followed by `separator`, `suffix`.
+
+    Parts are tokenised one by one and joined in token space, so that the boundary between prompt and completion is the
+    same everywhere. `{eos}` in a part stands for the end-of-sequence token.
+    """
+
+    prefix: str = "Titles that one person liked, oldest first:\n"
+    separator: str = "\n"
+    suffix: str = ""
+    """Text between the last title and the completion."""
+    candidates_prefix: str = "Choose from:\n"
+    """Opens the candidate list in the candidate protocol (between `prefix` and the history)."""
+
+    @model_validator(mode="after")
+    def _separator(self) -> TemplateConfig:
+        if not self.separator:
+            raise ValueError("model.template.separator is empty: titles would run into one another")
+        return self
+
+
+class ModelConfig(Section):
+    """The language model that becomes the recommender."""
+
+    path: str | None = None
+    """Hub id or local folder of any causal LM that Transformers loads. None trains `scratch`."""
+    revision: str | None = None
+    """Branch, tag or commit on the hub."""
+    scratch: ScratchConfig | None = None
+    lora: LoraConfig | None = None
+    """None trains all weights."""
+    max_length: Annotated[int, Field(ge=16)] = 512
+    """Tokens of prompt and completion together; over-long prompts lose their oldest items."""
+    template: TemplateConfig = TemplateConfig()
+
+    @model_validator(mode="after")
+    def _one_model(self) -> ModelConfig:
+        if self.path is not None and self.scratch is not None:
+            raise ValueError(f"model.path={self.path} excludes model.scratch: give one or the other")
+        if self.path is None and self.revision is not None:
+            raise ValueError("model.revision needs model.path")
+        if self.path is None and self.lora is not None:
+            raise ValueError("model.lora needs a pretrained model.path: a model from scratch has no base to adapt")
+        return self
+
+    @property
+    def scratch_config(self) -> ScratchConfig:
+        """The scratch settings, defaults filled in."""
+        return self.scratch or ScratchConfig()

@@ -1,0 +1,139 @@
+"""Settings of the stages around training, and of Ray."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from rosepo.config.base import STRATEGIES, Count, NonNegative, Positive, Section, nearest
+from rosepo.config.training import AlignConfig
+
+
+class PairsConfig(Section):
+    """Rejected sampling: preference groups from training examples."""
+
+    negatives: Count = 1
+    """K, rejected titles a group; all distinct."""
+    strategies: dict[str, NonNegative] = Field(default_factory=lambda: dict.fromkeys(STRATEGIES, 1.0))
+    """Weights of the mixture."""
+    self_hard_top: Count = 10
+    """self_hard draws from this many best wrong answers of the model (1 is the hardest)."""
+    semantic_top: Count = 20
+    """semantic draws from this many look-alikes of the history."""
+    semantic_decay: Annotated[float, Field(gt=0.0, le=1.0)] = 0.9
+    """Weight of an item in the history relative to the next newer one."""
+    popularity_exponent: NonNegative = 1.0
+    encoder: str = "policy"
+    """Title encoder of `semantic` and of the evaluation: `policy` (the SFT model's own title embeddings), `tfidf`
+    (titles and categories), or the hub id or path of an encoder."""
+    groups_per_user: Count | None = None
+    """Newest training examples of each user that become groups; None takes all."""
+    actors: Count = 1
+    cpus_per_actor: Positive = 1.0
+    gpu: Literal["auto", "yes", "no"] = "auto"
+    batch_size: Count = 64
+    """Examples an actor handles at once."""
+
+    @model_validator(mode="after")
+    def _strategies(self) -> PairsConfig:
+        for name in self.strategies:
+            if name not in STRATEGIES:
+                raise ValueError(
+                    f"pairs.strategies has no '{name}'{nearest(name, STRATEGIES)}; known: {', '.join(STRATEGIES)}"
+                )
+        if not any(weight > 0 for weight in self.strategies.values()):
+            raise ValueError("pairs.strategies needs at least one weight above 0")
+        return self
+
+
+class EvaluateConfig(Section):
+    """Catalogue protocol: rank every title of the catalogue outside the history."""
+
+    split: Literal["test", "validation"] = "test"
+    beams: Annotated[int, Field(ge=20)] = 20
+    """Beams of the constrained search; at least the largest cut-off, 20."""
+    max_examples: Count | None = None
+    """Examples, chosen by a hash of their id; None takes all."""
+    bootstrap: Annotated[int, Field(ge=100)] = 1000
+    """Resamples of users behind every interval."""
+    actors: Count = 1
+    cpus_per_actor: Positive = 1.0
+    gpu: Literal["auto", "yes", "no"] = "auto"
+    batch_size: Count = 64
+
+
+class RangeConfig(Section):
+    """A search range of a sweep: uniform between low and high, on a log scale where `log`."""
+
+    low: float
+    high: float
+    log: bool = False
+
+    @model_validator(mode="after")
+    def _order(self) -> RangeConfig:
+        if not self.low < self.high or (self.log and self.low <= 0):
+            raise ValueError(
+                f"sweep range low={self.low} high={self.high} log={self.log}: low < high, and low > 0 for log"
+            )
+        return self
+
+
+class SweepConfig(Section):
+    """Ray Tune over `align.*` keys on the same groups."""
+
+    trials: Annotated[int, Field(ge=0)] = 4
+    """Configurations tried; 0 leaves the sweep out of `rosepo run`."""
+    parameters: dict[str, tuple[Any, ...] | RangeConfig] | None = None
+    """Dotted key to a list of values or a range {low, high, log}. Lists alone, with trials enough, make a full grid.
+    None tries align.beta 0.1 and 1 with align.epsilon_max 0.2 and 0.4 (align.target_min 0 and 0.5 for softmax)."""
+    metric: Literal["ndcg@10", "hr@10"] = "ndcg@10"
+    """Measured on validation examples."""
+    max_examples: Count = 500
+    """Validation examples a trial is measured on."""
+    max_groups: Count | None = None
+    """Groups a trial trains on; None takes all."""
+    concurrent: Count = 1
+    mode: Literal["process", "trainer"] = "process"
+    """`process`: every trial trains inside its own process (starts fast). `trainer`: every trial is a TorchTrainer with
+    align.workers workers, for models that one process cannot hold."""
+
+    @model_validator(mode="after")
+    def _keys(self) -> SweepConfig:
+        for key in self.parameters or {}:
+            section, _, name = key.partition(".")
+            if section != "align" or name not in AlignConfig.model_fields:
+                known = [f"align.{field}" for field in AlignConfig.model_fields]
+                raise ValueError(
+                    f"sweep.parameters has no key '{key}' to search{nearest(key, known)}: keys of align.* alone"
+                )
+        if self.parameters is not None and not self.parameters:
+            raise ValueError("sweep.parameters is empty: name at least one align.* key")
+        return self
+
+
+class RecommendConfig(Section):
+    """Top-k titles for histories."""
+
+    k: Count = 10
+    beams: Count = 20
+    actors: Count = 1
+    cpus_per_actor: Positive = 1.0
+    gpu: Literal["auto", "yes", "no"] = "auto"
+    batch_size: Count = 64
+
+    @model_validator(mode="after")
+    def _beams(self) -> RecommendConfig:
+        if self.beams < self.k:
+            raise ValueError(f"recommend.beams={self.beams} is below recommend.k={self.k}")
+        return self
+
+
+class RayConfig(Section):
+    """How rosepo reaches Ray."""
+
+    address: str | None = None
+    """A running cluster (`auto`, `HOST:PORT`); None joins the job's cluster or starts Ray on this machine."""
+    num_cpus: Count | None = None
+    """CPUs that a Ray started here may schedule; None takes the machine's, at least 4, so that two workers and Ray Data
+    fit on a laptop with two cores."""

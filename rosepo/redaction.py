@@ -1,0 +1,24 @@
+"""What must not reach logs and manifests: passwords in URLs, values of secret-looking keys."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+
+def redact(text: str) -> str:
+    """Text without the user name and password of a URL, and without values of secret-looking query keys."""
+    text = re.sub(r"(\w+://)[^/@\s]+@", r"\1***@", text)
+    return re.sub(r"(?i)((?:key|token|secret|password|signature|credential)[\w-]*=)[^&\s]+", r"\1***", text)
+
+
+def redact_tree(value: Any) -> Any:
+    """The same for every text in a nest of mappings and lists."""
+    if isinstance(value, str):
+        return redact(value)
+    if isinstance(value, Mapping):
+        return {key: redact_tree(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [redact_tree(item) for item in value]
+    return value

@@ -1,0 +1,136 @@
+"""The stages in order: what each reads, writes and depends on, down to the content of the data files."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rosepo.artifacts import Outputs, digest
+from rosepo.config import Config
+
+RESOURCE_KEYS = frozenset({"workers", "cpus_per_worker", "gpu", "actors", "cpus_per_actor", "log_every", "concurrent"})
+"""Keys that change where and how fast the work is done, not its result: they do not make a stage stale."""
+
+StageFunction = Callable[[Config, Outputs, Path], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of the pipeline.
+
+    Attributes:
+        name: the command.
+        folder: where it writes, below the run's folder.
+        needs: stages that must be there.
+        uses: stages that are read where they are there.
+        sections: parts of the configuration that its result depends on.
+        function: `module:callable`, imported when it is run.
+        purpose: what it does, for the person who watches.
+    """
+
+    name: str
+    folder: str
+    needs: tuple[str, ...]
+    uses: tuple[str, ...]
+    sections: tuple[str, ...]
+    function: str
+    purpose: str
+
+    def load(self) -> StageFunction:
+        """Import the function."""
+        module, _, name = self.function.partition(":")
+        function: StageFunction = getattr(importlib.import_module(module), name)
+        return function
+
+
+def _stage(name: str, folder: str, needs: str, sections: str, function: str, purpose: str, uses: str = "") -> Stage:
+    return Stage(name, folder, tuple(needs.split()), tuple(uses.split()), tuple(sections.split()), function, purpose)
+
+
+STAGES: dict[str, Stage] = {
+    stage.name: stage
+    for stage in (
+        _stage("prepare", "examples", "", "data prepare", "rosepo.data.prepare:prepare", "interactions to examples"),
+        _stage(
+            "sft",
+            "sft",
+            "prepare",
+            "model sft",
+            "rosepo.training.sft:sft",
+            "fine-tune the language model on next titles",
+        ),
+        _stage(
+            "oracle",
+            "oracle",
+            "prepare",
+            "oracle",
+            "rosepo.training.oracle:train_oracle",
+            "train the preference oracle",
+        ),
+        _stage(
+            "pairs", "groups", "prepare sft oracle", "pairs", "rosepo.sampling.pairs:pairs", "sample rejected titles"
+        ),
+        _stage(
+            "align", "aligned", "prepare sft pairs", "align", "rosepo.training.align:align", "align with preferences"
+        ),
+        _stage(
+            "sweep",
+            "sweep",
+            "prepare sft pairs",
+            "align sweep",
+            "rosepo.tuning.sweep:sweep",
+            "search alignment settings",
+        ),
+        _stage(
+            "evaluate",
+            "evaluation",
+            "prepare",
+            "evaluate pairs.encoder pairs.semantic_decay",
+            "rosepo.evaluation.evaluate:evaluate",
+            "rank the catalogue, write the report",
+            uses="sft oracle pairs align sweep",
+        ),
+    )
+}
+
+
+def stage_settings(config: Config, stage: Stage) -> dict[str, Any]:
+    """The settings that a stage's result depends on, flat: dotted key to value."""
+    flat = _flatten(config.model_dump(mode="json"))
+    searched = set(config.sweep_parameters) if stage.name == "sweep" else set()
+    return {"seed": config.seed} | {
+        key: value
+        for key, value in flat.items()
+        if any(f"{key}.".startswith(f"{section}.") for section in stage.sections)
+        and key.rsplit(".", 1)[-1] not in RESOURCE_KEYS
+        and key not in searched
+    }
+
+
+def stage_fingerprint(config: Config, stage: Stage, inputs: Mapping[str, str]) -> str:
+    """Digest of a stage's settings and inputs; `inputs` holds the fingerprints of the stages that are there."""
+    content: dict[str, Any] = {"stage": stage.name, "settings": stage_settings(config, stage)}
+    content["inputs"] = {name: inputs[name] for name in (*stage.needs, *stage.uses) if name in inputs}
+    if stage.name == "prepare":
+        content["files"] = data_digests(config)
+    return digest(content)
+
+
+def data_digests(config: Config) -> dict[str, str]:
+    """Digests of the content of the data files; what was read once is remembered."""
+    from rosepo.data.digests import source_digests
+
+    return source_digests(config.data)
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
