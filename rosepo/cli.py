@@ -21,6 +21,8 @@ from rosepo.console import say
 from rosepo.errors import StageError, UserError
 
 EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED = 2, 1, 130
+_JOB_COPY = "working_dir_files"
+"""Folder in which Ray unpacks what `ray job submit --working-dir` sent."""
 
 app = typer.Typer(
     name="rosepo",
@@ -310,6 +312,11 @@ def _run_stages(config: Config, out: Path, names: Sequence[str], overwrite: bool
     from rosepo.pipeline import plan_stages, run_stages
     from rosepo.session import ray_session
 
+    if not out.is_absolute() and _JOB_COPY in Path.cwd().parts:
+        raise UserError(
+            f"--out {out} is relative, and a Ray job runs in a copy of the submitted folder that Ray removes: "
+            "give an absolute path that every node sees"
+        )
     # Refusals come before Ray is started; run_stages plans again, on the same folder.
     if all(plan.state == "done" for plan in plan_stages(config, out, names, overwrite)):
         run_stages(config, out, names, overwrite)

@@ -13,10 +13,10 @@ ROOT = Path(__file__).resolve().parent.parent
 COMMANDS = ("check", "prepare", "sft", "oracle", "pairs", "align", "sweep", "evaluate", "run", "recommend")
 
 
-def call(*arguments: str, script: str | None = None) -> subprocess.CompletedProcess[str]:
+def call(*arguments: str, script: str | None = None, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, *(["-m", "rosepo"] if script is None else [str(ROOT / "jobs" / script)]), *arguments]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "100"}
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment, cwd=cwd, check=False)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -90,6 +90,16 @@ def test_a_job_takes_the_options_of_its_command_and_gives_its_exit_code(tmp_path
     result = call("--set", "align.beta=-1", "--out", str(tmp_path), script="align.py")
     assert result.returncode == 2
     assert "align.beta" in result.stderr
+
+
+def test_a_job_may_not_write_into_the_copy_that_ray_removes(tmp_path: Path) -> None:
+    copy = tmp_path / "working_dir_files" / "_ray_pkg_0"
+    copy.mkdir(parents=True)
+    arguments = ("--set", "data.dataset=movietweetings-100k", "--out")
+    result = call(*arguments, "runs/job", script="prepare.py", cwd=copy)
+    assert result.returncode == 2
+    assert "--out runs/job is relative" in result.stderr
+    assert not list(copy.iterdir())
 
 
 def test_a_folder_that_rosepo_did_not_write_is_left_alone(tmp_path: Path) -> None:
