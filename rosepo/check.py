@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rosepo.config import Config, TrainConfig
 from rosepo.console import say, table
 from rosepo.errors import UserError
 from rosepo.resources import need_of, stage_use_gpu, use_gpu
 from rosepo.session import joins_cluster, local_cpus
+
+if TYPE_CHECKING:
+    from rosepo.data.prompts import PromptBuilder
 
 TRAINED = ("sft", "align")
 SECTION_OF = {
@@ -67,13 +70,28 @@ def check_before_run(config: Config) -> dict[str, Any]:
     if config.sweep.trials > 0:
         check_space(config)
     if not joins_cluster(config.ray):
-        for section in SECTION_OF.values():
+        sections = [section for section in SECTION_OF.values() if section != "sweep" or config.sweep.trials > 0]
+        for section in sections:
             use_gpu(need_of(config, section), local_cpus(config.ray), _local_gpus())
     data = inspect_data(config)
     validate_model(config)
     if data["exact"]:
         _check_negatives(config, data)
     return data
+
+
+def check_named(config: Config, names: Sequence[str]) -> None:
+    """What the named stages would refuse, found before Ray is started.
+
+    Raises:
+        UserError: a sweep that tries nothing, or settings that `align` would refuse.
+    """
+    from rosepo.tuning.space import check_space
+
+    if "sweep" in names:
+        if config.sweep.trials == 0:
+            raise UserError("sweep.trials=0 tries nothing: say how many settings to try, --set sweep.trials=4")
+        check_space(config)
 
 
 def check_resources(config: Config, names: Sequence[str]) -> None:
@@ -88,12 +106,11 @@ def check_resources(config: Config, names: Sequence[str]) -> None:
 
 
 def _check_negatives(config: Config, data: dict[str, Any]) -> None:
-    longest = min(data["longest_sequence"], config.prepare.max_history + 1)
-    allowed = data["items"] - longest
+    allowed = data["items"] - data["longest_sequence"]
     if config.pairs.negatives > allowed:
         raise UserError(
             f"pairs.negatives={config.pairs.negatives} is more than the catalogue allows: {data['items']:,} items "
-            f"leave {max(0, allowed)} outside the longest history and the target; lower it, or prepare.max_history"
+            f"leave {max(0, allowed)} outside the longest history and the target; lower it"
         )
 
 
@@ -118,20 +135,26 @@ def _model(config: Config, data: dict[str, Any]) -> dict[str, Any]:
         "positions": facts["max_positions"] or "no limit named",
         "shared prefix": "yes" if facts["shared_prefix"] else "no: one row a completion, slower",
     }
-    tokens = _title_tokens(config)
-    mean, longest = float(tokens.mean()), int(tokens.max())
-    shown["title tokens"] = f"{mean:.1f} on average, {longest} at most (of {len(tokens):,} titles)"
-    history = min(config.prepare.max_history, (config.model.max_length - longest - 1) / (mean + 1))
-    shown["history"] = f"about {history:.0f} items fit in model.max_length={config.model.max_length}"
+    builder = _sample_builder(config)
+    mean, longest = float(builder.lengths.mean()), int(builder.lengths.max())
+    shown["title tokens"] = f"{mean:.1f} on average, {longest} at most (of {len(builder):,} titles)"
+    room = config.model.max_length - builder.template_tokens - builder.longest_completion
+    history = min(config.prepare.max_history, int(room / (mean + len(builder.separator))))
+    shown["history"] = f"about {history} items fit in model.max_length={config.model.max_length}"
     if data["exact"]:
-        facts["row_tokens"] = min(config.model.max_length, (data["mean_history"]["train"] + 1) * (mean + 1))
+        titles = data["mean_history"]["train"] * (mean + len(builder.separator)) + mean + 1
+        facts["row_tokens"] = min(config.model.max_length, builder.template_tokens + titles)
     else:
         facts["row_tokens"] = config.model.max_length
     return {"facts": facts, "shown": shown}
 
 
-def _title_tokens(config: Config) -> Any:
-    """Tokens of the first titles of the items file, int64."""
+def _sample_builder(config: Config) -> PromptBuilder:
+    """Prompts over the first titles of the items file and the longest one.
+
+    Raises:
+        UserError: titles that cannot be told apart, or do not fit.
+    """
     import numpy as np
 
     from rosepo.data.prompts import PromptBuilder
@@ -139,13 +162,14 @@ def _title_tokens(config: Config) -> Any:
     from rosepo.models.loading import load_tokenizer
     from rosepo.models.scratch import train_tokenizer
 
-    titles = list(dict.fromkeys(read_items(config.data)["title"].to_pylist()))[:SAMPLED_TITLES]
+    titles = list(dict.fromkeys(read_items(config.data)["title"].to_pylist()))
+    titles = list(dict.fromkeys([*titles[:SAMPLED_TITLES], max(titles, key=lambda title: len(title.encode()))]))
     model = config.model
     if model.path is None:
         tokenizer: Any = train_tokenizer(titles, np.ones(len(titles), np.int64), model.scratch_config, model.template)
     else:
         tokenizer = load_tokenizer(model.path, model.revision)
-    return PromptBuilder(tokenizer, titles, model.template, model.max_length).lengths
+    return PromptBuilder(tokenizer, titles, model.template, model.max_length)
 
 
 def _work(config: Config, data: dict[str, Any], facts: dict[str, Any]) -> list[list[Any]]:
@@ -186,7 +210,7 @@ def _resources(config: Config) -> list[list[Any]]:
     rows: list[list[Any]] = []
     for stage, section in SECTION_OF.items():
         need = need_of(config, section)
-        rows.append([stage, f"{need.count} {need.count_key}", f"{need.cpus:g}", there])
+        rows.append([stage, f"{need.count_key}={need.count}", f"{need.cpus:g}", there])
     return rows
 
 

@@ -240,8 +240,11 @@ def run(
 @app.command("recommend")
 def recommend(
     model: Annotated[
-        str, typer.Option("--model", "-m", help="Model folder that rosepo wrote, e.g. runs/demo/aligned.")
-    ],
+        str | None, typer.Option("--model", "-m", help="Model folder that rosepo wrote, e.g. runs/demo/aligned.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder of a run, instead of --model: its newest model answers.")
+    ] = None,
     history: Annotated[
         list[str] | None, typer.Option("--history", help="A title that the user liked, oldest first; may be repeated.")
     ] = None,
@@ -256,16 +259,30 @@ def recommend(
 ) -> None:
     """The best titles for a history, with scores (log-probability of the title).
 
-    Example: rosepo recommend -m runs/demo/aligned --history "Gravity (2013)" --history "Her (2013)" --set recommend.k=5
+    Example: rosepo recommend --out runs/demo --history "Gravity (2013)" --history "Her (2013)" --set recommend.k=5
     """
 
     def work() -> None:
         from rosepo.config import load_config
         from rosepo.evaluation.recommend import recommend as answer
 
-        answer(load_config(config, set_ or []), model, history or [], file, output, as_json)
+        settings = _resolve(out, config, set_ or []) if out is not None else load_config(config, set_ or [])
+        answer(settings, _model_of(model, out), history or [], file, output, as_json)
 
     _guard(work, debug)
+
+
+def _model_of(model: str | None, out: Path | None) -> str:
+    if model is not None and out is not None:
+        raise UserError(f"--model {model} and --out {out} both name a model: give one of them")
+    if model is not None:
+        return model
+    if out is None:
+        raise UserError("which model is to answer? Give --out FOLDER of a run, or --model FOLDER")
+    found = next((folder for folder in (out / "aligned", out / "sft") if folder.is_dir()), None)
+    if found is None:
+        raise UserError(f"--out {out} holds no model (aligned/ or sft/): run `rosepo run --out {out}` first")
+    return str(found)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -308,7 +325,7 @@ def _run(
 
 
 def _run_stages(config: Config, out: Path, names: Sequence[str], overwrite: bool, debug: bool) -> None:
-    from rosepo.check import check_resources
+    from rosepo.check import check_named, check_resources
     from rosepo.pipeline import plan_stages, run_stages
     from rosepo.session import ray_session
 
@@ -317,6 +334,7 @@ def _run_stages(config: Config, out: Path, names: Sequence[str], overwrite: bool
             f"--out {out} is relative, and a Ray job runs in a copy of the submitted folder that Ray removes: "
             "give an absolute path that every node sees"
         )
+    check_named(config, names)
     # Refusals come before Ray is started; run_stages plans again, on the same folder.
     if all(plan.state == "done" for plan in plan_stages(config, out, names, overwrite)):
         run_stages(config, out, names, overwrite)

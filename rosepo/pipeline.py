@@ -6,9 +6,13 @@ content of the data files. A folder whose manifest carries the fingerprint that 
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +28,7 @@ from rosepo.artifacts import (
     replacing,
     versions,
     write_json,
+    write_text,
 )
 from rosepo.config import Config, dump_config, load_config
 from rosepo.console import duration, say
@@ -52,6 +57,7 @@ def plan_stages(config: Config, root: Path, names: Sequence[str], overwrite: boo
         UserError: a folder holds something else than an output of rosepo, was made by another configuration and
             `overwrite` is off, or an input is missing or was made by another configuration.
     """
+    _check_root(root)
     fingerprints: dict[str, str] = {}
     plans = []
     for stage in STAGES.values():
@@ -61,9 +67,9 @@ def plan_stages(config: Config, root: Path, names: Sequence[str], overwrite: boo
             if manifest is not None:
                 fingerprints[stage.name] = manifest["fingerprint"]
             continue
-        for need in stage.needs:
-            if need not in names:
-                _check_input(config, root, STAGES[need], stage)
+        for name in (*stage.needs, *_read_where_there(root, stage)):
+            if name not in names:
+                _check_input(config, root, STAGES[name], stage)
         settings = stage_settings(config, stage)
         fingerprint = stage_fingerprint(config, stage, fingerprints)
         if manifest is not None and manifest["fingerprint"] == fingerprint:
@@ -96,7 +102,7 @@ def run_stages(config: Config, root: Path, names: Sequence[str], overwrite: bool
     """
     plans = plan_stages(config, root, names, overwrite)
     root.mkdir(parents=True, exist_ok=True)
-    (root / CONFIG_FILE).write_text(dump_config(config), encoding="utf-8")
+    write_text(root / CONFIG_FILE, dump_config(config))
     manifests = {}
     for number, plan in enumerate(plans, 1):
         label = f"[{number}/{len(plans)}] {plan.stage.name}"
@@ -105,7 +111,8 @@ def run_stages(config: Config, root: Path, names: Sequence[str], overwrite: bool
             say(f"{label}: up to date → {folder}")
         else:
             say(f"{label}: {plan.stage.purpose}")
-            manifest = _run_stage(config, root, plan)
+            with _own_interrupts():
+                manifest = _run_stage(config, root, plan)
             say(f"{label}: {duration(manifest['seconds'])} → {folder}")
         if plan.stage.name == "evaluate":
             for name in PUBLISHED:
@@ -119,6 +126,19 @@ def resolve_config(root: Path, path: Path | None, overrides: Sequence[str]) -> C
     """The configuration of a command: `path`, or the one kept in the run's folder, or the defaults; then overrides."""
     kept = root / CONFIG_FILE
     return load_config(path if path is not None else (kept if kept.is_file() else None), overrides)
+
+
+@contextmanager
+def _own_interrupts() -> Iterator[None]:
+    """Put the handler of Ctrl-C back that was there before: libraries leave theirs behind."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
 
 
 def _run_stage(config: Config, root: Path, plan: Plan) -> dict[str, Any]:
@@ -179,6 +199,34 @@ def _check_input(config: Config, root: Path, needed: Stage, stage: Stage) -> Non
             f"{stage.name} reads {folder}, which was made by another configuration ({'; '.join(changed[:4])}): "
             f"use that configuration, or run `rosepo {needed.name}` again"
         )
+    _check_origin(root, needed, stage)
+
+
+def _check_origin(root: Path, needed: Stage, stage: Stage) -> None:
+    """Refuse an input that was made from something else than what stands in the run's folder now, however far back."""
+    manifest = read_manifest(root / needed.folder) or {}
+    for name, fingerprint in manifest.get("inputs", {}).items():
+        source = STAGES[name]
+        now_there = read_manifest(root / source.folder)
+        if now_there is not None and now_there["fingerprint"] != fingerprint:
+            raise UserError(
+                f"{stage.name} reads {root / needed.folder}, which was made before {root / source.folder} was made "
+                f"again: run `rosepo {needed.name} --overwrite`, or `rosepo run --overwrite`, first"
+            )
+        _check_origin(root, source, stage)
+
+
+def _read_where_there(root: Path, stage: Stage) -> list[str]:
+    """Stages that `stage` reads if they are there. An old sweep is only told about: it may be of other settings."""
+    return [name for name in stage.uses if name != "sweep" and read_manifest(root / STAGES[name].folder) is not None]
+
+
+def _check_root(root: Path) -> None:
+    there = next(folder for folder in (root, *root.absolute().parents) if folder.exists())
+    if not there.is_dir():
+        raise UserError(f"--out {root}: {there} is a file, not a folder: use another --out")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(f"--out {root}: {there} cannot be written to: use another --out")
 
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

@@ -6,11 +6,14 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+_SECRET = "key|token|secret|password|signature|credential"
+
 
 def redact(text: str) -> str:
     """Text without the user name and password of a URL, and without values of secret-looking query keys."""
-    text = re.sub(r"(\w+://)[^/@\s]+@", r"\1***@", text)
-    return re.sub(r"(?i)((?:key|token|secret|password|signature|credential)[\w-]*=)[^&\s]+", r"\1***", text)
+    # Up to the last @: secret keys of object stores may hold slashes.
+    text = re.sub(r"(\w+://)(?:[^/@\s]+|[^:/@\s]*:\S*)@", r"\1***@", text)
+    return re.sub(rf"(?i)([?&][\w-]*(?:{_SECRET})[\w-]*=|\b(?:\w+_)?(?:{_SECRET})=)[^&\s]+", r"\1***", text)
 
 
 def redact_tree(value: Any) -> Any:

@@ -13,6 +13,8 @@ from rosepo.errors import UserError
 
 FEED_CPUS = 0.25
 """CPUs that the Ray Data actor feeding one training worker asks for."""
+TRIAL_CPUS = 0.5
+"""CPUs that a trial of a sweep asks for itself, while its trainer's workers run."""
 _COUNTS = {"sft": "workers", "align": "workers", "oracle": "workers", "pairs": "actors", "evaluate": "actors"}
 
 
@@ -22,10 +24,12 @@ class Need:
 
     Attributes:
         section: of the configuration.
-        count_key, each_key: keys that say how many, and with how many CPUs each.
+        count_key, each_key: dotted keys that say how many, and what each takes.
         count: processes.
         cpus_each: CPUs that each asks Ray for.
         data_each: CPUs for Ray Data beside each.
+        gpus_each: GPUs that each takes where it takes any.
+        gpu_key: dotted key that says whether it does.
         gpu: auto, yes or no.
     """
 
@@ -35,6 +39,8 @@ class Need:
     count: int
     cpus_each: float
     data_each: float
+    gpus_each: int
+    gpu_key: str
     gpu: str
 
     @property
@@ -42,22 +48,35 @@ class Need:
         """CPUs that must be there at once."""
         return self.count * (self.cpus_each + self.data_each)
 
+    @property
+    def gpus(self) -> int:
+        """GPUs that must be there at once, where any are used."""
+        return self.count * self.gpus_each
+
 
 def need_of(config: Config, section: str) -> Need:
     """What a section of the configuration asks for: sft, oracle, pairs, align, evaluate, recommend or sweep."""
     if section == "sweep":
         return _sweep_need(config)
     settings = getattr(config, section)
-    count_key = _COUNTS.get(section, "actors")
-    each_key = "cpus_per_worker" if count_key == "workers" else "cpus_per_actor"
+    count = _COUNTS.get(section, "actors")
+    each = "cpus_per_worker" if count == "workers" else "cpus_per_actor"
     data = FEED_CPUS if section in ("sft", "align") else 0.0
     return Need(
-        section, count_key, each_key, getattr(settings, count_key), getattr(settings, each_key), data, settings.gpu
+        section,
+        count_key=f"{section}.{count}",
+        each_key=f"{section}.{each}",
+        count=getattr(settings, count),
+        cpus_each=getattr(settings, each),
+        data_each=data,
+        gpus_each=1,
+        gpu_key=f"{section}.gpu",
+        gpu=settings.gpu,
     )
 
 
 def use_gpu(need: Need, cpus: float, gpus: float) -> bool:
-    """Whether each process takes a GPU; refuses what the cluster (`cpus`, `gpus`) can never run.
+    """Whether the processes take GPUs; refuses what the cluster (`cpus`, `gpus`) can never run.
 
     Raises:
         UserError: with the sum and the remedy.
@@ -65,18 +84,22 @@ def use_gpu(need: Need, cpus: float, gpus: float) -> bool:
     if need.cpus > cpus + 1e-6:
         most = int(cpus / (need.cpus_each + need.data_each))
         beside = f", and {need.data_each:g} beside each for Ray Data" if need.data_each else ""
-        remedy = f"set {need.section}.{need.count_key}={most}" if most else f"lower {need.section}.{need.each_key}"
+        remedy = f"set {need.count_key}={most}" if most else f"lower {need.each_key}"
         raise UserError(
-            f"{need.section} needs {need.cpus:g} CPUs ({need.section}.{need.count_key}={need.count} × "
+            f"{need.section} needs {need.cpus:g} CPUs ({need.count_key}={need.count} × "
             f"{need.cpus_each:g}{beside}) and the cluster has {cpus:g}: {remedy}, or give Ray more CPUs "
             "(ray.num_cpus where it is started here)"
         )
-    if need.gpu == "yes" and gpus < need.count:
+    if need.gpu == "no" or (need.gpu == "auto" and gpus == 0):
+        return False
+    if gpus < need.gpus:
+        # Not quietly on the CPU: who has a GPU did not mean to train without it.
+        remedy = f"set {need.count_key}={int(gpus) // need.gpus_each}" if gpus >= need.gpus_each else "add GPUs"
         raise UserError(
-            f"{need.section}.gpu=yes needs {need.count} GPUs, one each for {need.section}.{need.count_key}, "
-            f"and the cluster has {gpus:g}: lower {need.section}.{need.count_key} or use {need.section}.gpu=auto"
+            f"{need.section} with {need.gpu_key}={need.gpu} needs {need.gpus} GPUs ({need.count_key}={need.count}) "
+            f"and the cluster has {gpus:g}: {remedy}, or use {need.gpu_key}=no"
         )
-    return need.gpu != "no" and gpus >= need.count
+    return True
 
 
 def stage_use_gpu(config: Config, section: str) -> bool:
@@ -88,7 +111,16 @@ def stage_use_gpu(config: Config, section: str) -> bool:
 
 def _sweep_need(config: Config) -> Need:
     align, trials = need_of(config, "align"), config.sweep.concurrent
-    if config.sweep.mode == "process":
-        return Need("sweep", "concurrent", "concurrent", trials, align.cpus_each, 0.0, align.gpu)
-    # Every trial holds half a CPU while its trainer's workers run.
-    return Need("sweep", "concurrent", "concurrent", trials, 0.5 + align.cpus, 0.0, align.gpu)
+    alone = config.sweep.mode == "process"
+    return Need(
+        "sweep",
+        count_key="sweep.concurrent",
+        each_key=align.each_key if alone else align.count_key,
+        count=trials,
+        # Beside the workers of its trainer a trial holds half a CPU of its own.
+        cpus_each=align.cpus_each if alone else TRIAL_CPUS + align.cpus,
+        data_each=0.0,
+        gpus_each=1 if alone else align.count,
+        gpu_key=align.gpu_key,
+        gpu=align.gpu,
+    )

@@ -80,7 +80,7 @@ STAGES: dict[str, Stage] = {
             "sweep",
             "sweep",
             "prepare sft pairs",
-            "align sweep",
+            "align sweep evaluate.beams",
             "rosepo.tuning.sweep:sweep",
             "search alignment settings",
         ),

@@ -11,6 +11,11 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings
+
+# A busy machine is slow, not wrong.
+settings.register_profile("rosepo", deadline=None)
+settings.load_profile("rosepo")
 
 
 @pytest.fixture(scope="session")

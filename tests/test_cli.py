@@ -62,6 +62,8 @@ def test_help_lists_every_setting_of_the_stage() -> None:
         (["run"], "data.dataset"),
         (["run", "--interactions", "no-such.csv", "--items", "no-such-items.csv"], "no-such.csv"),
         (["sft"], "run `rosepo prepare`"),
+        (["sweep", "--set", "sweep.trials=0"], "sweep.trials=0 tries nothing"),
+        (["recommend", "--history", "Gravity (2013)"], "holds no model"),
         (["align"], "run `rosepo prepare`"),
         (["evaluate"], "run `rosepo prepare`"),
     ],

@@ -42,11 +42,25 @@ def test_a_bad_setting_is_refused_in_words_that_name_it(override: str, words: li
         assert word in str(caught.value)
 
 
-def test_credentials_in_a_url_are_refused_and_not_repeated() -> None:
+@pytest.mark.parametrize("url", ["s3://KEY:SECRET@bucket/log.csv", "s3://KEY:SEC/RET@bucket/log.csv"])
+def test_credentials_in_a_url_are_refused_and_not_repeated(url: str) -> None:
     with pytest.raises(UserError) as caught:
-        load_config(None, ["data.interactions=s3://KEY:SECRET@bucket/log.csv", "data.items=items.csv"])
+        load_config(None, [f"data.interactions={url}", "data.items=items.csv"])
     assert "credentials" in str(caught.value)
-    assert "SECRET" not in str(caught.value)
+    assert "SEC" not in str(caught.value)
+
+
+def test_yes_and_no_are_words_where_yaml_reads_truth_values() -> None:
+    assert load_config(None, ["sft.gpu=no", "oracle.gpu=yes"]).sft.gpu == "no"
+
+
+def test_one_weight_of_the_mixture_is_set_beside_the_others(tmp_path: Path) -> None:
+    config = load_config(None, ["pairs.strategies.popularity=2", "pairs.strategies.self_hard=0"])
+    assert config.pairs.strategies == {"self_hard": 0, "semantic": 1, "popularity": 2}
+    (tmp_path / "c.yaml").write_text("pairs: {strategies: {semantic: 1}}")
+    assert load_config(tmp_path / "c.yaml").pairs.strategies == {"semantic": 1}
+    both = load_config(tmp_path / "c.yaml", ["pairs.strategies.popularity=2"])
+    assert both.pairs.strategies == {"semantic": 1, "popularity": 2}
 
 
 def test_all_faults_of_a_file_are_told_at_once(tmp_path: Path) -> None:

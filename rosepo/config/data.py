@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -41,7 +42,7 @@ class DataConfig(Section):
             raise ValueError(f"data.dataset={self.dataset} excludes data.{files[0]}: give one or the other")
         for name in files:
             _, scheme, rest = getattr(self, name).partition("://")
-            if scheme and "@" in rest.split("/", 1)[0]:
+            if scheme and re.match(r"[^/@]+@|[^:/@]*:.*@", rest):
                 raise ValueError(
                     f"data.{name} carries credentials in its URL: give them by environment or profile instead"
                 )

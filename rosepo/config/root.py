@@ -95,6 +95,10 @@ def _assign(tree: dict[str, Any], keys: list[str], value: Any, override: str) ->
     # Keys of sweep.parameters hold a dot themselves: everything behind it is one key.
     if keys[:2] == ["sweep", "parameters"] and len(keys) > 2:
         keys = [*keys[:2], ".".join(keys[2:])]
+    if keys[:2] == ["pairs", "strategies"] and len(keys) > 2:
+        # One weight of a mixture is set beside the others, not instead of them.
+        pairs = tree.get("pairs") or {}
+        tree["pairs"] = {"strategies": dict(PairsConfig().strategies)} | pairs
     for key in keys[:-1]:
         child = node.get(key)
         if child is None:

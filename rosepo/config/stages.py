@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from rosepo.config.base import STRATEGIES, Count, NonNegative, Positive, Section, nearest
+from rosepo.config.base import STRATEGIES, Count, Gpu, NonNegative, Positive, Section, nearest
 from rosepo.config.training import AlignConfig
 
 
@@ -31,7 +31,7 @@ class PairsConfig(Section):
     """Newest training examples of each user that become groups; None takes all."""
     actors: Count = 1
     cpus_per_actor: Positive = 1.0
-    gpu: Literal["auto", "yes", "no"] = "auto"
+    gpu: Gpu = "auto"
     batch_size: Count = 64
     """Examples an actor handles at once."""
 
@@ -48,7 +48,7 @@ class PairsConfig(Section):
 
 
 class EvaluateConfig(Section):
-    """Catalogue protocol: rank every title of the catalogue outside the history."""
+    """Catalogue protocol: rank every title that the user had not chosen yet."""
 
     split: Literal["test", "validation"] = "test"
     beams: Annotated[int, Field(ge=20)] = 20
@@ -59,7 +59,7 @@ class EvaluateConfig(Section):
     """Resamples of users behind every interval."""
     actors: Count = 1
     cpus_per_actor: Positive = 1.0
-    gpu: Literal["auto", "yes", "no"] = "auto"
+    gpu: Gpu = "auto"
     batch_size: Count = 64
 
 
@@ -119,7 +119,7 @@ class RecommendConfig(Section):
     beams: Count = 20
     actors: Count = 1
     cpus_per_actor: Positive = 1.0
-    gpu: Literal["auto", "yes", "no"] = "auto"
+    gpu: Gpu = "auto"
     batch_size: Count = 64
 
     @model_validator(mode="after")

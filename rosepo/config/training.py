@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from rosepo.config.base import Count, NonNegative, Positive, Rate, Section
+from rosepo.config.base import Count, Gpu, NonNegative, Positive, Rate, Section
 
 
 class TrainConfig(Section):
@@ -14,7 +14,7 @@ class TrainConfig(Section):
 
     workers: Count = 1
     cpus_per_worker: Positive = 1.0
-    gpu: Literal["auto", "yes", "no"] = "auto"
+    gpu: Gpu = "auto"
     """One GPU a worker: where the cluster has them, always, or never."""
     zero_stage: Annotated[int, Field(ge=0, le=3)] = 1
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -49,7 +49,7 @@ class OracleConfig(Section):
 
     workers: Count = 1
     cpus_per_worker: Positive = 1.0
-    gpu: Literal["auto", "yes", "no"] = "auto"
+    gpu: Gpu = "auto"
     hidden_size: Count = 64
     layers: Count = 2
     heads: Count = 2

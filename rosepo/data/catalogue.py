@@ -54,6 +54,12 @@ class Catalogue:
             raise UserError(f"item id {unknown!r} is not one of the {len(self)} in the catalogue (ids are {kind})")
         return found
 
+    def index_lists(self, lists: pa.ChunkedArray) -> list[np.ndarray]:
+        """Item indexes of every list of item ids in a column; see `index`."""
+        whole = lists.combine_chunks()
+        flat = self.index(whole.flatten().to_numpy(zero_copy_only=False))
+        return np.split(flat, np.cumsum(whole.value_lengths().to_numpy())[:-1])
+
     def save(self, path: Path) -> None:
         """Write one Parquet file (columns item_id, title, categories, train_count), in item order."""
         categories = pa.array([list(entry) or None for entry in self.categories], type=pa.list_(pa.string()))

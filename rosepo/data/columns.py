@@ -26,7 +26,6 @@ ALIASES = {
     "categories": ("genres", "genre", "class", "category"),
 }
 NO_CATEGORIES = "(no genres listed)"
-_INTEGER = r"^-?[0-9]{1,18}$"
 
 
 def match_columns(names: Sequence[str], columns: ColumnsConfig, kind: str, where: str) -> dict[str, str]:
@@ -155,35 +154,27 @@ def categories(column: pa.ChunkedArray, name: str, where: str, separator: str | 
 
 
 def integers_if_all(values: pa.Array) -> pa.Array:
-    """Distinct text ids as int64 where every one is an integer and they stay distinct; unchanged otherwise."""
+    """Text ids as int64 where every one is written as its int64 is (`7`, not `007`); unchanged otherwise."""
     if not pa.types.is_string(values.type) or not len(values):
         return values
-    if not pc.all(pc.match_substring_regex(values, _INTEGER)).as_py():
+    try:
+        numeric = values.cast(pa.int64())
+    except pa.ArrowInvalid:
         return values
-    numeric = values.cast(pa.int64())
-    return numeric if pc.count_distinct(numeric).as_py() == len(values) else values
+    return numeric if numeric.cast(pa.string()).equals(values) else values
 
 
 def codes(values: pa.Array | pa.ChunkedArray, known: pa.Array) -> np.ndarray:
-    """Places [n] int64 of ids in `known` (sorted, int64 or text), -1 where they are not in it."""
+    """Places [n] int64 of ids in `known` (distinct, int64 or text), -1 where they are not in it.
+
+    Where one side is text, both are compared as text: `007` is not 7.
+    """
     flat = _flat(values) if isinstance(values, pa.ChunkedArray) else values
-    if pa.types.is_int64(known.type):
-        if pa.types.is_string(flat.type):
-            integer = pc.match_substring_regex(flat, _INTEGER)
-            flat = pc.if_else(integer, flat, pa.scalar(None, pa.string())).cast(pa.int64())
-    elif not pa.types.is_string(flat.type):
-        flat = flat.cast(pa.string())
+    if flat.type != known.type:
+        flat, known = flat.cast(pa.string()), known.cast(pa.string())
     places = pc.fill_null(pc.index_in(flat, value_set=known), -1)
     nulls = flat.is_null().to_numpy(zero_copy_only=False)
     return np.where(nulls, -1, places.to_numpy(zero_copy_only=False)).astype(np.int64)
-
-
-def unify(tables: Sequence[pa.Table], column: str) -> list[pa.Table]:
-    """The tables with one type in an id column: text as soon as one of them has text."""
-    if len({table[column].type for table in tables}) < 2:
-        return list(tables)
-    at = tables[0].column_names.index(column)
-    return [table.set_column(at, column, table[column].cast(pa.string())) for table in tables]
 
 
 def present(table: pa.Table, mapping: Mapping[str, str], field: str) -> pa.ChunkedArray | None:

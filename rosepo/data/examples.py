@@ -1,4 +1,4 @@
-"""From a bucket of users to its rows of the `examples` and `trajectories` tables: arrays in, Arrow tables out."""
+"""From a bucket of users to its rows of the tables of a prepared log: arrays in, Arrow tables out."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from rosepo.data import split as splitting
 from rosepo.data.candidates import candidate_lists
 from rosepo.data.filtering import core_rows, count_tied, segment_starts
 from rosepo.data.log import Arrays
+from rosepo.data.seen import SEQUENCES
 
 ROW_GROUP = 16_384
 
@@ -114,10 +115,12 @@ def measure_bucket(bucket: Arrays, recipe: Recipe) -> Arrays:
 
 
 def write_bucket(bucket: Arrays, recipe: Recipe, out: str) -> Arrays:
-    """Write a bucket's two files, numbered by its place among the buckets, and return how many rows each has."""
+    """Write a bucket's files, numbered by its place among the buckets, and return how many rows they have."""
     number = int(np.searchsorted(recipe.buckets, bucket["user"][0], side="right")) - 1
-    examples, shared = bucket_tables(lay_out(bucket, recipe), recipe)
-    for folder, table in ((Path(out), examples), (Path(out) / "_trajectories", shared)):
+    layout = lay_out(bucket, recipe)
+    examples, shared = bucket_tables(layout, recipe)
+    tables = {".": examples, "_trajectories": shared, SEQUENCES: sequences(layout, recipe)}
+    for folder, table in ((Path(out) / name, table) for name, table in tables.items()):
         if table.num_rows:
             _write(table, folder / f"part-{number:05d}.parquet")
     return {"examples": np.array([examples.num_rows]), "trajectories": np.array([shared.num_rows])}
@@ -152,6 +155,15 @@ def bucket_tables(layout: Layout, recipe: Recipe) -> tuple[pa.Table, pa.Table]:
         )
         columns["candidates"] = _lists(recipe.items, drawn.ravel(), np.arange(len(drawn)) * n, np.full(len(drawn), n))
     return pa.table(columns), _trajectories(layout, recipe)
+
+
+def sequences(layout: Layout, recipe: Recipe) -> pa.Table:
+    """Every user with examples and all of its items, oldest first: what `with_seen` looks up."""
+    owners = np.unique(layout.owner)
+    starts = layout.start[owners]
+    lengths = np.append(layout.start, len(layout.item))[owners + 1] - starts
+    users = recipe.users.take(pa.array(layout.user[starts]))
+    return pa.table({"user_id": users, "items": _lists(recipe.items, layout.item, starts, lengths)})
 
 
 def _trajectories(layout: Layout, recipe: Recipe) -> pa.Table:

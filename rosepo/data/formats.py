@@ -1,20 +1,22 @@
 """Files to raw Arrow tables, a stretch of rows at a time: Parquet, CSV, TSV, JSON Lines, MovieLens `.dat`, RecBole.
 
-Text formats give every column as text, so that a type never depends on which rows a block happens to hold.
+A type never depends on which rows a block happens to hold: text formats give every column as text, and JSON Lines are
+read with the types of the first BLOCK_BYTES, ratings and times that are numbers as float64.
 """
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv as pacsv
-import pyarrow.json as pajson
 import pyarrow.parquet as pq
 
+from rosepo.data import json_lines
 from rosepo.data.sources import Source, filesystem, open_stream
 from rosepo.errors import UserError
 
@@ -43,7 +45,7 @@ class Header:
 
     Attributes:
         names: column names, in file order.
-        types: Arrow type of each column; text formats have text alone.
+        types: Arrow type of each column; text formats have text alone, JSON Lines what their first block tells.
         sequences: RecBole columns of type `token_seq`, split at spaces.
         delimiter: of text formats.
         rows: where the file tells it (Parquet).
@@ -91,21 +93,21 @@ def read_header(source: Source, kind: str) -> Header:
         return Header(names, dict.fromkeys(names, pa.string()), (Piece(source),), sequences, delimiter)
 
 
-def read_piece(piece: Piece, header: Header, columns: Sequence[str], kind: str) -> Iterator[tuple[int, pa.Table]]:
-    """Stretches of rows with the named columns, each with the number of its first row.
+def read_piece(piece: Piece, header: Header, mapping: Mapping[str, str], kind: str) -> Iterator[tuple[int, pa.Table]]:
+    """Stretches of rows with the columns of `mapping` (our field to the file's name), each with its first row's number.
 
     Raises:
         UserError: malformed or undecodable text, unreadable Parquet.
     """
     row = piece.first_row
     with _explained(piece.source):
-        for table in _tables(piece, header, list(columns), kind):
+        for table in _tables(piece, header, mapping, kind):
             yield row, table
             row += table.num_rows
 
 
-def _tables(piece: Piece, header: Header, columns: list[str], kind: str) -> Iterator[pa.Table]:
-    source = piece.source
+def _tables(piece: Piece, header: Header, mapping: Mapping[str, str], kind: str) -> Iterator[pa.Table]:
+    source, columns = piece.source, list(mapping.values())
     if source.format == "parquet":
         files, path = filesystem(source.uri)
         with files.open_input_file(path) as handle, pq.ParquetFile(handle) as file:
@@ -115,21 +117,17 @@ def _tables(piece: Piece, header: Header, columns: list[str], kind: str) -> Iter
         return
     with open_stream(source) as stream:
         if source.format == "jsonl":
-            reader = pajson.open_json(stream, read_options=pajson.ReadOptions(block_size=BLOCK_BYTES))
-            for batch in reader:
-                table = pa.Table.from_batches([batch])
-                for name in columns:
-                    if name not in table.column_names:
-                        table = table.append_column(name, pa.nulls(table.num_rows))
-                yield table.select(columns)
+            yield from json_lines.tables(stream, header.types, mapping, BLOCK_BYTES)
         elif source.format == "dat":
             yield from _dat_tables(source, stream, header, columns, kind)
         else:
-            yield from _csv_tables(stream, header, columns, quote=source.format != "recbole")
+            yield from _csv_tables(source, stream, header, columns)
 
 
-def _csv_tables(stream: pa.NativeFile, header: Header, columns: list[str], quote: bool) -> Iterator[pa.Table]:
+def _csv_tables(source: Source, stream: pa.NativeFile, header: Header, columns: list[str]) -> Iterator[pa.Table]:
     """Rows behind the header line, all columns as text, empty fields as null."""
+    # Between tabs a quote is a character like any other, which must not swallow the rows up to the next one.
+    quote = header.delimiter != "\t"
     reader = pacsv.open_csv(
         stream,
         read_options=pacsv.ReadOptions(column_names=list(header.names), skip_rows=1, block_size=BLOCK_BYTES),
@@ -139,7 +137,16 @@ def _csv_tables(stream: pa.NativeFile, header: Header, columns: list[str], quote
         convert_options=_as_text(columns),
     )
     for batch in reader:
-        yield pa.Table.from_batches([batch])
+        table = pa.Table.from_batches([batch])
+        if not quote and source.format != "recbole":
+            table = pa.table([_unquoted(column) for column in table.columns], names=table.column_names)
+        yield table
+
+
+def _unquoted(values: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Fields in quotes as a whole (as pandas writes those that hold a quote) without them; others as they are."""
+    inside = pc.replace_substring(pc.utf8_slice_codeunits(values, 1, -1), '""', '"')
+    return pc.if_else(pc.match_substring_regex(values, r'^"([^"]|"")*"$'), inside, values)
 
 
 def _dat_tables(
@@ -165,7 +172,8 @@ def _dat_table(source: Source, raw: bytes, header: Header, columns: list[str], k
     except UnicodeDecodeError:
         text = raw.decode("latin-1")  # MovieLens 1M and 10M; newer data of this shape is UTF-8
     if kind == "items":  # a title may hold `::` itself: the id ends at the first, the categories begin at the last
-        lines = [line for line in text.splitlines() if line.strip()]
+        # Not splitlines(), which parts titles at U+0085 and U+2028 too.
+        lines = [line.rstrip("\r") for line in text.split("\n") if line.strip()]
         wrong = next((line for line in lines if line.count("::") < 2), None)
         if wrong is not None:
             raise UserError(f"{source.name}: {wrong[:80]!r} is not {'::'.join(header.names)}")
@@ -205,7 +213,7 @@ def _parquet_header(source: Source) -> Header:
 def _json_header(source: Source) -> Header:
     with open_stream(source) as stream:
         try:
-            schema = pajson.open_json(stream, read_options=pajson.ReadOptions(block_size=BLOCK_BYTES)).schema
+            schema = json_lines.first_schema(stream, BLOCK_BYTES)
         except pa.ArrowInvalid as error:
             if "Empty JSON" in str(error):
                 raise UserError(f"{source.name} is empty") from None

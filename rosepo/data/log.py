@@ -8,6 +8,7 @@ once, as functions of a bucket that return arrays, and run by `map`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
@@ -16,7 +17,8 @@ import pyarrow.compute as pc
 
 from rosepo.data import columns as cols
 from rosepo.data.filtering import first_interactions
-from rosepo.data.readers import Plan, interaction_tables, read_interactions
+from rosepo.data.readers import Plan, interaction_schema, interaction_tables, read_interactions
+from rosepo.data.scans import merge_scans, positives, scan
 from rosepo.errors import UserError
 
 if TYPE_CHECKING:
@@ -65,37 +67,6 @@ class RayLog:
                 yield _unpack(table, place)
 
 
-def scan(table: pa.Table, min_rating: float | None) -> dict[str, pa.Array]:
-    """What the driver must know of a block: its users and items, each with rows in all and rows that are positive.
-
-    Returns:
-        user, user_rows, user_positives, item, item_rows, item_positives; unrated [1], rows without a rating.
-    """
-    counted = pa.table(
-        {
-            "user": table["user_id"],
-            "item": table["item_id"],
-            "rows": np.ones(table.num_rows, dtype=np.int64),
-            "positives": positives(table, min_rating),
-        }
-    )
-    found: dict[str, pa.Array] = {"unrated": pa.array([table["rating"].null_count], pa.int64())}
-    for name in ("user", "item"):
-        groups = counted.group_by(name, use_threads=False).aggregate([("rows", "sum"), ("positives", "sum")])
-        found[name] = groups[name].combine_chunks()
-        found[f"{name}_rows"] = groups["rows_sum"].combine_chunks()
-        found[f"{name}_positives"] = groups["positives_sum"].combine_chunks()
-    return found
-
-
-def positives(table: pa.Table, min_rating: float | None) -> np.ndarray:
-    """Mask [n] int64 (0 or 1) of the interactions rated at least `min_rating`; all where that is None."""
-    if min_rating is None:
-        return np.ones(table.num_rows, dtype=np.int64)
-    rated = pc.fill_null(pc.greater_equal(table["rating"], min_rating), False)
-    return rated.to_numpy().astype(np.int64)
-
-
 def encode(
     table: pa.Table, min_rating: float | None, users: pa.Array, items: pa.Array, buckets: np.ndarray
 ) -> pa.Table:
@@ -141,15 +112,19 @@ class LocalBlocks:
     """Interactions read in this process."""
 
     def __init__(self, plan: Plan) -> None:
+        self.schema = interaction_schema(plan)
         self.tables = [t for number, piece in plan.pieces for t in interaction_tables(plan, number, piece)]
 
-    def scans(self, min_rating: float | None) -> Iterator[dict[str, pa.Array]]:
-        return (scan(table, min_rating) for table in self.tables)
+    def scanned(self, min_rating: float | None) -> dict[str, pa.Array]:
+        """One scan of all interactions."""
+        return merge_scans((scan(table, min_rating) for table in self.tables), self.schema)
 
     def log(self, min_rating: float | None, users: pa.Array, items: pa.Array, buckets: np.ndarray) -> LocalLog:
         encoded = pa.concat_tables([encode(table, min_rating, users, items, buckets) for table in self.tables])
-        parts = [encoded.filter(pc.equal(encoded["bucket"], number)) for number in range(len(buckets))]
-        return LocalLog([make_bucket(part, len(items)) for part in parts if part.num_rows])
+        encoded = encoded.sort_by("bucket")
+        edges = np.searchsorted(encoded["bucket"].to_numpy(), np.arange(len(buckets) + 1))
+        parts = (encoded.slice(low, high - low) for low, high in pairwise(edges.tolist()) if low < high)
+        return LocalLog([make_bucket(part, len(items)) for part in parts])
 
 
 class RayBlocks:
@@ -158,25 +133,34 @@ class RayBlocks:
     def __init__(self, plan: Plan) -> None:
         from ray.data.context import ShuffleStrategy
 
+        self.schema = interaction_schema(plan)
         rows = read_interactions(plan)
         # The sorting shuffle reuses the workers that are up; the hashing one starts its own, ten seconds on a laptop.
         rows.context.shuffle_strategy = ShuffleStrategy.SORT_SHUFFLE_PULL_BASED
         self.dataset = rows.materialize()
 
-    def scans(self, min_rating: float | None) -> Iterator[dict[str, pa.Array]]:
-        scanned = self.dataset.map_batches(
+    def scanned(self, min_rating: float | None) -> dict[str, pa.Array]:
+        """One scan of all interactions.
+
+        Raises:
+            UserError: what was wrong with a file.
+        """
+        faults: list[str] = []
+        merged = merge_scans(self._scans(min_rating, faults), self.schema)
+        if faults:
+            raise UserError(min(faults))
+        return merged
+
+    def _scans(self, min_rating: float | None, faults: list[str]) -> Iterator[dict[str, pa.Array]]:
+        """The scan of each block; what was wrong with files is added to `faults`."""
+        scans = self.dataset.map_batches(
             _scan_row, batch_size=None, batch_format="pyarrow", fn_kwargs={"min_rating": min_rating}
         )
-        faults: list[str] = []
-        found = []
-        for table in scanned.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+        for table in scans.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
             for row in range(table.num_rows):
                 entry = {name: table[name][row].values for name in table.column_names}
                 faults += entry.pop("fault").to_pylist()
-                found.append(entry)
-        if faults:
-            raise UserError(min(faults))
-        return iter(found)
+                yield entry
 
     def log(self, min_rating: float | None, users: pa.Array, items: pa.Array, buckets: np.ndarray) -> RayLog:
         import ray

@@ -24,6 +24,7 @@ from rosepo.data.examples import Recipe, measure_bucket, write_bucket
 from rosepo.data.figures import check_figures, check_known, check_left, check_rating, describe
 from rosepo.data.log import LocalBlocks, Log, RayBlocks, bucket_starts
 from rosepo.data.readers import plan_reading, read_items
+from rosepo.data.seen import SEQUENCES
 from rosepo.data.split import SPLITS
 from rosepo.data.titles import distinct_titles
 from rosepo.errors import StageError, UserError
@@ -43,7 +44,7 @@ class Filtered:
 
 
 def prepare(config: Config, inputs: Outputs, out: Path) -> dict[str, Any]:
-    """Write `part-*.parquet`, `_trajectories/part-*.parquet` and `_items.parquet` into `out`.
+    """Write `part-*.parquet`, the same in `_trajectories/` and `_sequences/`, and `_items.parquet` into `out`.
 
     Ray must be running. Rows are sorted by user and position; they and the files they lie in depend on the data, the
     `prepare` section and the seed alone, not on machines or block sizes.
@@ -59,7 +60,8 @@ def prepare(config: Config, inputs: Outputs, out: Path) -> dict[str, Any]:
     check_rating(config, plan)
     items = read_items(config.data)
     filtered = filter_log(config, RayBlocks(plan), items)
-    (out / "_trajectories").mkdir(parents=True, exist_ok=True)
+    for folder in ("_trajectories", SEQUENCES):
+        (out / folder).mkdir(parents=True, exist_ok=True)
     # The figures decide whether the split is one that can be used, so they are taken before the first file is written.
     figures, counts = _measure(filtered)
     check_figures(config, figures)
@@ -108,20 +110,18 @@ def inspect_data(config: Config) -> dict[str, Any]:
 def filter_log(config: Config, blocks: LocalBlocks | RayBlocks, items: pa.Table) -> Filtered:
     """Everything before examples: positives, first interactions, k-core, titles, time cuts. Nothing is written."""
     settings = config.prepare
-    scanned = list(blocks.scans(settings.min_rating))
-    if not sum(len(scan["user"]) for scan in scanned):
+    scanned = blocks.scanned(settings.min_rating)
+    if not len(scanned["user"]):
         raise UserError(f"data.interactions={config.data.interactions} has no rows")
-    users, user_rows, user_kept = _merge(scanned, "user")
-    used, item_rows, _ = _merge(scanned, "item")
-    rows, positive = int(user_rows.sum()), int(user_kept.sum())
+    rows, positive = (int(pc.sum(scanned[name]).as_py()) for name in ("user_rows", "user_positives"))
     known = items["item_id"].combine_chunks()
-    check_known(used, item_rows, known, config)
-    unrated = sum(int(scan["unrated"][0].as_py()) for scan in scanned) if settings.min_rating is not None else 0
+    check_known(scanned["item"], scanned["item_rows"].to_numpy(), known, config)
     steps: list[dict[str, Any]] = []
     if settings.min_rating is not None:
+        unrated = int(scanned["unrated"][0].as_py())
         steps.append({"why": f"rated below {settings.min_rating:g}", "rows": rows - positive - unrated})
         steps.append({"why": "without a rating", "rows": unrated})
-    users, user_kept = _sorted_users(users, user_kept)
+    users, user_kept = _sorted_users(scanned["user"], scanned["user_positives"].to_numpy())
     starts = bucket_starts(user_kept)
     check_left(positive, rows, steps)
     log = blocks.log(settings.min_rating, users, known, starts)
@@ -147,22 +147,12 @@ def filter_log(config: Config, blocks: LocalBlocks | RayBlocks, items: pa.Table)
     figures = {
         "rows": rows,
         "users_read": len(users),
-        "items_read": len(used),
+        "items_read": len(scanned["item"]),
         "items_listed": len(known),
         "dropped": steps,
         "titles_disambiguated": changed,
     }
     return Filtered(log, recipe, catalogue, figures)
-
-
-def _merge(scanned: list[dict[str, pa.Array]], name: str) -> tuple[pa.Array, np.ndarray, np.ndarray]:
-    """Distinct ids of all blocks with their rows and positive rows."""
-    parts = [
-        pa.table({"id": scan[name], "rows": scan[f"{name}_rows"], "positives": scan[f"{name}_positives"]})
-        for scan in scanned
-    ]
-    merged = pa.concat_tables(parts).group_by("id").aggregate([("rows", "sum"), ("positives", "sum")])
-    return merged["id"].combine_chunks(), merged["rows_sum"].to_numpy(), merged["positives_sum"].to_numpy()
 
 
 def _sorted_users(users: pa.Array, counts: np.ndarray) -> tuple[pa.Array, np.ndarray]:

@@ -40,7 +40,8 @@ class PromptBuilder:
         longest_completion: tokens of the catalogue's longest completion, EOS included.
 
     Raises:
-        UserError: a tokenizer without EOS; a title without tokens, with an EOS inside, or with another title's tokens.
+        UserError: a tokenizer without EOS; a title without tokens, with an EOS inside, or with another title's tokens;
+            a max_length without room for the longest title both in the history and as the completion.
     """
 
     def __init__(
@@ -64,9 +65,15 @@ class PromptBuilder:
         self._lengths = np.diff(self._offsets)
         self._check_titles(titles)
         self.longest_completion = int(self._lengths.max(initial=0)) + 1
+        self._check_room(titles)
 
     def __len__(self) -> int:
         return len(self._lengths)
+
+    @property
+    def template_tokens(self) -> int:
+        """Tokens that every prompt has beside its titles and their separators."""
+        return len(self.head) + len(self.tail)
 
     @property
     def lengths(self) -> np.ndarray:
@@ -150,6 +157,17 @@ class PromptBuilder:
                     f"titles {titles[other]!r} and {titles[item]!r} have the same tokens: "
                     "rename one or use another model"
                 )
+
+    def _check_room(self, titles: Sequence[str]) -> None:
+        item = int(np.argmax(self._lengths))
+        tokens = int(self._lengths[item])
+        needed = self.template_tokens + tokens + len(self.separator) + self.longest_completion
+        if needed > self.max_length:
+            raise UserError(
+                f"model.max_length={self.max_length} has no room for title {titles[item]!r} both in the history and as"
+                f" the completion: it takes {tokens} tokens, the template {self.template_tokens}; raise it to {needed},"
+                " or shorten the title"
+            )
 
 
 def _tokenise(tokenizer: PreTrainedTokenizerBase, titles: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:

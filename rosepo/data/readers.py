@@ -102,7 +102,7 @@ def interaction_tables(plan: Plan, number: int, piece: Piece) -> Iterator[pa.Tab
     """
     source, header = plan.files[number]
     mapping, where = plan.mappings[number], source.name
-    for row, table in read_piece(piece, header, list(mapping.values()), "interactions"):
+    for row, table in read_piece(piece, header, mapping, "interactions"):
         if not table.num_rows:
             continue
         rating = cols.present(table, mapping, "rating")
@@ -148,7 +148,7 @@ def read_items(config: DataConfig) -> pa.Table:
         source, header = plan.files[number]
         mapping, where = plan.mappings[number], source.name
         separator = " " if mapping.get("categories") in header.sequences else "|"
-        for row, table in read_piece(piece, header, list(mapping.values()), "items"):
+        for row, table in read_piece(piece, header, mapping, "items"):
             if table.num_rows:
                 tables.append(_item_table(table, mapping, where, row, separator, plan))
     if not tables:

@@ -32,6 +32,7 @@ def distinct_titles(titles: Sequence[str], ids: Sequence[Any], duplicates: str) 
     if len(taken) == len(keys):
         return list(titles), 0
     first: dict[str, int] = {}
+    following: dict[str, int] = {}
     result, changed = list(titles), 0
     for place, key in enumerate(keys):
         other = first.setdefault(key, place)
@@ -42,10 +43,11 @@ def distinct_titles(titles: Sequence[str], ids: Sequence[Any], duplicates: str) 
                 f"items {ids[other]!r} ({titles[other]!r}) and {ids[place]!r} ({titles[place]!r}) have one title "
                 f"({len(keys) - len(taken)} such in all): --set prepare.duplicate_titles=disambiguate tells them apart"
             )
-        number = 2
+        number = following.get(key, 2)
         while normalised(f"{titles[place]} ({number})") in taken:
             number += 1
         result[place] = f"{titles[place]} ({number})"
         taken.add(normalised(result[place]))
+        following[key] = number + 1
         changed += 1
     return result, changed

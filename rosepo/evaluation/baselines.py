@@ -1,6 +1,6 @@
 """Two recommenders that know nothing of titles: what is most popular, and what most often came next.
 
-Both are counted from the training part alone and rank the full catalogue outside the history.
+Both are counted from the training part alone and rank all titles that the user had not chosen yet.
 """
 
 from __future__ import annotations

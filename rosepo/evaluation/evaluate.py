@@ -1,6 +1,7 @@
 """The `evaluate` stage: every model ranks the catalogue for the same examples; figures, intervals, report.
 
-Catalogue protocol: all titles outside the history compete, and the one right answer is the title that came next.
+Catalogue protocol: all titles that the user had not chosen yet compete; the one right answer is the title that came
+next.
 """
 
 from __future__ import annotations
@@ -24,7 +25,14 @@ from rosepo.evaluation import bias
 from rosepo.evaluation.baselines import Popular, Scorer, markov
 from rosepo.evaluation.bootstrap import Estimate, UserBootstrap
 from rosepo.evaluation.metrics import accuracy
-from rosepo.evaluation.rankings import rank_by_models, rank_by_scores, read_batches, read_rankings, write_examples
+from rosepo.evaluation.rankings import (
+    count_cut,
+    rank_by_models,
+    rank_by_scores,
+    read_batches,
+    read_rankings,
+    write_examples,
+)
 from rosepo.resources import stage_use_gpu
 
 if TYPE_CHECKING:
@@ -67,13 +75,18 @@ def evaluate(config: Config, inputs: Outputs, out: Path) -> dict[str, Any]:
     rankings.mkdir()
     seconds = _rank_all(config, inputs, catalogue, examples, rankings, folders, n)
     metrics, exposure = measure(config, inputs, catalogue, examples, rankings, present)
+    metrics["cut"] = {name: count_cut(rankings / f"{name}.parquet") for name in folders}
+    for name, cut in metrics["cut"].items():
+        if cut["prompts"]:
+            say(f"  {name}: {cut['prompts']:,} of {n:,} prompts could not hold their history and left out "
+                f"{cut['items']:,} of its oldest items (model.max_length)")  # fmt: skip
     write_json(out / METRICS_FILE, metrics)
     pq.write_table(exposure, out / EXPOSURE_FILE, compression="zstd")
     write_report(config, inputs, out, seconds=time.monotonic() - started)
     figures = {name: {key: models[key]["value"] for key in ("hr@1", "hr@10", "ndcg@10")}
                for name, models in metrics["models"].items()}  # fmt: skip
     return {"n_examples": n, "n_users": metrics["n_users"], "split": settings.split, "models": figures,
-            "left_out": absent, "ranking_seconds": seconds}  # fmt: skip
+            "cut": metrics["cut"], "left_out": absent, "ranking_seconds": seconds}  # fmt: skip
 
 
 def measure(

@@ -12,14 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from rosepo.console import Progress
 from rosepo.data.catalogue import Catalogue
+from rosepo.data.seen import read_split
 from rosepo.errors import StageError, UserError
 from rosepo.evaluation.baselines import Scorer, top_k
 from rosepo.evaluation.metrics import target_ranks
@@ -31,23 +30,22 @@ DEPTH = 20
 
 @dataclass(frozen=True)
 class Batch:
-    """Examples of one row group, items as indexes; `histories` oldest first."""
+    """Examples of one row group, items as indexes, lists oldest first; a history is the end of what was `seen`."""
 
     example_ids: list[str]
     users: pa.Array
     histories: list[np.ndarray]
+    seen: list[np.ndarray]
     targets: np.ndarray
 
     @classmethod
     def of(cls, table: pa.Table, catalogue: Catalogue) -> Batch:
-        """From columns example_id, user_id, history, target."""
-        lists = table["history"].combine_chunks()
-        lengths = pc.list_value_length(lists).to_numpy(zero_copy_only=False)
-        flat = catalogue.index(lists.flatten().to_numpy(zero_copy_only=False))
+        """From columns example_id, user_id, history, seen, target."""
         return cls(
             table["example_id"].to_pylist(),
             table["user_id"].combine_chunks(),
-            np.split(flat, np.cumsum(lengths)[:-1]),
+            catalogue.index_lists(table["history"]),
+            catalogue.index_lists(table["seen"]),
             catalogue.index(table["target"].to_numpy()),
         )
 
@@ -61,31 +59,22 @@ def write_examples(folder: Path, split: str, limit: int | None, batch_size: int,
     Raises:
         UserError: the split is empty.
     """
-    source = ds.dataset(sorted(str(path) for path in folder.glob("part-*.parquet")))
-    wanted = ds.field("split") == split
-    columns = ["example_id", "user_id", "history", "target"]
-    threshold = None
-    if limit is not None:
-        hashes = [_hashes(batch) for batch in source.to_batches(columns=["example_id"], filter=wanted)]
-        everything = np.concatenate([np.empty(0, dtype=np.uint64), *hashes])
-        if limit < len(everything):
-            threshold = np.partition(everything, limit - 1)[limit - 1]
-    schema = pa.schema([source.schema.field(name) for name in columns])
-    count = 0
-    with pq.ParquetWriter(out, schema, compression="zstd") as writer:
-        waiting: list[pa.RecordBatch] = []
-        for batch in source.to_batches(columns=columns, filter=wanted):
-            if threshold is not None:
-                batch = batch.filter(pa.array(_hashes(batch) <= threshold))
-            count += batch.num_rows
-            waiting.append(batch)
-            if sum(part.num_rows for part in waiting) >= 64 * batch_size:
-                table = pa.Table.from_batches(waiting, schema)
-                whole = table.num_rows // batch_size * batch_size
-                writer.write_table(table.slice(0, whole), row_group_size=batch_size)
-                waiting = table.slice(whole).to_batches()
-        if waiting:
-            writer.write_table(pa.Table.from_batches(waiting, schema), row_group_size=batch_size)
+    count, waiting = 0, pa.table({})
+    writer: pq.ParquetWriter | None = None
+    try:
+        for table in read_split(folder, split, limit):
+            count += len(table)
+            waiting = pa.concat_tables([waiting, table]) if len(waiting) else table
+            writer = writer or pq.ParquetWriter(out, table.schema, compression="zstd")
+            whole = len(waiting) // batch_size * batch_size
+            if whole:
+                writer.write_table(waiting.slice(0, whole), row_group_size=batch_size)
+                waiting = waiting.slice(whole)
+        if writer is not None and len(waiting):
+            writer.write_table(waiting)
+    finally:
+        if writer is not None:
+            writer.close()
     if not count:
         raise UserError(f"{folder} has no {split} examples to evaluate: choose another evaluate.split")
     return count
@@ -130,12 +119,18 @@ def read_rankings(path: Path, catalogue: Catalogue) -> tuple[np.ndarray, np.ndar
     return table["rank"].to_numpy().astype(np.int64), items
 
 
+def count_cut(path: Path) -> dict[str, int]:
+    """Prompts of a model's rankings that did not hold their whole history, and the items that they left out."""
+    left_out = pq.read_table(path, columns=["left_out"])["left_out"].to_numpy()
+    return {"prompts": int((left_out > 0).sum()), "items": int(left_out.sum())}
+
+
 def rank_by_scores(scorer: Scorer, examples: Path, catalogue: Catalogue, out: Path, progress: Progress) -> None:
-    """Rank the full catalogue outside the history by a scorer, in this process, and write the file `out`."""
+    """Rank all that was not seen by a scorer, in this process, and write the file `out`."""
     writer: pq.ParquetWriter | None = None
     try:
         for batch in read_batches(examples, catalogue):
-            items, scores = top_k(scorer.score_all(batch.histories), batch.histories, DEPTH)
+            items, scores = top_k(scorer.score_all(batch.histories), batch.seen, DEPTH)
             table = rankings_table(batch, catalogue, items, scores)
             writer = writer or pq.ParquetWriter(out, table.schema, compression="zstd")
             writer.write_table(table)
@@ -161,16 +156,18 @@ class LanguageModelRanker:
         self.held = ""
 
     def __call__(self, work: pa.Table) -> pa.Table:
-        """Columns `model` and `row_group` to rankings with the column `model` in front."""
+        """Columns `model` and `row_group` to rankings, with `model` in front and `left_out`, the items of each history
+        that did not fit in the prompt, at the end."""
         tables = []
         for name, group in zip(work["model"].to_pylist(), work["row_group"].to_pylist()):
             self._hold(name)
             catalogue = self.recommender.catalogue
             batch = next(read_batches(self.examples, catalogue, [group]))
             newest = [history[-self.recommender.max_history :] for history in batch.histories]
-            prompts = [self.recommender.builder.prompt(history)[0] for history in newest]
-            items, scores = self.decoder.top_k(prompts, batch.histories, DEPTH)
+            prompts, left_out = zip(*map(self.recommender.builder.prompt, newest), strict=True)
+            items, scores = self.decoder.top_k(prompts, batch.seen, DEPTH)
             table = rankings_table(batch, catalogue, items, scores)
+            table = table.append_column("left_out", pa.array(left_out, pa.int32()))
             tables.append(table.add_column(0, "model", pa.array([name] * len(table), pa.string())))
         return pa.concat_tables(tables)
 
@@ -239,12 +236,6 @@ def rank_by_models(
     finally:
         for writer in writers.values():
             writer.close()
-
-
-def _hashes(batch: pa.RecordBatch) -> np.ndarray:
-    ids = batch.column(batch.schema.get_field_index("example_id")).to_numpy(zero_copy_only=False)
-    hashes: np.ndarray = pd.util.hash_array(ids.astype(object), categorize=False)
-    return hashes
 
 
 def _last_line(error: BaseException) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,43 +15,13 @@ import pyarrow as pa
 from rosepo.config import Config, RecommendConfig
 from rosepo.console import Progress, table
 from rosepo.data.catalogue import Catalogue
-from rosepo.data.titles import normalised
+from rosepo.data.histories import HistoryReader, read_histories
 from rosepo.errors import StageError, UserError
 from rosepo.resources import stage_use_gpu
 
 if TYPE_CHECKING:
     from rosepo.evaluation.decode import Decoder
     from rosepo.models.folder import Recommender
-
-
-class HistoryReader:
-    """Item ids or titles, as a person writes them, to item indexes.
-
-    Titles match after normalisation. An entry that is both an id and a title is taken as the id.
-    """
-
-    def __init__(self, catalogue: Catalogue) -> None:
-        self._titles = {normalised(title): index for index, title in enumerate(catalogue.titles)}
-        self._ids = {str(item): index for index, item in enumerate(catalogue.item_ids.tolist())}
-        self._catalogue = catalogue
-
-    def indexes(self, entries: Sequence[Any], where: str) -> np.ndarray:
-        """Item indexes int64 of ids or titles, oldest first.
-
-        Raises:
-            UserError: an entry that is neither, naming `where` it stands and the nearest titles.
-        """
-        return np.array([self._index(entry, where) for entry in entries], dtype=np.int64)
-
-    def _index(self, entry: Any, where: str) -> int:
-        text = str(entry).strip()
-        found = self._ids.get(text, self._titles.get(normalised(text)))
-        if found is None:
-            near = difflib.get_close_matches(normalised(text), self._titles, n=3, cutoff=0.5)
-            titles = ", ".join(repr(self._catalogue.titles[self._titles[name]]) for name in near)
-            hint = f"the nearest titles are {titles}" if near else "no title comes near it"
-            raise UserError(f"{where}: {text!r} is neither a title nor an item id of the model's catalogue; {hint}")
-        return found
 
 
 class Answerer:
@@ -105,11 +74,12 @@ def recommend(
     """Answer one history of titles (or ids), or every history of a file, on stdout or into `output`.
 
     A file (Parquet, CSV or JSON Lines) has a column `history`: lists of titles or item ids, oldest first (in CSV a JSON
-    list), and may have `user_id`. Answers are JSON Lines for a file, `as_json` or `output`; else a table.
+    list), and may have `user_id`, text or integers (in CSV text). Answers are JSON Lines for a file, `as_json` or
+    `output`; else a table.
 
     Raises:
-        UserError: no history or two sources of them, a model folder that is not one, a file that cannot be read, or an
-            unknown title.
+        UserError: no history or two sources of them, a model folder that is not one, a file that cannot be read, or a
+            history or user_id in it that is not one.
     """
     if bool(history) == (file is not None):
         raise UserError("recommend needs either --history TITLE (one or more) or --file FILE, and not both")
@@ -133,58 +103,6 @@ def recommend(
         for number, answer in enumerate(_answer_on_ray(config, model, histories)):
             titles = [catalogue.titles[item] for item in histories[number]]
             stream.write(_line(users[number] if users is not None else None, titles, answer))
-
-
-def read_histories(file: str, reader: HistoryReader) -> tuple[list[Any] | None, list[np.ndarray]]:
-    """`user_id` of every row (None without that column) and the histories as item indexes.
-
-    Raises:
-        UserError: no such file, a kind that is not read, no column `history`, no row, or (naming the row) an unknown
-            title.
-    """
-    rows = _read_table(Path(file))
-    if "history" not in rows.column_names:
-        raise UserError(f"{file} has no column 'history' (it has {', '.join(rows.column_names)})")
-    if not len(rows):
-        raise UserError(f"{file} holds no rows")
-    histories = []
-    for number, entries in enumerate(rows["history"].to_pylist(), 1):
-        where = f"{file}, row {number}"
-        histories.append(reader.indexes(_entries(entries, where), where))
-    return (rows["user_id"].to_pylist() if "user_id" in rows.column_names else None), histories
-
-
-def _entries(value: Any, where: str) -> list[Any]:
-    if isinstance(value, str):
-        try:
-            value = json.loads(value)
-        except json.JSONDecodeError:
-            raise UserError(f'{where}: history {value!r} is not a JSON list such as ["Title A", "Title B"]') from None
-    if not isinstance(value, list) or any(entry is None for entry in value):
-        raise UserError(f"{where}: history {value!r} is not a list of titles or item ids")
-    return value
-
-
-def _read_table(path: Path) -> pa.Table:
-    import pyarrow.csv
-    import pyarrow.json
-    import pyarrow.parquet
-
-    readers = {
-        ".parquet": pyarrow.parquet.read_table,
-        ".csv": pyarrow.csv.read_csv,
-        ".jsonl": pyarrow.json.read_json,
-        ".json": pyarrow.json.read_json,
-        ".ndjson": pyarrow.json.read_json,
-    }
-    if path.suffix.lower() not in readers:
-        raise UserError(f"--file {path}: give a .parquet, .csv or .jsonl file")
-    try:
-        return readers[path.suffix.lower()](str(path))
-    except FileNotFoundError:
-        raise UserError(f"--file {path} does not exist") from None
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(f"--file {path} cannot be read: {error}") from error
 
 
 def _answer_on_ray(config: Config, model: str, histories: list[np.ndarray]) -> Iterator[list[dict[str, Any]]]:

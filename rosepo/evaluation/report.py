@@ -112,13 +112,15 @@ def _facts(config: Config, metrics: Mapping[str, Any], manifests: Mapping[str, A
     align, pairs = config.align, config.pairs
     shape = f"ε ≤ {align.epsilon_max:g}" if align.loss == "pairwise" else f"target ≥ {align.target_min:g}"
     strategies = ", ".join(f"{name} {weight:g}" for name, weight in pairs.strategies.items() if weight > 0)
+    cut = max((cut["prompts"] for cut in metrics.get("cut", {}).values()), default=0)
+    measured = f"{metrics['n_examples']:,} examples of {metrics['n_users']:,} users"
+    measured += ", every title that the user had not chosen yet"
+    if cut:
+        measured += f"; {cut:,} histories did not fit in the prompt and lost their oldest titles"
     facts = [
         ("Data", f"{data}{': ' + counts if counts else ''}"),
         ("Split", f"{config.prepare.split.replace('_', ' ')}; {metrics['split']} part measured"),
-        (
-            "Measured",
-            f"{metrics['n_examples']:,} examples of {metrics['n_users']:,} users, every title outside the history",
-        ),
+        ("Measured", measured),
         ("Model", model),
         ("Fine-tuning", f"{_epochs(config.sft.epochs)}, learning rate {config.sft.learning_rate:g}"),
     ]

@@ -79,7 +79,18 @@ def _popularity(models: Mapping[str, Any], differences: Mapping[str, Any]) -> tu
     outcome = (
         f"{'more' if sign(difference) > 0 else 'less'} popular titles, {'nearer to' if nearer else 'further from'}"
     )
-    return f"{told}: {outcome} what people chose.", f"{'lowered' if nearer else 'raised'} popularity bias"
+    return f"{told}: {outcome} what people chose.", _bias_words(before["value"] - truth, after["value"] - truth)
+
+
+def _bias_words(before: float, after: float) -> str:
+    """For the headline, from how far each model lies above what people chose: the bias is that excess alone."""
+    if after < 0:
+        if -after > abs(before):
+            return "moved to less popular titles than people choose"
+        return "lowered popularity bias" if before > 0 else "moved nearer to the popularity of what people choose"
+    if before < 0 and after < -before:
+        return "moved nearer to the popularity of what people choose"
+    return "raised popularity bias" if after > before else "lowered popularity bias"
 
 
 def _look_alikes(models: Mapping[str, Any], differences: Mapping[str, Any]) -> tuple[str, str]:

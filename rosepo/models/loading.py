@@ -10,7 +10,7 @@ import torch
 from huggingface_hub import HfApi, try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
 from rosepo.console import say
@@ -140,7 +140,8 @@ def load_model_config(source: Source) -> Any:
     """The Transformers config of a whole model.
 
     Raises:
-        UserError: not readable, needs code of its own, or not a causal LM.
+        UserError: not readable, needs code of its own, or not a causal LM (encoders that Transformers loads as one
+            included).
     """
     try:
         config = AutoConfig.from_pretrained(source.path, trust_remote_code=False, **source.options)
@@ -153,7 +154,24 @@ def load_model_config(source: Source) -> Any:
         raise UserError(f"model.path={source.path}: its config cannot be read: {_first_line(error)}") from error
     if type(config) not in AutoModelForCausalLM._model_mapping:
         raise UserError(f"model.path={source.path} is a {config.model_type}, which is not a causal language model")
+    if _sees_ahead(config):
+        raise UserError(
+            f"model.path={source.path} is a {config.model_type} whose tokens attend to the ones after them, so that it"
+            " would be shown the titles that it has to predict: use a decoder, such as a Llama or a Qwen"
+        )
     return config
+
+
+def _sees_ahead(config: Any) -> bool:
+    """Whether a config that `AutoModelForCausalLM` takes is that of an encoder, with attention in both directions."""
+    settings = config.get_text_config(decoder=True)
+    # Gemma 4 writes "vision" where only the tokens of an image attend to later ones.
+    bidirectional = getattr(settings, "use_bidirectional_attention", False) in (True, "all")
+    if bidirectional or not getattr(settings, "is_causal", True) or settings.model_type == "xlnet":
+        return True
+    # Some decoders (GPT-NeoX) leave is_decoder false too: it says something of families of masked models alone.
+    encoder = type(settings) in AutoModelForMaskedLM._model_mapping and not settings.is_encoder_decoder
+    return encoder and not (getattr(settings, "is_decoder", False) or getattr(settings, "causal", False))
 
 
 def adapter_base(source: Source) -> tuple[str, str | None]:

@@ -109,8 +109,13 @@ def check_length(model_settings: Any, config: ModelConfig) -> None:
 
 def max_positions(model_settings: Any) -> int | None:
     """Longest sequence that a model's config allows; None where it names none."""
-    positions = getattr(model_settings, "max_position_embeddings", None)
+    positions = getattr(text_settings(model_settings), "max_position_embeddings", None)
     return None if positions is None else int(positions)
+
+
+def text_settings(model_settings: Any) -> Any:
+    """The part of a model's config that describes its language model: all of it, but for models of images and text."""
+    return model_settings.get_text_config(decoder=True)
 
 
 def validate_model(config: Config) -> dict[str, Any]:
@@ -137,16 +142,18 @@ def validate_model(config: Config) -> dict[str, Any]:
         adapter = "given" if given else adapter
         check_length(settings, model_config)
         vocabulary = len(load_tokenizer(model_config.path, model_config.revision))
-        if vocabulary > settings.vocab_size:
+        embeddings = text_settings(settings).vocab_size
+        if vocabulary > embeddings:
             raise UserError(
                 f"model.path={model_config.path}: the tokenizer has {vocabulary} tokens, the model"
-                f" {settings.vocab_size} embeddings; they do not belong together"
+                f" {embeddings} embeddings; they do not belong together"
             )
     with torch.device("meta"):
         model: Any = AutoModelForCausalLM.from_config(settings)
         total = model.num_parameters()
         if model_config.lora is not None:
             model = add_adapter(model, model_config.lora)
+    text, dtype = text_settings(settings), settings.dtype or text_settings(settings).dtype
     trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     return {
         "source": model_config.path or "scratch",
@@ -157,9 +164,9 @@ def validate_model(config: Config) -> dict[str, Any]:
         "vocabulary": vocabulary,
         "max_positions": max_positions(settings),
         "max_length": model_config.max_length,
-        "hidden_size": settings.hidden_size,
-        "layers": settings.num_hidden_layers,
-        "weights_dtype": str(settings.dtype).removeprefix("torch.") if settings.dtype else "float32",
+        "hidden_size": text.hidden_size,
+        "layers": text.num_hidden_layers,
+        "weights_dtype": str(dtype).removeprefix("torch.") if dtype else "float32",
         "shared_prefix": settings.model_type in SHARED_FAMILIES,
     }
 

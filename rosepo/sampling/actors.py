@@ -109,11 +109,11 @@ class GroupsActor:
         """The groups of one batch of examples, in their order."""
         pairs = self.settings.pairs
         with _timed(tally, "prompts"):
-            histories, targets = self._items(table)
+            histories, seen, targets = self._items(table)
             prompts, dropped = zip(*(self.builder.prompt(history) for history in histories), strict=True)
             tally.count_prompts(np.array([len(prompt) for prompt in prompts]), np.array(dropped))
             ids = table["example_id"].to_pylist()
-            examples = Examples.of(ids, histories, targets, len(self.catalogue), prompts)
+            examples = Examples.of(ids, histories, targets, len(self.catalogue), prompts, seen)
         with _timed(tally, "sampling"):
             rejected = sample_rejected(examples, self.strategies, pairs.strategies, pairs.negatives, self.settings.seed)
             _check(examples, rejected, ids)
@@ -149,13 +149,10 @@ class GroupsActor:
             }
         )
 
-    def _items(self, table: pa.Table) -> tuple[list[np.ndarray], np.ndarray]:
-        """Histories and targets as item indexes."""
-        history = table["history"].combine_chunks()
-        lengths = history.value_lengths().to_numpy()
-        flat = self.catalogue.index(history.flatten().to_numpy(zero_copy_only=False))
-        targets = self.catalogue.index(table["target"].to_numpy())
-        return np.split(flat, np.cumsum(lengths)[:-1]), targets
+    def _items(self, table: pa.Table) -> tuple[list[np.ndarray], list[np.ndarray], np.ndarray]:
+        """Histories, all that was seen before, and targets, as item indexes."""
+        histories, seen = (self.catalogue.index_lists(table[name]) for name in ("history", "seen"))
+        return histories, seen, self.catalogue.index(table["target"].to_numpy())
 
 
 def _check(examples: Examples, rejected: Rejected, ids: Sequence[str]) -> None:

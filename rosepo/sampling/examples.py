@@ -8,6 +8,7 @@ from functools import cached_property
 
 import numpy as np
 
+from rosepo.data.split import ranges
 from rosepo.sampling.draws import example_keys
 
 
@@ -21,6 +22,7 @@ class Examples:
         history_offsets: int64 [N + 1], where each history begins and the last one ends.
         targets: int64 [N].
         n_items: size of the catalogue.
+        seen_items, seen_offsets: like the histories, all items before each target; None where that is the histories.
         prompts: token ids of each prompt, for strategies that ask the model; None where no such strategy is used.
     """
 
@@ -30,6 +32,8 @@ class Examples:
     targets: np.ndarray
     n_items: int
     prompts: Sequence[np.ndarray] | None = None
+    seen_items: np.ndarray | None = None
+    seen_offsets: np.ndarray | None = None
 
     @classmethod
     def of(
@@ -39,28 +43,33 @@ class Examples:
         targets: np.ndarray,
         n_items: int,
         prompts: Sequence[np.ndarray] | None = None,
+        seen: Sequence[np.ndarray] | None = None,
     ) -> Examples:
-        """From one history array an example."""
-        offsets = np.cumsum([0, *(len(history) for history in histories)])
-        items = np.concatenate([np.zeros(0, dtype=np.int64), *histories]).astype(np.int64, copy=False)
-        return cls(example_keys(example_ids), items, offsets, np.asarray(targets, dtype=np.int64), n_items, prompts)
+        """From one history array an example, and one of all that was seen where histories were cut."""
+        whole = (None, None) if seen is None else _flat(seen)
+        targets = np.asarray(targets, dtype=np.int64)
+        return cls(example_keys(example_ids), *_flat(histories), targets, n_items, prompts, *whole)
 
     def __len__(self) -> int:
         return len(self.targets)
 
     def take(self, rows: np.ndarray) -> Examples:
         """The examples at `rows` (int64 [m])."""
-        lengths = np.diff(self.history_offsets)[rows]
-        offsets = np.concatenate([[0], np.cumsum(lengths)])
-        at = np.arange(offsets[-1]) + np.repeat(self.history_offsets[rows] - offsets[:-1], lengths)
+        histories = _take(self.history_items, self.history_offsets, rows)
         prompts = None if self.prompts is None else [self.prompts[row] for row in rows]
-        return Examples(self.keys[rows], self.history_items[at], offsets, self.targets[rows], self.n_items, prompts)
+        seen: tuple[np.ndarray | None, np.ndarray | None] = (None, None)
+        if self.seen_items is not None and self.seen_offsets is not None:
+            seen = _take(self.seen_items, self.seen_offsets, rows)
+        return Examples(self.keys[rows], *histories, self.targets[rows], self.n_items, prompts, *seen)
 
     @cached_property
     def excluded(self) -> Excluded:
-        """History and target of each example."""
-        rows = np.concatenate([np.repeat(np.arange(len(self)), np.diff(self.history_offsets)), np.arange(len(self))])
-        keys = rows * self.n_items + np.concatenate([self.history_items, self.targets])
+        """All that was seen before each example, and its target."""
+        items, offsets = self.seen_items, self.seen_offsets
+        if items is None or offsets is None:
+            items, offsets = self.history_items, self.history_offsets
+        rows = np.concatenate([np.repeat(np.arange(len(self)), np.diff(offsets)), np.arange(len(self))])
+        keys = rows * self.n_items + np.concatenate([items, self.targets])
         return Excluded(np.unique(keys), len(self), self.n_items)
 
 
@@ -100,3 +109,15 @@ class Excluded:
         there = np.flatnonzero(items >= 0)
         keys = np.union1d(self.keys, there * self.n_items + items[there])
         return Excluded(keys, self.n_rows, self.n_items)
+
+
+def _flat(lists: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Arrays end to end, int64, and where each begins."""
+    items = np.concatenate([np.zeros(0, dtype=np.int64), *lists]).astype(np.int64, copy=False)
+    return items, np.cumsum([0, *(len(part) for part in lists)])
+
+
+def _take(items: np.ndarray, offsets: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The same of some of them."""
+    lengths = np.diff(offsets)[rows]
+    return items[ranges(offsets[rows], lengths)], np.concatenate([[0], np.cumsum(lengths)])

@@ -29,7 +29,7 @@ from rosepo.resources import stage_use_gpu
 from rosepo.sampling.actors import ActorSettings, GroupsActor
 from rosepo.sampling.figures import Tally
 from rosepo.sampling.mixture import max_negatives
-from rosepo.sampling.plan import Shard, example_files, longest_history, plan_shards
+from rosepo.sampling.plan import Shard, example_files, most_seen, plan_shards
 from rosepo.session import work_dataset
 
 
@@ -101,7 +101,7 @@ def _run(shards: Sequence[Shard], settings: ActorSettings, gpus: float, tally: T
 
 
 def _plan_row(shard: Shard) -> dict[str, Any]:
-    return {"shard": shard.number, "path": shard.path, "rows": shard.rows.tolist()}
+    return {"shard": shard.number, "path": shard.path, "rows": shard.rows}
 
 
 def _check_inputs(inputs: Outputs) -> Catalogue:
@@ -133,11 +133,9 @@ def _own_error(error: BaseException | None) -> UserError | StageError | None:
 
 def _check_negatives(config: Config, catalogue: Catalogue, examples: Path, shards: Sequence[Shard]) -> None:
     wanted = config.pairs.negatives
-    if wanted <= max_negatives(catalogue, config.prepare.max_history):
-        return
-    allowed = max_negatives(catalogue, longest_history(example_files(examples), shards))
+    allowed = max_negatives(catalogue, most_seen(example_files(examples), shards))
     if wanted > allowed:
         raise UserError(
             f"pairs.negatives={wanted} is more than the catalogue allows: {len(catalogue)} items leave "
-            f"{max(allowed, 0)} outside the longest history and the target; lower it, or prepare.max_history"
+            f"{max(allowed, 0)} outside the longest history and the target; lower it"
         )

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from rosepo.data.seen import with_seen
 from rosepo.errors import UserError
 
 SHARDS = 16
@@ -64,26 +65,27 @@ def example_files(examples: Path) -> list[Path]:
     return files
 
 
-def longest_history(files: Sequence[Path], chosen: Sequence[Shard]) -> int:
-    """Items of the longest history in the shards."""
-    longest = 0
+def most_seen(files: Sequence[Path], chosen: Sequence[Shard]) -> int:
+    """Items that lie before the target of an example of the shards, at most."""
+    most = 0
     for path in files:
         rows = [shard.rows for shard in chosen if shard.path == str(path)]
         if rows:
-            lengths = pc.list_value_length(pq.read_table(path, columns=["history"], partitioning=None)["history"])
-            longest = max(longest, int(lengths.to_numpy()[np.concatenate(rows)].max()))
-    return longest
+            positions = pq.read_table(path, columns=["position"], partitioning=None)["position"].to_numpy()
+            most = max(most, int(positions[np.concatenate(rows)].max()))
+    return most
 
 
 def read_shard(shard: Shard) -> pa.Table:
-    """The examples of a shard (columns example_id, user_id, history, target); reads no more than its row groups."""
-    columns = ["example_id", "user_id", "history", "target"]
+    """The examples of a shard (columns example_id, user_id, position, history, target, seen: see `with_seen`); of the
+    examples no more than its row groups are read."""
+    columns = ["example_id", "user_id", "position", "history", "target"]
     with pq.ParquetFile(shard.path) as file:
         sizes = [file.metadata.row_group(index).num_rows for index in range(file.num_row_groups)]
         starts = np.cumsum([0, *sizes])
         first, last = np.searchsorted(starts, shard.rows[[0, -1]], side="right") - 1
         table = file.read_row_groups(list(range(first, last + 1)), columns=columns)
-    return table.take(pa.array(shard.rows - starts[first]))
+    return with_seen(table.take(pa.array(shard.rows - starts[first])), Path(shard.path))
 
 
 def _training_rows(files: Sequence[Path], newest: int | None) -> list[np.ndarray]:

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 ATTEMPTS = 3
 """Draws for one pick: rounding may, very rarely, lead to an item that is excluded."""
+ITEM_BLOCK, ROW_BLOCK = 4096, 1024
+"""Items and examples whose similarities are held at once."""
 
 
 class Strategy(Protocol):
@@ -100,16 +102,15 @@ class LookAlikes:
         embeddings: float32 [n_items, d], unit rows.
         decay: weight of a history item relative to the next newer one.
         top: look-alikes that each pick chooses from.
-        max_scores: similarities held at once; the catalogue is searched in blocks of that size.
     """
 
-    def __init__(self, embeddings: np.ndarray, decay: float, top: int, max_scores: int = 2**22) -> None:
-        self.embeddings, self.decay, self.top, self.max_scores = embeddings, decay, top, max_scores
+    def __init__(self, embeddings: np.ndarray, decay: float, top: int) -> None:
+        self.embeddings, self.decay, self.top = embeddings, decay, top
 
     def __call__(self, examples: Examples, count: int, draws: Draws) -> np.ndarray:
         histories = np.split(examples.history_items, examples.history_offsets[1:-1]) if len(examples) else []
         profiles = history_similarity(self.embeddings, histories, self.decay)
-        ranked = top_similar(self.embeddings, profiles, examples.excluded, self.top + count - 1, self.max_scores)
+        ranked = top_similar(self.embeddings, profiles, examples.excluded, self.top + count - 1)
         return pick_from_top(ranked, self.top, count, draws)
 
 
@@ -151,33 +152,63 @@ def pick_from_top(ranked: np.ndarray, top: int, count: int, draws: Draws) -> np.
 
 
 def top_similar(
-    embeddings: np.ndarray, profiles: np.ndarray, excluded: Excluded, count: int, max_scores: int
+    embeddings: np.ndarray, profiles: np.ndarray, excluded: Excluded, count: int, block: int = ITEM_BLOCK
 ) -> np.ndarray:
     """The `count` items most similar to each profile, best first, equal ones in item order; exact, block by block.
 
+    The answers to a profile depend neither on `block` nor on the other profiles.
+
     Args:
-        embeddings: float32 [n_items, d].
+        embeddings: float32 [n_items, d], rows of length at most 1, as the profiles'.
         profiles: float32 [N, d].
-        max_scores: similarities held at once.
+        block: items that are compared at once.
 
     Returns:
         int64 [N, count], -1 behind the last item that is left.
     """
-    n_rows, n_items = len(profiles), len(embeddings)
-    best_items = np.full((n_rows, count), -1, dtype=np.int64)
-    best_scores = np.full((n_rows, count), -np.inf, dtype=np.float32)
-    block = max(1, max_scores // max(n_rows, 1))
-    by_item = np.argsort(excluded.items, kind="stable")
-    item_sorted, row_sorted = excluded.items[by_item], excluded.rows[by_item]
-    for low in range(0, n_items, block):
-        scores = profiles @ embeddings[low : low + block].T
-        first, last = np.searchsorted(item_sorted, [low, low + block])
-        scores[row_sorted[first:last], item_sorted[first:last] - low] = -np.inf
-        width = min(count, scores.shape[1])
-        columns = np.argpartition(-scores, width - 1, axis=1)[:, :width]
-        items = np.concatenate([best_items, columns + low], axis=1)
+    best = np.full((len(profiles), count), -1, dtype=np.int64)
+    for low in range(0, len(profiles), ROW_BLOCK):
+        high = min(low + ROW_BLOCK, len(profiles))
+        entries = slice(*excluded.offsets[[low, high]])
+        taken = (excluded.rows[entries] - low, excluded.items[entries])
+        best[low:high] = _top_of_rows(embeddings, profiles[low:high], taken, count, block)
+    return best
+
+
+def _top_of_rows(
+    embeddings: np.ndarray, profiles: np.ndarray, taken: tuple[np.ndarray, np.ndarray], count: int, block: int
+) -> np.ndarray:
+    """As `top_similar`; `taken` holds the row and the item of every entry that may not be answered."""
+    rows, items = taken
+    best_items = np.full((len(profiles), count), -1, dtype=np.int64)
+    best_scores = np.full((len(profiles), count), -np.inf)
+    exact = _fixed_point(profiles)
+    for low in range(0, len(embeddings), block):
+        scores = exact @ _fixed_point(embeddings[low : low + block]).T
+        inside = (items >= low) & (items < low + block)
+        scores[rows[inside], items[inside] - low] = -np.inf
+        columns = _best_columns(scores, min(count, scores.shape[1]))
+        found = np.concatenate([best_items, columns + low], axis=1)
         scores = np.concatenate([best_scores, np.take_along_axis(scores, columns, axis=1)], axis=1)
-        order = np.lexsort((items, -scores), axis=1)[:, :count]
-        best_items, best_scores = np.take_along_axis(items, order, axis=1), np.take_along_axis(scores, order, axis=1)
+        order = np.lexsort((found, -scores), axis=1)[:, :count]
+        best_items, best_scores = np.take_along_axis(found, order, axis=1), np.take_along_axis(scores, order, axis=1)
     best_items[np.isneginf(best_scores)] = -1
     return best_items
+
+
+def _best_columns(scores: np.ndarray, width: int) -> np.ndarray:
+    """The columns int64 [N, width] of each row's highest scores, ascending; of equal ones the first."""
+    place = scores.shape[1] - width
+    threshold = np.partition(scores, place, axis=1)[:, place : place + 1]
+    above, equal = scores > threshold, scores == threshold
+    room = width - above.sum(axis=1, keepdims=True)
+    kept = above | (equal & (equal.cumsum(axis=1, dtype=np.int32) <= room))
+    return np.nonzero(kept)[1].reshape(len(scores), width)
+
+
+def _fixed_point(vectors: np.ndarray) -> np.ndarray:
+    """Rounded to multiples of 2^-24, float64: products of such vectors, of length at most 1, are exact in any order.
+
+    A matrix product in floating point would round by the shapes of its operands, and tell equal items apart.
+    """
+    return np.rint(vectors * 2.0**24, dtype=np.float64) / 2.0**24

@@ -62,15 +62,21 @@ def align(config: Config, inputs: Outputs, out: Path, max_groups: int | None = N
 
 
 def align_in_process(
-    config: Config, inputs: Outputs, out: Path, max_groups: int | None = None, report: Report | None = None
+    config: Config,
+    inputs: Outputs,
+    out: Path,
+    max_groups: int | None = None,
+    gpu: bool = False,
+    report: Report | None = None,
 ) -> dict[str, Any]:
     """The same training by one rank in the calling process, without Ray Train; see `align`.
 
     Args:
+        gpu: train on this process's GPU.
         report: called with step and figures at every line of metrics.
     """
     task = align_task(config, inputs, max_groups)
-    return fit_in_process(task, out, report) | {"groups": task.plan.n_rows}
+    return fit_in_process(task, out, report, gpu=gpu) | {"groups": task.plan.n_rows}
 
 
 def align_task(config: Config, inputs: Outputs, max_groups: int | None = None) -> AlignTask:
@@ -176,8 +182,10 @@ def disable_dropout(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-        if isinstance(getattr(module, "attention_dropout", None), float):
-            module.attention_dropout = 0.0  # type: ignore[assignment]
+        # Some families (OPT, Phi) keep rates as plain numbers and call functional dropout.
+        for name, value in vars(module).items():
+            if isinstance(value, float) and ("dropout" in name or name == "layerdrop"):
+                setattr(module, name, 0.0)
 
 
 def _sums(policy: Tensor, epsilon: Tensor, strategy: Tensor, metrics: Metrics) -> Sums:

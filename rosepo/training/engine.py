@@ -140,9 +140,11 @@ class Engine:
 
         weights: dict[str, Tensor] = {}
         first: dict[int, str] = {}
+        keeps = dist.get_rank() == 0
         for name, parameter in self.module.named_parameters(remove_duplicate=False):
             if id(parameter) in first:
-                weights[name] = weights[first[id(parameter)]]
+                if keeps:
+                    weights[name] = weights[first[id(parameter)]]
                 continue
             first[id(parameter)] = name
             full = safe_get_full_fp32_param(parameter) if parameter.requires_grad else None
@@ -152,10 +154,11 @@ class Engine:
             full = parameter.detach() if full is None else full
             if full.numel() == 0 or list(full.shape) != self._reload.get(name, list(full.shape)):
                 raise StageError(f"weight {name} was gathered with shape {list(full.shape)}: nothing was saved")
-            weights[name] = full.to("cpu", copy=True) if dist.get_rank() == 0 else full
+            if keeps:
+                weights[name] = full.to("cpu", copy=True)
         for name, buffer in _persistent_buffers(self.module):
             weights[name] = buffer.detach().to("cpu", copy=True)
-        return weights if dist.get_rank() == 0 else None
+        return weights if keeps else None
 
     def close(self) -> None:
         """Drop DeepSpeed's hooks and buffers."""

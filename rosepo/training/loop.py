@@ -83,9 +83,9 @@ class Task(Protocol):
         ...
 
 
-def fit_in_process(task: Task, out: Path, show: Report | None = None) -> dict[str, Any]:
+def fit_in_process(task: Task, out: Path, show: Report | None = None, gpu: bool = False) -> dict[str, Any]:
     """The same training by one rank in the calling process, without Ray Train; for trials of a sweep."""
-    prepare_process("nccl" if torch.cuda.is_available() else "gloo")
+    prepare_process("nccl" if gpu else "gloo")
     return train_rank(task, micro_batches(task.plan, 0, 1), out, show)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import json
+import math
 import shutil
 import time
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from torch import Tensor, nn
 from rosepo.config import Config, OracleConfig
 from rosepo.console import Progress, follow, say
 from rosepo.data.catalogue import Catalogue
+from rosepo.data.seen import read_split
 from rosepo.errors import StageError, UserError
 from rosepo.evaluation.metrics import hit_ratio, ndcg
 from rosepo.models.sasrec import Oracle, SASRec, SASRecConfig
@@ -39,6 +41,7 @@ from rosepo.training.sequences import (
     follow_average,
     ranks_of,
 )
+from rosepo.training.trainer import root_cause, trainer_class
 
 if TYPE_CHECKING:
     from rosepo.artifacts import Outputs
@@ -91,16 +94,14 @@ def train_oracle(config: Config, inputs: Outputs, out: Path) -> dict[str, Any]:
 
 def _fit(config: Config, train: pa.Table, validation: pa.Table, catalogue: Catalogue, out: Path, use_gpu: bool) -> None:
     import ray.data
-    from ray.train import DataConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
-    from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
+    from ray.train import DataConfig, RunConfig, ScalingConfig, TrainingFailedError
 
     oracle = config.oracle
     longest = int(max(_longest(train, "items") - 1, _longest(validation, "history"), 1))
     network = SASRecConfig(len(catalogue), longest, oracle.hidden_size, oracle.layers, oracle.heads, oracle.dropout)
     # In memory from the start and whole for every worker: no read task asks for a CPU that the workers hold.
     blocks = {"train": train, "validation": validation}
-    trainer = TorchTrainer(
+    trainer = trainer_class()(
         _worker,
         train_loop_config={
             "oracle": oracle,
@@ -128,11 +129,8 @@ def _fit(config: Config, train: pa.Table, validation: pa.Table, catalogue: Catal
         try:
             with follow(out / METRICS_FILE, show):
                 trainer.fit()
-        except WorkerGroupError as error:
-            cause = next(iter(error.worker_failures.values()), error)
-            raise StageError(f"training the oracle failed: {str(cause).strip().splitlines()[-1]}") from error
         except TrainingFailedError as error:
-            raise StageError(f"training the oracle failed: {str(error).strip().splitlines()[-1]}") from error
+            raise StageError(root_cause("oracle", oracle.workers, error)) from error
     shutil.rmtree(out / "_train", ignore_errors=True)
 
 
@@ -145,7 +143,7 @@ def _worker(settings: dict[str, Any]) -> None:
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     train = Sequences.from_table(_whole("train"))
-    histories, targets = _examples(_whole("validation"))
+    histories, seen, targets = _examples(_whole("validation"))
     device = ray.train.torch.get_device()
     torch.manual_seed(settings["seed"])
     model = SASRec(settings["network"])
@@ -158,11 +156,16 @@ def _worker(settings: dict[str, Any]) -> None:
     with MetricLog(out) if rank == 0 else contextlib.nullcontext() as log:
         for epoch in range(1, oracle.max_epochs + 1):
             loss = run.epoch(train, epoch)
+            if not math.isfinite(loss):
+                raise StageError(
+                    f"oracle diverged: the loss of epoch {epoch} is {loss}; "
+                    f"lower oracle.learning_rate ({oracle.learning_rate:g})"
+                )
             late = run.agree(oracle.max_seconds is not None and time.monotonic() - started > oracle.max_seconds)
             last = late or epoch == oracle.max_epochs
             if epoch % oracle.evaluate_every and not last:
                 continue
-            figures = run.validate(histories[rank::world], targets[rank::world])
+            figures = run.validate(histories[rank::world], seen[rank::world], targets[rank::world])
             better = figures["ndcg@10"] > best
             best, waited = (figures["ndcg@10"], 0) if better else (best, waited + 1)
             if log is not None:
@@ -212,9 +215,9 @@ class _Run:
             total += loss.detach()
         return float(self._summed(total[None])[0]) / int(train.n_targets.sum())
 
-    def validate(self, histories: list[np.ndarray], targets: np.ndarray) -> dict[str, float]:
+    def validate(self, histories: list[np.ndarray], seen: list[np.ndarray], targets: np.ndarray) -> dict[str, float]:
         """HR@10 and NDCG@10 over all ranks' validation examples."""
-        ranks = ranks_of(self.average, histories, targets)
+        ranks = ranks_of(self.average, histories, targets, seen)
         sums = torch.tensor([hit_ratio(ranks, 10).sum(), ndcg(ranks, 10).sum(), len(ranks)], dtype=torch.float64)
         hits, gains, count = self._summed(sums.to(self.device)).tolist()
         return {"hr@10": hits / count, "ndcg@10": gains / count}
@@ -236,8 +239,10 @@ def _whole(name: str) -> pa.Table:
     return pa.concat_tables(list(shard.iter_batches(batch_size=None, batch_format="pyarrow")))
 
 
-def _examples(table: pa.Table) -> tuple[list[np.ndarray], np.ndarray]:
-    return [row.values.to_numpy() for row in table["history"]], table["target"].to_numpy()
+def _examples(table: pa.Table) -> tuple[list[np.ndarray], list[np.ndarray], np.ndarray]:
+    """Histories, what was seen, and targets, as item indexes."""
+    histories, seen = ([row.values.to_numpy() for row in table[name]] for name in ("history", "seen"))
+    return histories, seen, table["target"].to_numpy()
 
 
 def _training_table(folder: Path, catalogue: Catalogue) -> pa.Table:
@@ -246,9 +251,10 @@ def _training_table(folder: Path, catalogue: Catalogue) -> pa.Table:
 
 
 def _validation_table(folder: Path, catalogue: Catalogue) -> pa.Table:
-    table = pq.read_table(folder, columns=["history", "target"], filters=[("split", "==", "validation")])
+    table = pa.concat_tables(read_split(folder, "validation"))
     target = catalogue.index(table["target"].to_numpy()).astype(np.int32)
-    return pa.table({"history": _as_indexes(table["history"], catalogue), "target": target})
+    lists = {name: _as_indexes(table[name], catalogue) for name in ("history", "seen")}
+    return pa.table({**lists, "target": target})
 
 
 def _as_indexes(lists: pa.ChunkedArray, catalogue: Catalogue) -> pa.Array:
@@ -265,7 +271,7 @@ def _longest(table: pa.Table, column: str) -> int:
 
 def _fit_tau(oracle: Oracle, validation: pa.Table, n_items: int, seed: int) -> float:
     """Tau from targets against items drawn evenly: `fit_tau` minimises the log-loss of sigmoid(difference / tau)."""
-    histories, targets = _examples(validation)
+    histories, _, targets = _examples(validation)
     rng = np.random.default_rng([seed, len(targets)])
     drawn = rng.integers(0, n_items, size=(len(targets), TAU_NEGATIVES))
     # The target itself is no other item; its neighbour is.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass
 
 import numpy as np
@@ -87,8 +88,14 @@ def batch_tensors(sequences: Sequences, rows: np.ndarray, max_length: int) -> tu
 
 
 @torch.inference_mode()
-def ranks_of(model: SASRec, histories: list[np.ndarray], targets: np.ndarray) -> np.ndarray:
-    """Rank int64 [N] (0 is best) of each target among all items outside its history; ties in order of item index."""
+def ranks_of(
+    model: SASRec, histories: list[np.ndarray], targets: np.ndarray, seen: list[np.ndarray] | None = None
+) -> np.ndarray:
+    """Rank int64 [N] (0 is best) of each target among all items that were not seen before; ties by item index.
+
+    Args:
+        seen: items that do not compete, one array an example; None takes the histories.
+    """
     device = model.items.weight.device
     ranks = np.empty(len(targets), dtype=np.int64)
     # Histories of like length share a batch: padding short ones to the longest of all would be most of the work.
@@ -96,12 +103,15 @@ def ranks_of(model: SASRec, histories: list[np.ndarray], targets: np.ndarray) ->
     for start in range(0, len(targets), RANKING_BATCH):
         part = order[start : start + RANKING_BATCH]
         padded = pad_histories([histories[row] for row in part], model.config.max_length).to(device)
+        known = padded if seen is None else pad_histories([seen[row] for row in part], sys.maxsize).to(device)
         # One column more takes the padding; it is cut off again.
-        scores = functional.pad(model.scores(padded), (1, 0)).scatter_(1, padded, -math.inf)[:, 1:]
+        scores = functional.pad(model.scores(padded), (1, 0)).scatter_(1, known, -math.inf)[:, 1:]
         target = torch.from_numpy(targets[part].astype(np.int64)).to(device)[:, None]
         own = scores.gather(1, target)
         tied = (scores == own) & (torch.arange(scores.shape[1], device=device) < target)
-        ranks[part] = ((scores > own) | tied).sum(1).cpu().numpy()
+        # A score that is not a number is beaten by all others: it is no answer.
+        ahead = (scores > own) | tied | ~torch.isfinite(own)
+        ranks[part] = ahead.sum(1).cpu().numpy()
     return ranks
 
 

@@ -18,6 +18,8 @@ from rosepo.training.feed import feed_config, plan_dataset, streamed
 from rosepo.training.loop import Report, Task, train_rank
 from rosepo.training.metrics import METRICS_FILE
 
+_LESS_MEMORY = "lower {name}.micro_batch_size or model.max_length, or set {name}.activation_checkpointing=true"
+
 
 def fit(task: Task, out: Path, gpu: bool = False, show: Report | None = None) -> dict[str, Any]:
     """Train with Ray Train: `task.train.workers` workers, data through `get_dataset_shard`. Ray must be initialised.
@@ -36,7 +38,7 @@ def fit(task: Task, out: Path, gpu: bool = False, show: Report | None = None) ->
 
     train = task.train
     storage = out / "_ray_train"
-    trainer = _trainer_class()(
+    trainer = trainer_class()(
         _worker,
         train_loop_config={"task": ray.put(task), "out": str(out.resolve()), "gpu": gpu},
         scaling_config=ray.train.ScalingConfig(
@@ -70,7 +72,7 @@ def fit(task: Task, out: Path, gpu: bool = False, show: Report | None = None) ->
             with follow(out / METRICS_FILE, line):
                 result = trainer.fit()
     except ray.train.TrainingFailedError as error:
-        raise StageError(_root_cause(task.name, train.workers, error)) from error
+        raise StageError(root_cause(task.name, train.workers, error)) from error
     finally:
         shutil.rmtree(storage, ignore_errors=True)
     if not (out / METRICS_FILE).exists():
@@ -98,7 +100,7 @@ def _worker(config: dict[str, Any]) -> dict[str, Any] | None:
     return train_rank(ray.get(config["task"]), stream, Path(config["out"]))
 
 
-def _root_cause(name: str, workers: int, error: BaseException) -> str:
+def root_cause(name: str, workers: int, error: BaseException) -> str:
     """One sentence about the first worker that failed, without Ray's tracebacks."""
     failures: dict[int, BaseException] = getattr(error, "worker_failures", None) or {}
     causes = {rank: _innermost(failure) for rank, failure in failures.items()}
@@ -111,7 +113,7 @@ def _root_cause(name: str, workers: int, error: BaseException) -> str:
         if _died(cause):
             return (
                 f"{name}: worker {rank} of {workers} died, as a process does that takes more memory than there is: "
-                f"lower {name}.micro_batch_size or model.max_length, or set {name}.activation_checkpointing=true"
+                + ("lower oracle.batch_size" if name == "oracle" else _LESS_MEMORY.format(name=name))
             )
         return f"{name}: worker {rank} of {workers} failed with {type(cause).__name__}: {text[-1]}"
     cause = _innermost(getattr(error, "controller_failure", error))
@@ -134,7 +136,8 @@ def _innermost(error: BaseException) -> BaseException:
     return error
 
 
-def _trainer_class() -> Any:
+def trainer_class() -> Any:
+    """Ray Train's `TorchTrainer`, for every training here: one that leaves Ctrl-C to Python."""
     import ray
     from ray.train.torch import TorchTrainer
 

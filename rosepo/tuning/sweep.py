@@ -7,19 +7,21 @@ differs between trials: groups, ε, reference log-probabilities and the measured
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import pyarrow as pa
 
 from rosepo.artifacts import Outputs, write_json
 from rosepo.config import Config
 from rosepo.console import Progress, say, table
+from rosepo.data.seen import read_split
 from rosepo.errors import StageError
+from rosepo.resources import TRIAL_CPUS, stage_use_gpu
 from rosepo.tuning.space import best_config, check_space, trial_settings, with_settings
-
-if TYPE_CHECKING:
-    import numpy as np
 
 TRIALS_FILE, BEST_FILE = "trials.json", "best.yaml"
 _MEASURED = ("hr@10", "ndcg@10")
@@ -36,9 +38,10 @@ def sweep(config: Config, inputs: Outputs, out: Path) -> dict[str, Any]:
         StageError: no trial came to an end.
     """
     check_space(config)
+    use_gpu = stage_use_gpu(config, "sweep")
     settings = trial_settings(config)
     before = _measure(inputs.sft, config, inputs)
-    results = _run_trials(config, inputs, out, settings)
+    results = _run_trials(config, inputs, out, settings, use_gpu)
     finished = [result for result in results if "error" not in result]
     if not finished:
         raise StageError(f"sweep: all {len(results)} trials failed; the first said: {results[0]['error']}")
@@ -56,6 +59,7 @@ class Trial:
     config: Config
     inputs: Outputs
     out: Path
+    gpu: bool
 
     def run(self, number: int, settings: dict[str, Any]) -> dict[str, float]:
         """Align with the settings, measure, and keep the training curve."""
@@ -64,7 +68,7 @@ class Trial:
         folder.mkdir(parents=True)
         try:
             figures = self._align(config, folder)
-            measured = _measure(folder, config, self.inputs)
+            measured = _measure(folder, config, self.inputs, self.gpu and config.sweep.mode == "process")
             kept = self.out / "curves"
             kept.mkdir(exist_ok=True)
             shutil.copyfile(folder / "metrics.jsonl", kept / f"trial-{number:03d}.jsonl")
@@ -77,22 +81,26 @@ class Trial:
 
         if config.sweep.mode == "trainer":
             return align(config, self.inputs, folder, max_groups=config.sweep.max_groups)
-        return align_in_process(config, self.inputs, folder, max_groups=config.sweep.max_groups)
+        return align_in_process(config, self.inputs, folder, max_groups=config.sweep.max_groups, gpu=self.gpu)
 
 
-def _run_trials(config: Config, inputs: Outputs, out: Path, settings: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _run_trials(
+    config: Config, inputs: Outputs, out: Path, settings: list[dict[str, Any]], use_gpu: bool
+) -> list[dict[str, Any]]:
     from ray import tune
 
     # Workers may stand on other machines, where a relative path means another place.
-    trial = Trial(config, Outputs(inputs.root.resolve()), out.resolve())
+    trial = Trial(config, Outputs(inputs.root.resolve()), out.resolve(), use_gpu)
     storage = out / "_ray_tune"
 
     def run(chosen: dict[str, Any]) -> None:
         tune.report(trial.run(chosen["number"], settings[chosen["number"]]))
 
+    # Tune's own handler would turn Ctrl-C into a normal end with unfinished trials, and stay for the next stages.
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
     progress = Progress("sweep", len(settings), "trial")
     tuner = tune.Tuner(
-        tune.with_resources(run, {"CPU": 0.5 if config.sweep.mode == "trainer" else config.align.cpus_per_worker}),
+        tune.with_resources(run, _trial_resources(config, use_gpu)),
         param_space={"number": tune.grid_search(list(range(len(settings))))},
         # A process that ran a trial runs the next one too: its imports take longer than a small trial.
         tune_config=tune.TuneConfig(max_concurrent_trials=config.sweep.concurrent, reuse_actors=True),
@@ -116,6 +124,13 @@ def _run_trials(config: Config, inputs: Outputs, out: Path, settings: list[dict[
     return results
 
 
+def _trial_resources(config: Config, use_gpu: bool) -> dict[str, float]:
+    """What a trial asks Ray for itself; the workers of a trainer ask on their own."""
+    if config.sweep.mode == "trainer":
+        return {"CPU": TRIAL_CPUS}
+    return {"CPU": config.align.cpus_per_worker} | ({"GPU": 1.0} if use_gpu else {})
+
+
 def _numbered(grid: Any) -> list[tuple[int, Any]]:
     found = [grid[place] for place in range(len(grid))]
     return [(int(result.config["number"]), result) for result in found]
@@ -135,37 +150,23 @@ def _progress_callback(progress: Progress) -> Any:
     return Show()
 
 
-def _measure(model_folder: Path, config: Config, inputs: Outputs) -> dict[str, float]:
+def _measure(model_folder: Path, config: Config, inputs: Outputs, gpu: bool = False) -> dict[str, float]:
     """HR@10 and NDCG@10 of a model on the sweep's validation examples."""
-    import torch
-
     from rosepo.evaluation.decode import Decoder
     from rosepo.evaluation.metrics import accuracy, target_ranks
+    from rosepo.evaluation.rankings import Batch
     from rosepo.models.policy import load_recommender
 
     recommender = load_recommender(model_folder)
-    model = recommender.model.to("cuda") if torch.cuda.is_available() else recommender.model
-    histories, targets = _validation(inputs, recommender.catalogue, config.sweep.max_examples)
-    prompts = [recommender.builder.prompt(history)[0] for history in histories]
-    items, _ = Decoder(model, recommender.builder, config.evaluate.beams).top_k(prompts, histories, 10)
-    figures = accuracy(target_ranks(items, targets))
-    return {key: float(figures[key].mean()) for key in _MEASURED}
-
-
-def _validation(inputs: Outputs, catalogue: Any, limit: int) -> tuple[list[np.ndarray], np.ndarray]:
-    """Histories and targets (item indexes) of `limit` validation examples, chosen by a hash of their ids."""
-    import pandas as pd
-    import pyarrow.dataset as ds
-
-    split = ds.field("split") == "validation"
-    columns = ["example_id", "history", "target"]
-    examples = ds.dataset(sorted(inputs.examples.glob("part-*.parquet"))).to_table(columns=columns, filter=split)
-    if examples.num_rows == 0:
+    model = recommender.model.to("cuda") if gpu else recommender.model
+    examples = pa.concat_tables(read_split(inputs.examples, "validation", config.sweep.max_examples))
+    if not len(examples):
         raise StageError(f"{inputs.examples} holds no validation example to measure trials on")
-    order = pd.util.hash_array(examples["example_id"].to_numpy().astype(object)).argsort(kind="stable")[:limit]
-    chosen = examples.take(sorted(order.tolist()))
-    histories = [catalogue.index(history) for history in chosen["history"].to_pylist()]
-    return histories, catalogue.index(chosen["target"].to_pylist())
+    batch = Batch.of(examples, recommender.catalogue)
+    prompts = [recommender.builder.prompt(history)[0] for history in batch.histories]
+    items, _ = Decoder(model, recommender.builder, config.evaluate.beams).top_k(prompts, batch.seen, 10)
+    figures = accuracy(target_ranks(items, batch.targets))
+    return {key: float(figures[key].mean()) for key in _MEASURED}
 
 
 def _as_table(results: list[dict[str, Any]], before: dict[str, float], best: dict[str, Any], metric: str) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -19,6 +20,22 @@ SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 """Real raw files, on machines that have them."""
 
 Row = tuple[Any, Any, float | None, float]
+
+
+def random_rows(n: int, seed: int, text: bool) -> list[Row]:
+    """Interactions of sixty users and forty items, many of them at the same moment."""
+    rng = np.random.default_rng(seed)
+    users, items = rng.integers(1, 60, n), rng.zipf(1.4, n) % 40
+    times = rng.integers(0, 400, n)
+    rows: list[Row] = []
+    for user, item, time in zip(users.tolist(), items.tolist(), times.tolist()):
+        rows.append((f"u{user}" if text else user, f"i{item:02d}" if text else item, 4.0, float(time)))
+    return rows
+
+
+def titles(text: bool) -> dict[Any, str]:
+    """Titles of the items of `random_rows`."""
+    return {(f"i{item:02d}" if text else item): f"Title {item}" for item in range(40)}
 
 
 def write_data(folder: Path, rows: Sequence[Row], titles: dict[Any, str]) -> dict[str, str]:

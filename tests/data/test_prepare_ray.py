@@ -16,23 +16,9 @@ from rosepo.config import Config
 from rosepo.data import log
 from rosepo.data.catalogue import Catalogue
 from rosepo.data.prepare import inspect_data, prepare
-from tests.data.tables import Row, config_for, prepared, write_data
+from tests.data.tables import config_for, prepared, random_rows, titles, write_data
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
-
-
-def random_rows(n: int, seed: int, text: bool) -> list[Row]:
-    rng = np.random.default_rng(seed)
-    users, items = rng.integers(1, 60, n), rng.zipf(1.4, n) % 40
-    times = rng.integers(0, 400, n)
-    rows: list[Row] = []
-    for user, item, time in zip(users.tolist(), items.tolist(), times.tolist()):
-        rows.append((f"u{user}" if text else user, f"i{item:02d}" if text else item, 4.0, float(time)))
-    return rows
-
-
-def titles(text: bool) -> dict[Any, str]:
-    return {(f"i{item:02d}" if text else item): f"Title {item}" for item in range(40)}
 
 
 def run(config: Config, out: Path) -> dict[str, Any]:

@@ -85,8 +85,24 @@ def test_long_prompts_lose_their_oldest_items_alone() -> None:
 
 
 def test_a_prompt_without_room_for_one_item_is_an_error() -> None:
-    with pytest.raises(UserError, match=r"model.max_length=16 has no room for a history item.*raise it"):
-        build(max_length=16).prompt([0])
+    builder = build(max_length=64)
+    with pytest.raises(UserError, match=r"max_length=64 has no room for a history item.*with its candidates.*raise it"):
+        builder.prompt([0], candidates=[0, 1, 2, 3, 4, 5] * 4)
+
+
+def test_a_title_that_does_not_fit_beside_itself_is_an_error() -> None:
+    template, titles = (
+        TemplateConfig(prefix="Liked:\n", suffix="Next: "),
+        [*TITLES, "Dr. Strangelove or: How I Learned"],
+    )
+    whole = PromptBuilder(tokenizer(), titles, template, 512)
+    tokens = int(whole.lengths[-1])
+    needed = len(whole.prompt([6])[0]) + len(whole.completion(6))
+    assert tokens > whole.lengths[:-1].max()
+    assert whole.prompt([6])[0].tolist() == PromptBuilder(tokenizer(), titles, template, needed).prompt([6])[0].tolist()
+    words = rf"has no room for title 'Dr\. Strange.*it takes {tokens} tokens, .*; raise it to {needed}"
+    with pytest.raises(UserError, match=words):
+        PromptBuilder(tokenizer(), titles, template, needed - 1)
 
 
 def test_titles_that_no_model_could_tell_apart_are_errors() -> None:

@@ -23,6 +23,20 @@ def test_numbers_pass_over_titles_that_exist() -> None:
     assert changed == 2
 
 
+def test_thousands_of_equal_titles_are_numbered_one_after_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def counting(title: str) -> str:
+        calls.append(title)
+        return normalised(title)
+
+    monkeypatch.setattr("rosepo.data.titles.normalised", counting)
+    found, changed = distinct_titles(["Heat"] * 2_000, list(range(2_000)), "disambiguate")
+    assert found == ["Heat", *(f"Heat ({number})" for number in range(2, 2_001))]
+    assert changed == 1_999
+    assert len(calls) < 4 * 2_000
+
+
 @given(st.lists(st.sampled_from(["a", "A", "a (2)", "A (2)", "a (2) (2)", "b", "a (3)"]), max_size=12))
 def test_disambiguated_titles_are_always_distinct(titles: list[str]) -> None:
     found, changed = distinct_titles(titles, list(range(len(titles))), "disambiguate")

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -138,6 +139,32 @@ def test_the_verdict_says_what_is_better_and_what_is_worse() -> None:
     worse = verdict(_metrics(-0.2, -0.1))
     assert "less accurate" in worse.headline
     assert "lowered popularity bias and lowered semantic hallucination" in worse.headline
+
+
+@pytest.mark.parametrize(
+    ("sft", "aligned", "words"),
+    [
+        (5.0, 5.5, "raised popularity bias"),
+        (5.0, 4.5, "lowered popularity bias"),
+        (5.0, 4.0, "lowered popularity bias"),
+        (5.0, 3.0, "moved to less popular titles than people choose"),
+        (4.0, 3.0, "moved to less popular titles than people choose"),
+        (3.0, 4.0, "moved nearer to the popularity of what people choose"),
+        (3.0, 4.5, "moved nearer to the popularity of what people choose"),
+        (4.0, 5.0, "raised popularity bias"),
+    ],
+)
+def test_popularity_bias_is_the_excess_over_what_people_choose(sft: float, aligned: float, words: str) -> None:
+    metrics: Any = _metrics(-0.1, 0.1)
+    models, difference = metrics["models"], metrics["differences"]["aligned-sft"]["log_popularity"]
+    models["sft"]["log_popularity"] = {"value": sft, "truth": 4.2}
+    models["aligned"]["log_popularity"] = {"value": aligned, "truth": 4.2}
+    difference |= {"value": aligned - sft, "low": aligned - sft - 0.1, "high": aligned - sft + 0.1}
+    said = verdict(metrics)
+    assert said.headline.endswith(f"in accuracy and {words}")
+    direction = "more" if aligned > sft else "less"
+    nearer = "nearer to" if abs(aligned - 4.2) < abs(sft - 4.2) else "further from"
+    assert f"{direction} popular titles, {nearer} what people chose." in str(said)
 
 
 def test_numbers_are_written_with_a_true_minus_and_no_minus_zero() -> None:

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from rosepo.errors import UserError
-from rosepo.sampling.plan import longest_history, plan_shards, read_shard
+from rosepo.sampling.plan import most_seen, plan_shards, read_shard
 
 
 def write_examples(folder: Path, users: list[tuple[str, int]], files: int = 1, row_group: int = 4) -> pa.Table:
@@ -61,10 +61,10 @@ def test_shards_are_whole_batches_of_one_file(tmp_path: Path) -> None:
     assert 10 <= len(shards) <= 17
 
 
-def test_the_longest_history_of_the_shards_is_found(tmp_path: Path) -> None:
+def test_the_most_items_before_a_target_of_the_shards_are_found(tmp_path: Path) -> None:
     write_examples(tmp_path, USERS, 2)
     files = sorted(tmp_path.glob("part-*"))
-    assert longest_history(files, plan_shards(tmp_path, None, 2)) == 7
+    assert most_seen(files, plan_shards(tmp_path, None, 2)) == 7
 
 
 def test_a_folder_without_examples_is_refused(tmp_path: Path) -> None:

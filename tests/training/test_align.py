@@ -118,10 +118,18 @@ def test_an_adapter_is_trained_on_and_stays_an_adapter(tiny_run, alone, tmp_path
     assert any(not torch.equal(before[name], after[name]) for name in before)
 
 
-def test_no_dropout_is_left():
-    from transformers import GPT2Config, GPT2LMHeadModel
+@pytest.mark.parametrize(
+    ("family", "sizes"),
+    [
+        ("gpt2", {"n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 16}),
+        ("opt", {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "ffn_dim": 32, "layerdrop": 0.5,
+                 "word_embed_proj_dim": 16, "attention_dropout": 0.5, "max_position_embeddings": 16}),
+    ],
+)  # fmt: skip
+def test_no_dropout_is_left(family, sizes):
+    from transformers import AutoConfig, AutoModelForCausalLM
 
-    model = GPT2LMHeadModel(GPT2Config(n_embd=16, n_layer=1, n_head=2, vocab_size=32, n_positions=16)).train()
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, vocab_size=32, **sizes)).train()
     disable_dropout(model)
     ids = torch.arange(8)[None]
     assert torch.equal(model(ids).logits, model(ids).logits)

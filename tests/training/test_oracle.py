@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -77,3 +78,18 @@ def test_more_workers_than_cpus_are_refused(ray_cluster: None, tmp_path: Path) -
     inputs = tiny_run(tmp_path, models=False)
     with pytest.raises(UserError, match=r"oracle\.workers=9"):
         train_oracle(tiny_config("oracle.workers=9"), inputs, tmp_path)
+
+
+def test_items_seen_outside_the_history_do_not_compete() -> None:
+    torch.manual_seed(0)
+    model = SASRec(SASRecConfig(n_items=15, max_length=3, hidden_size=8)).eval()
+    seen = [np.array([9, 8, 7, 6, 5, 4]), np.array([0, 1])]
+    histories, targets = [past[-3:] for past in seen], np.array([3, 2])
+    items, _ = top_k(Oracle(model, 1.0).score_all(histories), seen, 15)
+    assert ranks_of(model, histories, targets, seen).tolist() == target_ranks(items, targets).tolist()
+
+
+def test_scores_that_are_no_numbers_rank_last() -> None:
+    model = SASRec(SASRecConfig(n_items=9, max_length=6, hidden_size=8)).eval()
+    torch.nn.init.constant_(model.items.weight, math.nan)
+    assert ranks_of(model, [np.array([1, 2])], np.array([3])).tolist() == [9]

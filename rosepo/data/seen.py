@@ -1,0 +1,79 @@
+"""What a user had chosen before an example, also what the example's cut history no longer shows.
+
+An example's `history` is what a model is given to read, at most `prepare.max_history` items. What may not be
+recommended or rejected is everything before the target: it is looked up in `_sequences`, one row a user, stored once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from rosepo.data.split import ranges
+from rosepo.errors import UserError
+
+SEQUENCES = "_sequences"
+COLUMNS = ("example_id", "user_id", "position", "history", "target")
+
+
+def with_seen(table: pa.Table, path: Path) -> pa.Table:
+    """The rows with a column `seen`: item ids before the target, oldest first, of which `history` is the end.
+
+    Args:
+        table: rows of the examples file `path`, columns user_id, position, history.
+        path: where they come from; `_sequences` beside it has a file of the same name with the same users. A table that
+            was made without one is taken at its word: nothing was seen but the history.
+
+    Raises:
+        UserError: a user, or as many items as a position says, are not there.
+    """
+    source = path.parent / SEQUENCES / path.name
+    if not source.exists():
+        return table.append_column("seen", table["history"])
+    sequences = pq.read_table(source, partitioning=None)
+    items = sequences["items"].combine_chunks()
+    row = pc.index_in(table["user_id"].combine_chunks(), sequences["user_id"].combine_chunks())
+    lengths = table["position"].to_numpy().astype(np.int64)
+    if row.null_count or (items.value_lengths().to_numpy()[row.to_numpy()] < lengths).any():
+        raise UserError(f"{source} does not hold the users of {path}: run `rosepo prepare` again")
+    starts = items.offsets.to_numpy()[row.to_numpy()].astype(np.int64)
+    values = items.values.take(pa.array(ranges(starts, lengths)))
+    offsets = pa.array(np.append(0, np.cumsum(lengths)).astype(np.int64))
+    return table.append_column("seen", pa.LargeListArray.from_arrays(offsets, values).cast(pa.list_(values.type)))
+
+
+def read_split(folder: Path, split: str, limit: int | None = None) -> Iterator[pa.Table]:
+    """The examples of a split, file by file and in order: columns example_id, user_id, history, target, seen.
+
+    Args:
+        folder: the examples table.
+        split: train, validation or test.
+        limit: keep this many, those with the smallest hash of example_id.
+    """
+    paths = sorted(folder.glob("part-*.parquet"))
+    threshold = None if limit is None else _threshold(paths, split, limit)
+    for path in paths:
+        columns = [name for name in COLUMNS if name in pq.read_schema(path).names]
+        table = pq.read_table(path, columns=columns, filters=[("split", "==", split)])
+        if threshold is not None:
+            table = table.filter(pa.array(_hashes(table) <= threshold))
+        yield with_seen(table, path).select(["example_id", "user_id", "history", "target", "seen"])
+
+
+def _threshold(paths: Sequence[Path], split: str, limit: int) -> np.uint64 | None:
+    """The hash up to which examples are kept; None where there are no more than `limit`."""
+    filters = [("split", "==", split)]
+    hashes = [_hashes(pq.read_table(path, columns=["example_id"], filters=filters)) for path in paths]
+    everything = np.concatenate([np.empty(0, dtype=np.uint64), *hashes])
+    return np.partition(everything, limit - 1)[limit - 1] if limit < len(everything) else None
+
+
+def _hashes(table: pa.Table) -> np.ndarray:
+    hashes: np.ndarray = pd.util.hash_array(table["example_id"].to_numpy().astype(object), categorize=False)
+    return hashes

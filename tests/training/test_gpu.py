@@ -1,0 +1,53 @@
+"""What only a CUDA device can show: the CPU's numbers, and training in bfloat16. Run by `make test-gpu`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from rosepo.artifacts import Outputs
+from rosepo.evaluation.decode import Decoder
+from rosepo.training.batch import collate
+from rosepo.training.logps import LogpsModel
+from rosepo.training.loop import fit_in_process
+from rosepo.training.sft import sft_task
+from tests.helpers import tiny_builder, tiny_model
+from tests.training.conftest import losses, tiny_config, weights
+from tests.training.test_logps import make_groups, rows_of
+
+DEVICE = "cuda"
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device on this machine"),
+]
+
+
+@pytest.mark.parametrize("pack_tokens", [None, 70])
+@torch.no_grad()
+def test_log_probs_on_cuda_are_those_of_the_cpu(pack_tokens: int | None) -> None:
+    batch = collate([*rows_of(make_groups(2)), *rows_of(make_groups(2, seed=1))], pack_tokens=pack_tokens)
+    expected, counts = LogpsModel(tiny_model())(batch)
+    found, found_counts = LogpsModel(tiny_model()).to(DEVICE)(batch.to(DEVICE))
+    assert found.device.type == DEVICE
+    assert found_counts.tolist() == counts.tolist()
+    torch.testing.assert_close(found.cpu(), expected, atol=1e-3, rtol=0)
+
+
+def test_training_on_cuda_in_bfloat16_lowers_the_loss(tiny_run: Outputs, tmp_path: Path) -> None:
+    fit_in_process(sft_task(tiny_config(precision="bfloat16", epochs=6), tiny_run), tmp_path)
+    found = losses(tmp_path)
+    assert found[-1] < 0.8 * found[0]
+    assert all(torch.isfinite(value).all() for value in weights(tmp_path).values())
+
+
+def test_decoding_on_cuda_finds_the_titles_of_the_cpu() -> None:
+    builder = tiny_builder(30)
+    histories = [np.array(history, dtype=np.int64) for history in ([3], [0, 7, 12, 5], [], [29, 28, 27, 26, 25])]
+    prompts = [builder.prompt(history)[0] for history in histories]
+    items, scores = Decoder(tiny_model(), builder, beams=10).top_k(prompts, histories, 10)
+    found, found_scores = Decoder(tiny_model().to(DEVICE), builder, beams=10).top_k(prompts, histories, 10)
+    np.testing.assert_array_equal(found, items)
+    np.testing.assert_allclose(found_scores, scores, atol=1e-3)
