@@ -43,7 +43,8 @@ def ray_session(config: RayConfig, debug: bool = False) -> Iterator[None]:
     joining = joins_cluster(config)
     if joining and config.num_cpus is not None:
         raise UserError("ray.num_cpus is used where Ray is started here, and a cluster is being joined: leave it out")
-    # Training reports at every validation: the default pause of two seconds at each would be most of a small run.
+    # How often the controller looks at its workers: at the default of two seconds, start and end of a small training
+    # wait for it.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
     if not joining:
         # Watches for nodes that a cloud takes away; costs five seconds a trainer, and this machine is the only node.

@@ -176,7 +176,7 @@ def _curves(inputs: Outputs) -> list[tuple[str, str]]:
     if rows:
         colours = (("hr@10", "HR@10", "#009e73"), ("ndcg@10", "NDCG@10", "#0072b2"))
         lines = [(label, colour, *_xy(rows, key)) for key, label, colour in colours]
-        pictures.append(("Oracle: validation", _uri(figures.curves(lines, "epoch", "value"))))
+        pictures.append(("Oracle: validation", _uri(figures.curves(lines, "epoch", "HR@10, NDCG@10"))))
     return pictures
 
 
