@@ -152,7 +152,7 @@ def _rank_all(
         "markov": markov(inputs.examples, catalogue),
     }
     if inputs.oracle.is_dir():
-        from rosepo.models.sasrec import Oracle
+        from rosepo.models.oracle import Oracle
 
         scorers["oracle"] = Oracle.load(inputs.oracle, catalogue.item_ids)
     started = time.monotonic()

@@ -152,6 +152,31 @@ def smoothing(counts: Mapping[str, np.ndarray], edges: np.ndarray, ceiling: floa
         return _text(figure)
 
 
+def reliability(bins: Sequence[Mapping[str, float]]) -> str:
+    """How often the item that the oracle prefers is the right one, over how sure it is; the diagonal is honesty.
+
+    Args:
+        bins: rows of `sampling.epsilon.calibration`; a point's size grows with the share of its pairs.
+    """
+
+    def draw(axes: Axes) -> None:
+        total = max(sum(row["pairs"] for row in bins), 1)
+        axes.plot([0.5, 1.0], [0.5, 1.0], color="#999999", lw=1.2, ls="--")
+        sure, right = [row["confidence"] for row in bins], [row["accuracy"] for row in bins]
+        axes.plot(sure, right, color=COLOURS["oracle"], lw=1.2)
+        sizes = [12 + 400 * row["pairs"] / total for row in bins]
+        axes.scatter(sure, right, s=sizes, color=COLOURS["oracle"], alpha=0.8, zorder=3)
+        axes.set_xlim(0.48, 1.02)
+        axes.set_xlabel("how sure the oracle is of the title it prefers")
+        axes.set_ylabel("how often it is right")
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f} %"))
+        axes.grid(axis="y", color="#eeeeee")
+        axes.set_axisbelow(True)
+
+    return _svg(draw, height=2.7)
+
+
 def popularity(train_count: np.ndarray, exposures: Mapping[str, np.ndarray]) -> str:
     """Which popularity the recommended items have: share of recommendations by training interactions of the item.
 

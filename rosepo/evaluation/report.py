@@ -8,8 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -19,13 +17,13 @@ from rosepo.console import duration
 from rosepo.data.catalogue import Catalogue
 from rosepo.evaluation import figures
 from rosepo.evaluation.cases import Case, changed_cases
+from rosepo.evaluation.smoothing import read_calibration, read_epsilon, strategy_rows
 from rosepo.evaluation.verdict import number, sign, verdict
 
 if TYPE_CHECKING:
     from rosepo.artifacts import Outputs
 
 REPORT_FILE = "report.html"
-EPSILON_BINS = 25
 ACCURACY = ("hr@1", "hr@5", "hr@10", "hr@20", "ndcg@5", "ndcg@10", "ndcg@20")
 BIAS = (
     ("log_popularity", "Mean log-popularity", "log(1 + interactions in training) of a top-10 place"),
@@ -58,6 +56,7 @@ def write_report(config: Config, inputs: Outputs, out: Path, seconds: float) -> 
         bias=BIAS,
         facts=_facts(config, metrics, manifests),
         pictures=_pictures(config, inputs, out, metrics),
+        oracle=_oracle(config, inputs, manifests),
         cases=_cases(inputs, out, metrics),
         sweep=_sweep(inputs.sweep / "trials.json"),
         cost=_cost(manifests, seconds),
@@ -148,10 +147,6 @@ def _pictures(config: Config, inputs: Outputs, out: Path, metrics: Mapping[str, 
     pictures["popularity"] = _uri(
         figures.popularity(exposure["train_count"].to_numpy(), {name: exposure[name].to_numpy() for name in shown})
     )
-    counts, edges = _epsilon(inputs.groups)
-    if counts:
-        ceiling = config.align.epsilon_max if config.align.loss == "pairwise" else None
-        pictures["epsilon"] = _uri(figures.smoothing(counts, edges, ceiling))
     return pictures
 
 
@@ -191,22 +186,21 @@ def _lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
 
 
-def _epsilon(groups: Path) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Histogram counts of epsilon, all pairs and by strategy, streamed from the groups table."""
-    edges = np.linspace(0.0, 0.5, EPSILON_BINS + 1)
-    files = sorted(str(path) for path in groups.glob("part-*.parquet"))
-    if not files:
-        return {}, edges
-    counts: dict[str, np.ndarray] = {}
-    for batch in ds.dataset(files).to_batches(columns=["strategy", "epsilon"]):
-        epsilon = batch.column("epsilon").flatten().to_numpy(zero_copy_only=False)
-        strategy = np.asarray(batch.column("strategy").flatten().to_pylist(), dtype=object)
-        for name in sorted(set(strategy.tolist())):
-            found = np.histogram(epsilon[strategy == name], edges)[0]
-            counts[name] = counts.get(name, 0) + found
+def _oracle(config: Config, inputs: Outputs, manifests: Mapping[str, Any]) -> dict[str, Any]:
+    """Pictures and figures of epsilon and of the oracle behind it; empty without groups."""
+    ceiling = config.align.epsilon_max if config.align.loss == "pairwise" else None
+    counts, edges, clamped = read_epsilon(inputs.groups, ceiling)
     if not counts:
-        return {}, edges
-    return {"all strategies": np.sum(list(counts.values()), axis=0), **dict(sorted(counts.items()))}, edges
+        return {}
+    calibration = read_calibration(inputs.oracle)
+    return {
+        "epsilon": _uri(figures.smoothing(counts, edges, ceiling)),
+        "rows": strategy_rows(manifests.get("pairs", {}).get("figures", {}), clamped),
+        "ceiling": ceiling,
+        "trained": manifests.get("oracle", {}).get("figures", {}),
+        "calibration": calibration,
+        "reliability": _uri(figures.reliability(calibration["bins"])) if calibration else None,
+    }
 
 
 def _cases(inputs: Outputs, out: Path, metrics: Mapping[str, Any]) -> dict[str, list[Case]]:

@@ -191,37 +191,3 @@ def pad_histories(histories: Sequence[np.ndarray], max_length: int) -> Tensor:
     if lengths.sum():
         padded[np.arange(padded.shape[1]) < lengths[:, None]] = np.concatenate(cut) + 1
     return torch.from_numpy(padded)
-
-
-class Oracle:
-    """A trained SASRec behind numpy arrays: what samplers and the evaluation ask for.
-
-    Attributes:
-        tau: temperature that makes `sigmoid((score_a - score_b) / tau)` a calibrated preference.
-    """
-
-    def __init__(self, model: SASRec, tau: float, device: str | torch.device = "cpu") -> None:
-        self.model = model.to(device).eval()
-        self.tau = tau
-        self.device = torch.device(device)
-
-    @classmethod
-    def load(cls, folder: str | Path, item_ids: np.ndarray | None = None, device: str | torch.device = "cpu") -> Oracle:
-        """Read a folder that `SASRec.save` wrote; see `SASRec.load` for `item_ids` and what raises."""
-        model, tau = SASRec.load(Path(folder), item_ids)
-        return cls(model, tau, device)
-
-    @torch.inference_mode()
-    def score_all(self, histories: Sequence[np.ndarray]) -> np.ndarray:
-        """Raw scores float32 [B, n_items] of every item after each history of item indexes."""
-        padded = pad_histories(histories, self.model.config.max_length).to(self.device)
-        scores: np.ndarray = self.model.scores(padded).float().cpu().numpy()
-        return scores
-
-    @torch.inference_mode()
-    def score_items(self, histories: Sequence[np.ndarray], items: np.ndarray) -> np.ndarray:
-        """Raw scores float32 [B, C] (not divided by `tau`) of items int64 [B, C] after each history of item indexes."""
-        padded = pad_histories(histories, self.model.config.max_length).to(self.device)
-        chosen = self.model.items(torch.from_numpy(np.asarray(items, dtype=np.int64) + 1).to(self.device))
-        scores: np.ndarray = torch.einsum("bd,bcd->bc", self.model.last_hidden(padded), chosen).float().cpu().numpy()
-        return scores

@@ -9,6 +9,8 @@ trained on.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from scipy.optimize import minimize_scalar
 from scipy.special import expit
@@ -70,6 +72,38 @@ def fit_tau(chosen: np.ndarray, other: np.ndarray) -> float:
     # A bounded search only comes near a bound; where the loss falls all the way the bound itself is the answer.
     candidates = [float(np.exp(found.x)), *TAU_BOUNDS]
     return min(candidates, key=lambda tau: log_loss(chosen, other, tau))
+
+
+def calibration(margins: np.ndarray, bins: int = 10) -> dict[str, Any]:
+    """How often the item that the oracle prefers is the right one, against how sure the oracle says it is.
+
+    Args:
+        margins: float [...], calibrated score of the right item minus that of another, of any number of pairs.
+        bins: of confidence, evenly over [1/2, 1].
+
+    Returns:
+        `bins` rows {low, high, confidence, accuracy, pairs}, empty bins left out, and `error`, the expected
+        calibration error (arXiv 1706.04599): the gap between the two, averaged over pairs.
+    """
+    margins = np.asarray(margins, dtype=np.float64).ravel()
+    confidence = expit(np.abs(margins))
+    right = np.where(margins == 0, 0.5, margins > 0)
+    edges = np.linspace(0.5, 1.0, bins + 1)
+    place = np.clip(np.searchsorted(edges, confidence, side="right") - 1, 0, bins - 1)
+    rows = []
+    for number in np.unique(place):
+        here = place == number
+        rows.append(
+            {
+                "low": float(edges[number]),
+                "high": float(edges[number + 1]),
+                "confidence": float(confidence[here].mean()),
+                "accuracy": float(right[here].mean()),
+                "pairs": int(here.sum()),
+            }
+        )
+    error = sum(row["pairs"] * abs(row["accuracy"] - row["confidence"]) for row in rows) / max(len(margins), 1)
+    return {"bins": rows, "error": float(error)}
 
 
 def _margins(chosen: np.ndarray, other: np.ndarray) -> np.ndarray:

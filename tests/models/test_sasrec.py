@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rosepo.errors import UserError
-from rosepo.models.sasrec import Dropout, Oracle, SASRec, SASRecConfig, pad_histories
+from rosepo.models.oracle import Oracle
+from rosepo.models.sasrec import Dropout, SASRec, SASRecConfig, pad_histories
 
 IDS = np.arange(100, 112)
 

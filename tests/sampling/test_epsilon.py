@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from rosepo.objectives.smoothing import oracle_epsilon
-from rosepo.sampling.epsilon import CEILING, TAU_BOUNDS, calibrate, epsilon, fit_tau, log_loss
+from rosepo.sampling.epsilon import CEILING, TAU_BOUNDS, calibrate, calibration, epsilon, fit_tau, log_loss
 
 
 @given(arrays(np.float64, (4, 3), elements=st.floats(-1e6, 1e6)), st.floats(0.01, 100))
@@ -61,3 +61,22 @@ def test_an_oracle_that_is_always_right_gets_the_lower_bound() -> None:
 def test_scores_that_are_not_finite_are_refused(chosen: list[float]) -> None:
     with pytest.raises(ValueError, match="finite"):
         fit_tau(np.array(chosen), np.zeros(len(chosen)))
+
+
+def test_calibration_error_is_the_gap_between_sureness_and_truth() -> None:
+    rng = np.random.default_rng(0)
+    sure = rng.uniform(-3, 3, 200_000)
+    honest = np.where(rng.random(len(sure)) < 1 / (1 + np.exp(-sure)), sure, -sure)
+    assert calibration(honest)["error"] < 0.01
+    assert calibration(3 * honest)["error"] > 0.08
+    sure = np.log(0.92 / 0.08)
+    (row,) = calibration(np.array([[sure, sure], [sure, -sure]]))["bins"]
+    assert row == {"low": pytest.approx(0.9), "high": pytest.approx(0.95), "confidence": pytest.approx(0.92),
+                   "accuracy": 0.75, "pairs": 4}  # fmt: skip
+
+
+def test_an_oracle_without_an_opinion_is_calibrated_at_one_half() -> None:
+    assert calibration(np.zeros(5)) == {
+        "bins": [{"low": 0.5, "high": 0.55, "confidence": 0.5, "accuracy": 0.5, "pairs": 5}],
+        "error": 0.0,
+    }

@@ -11,12 +11,13 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from rosepo.artifacts import Outputs
+from rosepo.artifacts import Outputs, write_json
 from rosepo.config import Config, parse_config
 from rosepo.data.catalogue import Catalogue
 from rosepo.errors import StageError, UserError
 from rosepo.models.folder import load_recommender, save_policy
-from rosepo.models.sasrec import Oracle, SASRec, SASRecConfig
+from rosepo.models.oracle import Oracle
+from rosepo.models.sasrec import SASRec, SASRecConfig
 from rosepo.sampling.pairs import _own_error, pairs
 from rosepo.training.logps import plain_logps
 from tests.helpers import tiny_catalogue, tiny_model, tiny_tokenizer
@@ -56,6 +57,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Outputs:
     save_policy(outputs.sft, tiny_model(max_length=128), tiny_tokenizer(N_ITEMS), catalogue, configure(), stage="sft")
     torch.manual_seed(0)
     SASRec(SASRecConfig(n_items=N_ITEMS, hidden_size=16)).save(outputs.oracle, catalogue.item_ids, tau=0.7)
+    write_json(outputs.oracle / "folds.json", {"folds": 1, "seed": 0})
     return outputs
 
 

@@ -5,6 +5,8 @@ import math
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from hypothesis import given
@@ -13,7 +15,8 @@ from hypothesis import strategies as st
 from rosepo.errors import UserError
 from rosepo.evaluation.baselines import top_k
 from rosepo.evaluation.metrics import target_ranks
-from rosepo.models.sasrec import Oracle, SASRec, SASRecConfig
+from rosepo.models.oracle import CrossFitted, Oracle, fold_of
+from rosepo.models.sasrec import SASRec, SASRecConfig
 from rosepo.training.oracle import train_oracle
 from rosepo.training.sequences import IGNORED, NextItemLoss, Sequences, batch_tensors, epoch_batches, ranks_of
 from tests.evaluation.runs import tiny_config, tiny_run
@@ -72,6 +75,50 @@ def test_two_workers_train_and_leave_an_oracle_with_its_best_weights(ray_cluster
     assert list((out / "tensorboard").iterdir())
     assert not (out / "_train").exists()
     assert Oracle.load(out).tau == pytest.approx(figures["tau"])
+    assert CrossFitted.load(out).tau == pytest.approx(figures["tau"])
+
+
+def test_no_fold_model_learns_from_the_users_that_it_scores(ray_cluster: None, tmp_path: Path) -> None:
+    inputs = tiny_run(tmp_path, models=False)
+    config = tiny_config("oracle.folds=3", "oracle.max_epochs=3", "oracle.batch_size=8", "oracle.dropout=0")
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    train_oracle(config, inputs, tmp_path / "one")
+    # Shuffle the training items of the users of fold 1 alone: the model without them must stay the same.
+    files = sorted((inputs.examples / "_trajectories").glob("*.parquet"))
+    for path in files:
+        rows = pq.read_table(path).to_pylist()
+        folds = fold_of([row["user_id"] for row in rows], 3, config.seed)
+        assert set(folds.tolist()) == {0, 1, 2}
+        for row, fold in zip(rows, folds.tolist()):
+            row["items"] = row["items"][::-1] if fold == 1 else row["items"]
+        pq.write_table(pa.Table.from_pylist(rows, pq.read_schema(path)), path)
+    train_oracle(config, inputs, tmp_path / "two")
+    one, two = (CrossFitted.load(tmp_path / name).oracles for name in ("one", "two"))
+    same = [torch.equal(a.model.items.weight, b.model.items.weight) for a, b in zip(one, two)]
+    assert same == [False, True, False]
+
+
+def test_folds_depend_on_the_user_and_the_seed_alone() -> None:
+    users = [f"u{number}" for number in range(400)]
+    folds = fold_of(users, 4, 7)
+    assert fold_of(users[::-1], 4, 7).tolist() == folds.tolist()[::-1]
+    assert fold_of([1, 20], 4, 7).tolist() == fold_of(["1", "20"], 4, 7).tolist()
+    assert fold_of(users, 4, 8).tolist() != folds.tolist()
+    assert np.bincount(folds).min() > 60
+
+
+def test_each_user_is_scored_by_the_model_of_its_fold() -> None:
+    oracles = []
+    for seed in range(3):
+        torch.manual_seed(seed)
+        oracles.append(Oracle(SASRec(SASRecConfig(n_items=9, max_length=6, hidden_size=8)), 1.0))
+    users, histories = list(range(30)), [np.array([number % 9]) for number in range(30)]
+    items = np.tile(np.arange(4), (30, 1))
+    found = CrossFitted(oracles, seed=1).score_items(users, histories, items)
+    for user, fold in zip(users, fold_of(users, 3, 1).tolist()):
+        expected = oracles[fold].score_items([histories[user]], items[user : user + 1])
+        np.testing.assert_allclose(found[user], expected[0], atol=1e-5)
 
 
 def test_more_workers_than_cpus_are_refused(ray_cluster: None, tmp_path: Path) -> None:
