@@ -63,6 +63,13 @@ def test_one_weight_of_the_mixture_is_set_beside_the_others(tmp_path: Path) -> N
     assert both.pairs.strategies == {"semantic": 1, "popularity": 2}
 
 
+def test_a_strategy_of_ones_own_is_named_by_its_import_path() -> None:
+    config = load_config(None, ["pairs.strategies={'mine.strategies:newest': 1}"])
+    assert config.pairs.strategies == {"mine.strategies:newest": 1}
+    with pytest.raises(UserError, match=r"did you mean 'uniform'.*or module:callable"):
+        load_config(None, ["pairs.strategies={uniforms: 1}"])
+
+
 def test_all_faults_of_a_file_are_told_at_once(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     path.write_text("align: {beta: -1, epsilon_mx: 0.2}\nseeed: 3\n")

@@ -4,7 +4,7 @@ Unknown keys are errors that name the nearest known key. Rules that join several
 nothing starts with a configuration that cannot work.
 """
 
-from rosepo.config.base import STRATEGIES, Section
+from rosepo.config.base import OWN_STRATEGY, STRATEGIES, Section
 from rosepo.config.data import ColumnsConfig, DataConfig, PrepareConfig
 from rosepo.config.model import LoraConfig, ModelConfig, ScratchConfig, TemplateConfig
 from rosepo.config.root import Config, dump_config, load_config, parse_config
@@ -12,6 +12,7 @@ from rosepo.config.stages import EvaluateConfig, PairsConfig, RangeConfig, RayCo
 from rosepo.config.training import AlignConfig, OracleConfig, SftConfig, TrainConfig
 
 __all__ = [
+    "OWN_STRATEGY",
     "STRATEGIES",
     "AlignConfig",
     "ColumnsConfig",

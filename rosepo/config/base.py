@@ -22,7 +22,10 @@ def _word(value: Any) -> Any:
 
 Gpu = Annotated[Literal["auto", "yes", "no"], BeforeValidator(_word)]
 
-STRATEGIES = ("self_hard", "semantic", "popularity")
+STRATEGIES = ("self_hard", "semantic", "popularity", "uniform")
+"""Names of the strategies of rejected sampling; others are import paths, `module:callable`."""
+OWN_STRATEGY = "own"
+"""What figures call them all together."""
 
 
 class Section(BaseModel):

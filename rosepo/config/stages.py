@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -15,8 +16,9 @@ class PairsConfig(Section):
 
     negatives: Count = 1
     """K, rejected titles a group; all distinct."""
-    strategies: dict[str, NonNegative] = Field(default_factory=lambda: dict.fromkeys(STRATEGIES, 1.0))
-    """Weights of the mixture."""
+    strategies: dict[str, NonNegative] = Field(default_factory=lambda: dict.fromkeys(STRATEGIES[:3], 1.0))
+    """Weights of the mixture: self_hard, semantic, popularity, uniform, or one of your own by its import path,
+    `module:callable` (rosepo/sampling/strategies.py has the signature)."""
     self_hard_top: Count = 10
     """self_hard draws from this many best wrong answers of the model (1 is the hardest)."""
     semantic_top: Count = 20
@@ -38,9 +40,10 @@ class PairsConfig(Section):
     @model_validator(mode="after")
     def _strategies(self) -> PairsConfig:
         for name in self.strategies:
-            if name not in STRATEGIES:
+            if name not in STRATEGIES and not re.fullmatch(r"[\w.]+:\w+", name):
                 raise ValueError(
-                    f"pairs.strategies has no '{name}'{nearest(name, STRATEGIES)}; known: {', '.join(STRATEGIES)}"
+                    f"pairs.strategies has no '{name}'{nearest(name, STRATEGIES)}; known: {', '.join(STRATEGIES)}, "
+                    "or module:callable"
                 )
         if not any(weight > 0 for weight in self.strategies.values()):
             raise ValueError("pairs.strategies needs at least one weight above 0")

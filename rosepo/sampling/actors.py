@@ -26,7 +26,7 @@ from rosepo.sampling.figures import Tally
 from rosepo.sampling.mixture import Rejected, sample_rejected
 from rosepo.sampling.plan import Shard, read_shard
 from rosepo.sampling.reference import reference_logps
-from rosepo.sampling.strategies import LookAlikes, Strategy, WrongAnswers, popularity
+from rosepo.sampling.strategies import LookAlikes, Strategy, WrongAnswers, own_strategy, popularity, uniform
 from rosepo.training.logps import LogpsModel
 
 MIN_BEAMS = 8
@@ -92,7 +92,9 @@ class GroupsActor:
             found["semantic"] = LookAlikes(embeddings, pairs.semantic_decay, pairs.semantic_top)
         if "popularity" in wanted:
             found["popularity"] = popularity(self.catalogue.train_count, pairs.popularity_exponent)
-        return found
+        if "uniform" in wanted:
+            found["uniform"] = uniform(len(self.catalogue))
+        return found | {name: own_strategy(name, self.catalogue) for name in wanted if ":" in name}
 
     def _write(self, shard: Shard, tally: Tally) -> None:
         with _timed(tally, "read"):

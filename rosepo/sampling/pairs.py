@@ -30,6 +30,7 @@ from rosepo.sampling.actors import ActorSettings, GroupsActor
 from rosepo.sampling.figures import Tally
 from rosepo.sampling.mixture import max_negatives
 from rosepo.sampling.plan import Shard, example_files, most_seen, plan_shards
+from rosepo.sampling.strategies import own_strategy
 from rosepo.session import work_dataset
 
 
@@ -49,6 +50,9 @@ def pairs(config: Config, inputs: Outputs, out: Path) -> dict[str, Any]:
     settings = config.pairs
     gpus = 1.0 if stage_use_gpu(config, "pairs") else 0.0
     catalogue = _check_inputs(inputs)
+    for name in settings.strategies:
+        if ":" in name:
+            own_strategy(name, catalogue)
     shards = plan_shards(inputs.examples, settings.groups_per_user, settings.batch_size)
     _check_negatives(config, catalogue, inputs.examples, shards)
     tally = Tally()

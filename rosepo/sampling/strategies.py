@@ -5,20 +5,31 @@ in the order in which they shall be used, none in its history and none its targe
 randomness comes from `draws` (see `rosepo.sampling.draws`), so that an example's items depend on nothing but the
 example.
 
-The three strategies and their aims are RosePO's (arXiv 2410.12519); these definitions are this project's.
+One of your own is named in `pairs.strategies` by the import path of its maker, `module:callable`, which is called with
+the `Catalogue` in every actor and returns the strategy:
+
+    def newest_first(catalogue):
+        def strategy(examples, count, draws):
+            ...  # int64 [N, count]; never an item for which examples.excluded says so
+        return strategy
+
+The aims of self_hard, semantic and popularity are RosePO's (arXiv 2410.12519); these definitions are this project's.
 """
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from rosepo.errors import UserError
 from rosepo.models.encoder import history_similarity
 from rosepo.sampling.draws import Draws
 from rosepo.sampling.examples import Examples, Excluded
 
 if TYPE_CHECKING:
+    from rosepo.data.catalogue import Catalogue
     from rosepo.evaluation.decode import Decoder
 
 ATTEMPTS = 3
@@ -93,6 +104,22 @@ def popularity(train_count: np.ndarray, exponent: float) -> Weighted:
 def uniform(n_items: int) -> Weighted:
     """Any other title."""
     return Weighted(np.ones(n_items))
+
+
+def own_strategy(path: str, catalogue: Catalogue) -> Strategy:
+    """The strategy that `module:callable` makes for a catalogue.
+
+    Raises:
+        UserError: no such module or callable, or it does not return a strategy.
+    """
+    module, _, name = path.partition(":")
+    try:
+        made: Strategy = getattr(importlib.import_module(module), name)(catalogue)
+    except (ImportError, AttributeError, TypeError) as error:
+        raise UserError(f"pairs.strategies names {path}, which cannot be called with a catalogue: {error}") from error
+    if not callable(made):
+        raise UserError(f"pairs.strategies names {path}, which returns {type(made).__name__} and not a strategy")
+    return made
 
 
 class LookAlikes:

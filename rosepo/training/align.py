@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from rosepo.artifacts import Outputs
-from rosepo.config import STRATEGIES, AlignConfig, Config, TrainConfig
+from rosepo.config import OWN_STRATEGY, STRATEGIES, AlignConfig, Config, TrainConfig
 from rosepo.data.catalogue import Catalogue
 from rosepo.errors import StageError
 from rosepo.models.folder import CATALOGUE
@@ -39,6 +39,7 @@ PROBED_GROUPS = 8
 """Groups on which the policy's log-probabilities are compared with the table's before the first step."""
 TOLERANCE = {"float32": (0.01, 1e-3), "bfloat16": (0.3, 0.03)}
 """Absolute and relative difference that arithmetic alone may make; another model or template is nats away."""
+_LABELS = (*STRATEGIES, OWN_STRATEGY)
 _OVERALL = ("margin", "accuracy", "reward_chosen", "reward_rejected", "logp_chosen", "logp_rejected", "epsilon")
 
 
@@ -111,7 +112,7 @@ class AlignTask:
     name: ClassVar[str] = "align"
     metric_names: ClassVar[tuple[str, ...]] = (
         *_OVERALL,
-        *(f"{name}/{strategy}" for name in ("margin", "accuracy", "epsilon") for strategy in STRATEGIES),
+        *(f"{name}/{strategy}" for name in ("margin", "accuracy", "epsilon") for strategy in _LABELS),
     )
     _built: Any = None
 
@@ -200,7 +201,7 @@ def _sums(policy: Tensor, epsilon: Tensor, strategy: Tensor, metrics: Metrics) -
         "epsilon": epsilon,
     }
     sums: Sums = {name: (value.sum(), value.numel()) for name, value in values.items()}
-    for code, label in enumerate(STRATEGIES):
+    for code, label in enumerate(_LABELS):
         mine = strategy == code
         for name in ("margin", "accuracy", "epsilon"):
             sums[f"{name}/{label}"] = ((values[name] * mine).sum(), mine.sum())

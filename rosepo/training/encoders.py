@@ -68,7 +68,7 @@ class GroupEncoder:
     """Rows of the groups table as micro-batches: the arrays of a `Batch`, `units` (its groups), and for G groups of K
     pairs `ref_logps` and `oracle_scores` float32 [G, 1 + K], `epsilon` float32 and `strategy` int64 [G, K].
 
-    Strategies are numbered as in `config.STRATEGIES`.
+    Strategies are numbered as in `config.STRATEGIES`, those by import path all by the number after them.
     """
 
     pack_tokens: int | None = None
@@ -89,7 +89,7 @@ class GroupEncoder:
                 arrays["units"] = np.array(len(places), dtype=np.float64)
                 for name in ("ref_logps", "oracle_scores", "epsilon"):
                     arrays[name] = np.array([table[name][place] for place in places], dtype=np.float32)
-                codes = [[STRATEGIES.index(name) for name in table["strategy"][place]] for place in places]
+                codes = [[_code(name) for name in table["strategy"][place]] for place in places]
                 arrays["strategy"] = np.array(codes, dtype=np.int64)
         return batches
 
@@ -104,3 +104,7 @@ def shared_out(rows: Sequence[Row], parts: int, pack_tokens: int | None = None) 
     if pack_tokens is not None:
         return [order[part::parts].tolist() for part in range(parts)]
     return [part.tolist() for part in np.array_split(order, parts)]
+
+
+def _code(strategy: str) -> int:
+    return STRATEGIES.index(strategy) if strategy in STRATEGIES else len(STRATEGIES)

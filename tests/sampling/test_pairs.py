@@ -18,6 +18,8 @@ from rosepo.errors import StageError, UserError
 from rosepo.models.folder import load_recommender, save_policy
 from rosepo.models.oracle import Oracle
 from rosepo.models.sasrec import SASRec, SASRecConfig
+from rosepo.sampling.draws import Draws
+from rosepo.sampling.examples import Examples
 from rosepo.sampling.pairs import _own_error, pairs
 from rosepo.training.logps import plain_logps
 from tests.helpers import tiny_catalogue, tiny_model, tiny_tokenizer
@@ -212,3 +214,56 @@ def test_what_an_actor_says_while_it_starts_is_passed_on(kind: type[Exception]) 
     assert isinstance(found, kind)
     assert str(found) == "no such folder"
     assert _own_error(RuntimeError("other")) is None
+
+
+def first_ones(catalogue: Catalogue) -> Any:
+    """A strategy of one's own: the first items of the catalogue that may be rejected."""
+
+    def strategy(examples: Examples, count: int, draws: Draws) -> np.ndarray:
+        allowed = [np.setdiff1d(np.arange(len(catalogue)), excluded) for excluded in examples.excluded.lists()]
+        return np.stack([items[:count] for items in allowed])
+
+    return strategy
+
+
+def test_ones_own_strategy_is_called_by_its_import_path(run: Outputs, ray_cluster: None, tmp_path: Path) -> None:
+    own = "tests.sampling.test_pairs:first_ones"
+    pairs(configure(strategies={own: 1.0, "uniform": 1.0}), run, tmp_path)
+    catalogue = Catalogue.load(run.examples / "_items.parquet")
+    seen = {row["example_id"]: [*row["history"], row["target"]] for row in read(run.examples).to_pylist()}
+    used = set()
+    for row in read(tmp_path).to_pylist():
+        free = [item for item in catalogue.item_ids.tolist() if item not in seen[row["example_id"]]]
+        for item, strategy in zip(row["rejected_items"], row["strategy"]):
+            assert strategy != own or item in free[:3]
+            used.add(strategy)
+    assert used == {own, "uniform"}
+
+
+@pytest.mark.parametrize(
+    "path", ["no.such:thing", "tests.sampling.test_pairs:none", "tests.sampling.test_pairs:N_USERS"]
+)
+def test_a_strategy_that_cannot_be_made_is_refused_before_work(
+    path: str, run: Outputs, ray_cluster: None, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match="cannot be called"):
+        pairs(configure(strategies={path: 1.0}), run, tmp_path)
+
+
+def test_what_was_seen_before_a_cut_history_is_never_rejected(run: Outputs, ray_cluster: None, tmp_path: Path) -> None:
+    other = borrow(run, tmp_path / "run", "sft", "oracle")
+    (other.examples / "_sequences").mkdir(parents=True)
+    whole: dict[int, list[int]] = {}
+    table = read(run.examples).to_pylist()
+    for row in table:
+        whole[row["user_id"]] = [*row["history"], row["target"]]
+        row["history"] = row["history"][-1:]
+    pq.write_table(pa.Table.from_pylist(table), other.examples / "part-00000.parquet")
+    sequences = {"user_id": list(whole), "items": list(whole.values())}
+    pq.write_table(pa.table(sequences), other.examples / "_sequences" / "part-00000.parquet")
+    Catalogue.load(run.examples / "_items.parquet").save(other.examples / "_items.parquet")
+    (tmp_path / "out").mkdir()
+    pairs(configure(negatives=4), other, tmp_path / "out")
+    for row in read(tmp_path / "out").to_pylist():
+        position = int(row["example_id"].split(":")[1])
+        assert not set(row["rejected_items"]) & set(whole[row["user_id"]][: position + 1])

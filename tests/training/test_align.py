@@ -71,6 +71,14 @@ def test_epsilon_is_clamped_by_the_configuration(run):
         assert float(sums["epsilon"][0]) == pytest.approx(expected, abs=1e-5)
 
 
+def test_titles_of_every_strategy_are_counted_under_a_name(run, tmp_path):
+    given = [["uniform", "rival:newest"], ["self_hard", "uniform"]]
+    other = changed(run, tmp_path, "strategy", lambda number, value: given[number % 2])
+    figures = align_in_process(tiny_config("align", **ALIGN), other, tmp_path / "out")
+    assert {"margin/uniform", "margin/own", "margin/self_hard"} <= figures.keys()
+    assert not any(name in figures for name in ("margin/semantic", "margin/popularity"))
+
+
 def test_the_softmax_loss_starts_at_the_log_of_the_group(run, tmp_path):
     align_in_process(tiny_config("align", loss="softmax", target_min=0.0, **ALIGN), run, tmp_path)
     assert lines(tmp_path)[1]["loss"] == pytest.approx(math.log(3), abs=1e-4)

@@ -1,0 +1,67 @@
+"""What the report shows of the oracle: how epsilon is spread, by strategy, and how far the oracle can be believed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.dataset as ds
+
+EPSILON_BINS = 20
+ALL = "all strategies"
+
+
+def read_epsilon(groups: Path, ceiling: float | None) -> tuple[dict[str, np.ndarray], np.ndarray, dict[str, float]]:
+    """Histogram counts of epsilon, all pairs and by strategy; edges; share of pairs clamped, streamed from the table.
+
+    Args:
+        groups: the groups table; nothing comes back where it is not there.
+        ceiling: `align.epsilon_max`; None where no clamp is applied.
+    """
+    edges = np.linspace(0.0, 0.5, EPSILON_BINS + 1)
+    counts: dict[str, np.ndarray] = {}
+    clamped: dict[str, int] = {}
+    files = sorted(str(path) for path in groups.glob("part-*.parquet"))
+    for batch in ds.dataset(files).to_batches(columns=["strategy", "epsilon"]) if files else ():
+        epsilon = batch.column("epsilon").flatten().to_numpy(zero_copy_only=False)
+        strategy = np.asarray(batch.column("strategy").flatten().to_pylist(), dtype=object)
+        for name in sorted(set(strategy.tolist())):
+            mine = epsilon[strategy == name]
+            counts[name] = counts.get(name, 0) + np.histogram(mine, edges)[0]
+            clamped[name] = clamped.get(name, 0) + (0 if ceiling is None else int((mine >= ceiling).sum()))
+    if not counts:
+        return {}, edges, {}
+    whole = {ALL: np.sum(list(counts.values()), axis=0), **dict(sorted(counts.items()))}
+    clamped[ALL] = sum(clamped.values())
+    return whole, edges, {name: clamped[name] / max(int(whole[name].sum()), 1) for name in whole}
+
+
+def strategy_rows(figures: Mapping[str, Any], clamped: Mapping[str, float]) -> list[dict[str, Any]]:
+    """One row a strategy: pairs, mean epsilon, AUC of the chosen title against the rejected one, share clamped.
+
+    Args:
+        figures: of the manifest of `pairs`.
+        clamped: from `read_epsilon`.
+    """
+    return [
+        {
+            "name": name,
+            "pairs": entry["pairs"],
+            "epsilon": entry["epsilon_mean"],
+            "auc": entry["auc"],
+            "clamped": clamped.get(name, 0.0),
+        }
+        for name, entry in figures.get("strategies", {}).items()
+    ]
+
+
+def read_calibration(oracle: Path) -> dict[str, Any] | None:
+    """What `rosepo oracle` measured of its calibration; None where it is not there."""
+    path = oracle / "calibration.json"
+    if not path.is_file():
+        return None
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return found

@@ -1,0 +1,106 @@
+"""Trained oracles behind numpy arrays: what samplers and the evaluation ask for.
+
+An oracle that is scored on its own training targets is sure of them, drives every epsilon to 0 and the method to plain
+DPO. So users are dealt into folds, and each is scored by a model that was trained without that user.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from rosepo.errors import UserError
+from rosepo.models.sasrec import SASRec, pad_histories
+
+FOLDS_FILE = "folds.json"
+
+
+class Oracle:
+    """One trained SASRec.
+
+    Attributes:
+        tau: temperature that makes `sigmoid((score_a - score_b) / tau)` a calibrated preference.
+    """
+
+    def __init__(self, model: SASRec, tau: float, device: str | torch.device = "cpu") -> None:
+        self.model = model.to(device).eval()
+        self.tau = tau
+        self.device = torch.device(device)
+
+    @classmethod
+    def load(cls, folder: str | Path, item_ids: np.ndarray | None = None, device: str | torch.device = "cpu") -> Oracle:
+        """Read a folder that `SASRec.save` wrote; see `SASRec.load` for `item_ids` and what raises."""
+        model, tau = SASRec.load(Path(folder), item_ids)
+        return cls(model, tau, device)
+
+    @torch.inference_mode()
+    def score_all(self, histories: Sequence[np.ndarray]) -> np.ndarray:
+        """Raw scores float32 [B, n_items] of every item after each history of item indexes."""
+        padded = pad_histories(histories, self.model.config.max_length).to(self.device)
+        scores: np.ndarray = self.model.scores(padded).float().cpu().numpy()
+        return scores
+
+    @torch.inference_mode()
+    def score_items(self, histories: Sequence[np.ndarray], items: np.ndarray) -> np.ndarray:
+        """Raw scores float32 [B, C] (not divided by `tau`) of items int64 [B, C] after each history of item indexes."""
+        padded = pad_histories(histories, self.model.config.max_length).to(self.device)
+        chosen = self.model.items(torch.from_numpy(np.asarray(items, dtype=np.int64) + 1).to(self.device))
+        scores: np.ndarray = torch.einsum("bd,bcd->bc", self.model.last_hidden(padded), chosen).float().cpu().numpy()
+        return scores
+
+
+def fold_of(users: Sequence[int] | Sequence[str] | np.ndarray, folds: int, seed: int) -> np.ndarray:
+    """The fold int64 [n] of each user: a hash of its id and the seed, whatever other users there are."""
+    names = np.array([str(user) for user in users], dtype=object)
+    if not len(names):
+        return np.zeros(0, dtype=np.int64)
+    return (pd.util.hash_array(names, hash_key=f"{seed:016x}", categorize=False) % np.uint64(folds)).astype(np.int64)
+
+
+def fold_folder(folder: Path, fold: int) -> Path:
+    """Where the model stands that was trained without the users of a fold."""
+    return folder / f"fold-{fold}"
+
+
+class CrossFitted:
+    """Oracles by fold; with a single one, the in-sample variant, all users are scored by a model that knows them.
+
+    Attributes:
+        tau: as in `Oracle`, the same for all folds.
+    """
+
+    def __init__(self, oracles: Sequence[Oracle], seed: int) -> None:
+        self.oracles, self.seed = list(oracles), seed
+        self.tau = self.oracles[0].tau
+
+    @classmethod
+    def load(cls, folder: Path, item_ids: np.ndarray | None = None, device: str | torch.device = "cpu") -> CrossFitted:
+        """Read the folder that `rosepo oracle` wrote.
+
+        Raises:
+            UserError: no oracle there, a fold that is missing, or oracles of another catalogue.
+        """
+        try:
+            about = json.loads((folder / FOLDS_FILE).read_text(encoding="utf-8"))
+            folds, seed = int(about["folds"]), int(about["seed"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{folder} is not an oracle folder ({error}): run `rosepo oracle` first") from error
+        folders = [folder] if folds == 1 else [fold_folder(folder, fold) for fold in range(folds)]
+        return cls([Oracle.load(path, item_ids, device) for path in folders], seed)
+
+    def score_items(
+        self, users: Sequence[int] | Sequence[str] | np.ndarray, histories: Sequence[np.ndarray], items: np.ndarray
+    ) -> np.ndarray:
+        """Raw scores float32 [B, C] of items int64 [B, C], each row by the model that did not train on its user."""
+        scores = np.empty(items.shape, dtype=np.float32)
+        folds = fold_of(users, len(self.oracles), self.seed)
+        for fold in np.unique(folds):
+            rows = np.flatnonzero(folds == fold)
+            past = [histories[int(row)] for row in rows]
+            scores[rows] = self.oracles[fold].score_items(past, items[rows])
+        return scores

@@ -1,0 +1,235 @@
+"""SASRec on Ray Train: the model of all users, then, for each fold, one without its users, in one start of workers.
+
+A catalogue's sequences are a few integers an interaction, so every worker holds them all. Which users a step takes
+follows from (seed, epoch) alone and each rank takes its stride of them: all ranks make the same number of steps by
+construction, and a step's loss is the mean over all its targets, however many workers share it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import math
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor, nn
+
+from rosepo.config import Config, OracleConfig
+from rosepo.console import Progress, follow
+from rosepo.data.catalogue import Catalogue
+from rosepo.errors import StageError
+from rosepo.evaluation.metrics import hit_ratio, ndcg
+from rosepo.models.oracle import fold_folder
+from rosepo.models.sasrec import SASRec, SASRecConfig
+from rosepo.training.metrics import METRICS_FILE, MetricLog
+from rosepo.training.sequences import NextItemLoss, Sequences, batch_tensors, epoch_batches, follow_average, ranks_of
+from rosepo.training.trainer import root_cause, trainer_class
+
+WARMUP_STEPS = 100
+AVERAGE = 0.99
+"""Decay of the running mean of weights, a step: the mean is what is validated and kept. It ranks better, sooner."""
+
+
+def parts(folds: int, out: Path) -> Iterator[tuple[int | None, Path]]:
+    """What is trained, in order: the fold that is left out (none at first) and the folder of the model."""
+    yield None, out
+    if folds > 1:
+        yield from ((fold, fold_folder(out, fold)) for fold in range(folds))
+
+
+def fit_oracles(
+    config: Config, train: pa.Table, validation: pa.Table, catalogue: Catalogue, out: Path, use_gpu: bool
+) -> None:
+    """Train every model of `parts`; each folder gets its best weights, `metrics.jsonl` and `tensorboard/`.
+
+    Args:
+        train: columns items (indexes), n_targets, fold.
+        validation: columns history, seen, target (indexes), fold. A model stops early on the users that it trained on.
+
+    Raises:
+        StageError: a worker failed, or the loss is no longer a number.
+    """
+    import ray.data
+    from ray.train import DataConfig, RunConfig, ScalingConfig, TrainingFailedError
+
+    oracle = config.oracle
+    longest = int(max(_longest(train, "items") - 1, _longest(validation, "history"), 1))
+    network = SASRecConfig(len(catalogue), longest, oracle.hidden_size, oracle.layers, oracle.heads, oracle.dropout)
+    # In memory from the start and whole for every worker: no read task asks for a CPU that the workers hold.
+    blocks = {"train": train, "validation": validation}
+    trainer = trainer_class()(
+        _worker,
+        train_loop_config={
+            "oracle": oracle,
+            "network": network,
+            "seed": config.seed,
+            "out": str(out.resolve()),
+            "item_ids": catalogue.item_ids,
+        },
+        scaling_config=ScalingConfig(
+            num_workers=oracle.workers,
+            use_gpu=use_gpu,
+            resources_per_worker={"CPU": oracle.cpus_per_worker} | ({"GPU": 1} if use_gpu else {}),
+        ),
+        run_config=RunConfig(name="oracle", storage_path=str((out / "_train").resolve())),
+        datasets={name: ray.data.from_arrow(table) for name, table in blocks.items()},
+        dataset_config=DataConfig(datasets_to_split=[]),
+    )
+    models = list(parts(oracle.folds, out))
+    try:
+        with contextlib.ExitStack() as stack:
+            progress = stack.enter_context(Progress("oracle", oracle.max_epochs * len(models), "epochs"))
+            for number, (fold, folder) in enumerate(models):
+                folder.mkdir(exist_ok=True)
+                label = "all users" if fold is None else f"without fold {fold}"
+                stack.enter_context(follow(folder / METRICS_FILE, _show(progress, oracle.max_epochs * number, label)))
+            trainer.fit()
+    except TrainingFailedError as error:
+        raise StageError(root_cause("oracle", oracle.workers, error)) from error
+    finally:
+        shutil.rmtree(out / "_train", ignore_errors=True)
+
+
+def _show(progress: Progress, before: int, label: str) -> Any:
+    def show(line: dict[str, Any]) -> None:
+        shown = {name: line[name] for name in ("loss", "hr@10", "ndcg@10")}
+        progress.update(max(0, before + int(line["step"]) - progress.done), **{label: line["step"]}, **shown)
+
+    return show
+
+
+def _worker(settings: dict[str, Any]) -> None:
+    """What each Ray Train worker runs; rank 0 writes the metric lines and the best weights."""
+    import ray.train
+
+    context = ray.train.get_context()
+    rank, world = context.get_world_rank(), context.get_world_size()
+    tables = {name: _whole(name) for name in ("train", "validation")}
+    for fold, folder in parts(settings["oracle"].folds, Path(settings["out"])):
+        train, validation = (_without(table, fold) for table in tables.values())
+        _train_one(settings, train, validation, folder, rank, world)
+
+
+def _train_one(
+    settings: dict[str, Any], train_table: pa.Table, validation: pa.Table, out: Path, rank: int, world: int
+) -> None:
+    """One model, from its first epoch to the last one or until validation gets no better."""
+    import ray.train.torch
+
+    oracle: OracleConfig = settings["oracle"]
+    train = Sequences.from_table(train_table)
+    histories, seen, targets = validation_arrays(validation)
+    device = ray.train.torch.get_device()
+    torch.manual_seed(settings["seed"])
+    model = SASRec(settings["network"])
+    wrapped = ray.train.torch.prepare_model(NextItemLoss(model))
+    # Masks of dropout differ from rank to rank, weights do not.
+    torch.manual_seed(settings["seed"] * 1_000_003 + rank)
+    run = _Run(oracle, model, wrapped, rank, world, device, settings["seed"])
+    best, waited, started = -1.0, 0, time.monotonic()
+    with MetricLog(out) if rank == 0 else contextlib.nullcontext() as log:
+        for epoch in range(1, oracle.max_epochs + 1):
+            loss = run.epoch(train, epoch)
+            if not math.isfinite(loss):
+                raise StageError(
+                    f"oracle diverged: the loss of epoch {epoch} is {loss}; "
+                    f"lower oracle.learning_rate ({oracle.learning_rate:g})"
+                )
+            late = run.agree(oracle.max_seconds is not None and time.monotonic() - started > oracle.max_seconds)
+            last = late or epoch == oracle.max_epochs
+            if epoch % oracle.evaluate_every and not last:
+                continue
+            figures = run.validate(histories[rank::world], seen[rank::world], targets[rank::world])
+            better = figures["ndcg@10"] > best
+            best, waited = (figures["ndcg@10"], 0) if better else (best, waited + 1)
+            if log is not None:
+                if better:
+                    run.average.save(out, settings["item_ids"])
+                seconds = time.monotonic() - started
+                log.write(epoch, {"loss": loss, **figures, "best": float(better), "seconds": seconds})
+            if last or waited >= oracle.patience:
+                break
+
+
+@dataclass
+class _Run:
+    """One rank's share of the training."""
+
+    oracle: OracleConfig
+    model: SASRec
+    wrapped: nn.Module
+    rank: int
+    world: int
+    device: torch.device
+    seed: int
+
+    def __post_init__(self) -> None:
+        self.optimizer = torch.optim.AdamW(
+            self.model.parameters(), lr=self.oracle.learning_rate, weight_decay=self.oracle.weight_decay, fused=True
+        )
+        self.average = copy.deepcopy(self.model).eval()
+        self.steps = 0
+
+    def epoch(self, train: Sequences, epoch: int) -> float:
+        """One pass; the mean loss a target over all ranks."""
+        self.wrapped.train()
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
+        for rows in epoch_batches(train.lengths, self.oracle.batch_size, self.seed, epoch):
+            mine = rows[self.rank :: self.world]
+            history, targets = batch_tensors(train, mine, self.model.config.max_length)
+            loss = self.wrapped(history.to(self.device), targets.to(self.device))
+            self.optimizer.zero_grad(set_to_none=True)
+            # DDP averages gradients over ranks; this makes the average that of all the step's targets.
+            (loss * (self.world / max(int(train.n_targets[rows].sum()), 1))).backward()
+            self.steps += 1
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.oracle.learning_rate * min(1.0, self.steps / WARMUP_STEPS)
+            self.optimizer.step()
+            follow_average(self.average, self.model, self.steps, AVERAGE)
+            total += loss.detach()
+        return float(self._summed(total[None])[0]) / int(train.n_targets.sum())
+
+    def validate(self, histories: list[np.ndarray], seen: list[np.ndarray], targets: np.ndarray) -> dict[str, float]:
+        """HR@10 and NDCG@10 over all ranks' validation examples."""
+        ranks = ranks_of(self.average, histories, targets, seen)
+        sums = torch.tensor([hit_ratio(ranks, 10).sum(), ndcg(ranks, 10).sum(), len(ranks)], dtype=torch.float64)
+        hits, gains, count = self._summed(sums.to(self.device)).tolist()
+        return {"hr@10": hits / count, "ndcg@10": gains / count}
+
+    def agree(self, flag: bool) -> bool:
+        """Whether any rank says so: clocks differ, and ranks that stop apart wait for each other for ever."""
+        return bool(self._summed(torch.tensor([float(flag)], dtype=torch.float64, device=self.device))[0] > 0)
+
+    def _summed(self, values: Tensor) -> Tensor:
+        if self.world > 1:
+            torch.distributed.all_reduce(values)
+        return values
+
+
+def _whole(name: str) -> pa.Table:
+    import ray.train
+
+    shard = ray.train.get_dataset_shard(name)
+    return pa.concat_tables(list(shard.iter_batches(batch_size=None, batch_format="pyarrow")))
+
+
+def validation_arrays(table: pa.Table) -> tuple[list[np.ndarray], list[np.ndarray], np.ndarray]:
+    """Histories, what was seen, and targets, as item indexes."""
+    histories, seen = ([row.values.to_numpy() for row in table[name]] for name in ("history", "seen"))
+    return histories, seen, table["target"].to_numpy()
+
+
+def _without(table: pa.Table, fold: int | None) -> pa.Table:
+    return table if fold is None else table.filter(pa.compute.not_equal(table["fold"], fold))
+
+
+def _longest(table: pa.Table, column: str) -> int:
+    return int(pa.compute.max(pa.compute.list_value_length(table[column])).as_py() or 0)
