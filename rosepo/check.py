@@ -57,6 +57,20 @@ def run_check(config: Config, root: Path) -> None:
     say("no fault found")
 
 
+def check_groups(groups: Path) -> None:
+    """Print what a groups table holds, after every group was compared with the examples beside it.
+
+    Raises:
+        UserError: the first promise that is broken; see `audit_groups`.
+    """
+    from rosepo.sampling.audit import audit_groups
+
+    found = audit_groups(groups, groups.absolute().parent / "examples")
+    say(f"{groups}: {found['groups']:,} groups of {found['negatives']} rejected titles")
+    say(table([[name, f"{value:.3f}"] for name, value in found["epsilon"].items()], header=("strategy", "mean ε")))
+    say("no fault found")
+
+
 def check_before_run(config: Config) -> dict[str, Any]:
     """What would stop a run, found before it starts: data, model, settings, resources. Returns the data's figures.
 

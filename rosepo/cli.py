@@ -175,6 +175,10 @@ def check(
     set_: SetOption = None,
     interactions: InteractionsOption = None,
     items: ItemsOption = None,
+    groups: Annotated[
+        Path | None,
+        typer.Option("--groups", help="Check a groups table of a run instead, e.g. runs/demo/groups: every promise."),
+    ] = None,
     debug: DebugOption = False,
 ) -> None:
     """Everything that can be known before training, without side effects.
@@ -184,8 +188,11 @@ def check(
     """
 
     def work() -> None:
-        from rosepo.check import run_check
+        from rosepo.check import check_groups, run_check
 
+        if groups is not None:
+            check_groups(groups)
+            return
         run_check(_resolve(out, config, set_ or [], interactions, items), out)
 
     _guard(work, debug)
