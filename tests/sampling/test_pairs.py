@@ -51,6 +51,12 @@ def write_examples(folder: Path, catalogue: Catalogue) -> None:
     catalogue.save(folder / "_items.parquet")
 
 
+def save_oracle(run: Outputs, model: SASRec, item_ids: np.ndarray) -> None:
+    """One model for all users."""
+    model.save(run.oracle, item_ids, tau=0.7)
+    write_json(run.oracle / "folds.json", {"folds": 1, "seed": 0})
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Outputs:
     """A run's folder with examples, an untrained policy and an untrained oracle."""
@@ -58,8 +64,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Outputs:
     write_examples(outputs.examples, catalogue)
     save_policy(outputs.sft, tiny_model(max_length=128), tiny_tokenizer(N_ITEMS), catalogue, configure(), stage="sft")
     torch.manual_seed(0)
-    SASRec(SASRecConfig(n_items=N_ITEMS, hidden_size=16)).save(outputs.oracle, catalogue.item_ids, tau=0.7)
-    write_json(outputs.oracle / "folds.json", {"folds": 1, "seed": 0})
+    save_oracle(outputs, SASRec(SASRecConfig(n_items=N_ITEMS, hidden_size=16)), catalogue.item_ids)
     return outputs
 
 
@@ -169,7 +174,7 @@ def test_a_model_that_gives_no_numbers_ends_the_stage_with_one_sentence(
     oracle = SASRec(SASRecConfig(n_items=N_ITEMS, hidden_size=16))
     with torch.no_grad():
         oracle.norm.weight.fill_(float("nan"))
-    oracle.save(other.oracle, tiny_catalogue(N_ITEMS).item_ids)
+    save_oracle(other, oracle, tiny_catalogue(N_ITEMS).item_ids)
     (tmp_path / "out").mkdir()
     with pytest.raises(StageError, match=r"^the oracle or the model gives scores that are not finite"):
         pairs(configure(strategies={"popularity": 1.0}), other, tmp_path / "out")
@@ -194,7 +199,7 @@ def test_what_cannot_work_is_refused_before_an_actor_starts(
 
 def test_an_oracle_of_another_catalogue_is_refused(run: Outputs, ray_cluster: None, tmp_path: Path) -> None:
     other = borrow(run, tmp_path / "run", "examples", "sft")
-    SASRec(SASRecConfig(n_items=N_ITEMS, hidden_size=16)).save(other.oracle, np.arange(N_ITEMS))
+    save_oracle(other, SASRec(SASRecConfig(n_items=N_ITEMS, hidden_size=16)), np.arange(N_ITEMS))
     with pytest.raises(UserError, match="trained on another catalogue"):
         pairs(configure(), other, tmp_path / "out")
 
