@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import inspect
-import json
 import re
 import signal
 import sys
-import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any
 
 import typer
-from pydantic.fields import FieldInfo
 
 import rosepo
-from rosepo.config import Config, Section
+from rosepo.cli_help import stage_help
+from rosepo.config import Config
 from rosepo.console import say
 from rosepo.errors import StageError, UserError
 
@@ -66,60 +63,6 @@ ItemsOption = Annotated[
     str | None, typer.Option("--items", help="Items with titles, in the same formats (RecBole: .item).")
 ]
 
-_HELP = {
-    "prepare": """Filter the log, split it, and write the table of examples.
-
-    Keeps positives (prepare.min_rating), a k-core, the order in time; splits by leave_one_out or temporal; every prefix
-    of a user's sequence becomes an example (history → next title). Prints what was dropped and why.
-
-    Example: rosepo prepare --interactions ratings.dat --items movies.dat --set prepare.min_rating=4 --out runs/ml
-    """,
-    "sft": """Fine-tune the language model to continue a history with the next title.
-
-    The model is model.path (hub id or folder, with model.lora for adapters) or, without one, a small Llama from scratch
-    with a tokenizer trained on the catalogue. Writes a Hugging Face folder: the policy, and later the reference.
-
-    Example: rosepo sft --set model.path=Qwen/Qwen3-1.7B --set model.lora.rank=16 --set sft.workers=4 --out runs/ml
-    """,
-    "oracle": """Train the preference oracle: SASRec over the full catalogue.
-
-    Its scores say how likely a user prefers the chosen title to a rejected one: from that comes a pair's smoothing ε.
-    Stops early on validation and reports HR@10 and NDCG@10.
-    """,
-    "pairs": """Build preference groups: prompt, chosen title, K rejected titles, ε and reference log-probabilities.
-
-    Rejected titles come from self_hard (the model's own wrong answers), semantic (look-alikes of the history) and
-    popularity (popular items), mixed by pairs.strategies. Runs as Ray Data actors (pairs.actors).
-    """,
-    "align": """Align the SFT model with the groups by the smoothed preference objective.
-
-    align.beta ties the model to its reference, align.epsilon_max bounds the smoothing (0 is DPO); align.loss is
-    pairwise or softmax.
-
-    Example: rosepo align --set align.beta=0.5 --out runs/ml --overwrite
-    """,
-    "sweep": """Search alignment settings with Ray Tune on the same groups.
-
-    sweep.parameters maps keys of align.* to lists or ranges. Every trial is measured on validation examples; the best
-    configuration is written to sweep/best.yaml, ready for `rosepo align --config`.
-    """,
-    "evaluate": """Rank the whole catalogue for every test example and write metrics.json and report.html.
-
-    Most-popular, Markov, the oracle, the SFT model and the aligned model on the same examples, with 95 % intervals.
-    """,
-}
-
-
-_SECTIONS = {
-    "prepare": ("data", "prepare"),
-    "sft": ("model", "sft"),
-    "oracle": ("oracle",),
-    "pairs": ("pairs",),
-    "align": ("align",),
-    "sweep": ("sweep",),
-    "evaluate": ("evaluate",),
-}
-
 
 def _stage_command(name: str) -> None:
     def command(
@@ -131,41 +74,7 @@ def _stage_command(name: str) -> None:
     ) -> None:
         _guard(lambda: _run(out, config, set_ or [], [name], overwrite, debug), debug)
 
-    app.command(name, help=_help(name))(command)
-
-
-def _help(name: str) -> str:
-    """A command's help: what it does, then its settings with their defaults, read from the configuration itself."""
-    paragraphs = [inspect.cleandoc(_HELP[name])]
-    for section in _SECTIONS[name]:
-        model = Config.model_fields[section].annotation
-        assert isinstance(model, type)
-        assert issubclass(model, Section)
-        lines = [_setting(section, key, field) for key, field in model.model_fields.items()]
-        paragraphs.append("\b\n" + "\n".join([f"Settings (--set {section}.KEY=VALUE), with their defaults:", *lines]))
-    return "\n\n".join(paragraphs)
-
-
-def _setting(section: str, key: str, field: FieldInfo) -> str:
-    default = field.get_default(call_default_factory=True)
-    parts = [part for part in (field.annotation, *get_args(field.annotation)) if isinstance(part, type)]
-    nested = next((part for part in parts if issubclass(part, Section)), None)
-    doc = " ".join((field.description or (nested.__doc__ if nested else None) or "").split())
-    if nested is not None and (default is None or isinstance(default, Section)):
-        keys = ", ".join(f"{name}={_plain(inner.get_default())}" for name, inner in nested.model_fields.items())
-        doc = f"{doc} {'Unset; its keys' if default is None else 'Keys'}: {keys}"
-        head = f"  {key}.*"
-    else:
-        choices = next(
-            (get_args(p) for p in (field.annotation, *get_args(field.annotation)) if get_origin(p) is Literal), ()
-        )
-        doc = f"{'|'.join(choices)}. {doc}" if choices and all(isinstance(c, str) for c in choices) else doc
-        head = f"  {key}={_plain(default)}"
-    return "\n".join(textwrap.wrap(f"{head}  {doc}", width=78, subsequent_indent=" " * 6))
-
-
-def _plain(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False) if value is None or isinstance(value, (bool, str)) else str(value)
+    app.command(name, help=stage_help(name))(command)
 
 
 @app.command("check")
@@ -198,7 +107,7 @@ def check(
     _guard(work, debug)
 
 
-@app.command("prepare", help=_help("prepare"))
+@app.command("prepare", help=stage_help("prepare"))
 def prepare(
     out: OutOption,
     config: ConfigOption = None,

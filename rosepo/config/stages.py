@@ -11,7 +11,18 @@ from rosepo.config.base import STRATEGIES, Count, Gpu, NonNegative, Positive, Se
 from rosepo.config.training import AlignConfig
 
 
-class PairsConfig(Section):
+class ActorsConfig(Section):
+    """What the stages that run Ray Data actors share."""
+
+    actors: Count = 1
+    cpus_per_actor: Positive = 1.0
+    gpu: Gpu = "auto"
+    """One GPU an actor: where the cluster has them, always, or never."""
+    batch_size: Count = 64
+    """Examples an actor handles at once."""
+
+
+class PairsConfig(ActorsConfig):
     """Rejected sampling: preference groups from training examples."""
 
     negatives: Count = 1
@@ -31,11 +42,6 @@ class PairsConfig(Section):
     (titles and categories), or the hub id or path of an encoder."""
     groups_per_user: Count | None = None
     """Newest training examples of each user that become groups; None takes all."""
-    actors: Count = 1
-    cpus_per_actor: Positive = 1.0
-    gpu: Gpu = "auto"
-    batch_size: Count = 64
-    """Examples an actor handles at once."""
 
     @model_validator(mode="after")
     def _strategies(self) -> PairsConfig:
@@ -50,7 +56,7 @@ class PairsConfig(Section):
         return self
 
 
-class EvaluateConfig(Section):
+class EvaluateConfig(ActorsConfig):
     """Catalogue protocol: rank every title that the user had not chosen yet."""
 
     split: Literal["test", "validation"] = "test"
@@ -60,10 +66,6 @@ class EvaluateConfig(Section):
     """Examples, chosen by a hash of their id; None takes all."""
     bootstrap: Annotated[int, Field(ge=100)] = 1000
     """Resamples of users behind every interval."""
-    actors: Count = 1
-    cpus_per_actor: Positive = 1.0
-    gpu: Gpu = "auto"
-    batch_size: Count = 64
 
 
 class RangeConfig(Section):
@@ -115,15 +117,11 @@ class SweepConfig(Section):
         return self
 
 
-class RecommendConfig(Section):
+class RecommendConfig(ActorsConfig):
     """Top-k titles for histories."""
 
     k: Count = 10
     beams: Count = 20
-    actors: Count = 1
-    cpus_per_actor: Positive = 1.0
-    gpu: Gpu = "auto"
-    batch_size: Count = 64
 
     @model_validator(mode="after")
     def _beams(self) -> RecommendConfig:
