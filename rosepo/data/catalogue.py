@@ -58,7 +58,8 @@ class Catalogue:
         """Item indexes of every list of item ids in a column; see `index`."""
         whole = lists.combine_chunks()
         flat = self.index(whole.flatten().to_numpy(zero_copy_only=False))
-        return np.split(flat, np.cumsum(whole.value_lengths().to_numpy())[:-1])
+        # split() makes one part of nothing.
+        return np.split(flat, np.cumsum(whole.value_lengths().to_numpy())[:-1]) if len(whole) else []
 
     def save(self, path: Path) -> None:
         """Write one Parquet file (columns item_id, title, categories, train_count), in item order."""

@@ -3,6 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from rosepo.data.catalogue import Catalogue
@@ -36,3 +37,10 @@ def test_a_missing_or_foreign_file_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "text.parquet").write_text("hello")
     with pytest.raises(UserError, match="cannot be read as Parquet"):
         Catalogue.load(tmp_path / "text.parquet")
+
+
+@pytest.mark.parametrize("lists", [[], [[]], [[11], [], [10, 12]]])
+def test_every_list_of_a_column_comes_back_as_indexes(lists: list[list[int]]) -> None:
+    catalogue = Catalogue(np.array([10, 11, 12]), ["A", "B", "C"], [()] * 3, np.zeros(3, dtype=np.int64))
+    found = catalogue.index_lists(pa.chunked_array([pa.array(lists, pa.list_(pa.int64()))]))
+    assert [part.tolist() for part in found] == [[item - 10 for item in items] for items in lists]
