@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -17,9 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import rosepo
+from rosepo.errors import UserError
 
 MANIFEST = "_manifest.json"
 """Begins with an underscore so that a reader of Parquet folders passes it over."""
+LOCK = ".lock"
 LIBRARIES = ("torch", "ray", "deepspeed", "transformers", "peft", "tokenizers", "pyarrow", "numpy")
 
 
@@ -137,13 +140,46 @@ def replacing(folder: Path) -> Iterator[Path]:
     aside.mkdir()
     try:
         yield aside
-        old = folder.parent / f".{folder.name}.old.{os.getpid()}.tmp"
-        if folder.exists():
-            folder.replace(old)
-        aside.replace(folder)
-        shutil.rmtree(old, ignore_errors=True)
+        _take_place(aside, folder)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+@contextmanager
+def continuing(folder: Path, key: str) -> Iterator[Path]:
+    """As `replacing`, for long work that is done in parts: what a body that did not end well leaves behind is kept
+    beside `folder`, hidden, for the next one with the same key. One with another key starts anew.
+
+    Raises:
+        UserError: another process is at work on it.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    aside = folder.parent / f".{folder.name}.{key}.partial"
+    aside.mkdir(exist_ok=True)
+    with (aside / LOCK).open("w", encoding="utf-8") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(f"another rosepo is writing {folder}: wait for it, or use another --out") from None
+        for stale in folder.parent.glob(f".{folder.name}.*.partial"):
+            if stale != aside:
+                shutil.rmtree(stale, ignore_errors=True)
+        try:
+            yield aside
+        except BaseException:
+            if not any(entry.name != LOCK for entry in aside.iterdir()):
+                shutil.rmtree(aside, ignore_errors=True)
+            raise
+        (aside / LOCK).unlink()
+        _take_place(aside, folder)
+
+
+def _take_place(aside: Path, folder: Path) -> None:
+    old = folder.parent / f".{folder.name}.old.{os.getpid()}.tmp"
+    if folder.exists():
+        folder.replace(old)
+    aside.replace(folder)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def now() -> str:

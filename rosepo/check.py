@@ -63,11 +63,26 @@ def check_groups(groups: Path) -> None:
     Raises:
         UserError: the first promise that is broken; see `audit_groups`.
     """
-    from rosepo.sampling.audit import audit_groups
+    from rosepo.models.folder import load_builder
+    from rosepo.sampling.audit import audit_candidates, audit_groups
 
-    found = audit_groups(groups, groups.absolute().parent / "examples")
+    run = groups.absolute().parent
+    policy = run / "sft"
+    builder = load_builder(policy) if policy.is_dir() else None
+    found = audit_groups(groups, run / "examples", builder)
     say(f"{groups}: {found['groups']:,} groups of {found['negatives']} rejected titles")
-    say(table([[name, f"{value:.3f}"] for name, value in found["epsilon"].items()], header=("strategy", "mean ε")))
+    if found["epsilon"]:
+        say(table([[name, f"{value:.3f}"] for name, value in found["epsilon"].items()], header=("strategy", "mean ε")))
+    if builder is None:
+        say(f"tokens were not compared: {policy} is not there")
+    else:
+        say(f"tokens are those of {policy}; {found['prompts_cut']:,} prompts without their oldest items")
+    lists = audit_candidates(run / "examples")
+    if lists is not None:
+        say(
+            f"candidates: {lists['lists']:,} lists of {lists['candidates']}; the best fixed slot finds the target in "
+            f"{lists['probe']:.1%} ({1 / lists['candidates']:.1%} is chance)"
+        )
     say("no fault found")
 
 

@@ -20,6 +20,7 @@ from typing import Any
 from rosepo.artifacts import (
     MANIFEST,
     Outputs,
+    continuing,
     copy_file,
     digest,
     git_revision,
@@ -144,7 +145,8 @@ def _own_interrupts() -> Iterator[None]:
 def _run_stage(config: Config, root: Path, plan: Plan) -> dict[str, Any]:
     started = time.monotonic()
     inputs = Outputs(root)
-    with replacing(root / plan.stage.folder) as aside:
+    folder = root / plan.stage.folder
+    with continuing(folder, plan.fingerprint) if plan.stage.in_parts else replacing(folder) as aside:
         figures = plan.stage.load()(config, inputs, aside)
         names = (*plan.stage.needs, *plan.stage.uses)
         found = {name: read_manifest(root / STAGES[name].folder) for name in names}

@@ -11,7 +11,19 @@ from typing import Any
 from rosepo.artifacts import Outputs, digest
 from rosepo.config import Config
 
-RESOURCE_KEYS = frozenset({"workers", "cpus_per_worker", "gpu", "actors", "cpus_per_actor", "log_every", "concurrent"})
+RESOURCE_KEYS = frozenset(
+    {
+        "workers",
+        "cpus_per_worker",
+        "gpu",
+        "actors",
+        "cpus_per_actor",
+        "log_every",
+        "concurrent",
+        "part_groups",
+        "reference_cache",
+    }
+)
 """Keys that change where and how fast the work is done, not its result: they do not make a stage stale."""
 
 StageFunction = Callable[[Config, Outputs, Path], dict[str, Any]]
@@ -29,6 +41,7 @@ class Stage:
         sections: parts of the configuration that its result depends on.
         function: `module:callable`, imported when it is run.
         purpose: what it does, for the person who watches.
+        in_parts: goes on from the parts that a run which did not end well has finished.
     """
 
     name: str
@@ -38,6 +51,7 @@ class Stage:
     sections: tuple[str, ...]
     function: str
     purpose: str
+    in_parts: bool = False
 
     def load(self) -> StageFunction:
         """Import the function."""
@@ -46,8 +60,19 @@ class Stage:
         return function
 
 
-def _stage(name: str, folder: str, needs: str, sections: str, function: str, purpose: str, uses: str = "") -> Stage:
-    return Stage(name, folder, tuple(needs.split()), tuple(uses.split()), tuple(sections.split()), function, purpose)
+def _stage(
+    name: str,
+    folder: str,
+    needs: str,
+    sections: str,
+    function: str,
+    purpose: str,
+    uses: str = "",
+    in_parts: bool = False,
+) -> Stage:
+    return Stage(
+        name, folder, tuple(needs.split()), tuple(uses.split()), tuple(sections.split()), function, purpose, in_parts
+    )
 
 
 STAGES: dict[str, Stage] = {
@@ -71,7 +96,13 @@ STAGES: dict[str, Stage] = {
             "train the preference oracle",
         ),
         _stage(
-            "pairs", "groups", "prepare sft oracle", "pairs", "rosepo.sampling.pairs:pairs", "sample rejected titles"
+            "pairs",
+            "groups",
+            "prepare sft oracle",
+            "pairs",
+            "rosepo.sampling.pairs:pairs",
+            "sample rejected titles",
+            in_parts=True,
         ),
         _stage(
             "align", "aligned", "prepare sft pairs", "align", "rosepo.training.align:align", "align with preferences"

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 
+# What the product keeps for later runs, and what tests tell processes of the cluster: gone with the session.
+os.environ["ROSEPO_TEST_SCRATCH"] = tempfile.mkdtemp(prefix="rosepo-tests-")
+os.environ["ROSEPO_CACHE"] = os.environ["ROSEPO_TEST_SCRATCH"] + "/cache"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -26,3 +31,8 @@ def ray_cluster() -> Iterator[None]:
 
     with ray_session(RayConfig(num_cpus=4)):
         yield
+
+
+def pytest_unconfigure() -> None:
+    """Take away what the session kept."""
+    shutil.rmtree(os.environ["ROSEPO_TEST_SCRATCH"], ignore_errors=True)

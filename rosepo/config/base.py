@@ -15,14 +15,14 @@ Count = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(ge=0.0, lt=1.0, allow_inf_nan=False)]
 
 
-def _word(value: Any) -> Any:
+def word(value: Any) -> Any:
     """YAML reads an unquoted yes or no as true or false."""
     return {True: "yes", False: "no"}[value] if isinstance(value, bool) else value
 
 
-Gpu = Annotated[Literal["auto", "yes", "no"], BeforeValidator(_word)]
+Gpu = Annotated[Literal["auto", "yes", "no"], BeforeValidator(word)]
 
-STRATEGIES = ("self_hard", "semantic", "popularity", "uniform")
+STRATEGIES = ("self_hard", "semantic", "popularity", "uniform", "candidates", "rso")
 """Names of the strategies of rejected sampling; others are import paths, `module:callable`."""
 OWN_STRATEGY = "own"
 """What figures call them all together."""

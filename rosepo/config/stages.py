@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-from rosepo.config.base import STRATEGIES, Count, Gpu, NonNegative, Positive, Section, nearest
+from rosepo.config.base import STRATEGIES, Count, Gpu, NonNegative, Positive, Section, nearest, word
 from rosepo.config.training import AlignConfig
 
 
@@ -18,8 +18,17 @@ class ActorsConfig(Section):
     cpus_per_actor: Positive = 1.0
     gpu: Gpu = "auto"
     """One GPU an actor: where the cluster has them, always, or never."""
-    batch_size: Count = 64
-    """Examples an actor handles at once."""
+
+
+_OPTIONS = {
+    "self_hard_top": ("self_hard",),
+    "semantic_top": ("semantic",),
+    "popularity_exponent": ("popularity", "rso"),
+    "rso_from": ("rso",),
+    "rso_proposals": ("rso",),
+    "rso_temperature": ("rso",),
+}
+"""Options of strategies, and which ones use them."""
 
 
 class PairsConfig(ActorsConfig):
@@ -28,8 +37,8 @@ class PairsConfig(ActorsConfig):
     negatives: Count = 1
     """K, rejected titles a group; all distinct."""
     strategies: dict[str, NonNegative] = Field(default_factory=lambda: dict.fromkeys(STRATEGIES[:3], 1.0))
-    """Weights of the mixture: self_hard, semantic, popularity, uniform, or one of your own by its import path,
-    `module:callable` (rosepo/sampling/strategies.py has the signature)."""
+    """Weights of the mixture: self_hard, semantic, popularity, uniform, candidates, rso, or one of your own by its
+    import path, `module:callable` (rosepo/sampling/strategies.py has the signature)."""
     self_hard_top: Count = 10
     """self_hard draws from this many best wrong answers of the model (1 is the hardest)."""
     semantic_top: Count = 20
@@ -37,11 +46,40 @@ class PairsConfig(ActorsConfig):
     semantic_decay: Annotated[float, Field(gt=0.0, le=1.0)] = 0.9
     """Weight of an item in the history relative to the next newer one."""
     popularity_exponent: NonNegative = 1.0
+    rso_from: Literal["self_hard", "popularity", "uniform"] = "self_hard"
+    """What rso accepts or rejects: the model's best wrong answers, or draws of another strategy."""
+    rso_proposals: Count = 20
+    """Titles proposed to rso an example."""
+    rso_temperature: Positive = 1.0
+    """rso accepts a proposal with probability exp((f - f_max) / this), f the oracle's calibrated score."""
     encoder: str = "policy"
     """Title encoder of `semantic` and of the evaluation: `policy` (the SFT model's own title embeddings), `tfidf`
     (titles and categories), or the hub id or path of an encoder."""
     groups_per_user: Count | None = None
     """Newest training examples of each user that become groups; None takes all."""
+    score: bool = True
+    """Give every pair its epsilon and the reference's log-probabilities, as `align` needs them. false: rejected titles
+    alone; no model or oracle is loaded that no strategy asks."""
+    part_groups: Count | None = None
+    """Groups a part file, in whole units of 128; None goes by the size of the table. Changes no group."""
+    reference_cache: Annotated[str, BeforeValidator(word)] = "auto"
+    """Folder of reference log-probabilities, keyed by what they depend on, which runs share: `auto` is
+    $ROSEPO_CACHE/reference or ~/.cache/rosepo/reference, `no` keeps none. On a cluster, a folder that all nodes see."""
+
+    @property
+    def used(self) -> tuple[str, ...]:
+        """Strategies of a weight above 0, sorted."""
+        return tuple(sorted(name for name, weight in self.strategies.items() if weight > 0))
+
+    @property
+    def asks_policy(self) -> bool:
+        """Whether a strategy needs the policy's answers."""
+        return "self_hard" in self.used or ("rso" in self.used and self.rso_from == "self_hard")
+
+    @property
+    def asks_oracle(self) -> bool:
+        """Whether a strategy needs the oracle's scores."""
+        return "rso" in self.used
 
     @model_validator(mode="after")
     def _strategies(self) -> PairsConfig:
@@ -51,13 +89,21 @@ class PairsConfig(ActorsConfig):
                     f"pairs.strategies has no '{name}'{nearest(name, STRATEGIES)}; known: {', '.join(STRATEGIES)}, "
                     "or module:callable"
                 )
-        if not any(weight > 0 for weight in self.strategies.values()):
+        if not self.used:
             raise ValueError("pairs.strategies needs at least one weight above 0")
+        for option, users in _OPTIONS.items():
+            if option in self.model_fields_set and not set(users) & set(self.used):
+                raise ValueError(
+                    f"pairs.{option} is used by the strategy {' or '.join(users)} alone, which has no weight"
+                )
         return self
 
 
 class EvaluateConfig(ActorsConfig):
     """Catalogue protocol: rank every title that the user had not chosen yet."""
+
+    batch_size: Count = 64
+    """Examples an actor handles at once."""
 
     split: Literal["test", "validation"] = "test"
     beams: Annotated[int, Field(ge=20)] = 20
@@ -119,6 +165,9 @@ class SweepConfig(Section):
 
 class RecommendConfig(ActorsConfig):
     """Top-k titles for histories."""
+
+    batch_size: Count = 64
+    """Histories an actor handles at once."""
 
     k: Count = 10
     beams: Count = 20

@@ -51,12 +51,24 @@ def load_recommender(folder: str | Path, dtype: torch.dtype = torch.float32) -> 
     """
     folder = Path(folder)
     settings = read_settings(folder)
-    catalogue = Catalogue.load(folder / CATALOGUE)
     tokenizer = load_tokenizer(folder)
-    builder = PromptBuilder(
-        tokenizer, catalogue.titles, TemplateConfig(**settings["template"]), int(settings["max_length"])
-    )
+    catalogue = Catalogue.load(folder / CATALOGUE)
+    builder = _builder(tokenizer, catalogue, settings)
     return Recommender(load_policy(folder, dtype=dtype), tokenizer, builder, catalogue, int(settings["max_history"]))
+
+
+def load_builder(folder: str | Path) -> PromptBuilder:
+    """The prompts of a folder that `save_policy` wrote, without its model.
+
+    Raises:
+        UserError: as `load_recommender`.
+    """
+    folder = Path(folder)
+    return _builder(load_tokenizer(folder), Catalogue.load(folder / CATALOGUE), read_settings(folder))
+
+
+def _builder(tokenizer: PreTrainedTokenizerBase, catalogue: Catalogue, settings: Mapping[str, Any]) -> PromptBuilder:
+    return PromptBuilder(tokenizer, catalogue.titles, TemplateConfig(**settings["template"]), settings["max_length"])
 
 
 def read_settings(folder: str | Path) -> dict[str, Any]:

@@ -2,35 +2,31 @@
 
 from __future__ import annotations
 
-import json
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
-import torch
 
 from rosepo.config import PairsConfig
-from rosepo.errors import StageError
-from rosepo.evaluation.decode import Decoder
-from rosepo.models.folder import load_recommender
-from rosepo.models.oracle import CrossFitted
-from rosepo.sampling.epsilon import calibrate, epsilon
+from rosepo.data.catalogue import Catalogue
 from rosepo.sampling.examples import Examples
 from rosepo.sampling.figures import Tally
-from rosepo.sampling.mixture import Rejected, sample_rejected
+from rosepo.sampling.mixture import Rejected
+from rosepo.sampling.parts import write_part
 from rosepo.sampling.plan import Shard, read_shard
-from rosepo.sampling.reference import reference_logps
-from rosepo.sampling.strategies import LookAlikes, Strategy, WrongAnswers, own_strategy, popularity, uniform
-from rosepo.training.logps import LogpsModel
+from rosepo.sampling.sampler import Sampler, examples_of, strategies
+from rosepo.sampling.tables import lists, matrix, nested
 
-MIN_BEAMS = 8
-"""A narrower search would miss the model's best titles behind a rare first token."""
+if TYPE_CHECKING:
+    from rosepo.sampling.models import Models
+
+COLUMNS = (
+    "example_id", "user_id", "prompt_ids", "chosen_item", "chosen_ids", "rejected_items", "rejected_ids", "strategy",
+    "epsilon", "oracle_scores", "ref_logps",
+)  # fmt: skip
+"""Columns of the groups table, in order; without scores it has no tokens and nothing behind `strategy`."""
 
 
 @dataclass(frozen=True)
@@ -39,158 +35,113 @@ class ActorSettings:
 
     Attributes:
         pairs, seed: from the configuration.
-        policy: folder of the model that answers and is the reference.
+        catalogue: file of the examples' items.
+        policy: folder of the model that answers; its prompts are the groups'.
+        reference: folder of the model whose log-probabilities groups carry.
         oracle: folder of the preference oracle.
         out: folder of the part files.
         embeddings: NumPy file of the title embeddings float32 [n_items, d]; None where `semantic` is not used.
+        cache: folder of the reference's cache entries; None keeps none.
         device: `cpu` or `cuda`.
     """
 
     pairs: PairsConfig
     seed: int
+    catalogue: Path
     policy: Path
+    reference: Path
     oracle: Path
     out: Path
     embeddings: Path | None
+    cache: Path | None
     device: str
 
 
 class GroupsActor:
-    """Loads the models once, then writes one part file a shard. Its answer for a shard depends on the shard alone."""
+    """Loads what it needs once, then writes one part file a shard, which depends on the shard alone."""
 
     def __init__(self, settings: ActorSettings) -> None:
-        torch.set_num_threads(max(1, int(settings.pairs.cpus_per_actor)))
-        self.settings = settings
-        recommender = load_recommender(settings.policy)
-        self.builder, self.catalogue = recommender.builder, recommender.catalogue
-        model = recommender.model.to(settings.device)
-        self.reference = LogpsModel(model)
-        self.oracle = CrossFitted.load(settings.oracle, self.catalogue.item_ids, device=settings.device)
-        self.strategies = self._strategies(model)
+        self.settings, pairs = settings, settings.pairs
+        self.catalogue = Catalogue.load(settings.catalogue)
+        self.models: Models | None = None
+        if pairs.score or pairs.asks_policy or pairs.asks_oracle:
+            # An actor that asks no model starts without torch, in a fraction of the time.
+            from rosepo.sampling.models import Models
+
+            self.models = Models(settings, self.catalogue)
+        decoder, scores = (self.models.decoder, self.models.scores) if self.models else (None, None)
+        made = strategies(pairs, self.catalogue, decoder, scores, settings.embeddings)
+        self.sampler = Sampler(made, pairs.strategies, pairs.negatives, settings.seed)
+        self.scorer = self.models.scorer() if self.models and pairs.score else None
 
     def __call__(self, batch: pa.Table) -> dict[str, list[Any]]:
-        """One answer a shard: its number, and its figures as JSON."""
-        numbers, figures = [], []
+        """One answer a shard: its number, and how many groups it holds."""
+        answers: dict[str, list[Any]] = {"shard": [], "groups": []}
         for row in batch.to_pylist():
-            shard = Shard(row["shard"], row["path"], np.asarray(row["rows"], dtype=np.int32))
-            tally = Tally()
-            self._write(shard, tally)
-            numbers.append(shard.number)
-            figures.append(json.dumps(tally.to_dict()))
-        return {"shard": numbers, "figures": figures}
+            shard = Shard(**row)
+            self.write(shard)
+            answers["shard"].append(shard.number)
+            answers["groups"].append(shard.count)
+        return answers
 
-    def _strategies(self, model: torch.nn.Module) -> dict[str, Strategy]:
+    def write(self, shard: Shard) -> None:
+        """Write the part file of a shard, and its figures beside it."""
+        tally = Tally()
+        with tally.timed("read"):
+            extra = ("candidates",) if "candidates" in self.settings.pairs.used else ()
+            table = read_shard(shard, self.settings.pairs.groups_per_user, extra)
+            examples = examples_of(table, self.catalogue)
+        groups = self.groups(table, examples, tally)
+        with tally.timed("write"):
+            write_part(self.settings.out, shard, groups, tally.to_dict())
+
+    def groups(self, table: pa.Table, examples: Examples, tally: Tally) -> pa.Table:
+        """The groups of a table of examples (the same as arrays), in their order."""
         pairs = self.settings.pairs
-        found: dict[str, Strategy] = {}
-        wanted = {name for name, weight in pairs.strategies.items() if weight > 0}
-        if "self_hard" in wanted:
-            beams = max(MIN_BEAMS, pairs.self_hard_top + pairs.negatives - 1)
-            found["self_hard"] = WrongAnswers(Decoder(model, self.builder, beams), pairs.self_hard_top)
-        if "semantic" in wanted and self.settings.embeddings is not None:
-            # Mapped, not read: actors of one machine share its pages.
-            embeddings = np.load(self.settings.embeddings, mmap_mode="r", allow_pickle=False)
-            found["semantic"] = LookAlikes(embeddings, pairs.semantic_decay, pairs.semantic_top)
-        if "popularity" in wanted:
-            found["popularity"] = popularity(self.catalogue.train_count, pairs.popularity_exponent)
-        if "uniform" in wanted:
-            found["uniform"] = uniform(len(self.catalogue))
-        return found | {name: own_strategy(name, self.catalogue) for name in wanted if ":" in name}
+        if pairs.score or pairs.asks_policy:
+            with tally.timed("prompts"):
+                examples = self._with_prompts(examples, tally)
+        with tally.timed("sampling"):
+            rejected = self.sampler(examples)
+        items = np.concatenate([examples.targets[:, None], rejected.items], axis=1)
+        columns = self._titles(table, items, rejected)
+        tally.totals["groups"] += len(examples)
+        if self.scorer is None:
+            for index, name in enumerate(rejected.names):
+                tally.count_unscored(name, rejected.fallback[rejected.strategy == index])
+        else:
+            columns |= self._scored(examples, items, rejected, tally)
+        return pa.table({name: columns[name] for name in COLUMNS if name in columns})
 
-    def _write(self, shard: Shard, tally: Tally) -> None:
-        with _timed(tally, "read"):
-            examples = read_shard(shard)
-        size = self.settings.pairs.batch_size
-        parts = [self.groups(examples.slice(low, size), tally) for low in range(0, len(examples), size)]
-        with _timed(tally, "write"):
-            path = self.settings.out / f"part-{shard.number:05d}.parquet"
-            aside = path.with_name(f".{path.name}.tmp")
-            pq.write_table(pa.concat_tables(parts), aside, compression="zstd")
-            aside.replace(path)
+    def _with_prompts(self, examples: Examples, tally: Tally) -> Examples:
+        assert self.models is not None
+        prompts, dropped = zip(*(self.models.builder.prompt(history) for history in examples.histories), strict=True)
+        tally.count_prompts(np.array([len(prompt) for prompt in prompts]), np.array(dropped))
+        return replace(examples, prompts=prompts)
 
-    def groups(self, table: pa.Table, tally: Tally) -> pa.Table:
-        """The groups of one batch of examples, in their order."""
-        pairs = self.settings.pairs
-        with _timed(tally, "prompts"):
-            histories, seen, targets = self._items(table)
-            prompts, dropped = zip(*(self.builder.prompt(history) for history in histories), strict=True)
-            tally.count_prompts(np.array([len(prompt) for prompt in prompts]), np.array(dropped))
-            ids = table["example_id"].to_pylist()
-            examples = Examples.of(ids, histories, targets, len(self.catalogue), prompts, seen)
-        with _timed(tally, "sampling"):
-            rejected = sample_rejected(examples, self.strategies, pairs.strategies, pairs.negatives, self.settings.seed)
-            _check(examples, rejected, ids)
-        with _timed(tally, "oracle"):
-            items = np.concatenate([targets[:, None], rejected.items], axis=1)
-            scores = calibrate(self.oracle.score_items(table["user_id"].to_pylist(), histories, items), self.oracle.tau)
-            smoothing = epsilon(scores)
-        with _timed(tally, "reference"):
-            completions = [[self.builder.completion(item) for item in row] for row in items]
-            logps = np.stack(reference_logps(self.reference, prompts, completions))
-        if not (np.isfinite(scores).all() and np.isfinite(logps).all()):
-            raise StageError("the oracle or the model gives scores that are not finite: train it again")
+    def _titles(self, table: pa.Table, items: np.ndarray, rejected: Rejected) -> dict[str, Any]:
+        item_ids, id_type = self.catalogue.item_ids[items], table["target"].type
+        names = np.array(rejected.names, dtype=object)[rejected.strategy]
+        return {
+            "example_id": table["example_id"].combine_chunks(),
+            "user_id": table["user_id"].combine_chunks(),
+            "chosen_item": pa.array(item_ids[:, 0], type=id_type),
+            "rejected_items": matrix(item_ids[:, 1:], id_type),
+            "strategy": matrix(names, pa.string()),
+        }
+
+    def _scored(self, examples: Examples, items: np.ndarray, rejected: Rejected, tally: Tally) -> dict[str, Any]:
+        assert self.scorer is not None
+        scored = self.scorer(examples, items, tally)
         for index, name in enumerate(rejected.names):
             at = rejected.strategy == index
-            margin = (scores[:, :1] - scores[:, 1:])[at]
-            tally.count_pairs(name, margin, smoothing[at], rejected.fallback[at])
-        names = np.array(rejected.names, dtype=object)[rejected.strategy]
-        item_ids = self.catalogue.item_ids[items]
-        id_type = table["target"].type
-        return pa.table(
-            {
-                "example_id": table["example_id"].combine_chunks(),
-                "user_id": table["user_id"].combine_chunks(),
-                "prompt_ids": _lists(prompts),
-                "chosen_item": pa.array(item_ids[:, 0], type=id_type),
-                "chosen_ids": _lists([row[0] for row in completions]),
-                "rejected_items": _matrix(item_ids[:, 1:], id_type),
-                "rejected_ids": _nested([row[1:] for row in completions]),
-                "strategy": _matrix(names, pa.string()),
-                "epsilon": _matrix(smoothing, pa.float32()),
-                "oracle_scores": _matrix(scores, pa.float32()),
-                "ref_logps": _matrix(logps, pa.float32()),
-            }
-        )
-
-    def _items(self, table: pa.Table) -> tuple[list[np.ndarray], list[np.ndarray], np.ndarray]:
-        """Histories, all that was seen before, and targets, as item indexes."""
-        histories, seen = (self.catalogue.index_lists(table[name]) for name in ("history", "seen"))
-        return histories, seen, self.catalogue.index(table["target"].to_numpy())
-
-
-def _check(examples: Examples, rejected: Rejected, ids: Sequence[str]) -> None:
-    """What every group promises, looked at before it is written."""
-    ordered = np.sort(rejected.items, axis=1)
-    wrong = (ordered[:, 1:] == ordered[:, :-1]).any(axis=1) | (ordered[:, 0] < 0)
-    wrong |= ordered[:, -1] >= examples.n_items
-    for column in rejected.items.T:
-        wrong |= examples.excluded.holds(column)
-    if wrong.any():
-        raise StageError(
-            f"example {ids[int(np.argmax(wrong))]} got a rejected title twice, from its history, or its own target:"
-            " a strategy breaks its promise"
-        )
-
-
-@contextmanager
-def _timed(tally: Tally, part: str) -> Iterator[None]:
-    start = time.monotonic()
-    yield
-    tally.count_seconds(part, time.monotonic() - start)
-
-
-def _lists(arrays: Sequence[np.ndarray]) -> pa.ListArray:
-    """One list<int32> entry an array."""
-    offsets = np.cumsum([0, *(len(array) for array in arrays)]).astype(np.int32)
-    return pa.ListArray.from_arrays(offsets, pa.array(np.concatenate(arrays), type=pa.int32()))
-
-
-def _nested(rows: Sequence[Sequence[np.ndarray]]) -> pa.ListArray:
-    """One list<list<int32>> entry a row."""
-    offsets = np.cumsum([0, *(len(row) for row in rows)]).astype(np.int32)
-    return pa.ListArray.from_arrays(offsets, _lists([array for row in rows for array in row]))
-
-
-def _matrix(values: np.ndarray, kind: pa.DataType) -> pa.ListArray:
-    """One list entry a row of a matrix."""
-    offsets = (np.arange(len(values) + 1) * values.shape[1]).astype(np.int32)
-    return pa.ListArray.from_arrays(offsets, pa.array(values.ravel(), type=kind))
+            margin = (scored.oracle_scores[:, :1] - scored.oracle_scores[:, 1:])[at]
+            tally.count_pairs(name, margin, scored.epsilon[at], rejected.fallback[at])
+        return {
+            "prompt_ids": lists(list(examples.prompts or [])),
+            "chosen_ids": lists([row[0] for row in scored.completions]),
+            "rejected_ids": nested([row[1:] for row in scored.completions]),
+            "epsilon": matrix(scored.epsilon, pa.float32()),
+            "oracle_scores": matrix(scored.oracle_scores, pa.float32()),
+            "ref_logps": matrix(scored.ref_logps, pa.float32()),
+        }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,28 +10,37 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from scipy.stats import chisquare
 
 from rosepo.data.catalogue import Catalogue
+from rosepo.data.prompts import PromptBuilder
 from rosepo.data.seen import COLUMNS as EXAMPLE_COLUMNS
 from rosepo.data.seen import with_seen
 from rosepo.errors import UserError
 from rosepo.sampling.plan import example_files
 
-COLUMNS = (
-    "example_id", "chosen_item", "chosen_ids", "rejected_items", "rejected_ids", "strategy", "epsilon", "oracle_scores",
-    "ref_logps",
-)  # fmt: skip
+TITLES = ("example_id", "chosen_item", "rejected_items", "strategy")
+SCORES = ("prompt_ids", "chosen_ids", "rejected_ids", "epsilon", "oracle_scores", "ref_logps")
+"""What a table has beside its titles unless it was made with pairs.score=false."""
+UNLIKELY = 1e-6
+"""Chance under which the slots of targets in candidate lists are not taken for random."""
 
 
-def audit_groups(groups: Path, examples: Path) -> dict[str, Any]:
+def audit_groups(groups: Path, examples: Path, builder: PromptBuilder | None = None) -> dict[str, Any]:
     """Go through a groups table, a file at a time, beside the examples that it was made from, in the same order.
 
     Held: the chosen item is the example's target; K rejected items in every group, in the catalogue, distinct, never
-    the target, never seen before it; epsilon finite and in [0, 1/2); scores and reference log-probabilities finite,
-    1 + K each; no two titles of a group with the same tokens; every group once.
+    the target, never seen before it; every group once. Where groups carry scores: epsilon finite and in [0, 1/2);
+    scores and reference log-probabilities finite, 1 + K each; no two titles of a group with the same tokens.
+
+    Args:
+        groups: the table.
+        examples: what it was made from.
+        builder: the policy's prompts; where given, every prompt and title must have the tokens that the evaluation
+            decodes, a long history without its oldest items.
 
     Returns:
-        groups, pairs, negatives (K), epsilon (mean by strategy).
+        groups, pairs, negatives (K), epsilon (mean by strategy), prompts_cut (None without a builder).
 
     Raises:
         UserError: the first promise that is broken, naming file and example; no groups, or missing columns.
@@ -43,26 +52,80 @@ def audit_groups(groups: Path, examples: Path) -> dict[str, Any]:
     sources = _sources(examples)
     source = next(sources)
     sums: dict[str, list[float]] = {}
-    negatives, count, pairs = None, 0, 0
+    negatives, count, pairs, cut = None, 0, 0, 0
     for path in files:
-        missing = [name for name in COLUMNS if name not in pq.read_schema(path).names]
-        if missing:
-            raise UserError(f"{path} has no column '{missing[0]}': it is no groups table")
-        table = pq.read_table(path, columns=list(COLUMNS))
+        table = pq.read_table(path, columns=_columns(path))
         while (rows := pc.index_in(table["example_id"], source["example_id"].combine_chunks())).null_count:
             found = next(sources, None)
             if found is None:
                 name = table["example_id"].filter(pc.is_null(rows))[0].as_py()
                 raise UserError(f"{path}: {name} is no training example of {examples}, or stands out of order")
             source = pa.concat_tables([source, found])
-        negatives = _check_file(path, table, source.take(rows), catalogue, negatives)
+        own = source.take(rows)
+        negatives = _check_titles(path, table, own, catalogue, negatives)
+        if SCORES[0] in table.column_names:
+            _check_scores(path, table, negatives)
+            cut += 0 if builder is None else _check_tokens(path, table, own, catalogue, builder)
         source = source.slice(pc.max(rows).as_py() + 1)
         count, pairs = count + len(table), pairs + len(table) * negatives
-        for name, value in zip(_flat(table["strategy"]), _flat(table["epsilon"])):
-            entry = sums.setdefault(name, [0.0, 0.0])
-            entry[0], entry[1] = entry[0] + value, entry[1] + 1
+        if "epsilon" in table.column_names:
+            for name, value in zip(_flat(table["strategy"]), _flat(table["epsilon"])):
+                entry = sums.setdefault(name, [0.0, 0.0])
+                entry[0], entry[1] = entry[0] + value, entry[1] + 1
     means = {name: float(total / n) for name, (total, n) in sorted(sums.items())}
-    return {"groups": count, "pairs": pairs, "negatives": negatives, "epsilon": means}
+    return {
+        "groups": count,
+        "pairs": pairs,
+        "negatives": negatives,
+        "epsilon": means,
+        "prompts_cut": None if builder is None else cut,
+    }
+
+
+def audit_candidates(examples: Path) -> dict[str, Any] | None:
+    """Look at the candidate lists of an examples table, all splits: does the place of the target tell which it is?
+
+    Returns:
+        lists, candidates (their length), probe: the share of lists that a rule hits which always takes the slot where
+        most targets stand; None where the table has no lists.
+
+    Raises:
+        UserError: a list without its target, with an item twice, or with what the user had chosen before; or slots of
+            the targets that no even draw gives (chi-square test, p < `UNLIKELY`).
+    """
+    counts: np.ndarray | None = None
+    for path in example_files(examples):
+        if "candidates" not in pq.read_schema(path).names:
+            return None
+        table = with_seen(pq.read_table(path, columns=[*EXAMPLE_COLUMNS, "candidates"], partitioning=None), path)
+        lists = np.stack(table["candidates"].to_numpy(zero_copy_only=False))
+        refuse = _refuser(path, table["example_id"].to_pylist())
+        ordered = np.sort(lists, axis=1)
+        refuse((ordered[:, 1:] == ordered[:, :-1]).any(axis=1), "has a candidate twice")
+        is_target = lists == table["target"].to_numpy()[:, None]
+        refuse(~is_target.any(axis=1), "has candidates without its target")
+        seen = zip(lists.tolist(), table["seen"].to_pylist())
+        refuse(np.array([not set(row).isdisjoint(past) for row, past in seen]), "has candidates chosen before")
+        found = is_target.sum(axis=0)
+        counts = found if counts is None else counts + found
+    assert counts is not None
+    chance = float(chisquare(counts).pvalue)
+    if chance < UNLIKELY:
+        raise UserError(
+            f"{examples}: targets stand in slot {int(counts.argmax())} of their candidates {counts.max()} times out of "
+            f"{counts.sum()}, which no even draw gives (p = {chance:.1e}): a model could find them without the user"
+        )
+    return {"lists": int(counts.sum()), "candidates": len(counts), "probe": float(counts.max() / counts.sum())}
+
+
+def _columns(path: Path) -> list[str]:
+    """Those of a groups file."""
+    names = pq.read_schema(path).names
+    wanted = [*TITLES, *(SCORES if set(SCORES) & set(names) else ())]
+    missing = [name for name in wanted if name not in names]
+    if missing:
+        raise UserError(f"{path} has no column '{missing[0]}': it is no groups table")
+    return wanted
 
 
 def _sources(examples: Path) -> Iterator[pa.Table]:
@@ -73,18 +136,24 @@ def _sources(examples: Path) -> Iterator[pa.Table]:
         yield with_seen(table, path)
 
 
-def _check_file(path: Path, table: pa.Table, source: pa.Table, catalogue: Catalogue, negatives: int | None) -> int:
-    """Check the groups of one file against their examples; returns K."""
-    ids = table["example_id"].to_pylist()
+def _refuser(path: Path, ids: list[str]) -> Callable[[Any, str], None]:
+    """Raises the error about the first example that is marked."""
 
     def refuse(wrong: Any, what: str) -> None:
         if wrong.any():
-            raise UserError(f"{path}: the group of example {ids[int(np.argmax(wrong))]} {what}")
+            raise UserError(f"{path}: example {ids[int(np.argmax(wrong))]} {what}")
 
+    return refuse
+
+
+def _check_titles(path: Path, table: pa.Table, source: pa.Table, catalogue: Catalogue, negatives: int | None) -> int:
+    """Check the titles of one file against the examples; returns K."""
+    ids = table["example_id"].to_pylist()
+    refuse = _refuser(path, ids)
     _, first = np.unique(np.array(ids, dtype=object).astype(str), return_index=True)
     refuse(~np.isin(np.arange(len(ids)), first), "stands there twice")
-    for name, extra in (("rejected_items", 0), ("strategy", 0), ("epsilon", 0), ("oracle_scores", 1), ("ref_logps", 1)):
-        sizes = pc.list_value_length(table[name]).to_numpy() - extra
+    for name in ("rejected_items", "strategy"):
+        sizes = pc.list_value_length(table[name]).to_numpy()
         negatives = int(sizes[0]) if negatives is None else negatives
         refuse(sizes != negatives, f"has {name} for another number of rejected titles than {negatives}")
     assert negatives is not None
@@ -98,13 +167,38 @@ def _check_file(path: Path, table: pa.Table, source: pa.Table, catalogue: Catalo
     seen = catalogue.index_lists(source["seen"])
     known = np.concatenate([row * len(catalogue) + items for row, items in enumerate(seen)])
     refuse(np.isin(keys + rejected, known).any(axis=1), "rejects a title that the user had chosen before")
-    epsilon = np.asarray(_flat(table["epsilon"]), dtype=np.float64).reshape(len(ids), negatives)
+    return negatives
+
+
+def _check_scores(path: Path, table: pa.Table, negatives: int) -> None:
+    """Check what one file's groups carry beside their titles."""
+    refuse = _refuser(path, table["example_id"].to_pylist())
+    for name, extra in (("epsilon", 0), ("oracle_scores", 1), ("ref_logps", 1)):
+        sizes = pc.list_value_length(table[name]).to_numpy() - extra
+        refuse(sizes != negatives, f"has {name} for another number of rejected titles than {negatives}")
+    epsilon = np.asarray(_flat(table["epsilon"]), dtype=np.float64).reshape(len(table), negatives)
     refuse(~((epsilon >= 0) & (epsilon < 0.5)).all(axis=1), "has an epsilon outside [0, 1/2)")
     for name in ("oracle_scores", "ref_logps"):
-        values = np.asarray(_flat(table[name]), dtype=np.float64).reshape(len(ids), negatives + 1)
+        values = np.asarray(_flat(table[name]), dtype=np.float64).reshape(len(table), negatives + 1)
         refuse(~np.isfinite(values).all(axis=1), f"has {name} that are not finite")
     refuse(_alike(table), "has two titles of the same tokens")
-    return negatives
+
+
+def _check_tokens(path: Path, table: pa.Table, source: pa.Table, catalogue: Catalogue, builder: PromptBuilder) -> int:
+    """Compare one file's tokens with those that the evaluation would decode; returns how many histories were cut."""
+    refuse = _refuser(path, table["example_id"].to_pylist())
+    made, dropped = zip(*(builder.prompt(history) for history in catalogue.index_lists(source["history"])), strict=True)
+    prompts = zip(table["prompt_ids"].to_pylist(), made)
+    refuse(np.array([ids != other.tolist() for ids, other in prompts]), "has another prompt than its history gives")
+    items = zip(
+        catalogue.index(table["chosen_item"].to_numpy()).tolist(),
+        np.split(catalogue.index(_flat(table["rejected_items"])), len(table)),
+    )
+    expected = [[builder.completion(item).tolist() for item in (chosen, *rejected)] for chosen, rejected in items]
+    found = zip(table["chosen_ids"].to_pylist(), table["rejected_ids"].to_pylist())
+    wrong = [[chosen, *rejected] != titles for (chosen, rejected), titles in zip(found, expected)]
+    refuse(np.array(wrong), "has a title with other tokens than the evaluation decodes")
+    return int((np.array(dropped) > 0).sum())
 
 
 def _alike(table: pa.Table) -> np.ndarray:

@@ -24,6 +24,8 @@ class Examples:
         n_items: size of the catalogue.
         seen_items, seen_offsets: like the histories, all items before each target; None where that is the histories.
         prompts: token ids of each prompt, for strategies that ask the model; None where no such strategy is used.
+        candidates: int64 [N, C], each prompt's own candidates, the target among them; None where there are none.
+        ids: object [N], example ids; users: user ids [N]. For strategies that ask the oracle.
     """
 
     keys: np.ndarray
@@ -34,6 +36,9 @@ class Examples:
     prompts: Sequence[np.ndarray] | None = None
     seen_items: np.ndarray | None = None
     seen_offsets: np.ndarray | None = None
+    candidates: np.ndarray | None = None
+    ids: np.ndarray | None = None
+    users: np.ndarray | None = None
 
     @classmethod
     def of(
@@ -50,6 +55,11 @@ class Examples:
         targets = np.asarray(targets, dtype=np.int64)
         return cls(example_keys(example_ids), *_flat(histories), targets, n_items, prompts, *whole)
 
+    @property
+    def histories(self) -> list[np.ndarray]:
+        """One item array an example."""
+        return np.split(self.history_items, self.history_offsets[1:-1]) if len(self) else []
+
     def __len__(self) -> int:
         return len(self.targets)
 
@@ -60,7 +70,8 @@ class Examples:
         seen: tuple[np.ndarray | None, np.ndarray | None] = (None, None)
         if self.seen_items is not None and self.seen_offsets is not None:
             seen = _take(self.seen_items, self.seen_offsets, rows)
-        return Examples(self.keys[rows], *histories, self.targets[rows], self.n_items, prompts, *seen)
+        others = (None if array is None else array[rows] for array in (self.candidates, self.ids, self.users))
+        return Examples(self.keys[rows], *histories, self.targets[rows], self.n_items, prompts, *seen, *others)
 
     @cached_property
     def excluded(self) -> Excluded:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -26,7 +28,7 @@ class Tally:
     def count_prompts(self, lengths: np.ndarray, dropped: np.ndarray) -> None:
         """Prompt lengths in tokens and history items left out, both int [N]."""
         self.totals.update(
-            groups=len(lengths),
+            prompts=len(lengths),
             prompt_tokens=int(lengths.sum()),
             dropped_items=int(dropped.sum()),
             prompts_cut=int((dropped > 0).sum()),
@@ -47,6 +49,20 @@ class Tally:
         entry["fallback"] += int(fallback.sum())
         counts = np.histogram(epsilon, bins=BINS, range=(0.0, 0.5))[0]
         entry["histogram"] = [int(old + new) for old, new in zip(entry["histogram"], counts, strict=True)]
+
+    def count_unscored(self, name: str, fallback: np.ndarray) -> None:
+        """Pairs of one strategy that carry no epsilon: where another strategy was due; bool [n]."""
+        if len(fallback):
+            entry = self.strategies.setdefault(name, {"pairs": 0, "fallback": 0})
+            entry["pairs"] += len(fallback)
+            entry["fallback"] += int(fallback.sum())
+
+    @contextmanager
+    def timed(self, part: str) -> Iterator[None]:
+        """Count the time that the body takes."""
+        start = time.monotonic()
+        yield
+        self.count_seconds(part, time.monotonic() - start)
 
     def count_seconds(self, part: str, seconds: float) -> None:
         """Time spent on one part of the work."""
@@ -80,28 +96,32 @@ class Tally:
 
         `auc` is the share of pairs in which the oracle scores the chosen title above the rejected one (ties half).
         """
-        groups = max(self.totals["groups"], 1)
-        by_strategy = {
-            name: {
-                "pairs": entry["pairs"],
-                "epsilon_mean": entry["epsilon"] / entry["pairs"],
-                "epsilon_histogram": entry["histogram"],
-                "auc": entry["prefers"] / entry["pairs"],
-                "at_ceiling": entry["ceiling"] / entry["pairs"],
-                "fallbacks": entry["fallback"],
-            }
-            for name, entry in sorted(self.strategies.items())
-        }
-        pairs = max(sum(entry["pairs"] for entry in self.strategies.values()), 1)
+        prompts = max(self.totals["prompts"], 1)
+        pairs = sum(entry["pairs"] for entry in self.strategies.values())
+        scored = all("epsilon" in entry for entry in self.strategies.values())
+        mean = sum(entry["epsilon"] for entry in self.strategies.values()) / max(pairs, 1) if scored else None
         return {
             "groups": self.totals["groups"],
-            "pairs": sum(entry["pairs"] for entry in self.strategies.values()),
-            "epsilon_mean": sum(entry["epsilon"] for entry in self.strategies.values()) / pairs,
-            "strategies": by_strategy,
+            "pairs": pairs,
+            **({"epsilon_mean": mean} if scored else {}),
+            "strategies": {name: _of_strategy(entry) for name, entry in sorted(self.strategies.items())},
             "fallbacks": sum(entry["fallback"] for entry in self.strategies.values()),
-            "prompt_tokens_mean": self.totals["prompt_tokens"] / groups,
+            "prompt_tokens_mean": self.totals["prompt_tokens"] / prompts,
             "prompt_tokens_max": self.longest_prompt,
             "prompts_cut": self.totals["prompts_cut"],
             "dropped_history_items": self.totals["dropped_items"],
+            "reference": {name: self.totals[name] for name in ("computed", "from_cache")},
             "seconds": {name: round(value, 2) for name, value in sorted(self.seconds.items())},
         }
+
+
+def _of_strategy(entry: Mapping[str, Any]) -> dict[str, Any]:
+    figures = {"pairs": entry["pairs"], "fallbacks": entry["fallback"]}
+    if "epsilon" not in entry:
+        return figures
+    return figures | {
+        "epsilon_mean": entry["epsilon"] / entry["pairs"],
+        "epsilon_histogram": entry["histogram"],
+        "auc": entry["prefers"] / entry["pairs"],
+        "at_ceiling": entry["ceiling"] / entry["pairs"],
+    }

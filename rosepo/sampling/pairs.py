@@ -1,25 +1,26 @@
 """The pairs stage: training examples to preference groups, by a pool of Ray Data actors.
 
-The plan (which rows make which shard) is the data set that flows through Ray; an actor reads its shard's rows and
+The plan (which examples make which shard) is the data set that flows through Ray; an actor reads its shard's rows and
 writes its part file itself. So no table passes through the driver or the object store, there are no read tasks that
 compete with the actors for CPUs, and the output is the same for any number of actors.
 """
 
 from __future__ import annotations
 
-import json
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import ray
 
 from rosepo.artifacts import Outputs
 from rosepo.config import Config
-from rosepo.console import Progress
+from rosepo.console import Progress, say
 from rosepo.data.catalogue import Catalogue
 from rosepo.errors import StageError, UserError
 from rosepo.models.encoder import encode_titles
@@ -27,15 +28,24 @@ from rosepo.models.folder import CATALOGUE, read_settings
 from rosepo.models.oracle import CrossFitted
 from rosepo.resources import stage_use_gpu
 from rosepo.sampling.actors import ActorSettings, GroupsActor
+from rosepo.sampling.cache import open_cache
 from rosepo.sampling.figures import Tally
 from rosepo.sampling.mixture import max_negatives
+from rosepo.sampling.parts import complete, finished_parts
 from rosepo.sampling.plan import Shard, example_files, most_seen, plan_shards
+from rosepo.sampling.sampler import check_candidates
 from rosepo.sampling.strategies import own_strategy
 from rosepo.session import work_dataset
+
+ITEMS_FILE = "_items.parquet"
+RESTARTS = 3
+"""Times that a lost actor is started again, and that its shard is given to one again."""
 
 
 def pairs(config: Config, inputs: Outputs, out: Path) -> dict[str, Any]:
     """Write the groups of all training examples (newest `pairs.groups_per_user` of each user) into `out`.
+
+    Parts that an earlier run finished in `out` are kept and not made again.
 
     Returns:
         Counts, and by strategy the mean and histogram of epsilon, the share of pairs in which the oracle prefers the
@@ -44,78 +54,116 @@ def pairs(config: Config, inputs: Outputs, out: Path) -> dict[str, Any]:
     Raises:
         UserError: more rejected titles asked for than the catalogue allows, more CPUs or GPUs than the cluster has, no
             training examples, or inputs that do not belong together.
-        StageError: an actor failed for good.
+        StageError: an actor failed for good, or the disk is full.
     """
     start = time.monotonic()
     settings = config.pairs
-    gpus = 1.0 if stage_use_gpu(config, "pairs") else 0.0
-    catalogue = _check_inputs(inputs)
-    for name in settings.strategies:
-        if ":" in name:
-            own_strategy(name, catalogue)
-    shards = plan_shards(inputs.examples, settings.groups_per_user, settings.batch_size)
-    _check_negatives(config, catalogue, inputs.examples, shards)
+    device = "cuda" if stage_use_gpu(config, "pairs") else "cpu"
+    catalogue = _check_inputs(config, inputs)
+    shards = plan_shards(inputs.examples, settings.groups_per_user, settings.part_groups)
+    _check_negatives(config, catalogue, inputs.examples)
     tally = Tally()
-    embeddings: Path | None = None
-    if settings.strategies.get("semantic", 0.0) > 0:
-        # A file beside the parts, which actors map: an object of Ray's store would not outlive a lost node.
-        embeddings = out.resolve() / "_titles.npy"
-        np.save(embeddings, encode_titles(settings.encoder, catalogue, inputs.sft), allow_pickle=False)
-        tally.count_seconds("encoder", time.monotonic() - start)
+    cache = open_cache(settings.reference_cache, inputs.sft, device) if settings.score else None
     actor = ActorSettings(
         pairs=settings,
         seed=config.seed,
+        catalogue=(inputs.examples / ITEMS_FILE).resolve(),
         policy=inputs.sft.resolve(),
+        reference=inputs.sft.resolve(),
         oracle=inputs.oracle.resolve(),
         out=out.resolve(),
-        embeddings=embeddings,
-        device="cuda" if gpus else "cpu",
+        embeddings=_embeddings(config, catalogue, inputs, out, tally),
+        cache=None if cache is None else cache.folder,
+        device=device,
     )
     try:
-        _run(shards, actor, gpus, tally)
+        run_shards(shards, actor, tally)
     finally:
-        if embeddings is not None:
-            embeddings.unlink()
+        if actor.embeddings is not None:
+            actor.embeddings.unlink(missing_ok=True)
     tally.count_seconds("wall", time.monotonic() - start)
     return {**tally.figures(), "parts": len(shards), "actors": settings.actors}
 
 
-def _run(shards: Sequence[Shard], settings: ActorSettings, gpus: float, tally: Tally) -> None:
-    """Send every shard through the actors and add up what they say."""
-    plan = work_dataset([_plan_row(shard) for shard in shards])
+def run_shards(shards: Sequence[Shard], settings: ActorSettings, tally: Tally) -> None:
+    """Send every shard that is not finished through the actors, and add up the figures of all.
+
+    Raises:
+        StageError: an actor failed for good; the parts that are finished stay.
+    """
+    done = finished_parts(settings.out, shards)
+    left = [shard for shard in shards if shard.number not in done]
+    total, before = sum(shard.count for shard in shards), sum(shard.count for shard in shards if shard.number in done)
+    if done:
+        say(f"  goes on from {len(done)} of {len(shards)} parts that an earlier run finished ({before:,} groups)")
+    with Progress("pairs", total=total, unit="groups") as progress:
+        progress.update(before)
+        try:
+            for row in _answers(left, settings) if left else ():
+                progress.update(row["groups"])
+        except Exception as error:
+            raise _own_error(error) or _lost(error, settings, shards) from error
+    for figures in finished_parts(settings.out, shards).values():
+        tally.add(figures)
+    complete(settings.out, shards)
+
+
+def _answers(shards: Sequence[Shard], settings: ActorSettings) -> Iterator[dict[str, Any]]:
+    pairs = settings.pairs
+    plan = work_dataset([asdict(shard) for shard in shards])
     done = plan.map_batches(
         GroupsActor,
         fn_constructor_args=(settings,),
-        compute=ray.data.ActorPoolStrategy(size=min(settings.pairs.actors, len(shards))),
+        compute=ray.data.ActorPoolStrategy(size=min(pairs.actors, len(shards))),
         batch_size=None,
         batch_format="pyarrow",
-        num_cpus=settings.pairs.cpus_per_actor,
-        num_gpus=gpus,
+        num_cpus=pairs.cpus_per_actor,
+        num_gpus=1.0 if settings.device == "cuda" else 0.0,
+        # Ray Data's own is to restart for ever: a shard that kills whoever takes it would never end.
+        max_restarts=RESTARTS,
+        max_task_retries=RESTARTS,
     )
-    missing = {shard.number: len(shard.rows) for shard in shards}
-    with Progress("pairs", total=sum(missing.values()), unit="groups") as progress:
-        try:
-            for row in done.iter_rows():
-                tally.add(json.loads(row["figures"]))
-                progress.update(missing.pop(row["shard"]))
-        except Exception as error:
-            raise _own_error(error) or error from None
-    if missing:
-        raise StageError(f"{len(missing)} of {len(shards)} shards of groups were not written: run the stage again")
+    return iter(done.iter_rows())
 
 
-def _plan_row(shard: Shard) -> dict[str, Any]:
-    return {"shard": shard.number, "path": shard.path, "rows": shard.rows}
+def _lost(error: Exception, settings: ActorSettings, shards: Sequence[Shard]) -> StageError:
+    """An actor that died again and again, in one sentence."""
+    finished = len(list(settings.out.glob("part-*.parquet")))
+    text = str(error)
+    why = "ran out of memory" if "OutOfMemory" in text or "MemoryError" in text else "died or failed"
+    reason = next((line.strip() for line in reversed(text.splitlines()) if line.strip()), type(error).__name__)
+    return StageError(
+        f"a sampling actor {why}, {RESTARTS + 1} times at most: {reason[:300]}; {finished} of {len(shards)} parts are "
+        "finished and kept: run the same command again to go on from them (with fewer pairs.actors if memory was short)"
+    )
 
 
-def _check_inputs(inputs: Outputs) -> Catalogue:
-    """The catalogue that examples, model and oracle have in common."""
-    catalogue = Catalogue.load(inputs.examples / "_items.parquet")
-    read_settings(inputs.sft)
-    theirs = Catalogue.load(inputs.sft / CATALOGUE)
-    if not np.array_equal(theirs.item_ids, catalogue.item_ids) or theirs.titles != catalogue.titles:
-        raise UserError(f"the model in {inputs.sft} was trained on another catalogue: run `rosepo sft` again")
-    CrossFitted.load(inputs.oracle, catalogue.item_ids)
+def _embeddings(config: Config, catalogue: Catalogue, inputs: Outputs, out: Path, tally: Tally) -> Path | None:
+    """Title embeddings in a file beside the parts, which actors map: an object of Ray's store would not outlive a lost
+    node. None where no strategy needs them."""
+    if "semantic" not in config.pairs.used:
+        return None
+    path = out.resolve() / "_titles.npy"
+    with tally.timed("encoder"):
+        np.save(path, encode_titles(config.pairs.encoder, catalogue, inputs.sft), allow_pickle=False)
+    return path
+
+
+def _check_inputs(config: Config, inputs: Outputs) -> Catalogue:
+    """The catalogue that examples, model and oracle have in common; refuses what actors would stumble over."""
+    settings = config.pairs
+    catalogue = Catalogue.load(inputs.examples / ITEMS_FILE)
+    if settings.score or settings.asks_policy:
+        read_settings(inputs.sft)
+        theirs = Catalogue.load(inputs.sft / CATALOGUE)
+        if not np.array_equal(theirs.item_ids, catalogue.item_ids) or theirs.titles != catalogue.titles:
+            raise UserError(f"the model in {inputs.sft} was trained on another catalogue: run `rosepo sft` again")
+    if settings.score or settings.asks_oracle:
+        CrossFitted.load(inputs.oracle, catalogue.item_ids)
+    for name in settings.used:
+        if ":" in name:
+            own_strategy(name, catalogue)
+    check_candidates(settings, pq.read_schema(example_files(inputs.examples)[0]).names)
     return catalogue
 
 
@@ -135,9 +183,9 @@ def _own_error(error: BaseException | None) -> UserError | StageError | None:
     return None
 
 
-def _check_negatives(config: Config, catalogue: Catalogue, examples: Path, shards: Sequence[Shard]) -> None:
+def _check_negatives(config: Config, catalogue: Catalogue, examples: Path) -> None:
     wanted = config.pairs.negatives
-    allowed = max_negatives(catalogue, most_seen(example_files(examples), shards))
+    allowed = max_negatives(catalogue, most_seen(examples, config.pairs.groups_per_user))
     if wanted > allowed:
         raise UserError(
             f"pairs.negatives={wanted} is more than the catalogue allows: {len(catalogue)} items leave "

@@ -19,6 +19,7 @@ The aims of self_hard, semantic and popularity are RosePO's (arXiv 2410.12519); 
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -27,6 +28,7 @@ from rosepo.errors import UserError
 from rosepo.models.encoder import history_similarity
 from rosepo.sampling.draws import Draws
 from rosepo.sampling.examples import Examples, Excluded
+from rosepo.sampling.similar import top_similar
 
 if TYPE_CHECKING:
     from rosepo.data.catalogue import Catalogue
@@ -34,8 +36,8 @@ if TYPE_CHECKING:
 
 ATTEMPTS = 3
 """Draws for one pick: rounding may, very rarely, lead to an item that is excluded."""
-ITEM_BLOCK, ROW_BLOCK = 4096, 1024
-"""Items and examples whose similarities are held at once."""
+PROPOSAL_DRAWS = 1 << 20
+"""Number of the first draw that a proposing strategy gets; those below belong to who accepts."""
 
 
 class Strategy(Protocol):
@@ -135,8 +137,7 @@ class LookAlikes:
         self.embeddings, self.decay, self.top = embeddings, decay, top
 
     def __call__(self, examples: Examples, count: int, draws: Draws) -> np.ndarray:
-        histories = np.split(examples.history_items, examples.history_offsets[1:-1]) if len(examples) else []
-        profiles = history_similarity(self.embeddings, histories, self.decay)
+        profiles = history_similarity(self.embeddings, examples.histories, self.decay)
         ranked = top_similar(self.embeddings, profiles, examples.excluded, self.top + count - 1)
         return pick_from_top(ranked, self.top, count, draws)
 
@@ -159,6 +160,70 @@ class WrongAnswers:
         return pick_from_top(ranked, self.top, count, draws)
 
 
+class Candidates:
+    """One of the prompt's own candidates, as in S-DPO (arXiv 2406.09215); a control."""
+
+    def __call__(self, examples: Examples, count: int, draws: Draws) -> np.ndarray:
+        if examples.candidates is None:
+            raise ValueError("candidates needs the examples' candidate lists")
+        # In item order, so that where the target stood in the list tells nothing.
+        lists = np.sort(examples.candidates, axis=1)
+        free = ~np.stack([examples.excluded.holds(column) for column in lists.T], axis=1)
+        order = np.argsort(~free, axis=1, kind="stable")
+        ranked = np.where(np.take_along_axis(free, order, axis=1), np.take_along_axis(lists, order, axis=1), -1)
+        if ranked.shape[1] < count:
+            ranked = np.pad(ranked, ((0, 0), (0, count - ranked.shape[1])), constant_values=-1)
+        return pick_from_top(ranked, ranked.shape[1], count, draws)
+
+
+class Accepted:
+    """Statistical rejection sampling (RSO, arXiv 2309.06657): proposals that the oracle lets pass.
+
+    A proposal is accepted with probability ``exp((f - f_max) / temperature)``, where f is its calibrated oracle score
+    and f_max the highest among the proposals that are left; the best one is always accepted. Rounds go on over what is
+    left until enough are accepted, so low temperatures take what the user may well have liked next (the hardest
+    negatives, and the ones most likely to be false), high ones what the proposals' own distribution gives.
+
+    Args:
+        proposer: strategy that proposes.
+        scores: calibrated oracle scores float32 [N, C] of items int64 [N, C] after each example's history.
+        proposals: titles proposed an example.
+        temperature: β_s, in units of the calibrated score (logits).
+    """
+
+    def __init__(
+        self,
+        proposer: Strategy,
+        scores: Callable[[Examples, np.ndarray], np.ndarray],
+        proposals: int,
+        temperature: float,
+    ) -> None:
+        self.proposer, self.scores, self.proposals, self.temperature = proposer, scores, proposals, temperature
+
+    def __call__(self, examples: Examples, count: int, draws: Draws) -> np.ndarray:
+        size = max(self.proposals, count)
+        items = self.proposer(examples, size, lambda draw: draws(PROPOSAL_DRAWS + draw))
+        # The order of proposals is their proposer's ranking: it shall not decide who is asked first.
+        shuffled = np.argsort(np.stack([draws(count * size + place) for place in range(size)], axis=1), axis=1)
+        items = np.take_along_axis(items, shuffled, axis=1)
+        scores = self.scores(examples, np.maximum(items, 0)).astype(np.float64)
+        left = items >= 0
+        accepted = np.full((len(items), count), -1, dtype=np.int64)
+        filled = np.zeros(len(items), dtype=np.int64)
+        for trial in range(count):  # each round accepts one at least
+            best = np.where(left, scores, -np.inf).max(axis=1, keepdims=True, initial=-np.inf)
+            chance = np.exp(np.minimum(np.where(left, scores - best, -np.inf), 0.0) / self.temperature)
+            for place in range(size):
+                passes = left[:, place] & (draws(trial * size + place) < chance[:, place]) & (filled < count)
+                rows = np.flatnonzero(passes)
+                accepted[rows, filled[rows]] = items[rows, place]
+                filled[rows] += 1
+                left[rows, place] = False
+            if (filled == np.minimum(count, (items >= 0).sum(axis=1))).all():
+                break
+        return accepted
+
+
 def pick_from_top(ranked: np.ndarray, top: int, count: int, draws: Draws) -> np.ndarray:
     """`count` items of each ranked list, each a uniform one of the first `top` that are still there.
 
@@ -176,66 +241,3 @@ def pick_from_top(ranked: np.ndarray, top: int, count: int, draws: Draws) -> np.
         picks[:, pick] = ranked[rows, column]
         ranked = ranked[np.arange(ranked.shape[1]) != column[:, None]].reshape(len(ranked), ranked.shape[1] - 1)
     return picks
-
-
-def top_similar(
-    embeddings: np.ndarray, profiles: np.ndarray, excluded: Excluded, count: int, block: int = ITEM_BLOCK
-) -> np.ndarray:
-    """The `count` items most similar to each profile, best first, equal ones in item order; exact, block by block.
-
-    The answers to a profile depend neither on `block` nor on the other profiles.
-
-    Args:
-        embeddings: float32 [n_items, d], rows of length at most 1, as the profiles'.
-        profiles: float32 [N, d].
-        block: items that are compared at once.
-
-    Returns:
-        int64 [N, count], -1 behind the last item that is left.
-    """
-    best = np.full((len(profiles), count), -1, dtype=np.int64)
-    for low in range(0, len(profiles), ROW_BLOCK):
-        high = min(low + ROW_BLOCK, len(profiles))
-        entries = slice(*excluded.offsets[[low, high]])
-        taken = (excluded.rows[entries] - low, excluded.items[entries])
-        best[low:high] = _top_of_rows(embeddings, profiles[low:high], taken, count, block)
-    return best
-
-
-def _top_of_rows(
-    embeddings: np.ndarray, profiles: np.ndarray, taken: tuple[np.ndarray, np.ndarray], count: int, block: int
-) -> np.ndarray:
-    """As `top_similar`; `taken` holds the row and the item of every entry that may not be answered."""
-    rows, items = taken
-    best_items = np.full((len(profiles), count), -1, dtype=np.int64)
-    best_scores = np.full((len(profiles), count), -np.inf)
-    exact = _fixed_point(profiles)
-    for low in range(0, len(embeddings), block):
-        scores = exact @ _fixed_point(embeddings[low : low + block]).T
-        inside = (items >= low) & (items < low + block)
-        scores[rows[inside], items[inside] - low] = -np.inf
-        columns = _best_columns(scores, min(count, scores.shape[1]))
-        found = np.concatenate([best_items, columns + low], axis=1)
-        scores = np.concatenate([best_scores, np.take_along_axis(scores, columns, axis=1)], axis=1)
-        order = np.lexsort((found, -scores), axis=1)[:, :count]
-        best_items, best_scores = np.take_along_axis(found, order, axis=1), np.take_along_axis(scores, order, axis=1)
-    best_items[np.isneginf(best_scores)] = -1
-    return best_items
-
-
-def _best_columns(scores: np.ndarray, width: int) -> np.ndarray:
-    """The columns int64 [N, width] of each row's highest scores, ascending; of equal ones the first."""
-    place = scores.shape[1] - width
-    threshold = np.partition(scores, place, axis=1)[:, place : place + 1]
-    above, equal = scores > threshold, scores == threshold
-    room = width - above.sum(axis=1, keepdims=True)
-    kept = above | (equal & (equal.cumsum(axis=1, dtype=np.int32) <= room))
-    return np.nonzero(kept)[1].reshape(len(scores), width)
-
-
-def _fixed_point(vectors: np.ndarray) -> np.ndarray:
-    """Rounded to multiples of 2^-24, float64: products of such vectors, of length at most 1, are exact in any order.
-
-    A matrix product in floating point would round by the shapes of its operands, and tell equal items apart.
-    """
-    return np.rint(vectors * 2.0**24, dtype=np.float64) / 2.0**24

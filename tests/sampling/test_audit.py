@@ -7,13 +7,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from rosepo.data.prompts import PromptBuilder
 from rosepo.errors import UserError
-from rosepo.sampling.audit import audit_groups
-from tests.helpers import tiny_catalogue
+from rosepo.sampling.audit import SCORES, audit_candidates, audit_groups
+from tests.helpers import tiny_builder, tiny_catalogue
 
 Change = Callable[[list[dict[str, Any]]], object]
 
@@ -34,7 +36,7 @@ def write_run(root: Path, change: Change = lambda rows: None) -> tuple[Path, Pat
             sequences.append({"user_id": user, "items": [*past, target]})
             rows.append({"example_id": f"{user}:2", "user_id": user, "split": "train", "position": 2,
                          "history": past[1:], "target": target})  # fmt: skip
-            made.append({"example_id": f"{user}:2", "chosen_item": target, "chosen_ids": [5, 2],
+            made.append({"example_id": f"{user}:2", "prompt_ids": [1], "chosen_item": target, "chosen_ids": [5, 2],
                          "rejected_items": [items[user + 5], items[user + 6]], "rejected_ids": [[6, 2], [7, 2]],
                          "strategy": ["uniform", "self_hard"], "epsilon": [0.0, 0.4],
                          "oracle_scores": [1.0, 0.0, 1.0], "ref_logps": [-3.0, -4.0, -5.0]})  # fmt: skip
@@ -53,7 +55,79 @@ def test_a_table_that_keeps_its_promises_is_counted(tmp_path: Path) -> None:
         "pairs": 18,
         "negatives": 2,
         "epsilon": {"self_hard": pytest.approx(0.4), "uniform": 0.0},
+        "prompts_cut": None,
     }
+
+
+def test_a_table_of_titles_alone_is_counted(tmp_path: Path) -> None:
+    def titles_alone(rows: list[dict[str, Any]]) -> None:
+        for row in rows:
+            for name in SCORES:
+                del row[name]
+
+    found = audit_groups(*write_run(tmp_path, titles_alone))
+    assert (found["groups"], found["epsilon"]) == (10, {})
+    with pytest.raises(UserError, match="no column 'strategy'"):
+        audit_groups(*write_run(tmp_path / "other", lambda rows: [row.pop("strategy") for row in rows]))
+
+
+def with_tokens(builder: PromptBuilder, change: Change = lambda rows: None) -> Change:
+    def fill(rows: list[dict[str, Any]]) -> None:
+        catalogue = tiny_catalogue(20)
+        for row in rows:
+            history = catalogue.index([row["chosen_item"] - 1])
+            items = catalogue.index([row["chosen_item"], *row["rejected_items"]])
+            row["prompt_ids"] = builder.prompt(history)[0].tolist()
+            row["chosen_ids"], *row["rejected_ids"] = (builder.completion(item).tolist() for item in items)
+        change(rows)
+
+    return fill
+
+
+def test_tokens_are_those_that_the_evaluation_decodes(tmp_path: Path) -> None:
+    builder = tiny_builder(20)
+    assert audit_groups(*write_run(tmp_path, with_tokens(builder)), builder)["prompts_cut"] == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda rows: rows[6]["prompt_ids"].pop(), "6:2 has another prompt than its history gives"),
+        (lambda rows: rows[6]["chosen_ids"].pop(), "6:2 has a title with other tokens"),
+        (lambda rows: rows[6]["rejected_ids"][1].insert(0, 3), "6:2 has a title with other tokens"),
+    ],
+)
+def test_other_tokens_are_told_with_the_example(tmp_path: Path, change: Change, words: str) -> None:
+    builder = tiny_builder(20)
+    with pytest.raises(UserError, match=words):
+        audit_groups(*write_run(tmp_path, with_tokens(builder, change)), builder)
+
+
+def write_candidates(examples: Path, lists: np.ndarray) -> None:
+    """Examples whose target is item 100 of lists [n, C] of item numbers; nothing was seen before."""
+    n = len(lists)
+    columns = {"example_id": [f"{row}:1" for row in range(n)], "user_id": range(n), "split": ["train"] * n,
+               "position": [0] * n, "history": [[]] * n, "target": [100] * n, "candidates": lists.tolist()}  # fmt: skip
+    table = pa.table({**columns, "history": pa.array(columns["history"], pa.list_(pa.int64()))})
+    pq.write_table(table, examples / "part-00000.parquet")
+
+
+def test_a_slot_only_probe_of_even_lists_scores_at_chance(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    write_candidates(tmp_path, np.stack([rng.permutation([100, 101, 102, 103]) for _ in range(4000)]))
+    found = audit_candidates(tmp_path)
+    assert found is not None
+    assert (found["lists"], found["candidates"]) == (4000, 4)
+    assert found["probe"] == pytest.approx(0.25, abs=0.03)
+
+
+@pytest.mark.parametrize(
+    ("row", "words"), [([101, 102], "without its target"), ([100, 100], "a candidate twice"), ([100, 101], "slot 0")]
+)
+def test_lists_that_give_the_target_away_are_refused(tmp_path: Path, row: list[int], words: str) -> None:
+    write_candidates(tmp_path, np.array([row] * 100))
+    with pytest.raises(UserError, match=words):
+        audit_candidates(tmp_path)
 
 
 def setting(key: str, value: Any) -> Change:

@@ -10,11 +10,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from rosepo.errors import UserError
-from rosepo.sampling.plan import most_seen, plan_shards, read_shard
+from rosepo.sampling.plan import UNIT, most_seen, plan_shards, read_shard
 
 
 def write_examples(folder: Path, users: list[tuple[str, int]], files: int = 1, row_group: int = 4) -> pa.Table:
-    """Users with that many training examples and one test example each, cut into files without regard for users."""
+    """Users with that many training examples and one test example each, in files of whole users."""
     rows = []
     for user, count in users:
         for position in range(1, count + 2):
@@ -22,15 +22,16 @@ def write_examples(folder: Path, users: list[tuple[str, int]], files: int = 1, r
             rows.append({"example_id": f"{user}:{position}", "user_id": user, "split": split, "position": position,
                          "history": list(range(position)), "target": position})  # fmt: skip
     table = pa.Table.from_pylist(rows)
-    bounds = np.linspace(0, len(table), files + 1).astype(int)
+    last = np.cumsum([count + 1 for _, count in users])
+    bounds = [0, *(int(last[len(users) * number // files - 1]) for number in range(1, files)), len(table)]
     for number in range(files):
         part = table.slice(bounds[number], bounds[number + 1] - bounds[number])
         pq.write_table(part, folder / f"part-{number:05d}.parquet", row_group_size=row_group)
     return table
 
 
-def planned_ids(examples: Path, newest: int | None, batch_size: int = 2) -> list[list[str]]:
-    return [read_shard(shard)["example_id"].to_pylist() for shard in plan_shards(examples, newest, batch_size)]
+def planned_ids(examples: Path, newest: int | None) -> list[list[str]]:
+    return [read_shard(shard, newest)["example_id"].to_pylist() for shard in plan_shards(examples, newest)]
 
 
 USERS = [("ann", 3), ("bob", 1), ("cy", 7), ("dee", 0), ("eve", 2)]
@@ -50,29 +51,35 @@ def test_every_users_newest_training_examples_are_taken_in_order(
     assert [name for shard in planned_ids(tmp_path, newest) for name in shard] == expected
 
 
-def test_shards_are_whole_batches_of_one_file(tmp_path: Path) -> None:
-    write_examples(tmp_path, [("ann", 1000)])
-    shards = plan_shards(tmp_path, None, 8)
+@pytest.mark.parametrize(("part_groups", "size"), [(None, 2 * UNIT), (1, UNIT), (UNIT + 1, 2 * UNIT), (10**6, 10**6)])
+def test_shards_are_whole_units_of_one_file(tmp_path: Path, part_groups: int | None, size: int) -> None:
+    write_examples(tmp_path, [("ann", 1500), ("bob", 1000)], files=2)
+    shards = plan_shards(tmp_path, None, part_groups)
     assert [shard.number for shard in shards] == list(range(len(shards)))
-    sizes = [len(shard.rows) for shard in shards]
-    assert sum(sizes) == 1000
-    assert len(set(sizes[:-1])) == 1
-    assert sizes[0] % 8 == 0
-    assert 10 <= len(shards) <= 17
+    for path, total in zip(sorted(tmp_path.glob("part-*")), (1500, 1000), strict=True):
+        mine = [shard for shard in shards if shard.path == str(path)]
+        assert [shard.first for shard in mine] == list(range(0, total, size))
+        assert sum(shard.count for shard in mine) == total
 
 
-def test_the_most_items_before_a_target_of_the_shards_are_found(tmp_path: Path) -> None:
+def test_the_most_items_before_a_target_are_found(tmp_path: Path) -> None:
     write_examples(tmp_path, USERS, 2)
-    files = sorted(tmp_path.glob("part-*"))
-    assert most_seen(files, plan_shards(tmp_path, None, 2)) == 7
+    assert most_seen(tmp_path, None) == 7
+
+
+def test_a_table_that_was_made_again_is_planned_again(tmp_path: Path) -> None:
+    write_examples(tmp_path, [("ann", 3)])
+    assert sum(shard.count for shard in plan_shards(tmp_path, None)) == 3
+    write_examples(tmp_path, [("ann", 5)])
+    assert sum(shard.count for shard in plan_shards(tmp_path, None)) == 5
 
 
 def test_a_folder_without_examples_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="rosepo prepare"):
-        plan_shards(tmp_path, None, 8)
+        plan_shards(tmp_path, None)
 
 
 def test_a_table_without_training_examples_is_refused(tmp_path: Path) -> None:
     write_examples(tmp_path, [("ann", 0)])
     with pytest.raises(UserError, match="no training examples"):
-        plan_shards(tmp_path, None, 8)
+        plan_shards(tmp_path, None)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -11,13 +14,15 @@ from scipy import stats
 from rosepo.evaluation.decode import Decoder
 from rosepo.sampling.draws import stream
 from rosepo.sampling.examples import Examples
+from rosepo.sampling.similar import top_similar
 from rosepo.sampling.strategies import (
+    Accepted,
+    Candidates,
     LookAlikes,
     Strategy,
     WrongAnswers,
     pick_from_top,
     popularity,
-    top_similar,
     uniform,
 )
 from tests.helpers import tiny_builder, tiny_model
@@ -82,6 +87,72 @@ def test_uniform_draws_distinct_items_outside_history_and_target(examples: Examp
 @given(batches(), st.integers(1, 4), st.integers(1, 5))
 def test_look_alikes_are_distinct_and_outside_history_and_target(examples: Examples, count: int, top: int) -> None:
     check_promises(examples, LookAlikes(embeddings_of(examples.n_items), 0.9, top), count)
+
+
+@st.composite
+def batches_with_candidates(draw: st.DrawFn) -> Examples:
+    """Batches whose examples carry lists of two to six items, the target among them."""
+    examples = draw(batches())
+    others = draw(st.integers(1, min(5, examples.n_items - 1)))
+    lists = []
+    for row in range(len(examples)):
+        target = int(examples.targets[row])
+        free = [item for item in range(examples.n_items) if item != target]
+        lists.append(draw(st.permutations([target, *draw(st.permutations(free))[:others]])))
+    return replace(examples, candidates=np.array(lists))
+
+
+@settings(max_examples=80)
+@given(batches_with_candidates(), st.integers(1, 6))
+def test_candidates_are_the_prompts_own_and_never_the_target(examples: Examples, count: int) -> None:
+    items = Candidates()(examples, count, stream(examples.keys, 0, "candidates"))
+    assert examples.candidates is not None
+    for row, picks in enumerate(items.tolist()):
+        free = {*examples.candidates[row].tolist()} - forbidden(examples, row)
+        found = [item for item in picks if item >= 0]
+        assert set(found) <= free
+        assert len(set(found)) == len(found) == min(count, len(free))
+    shuffled = replace(examples, candidates=examples.candidates[:, ::-1])
+    np.testing.assert_array_equal(items, Candidates()(shuffled, count, stream(examples.keys, 0, "candidates")))
+
+
+def by_number(examples: Examples, items: np.ndarray) -> np.ndarray:
+    """An oracle that likes high item numbers."""
+    return items.astype(np.float32) / 2
+
+
+@settings(max_examples=80)
+@given(batches(), st.integers(1, 4), st.integers(1, 6), st.sampled_from([1e-3, 1.0, 100.0]))
+def test_accepted_proposals_are_distinct_and_outside_history_and_target(
+    examples: Examples, count: int, proposals: int, temperature: float
+) -> None:
+    check_promises(examples, Accepted(uniform(examples.n_items), by_number, proposals, temperature), count)
+
+
+def test_proposals_are_accepted_with_the_chance_that_the_oracle_gives_them() -> None:
+    n, scores = 60_000, np.array([0.0, 0.0, 1.0, 2.0])
+    examples = Examples.of([str(row) for row in range(n)], [np.array([0])] * n, np.zeros(n, dtype=np.int64), 4)
+    strategy = Accepted(uniform(4), lambda _, items: scores[items], proposals=3, temperature=2.0)
+    drawn = np.bincount(strategy(examples, 1, stream(examples.keys, 0, "rso"))[:, 0], minlength=4)
+    # All three others are proposed; they are asked in even order until one passes with exp((f - 2) / 2), the best at
+    # once where it is asked.
+    chance = np.exp((scores[1:] - 2) / 2)
+    expected = np.zeros(3)
+    for order in itertools.permutations(range(3)):
+        open_ = 1 / 6
+        for place in order:
+            expected[place] += open_ * chance[place]
+            open_ *= 1 - chance[place]
+        # Nobody is left unaccepted: the best one passes for certain.
+        assert open_ == 0
+    assert stats.chisquare(drawn[1:], n * expected).pvalue > 1e-3
+
+
+def test_a_cold_oracle_accepts_the_best_proposals_alone() -> None:
+    examples = Examples.of(["a", "b"], [np.array([9]), np.array([3])], np.array([0, 9]), 10)
+    strategy = Accepted(uniform(10), by_number, proposals=8, temperature=1e-6)
+    items = strategy(examples, 2, stream(examples.keys, 0, "rso"))
+    assert np.sort(items, axis=1).tolist() == [[7, 8], [7, 8]]
 
 
 def test_wrong_answers_are_distinct_and_outside_history_and_target() -> None:

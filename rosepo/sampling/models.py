@@ -1,0 +1,59 @@
+"""The models that an actor asks: the policy that answers, the reference, the oracle."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from rosepo.data.catalogue import Catalogue
+from rosepo.evaluation.decode import Decoder
+from rosepo.models.folder import load_recommender
+from rosepo.models.oracle import CrossFitted
+from rosepo.sampling.cache import ReferenceCache
+from rosepo.sampling.epsilon import calibrate
+from rosepo.sampling.examples import Examples
+from rosepo.sampling.scoring import Scorer
+from rosepo.training.logps import LogpsModel
+
+if TYPE_CHECKING:
+    from rosepo.sampling.actors import ActorSettings
+
+
+class Models:
+    """Those that the settings need, on their device, each loaded once.
+
+    Attributes:
+        builder: the policy's prompts.
+    """
+
+    def __init__(self, settings: ActorSettings, catalogue: Catalogue) -> None:
+        pairs = settings.pairs
+        torch.set_num_threads(max(1, int(pairs.cpus_per_actor)))
+        self.settings = settings
+        if pairs.score or pairs.asks_policy:
+            recommender = load_recommender(settings.policy)
+            self.builder = recommender.builder
+            self.policy = recommender.model.to(settings.device)
+        if pairs.score or pairs.asks_oracle:
+            self.oracle = CrossFitted.load(settings.oracle, catalogue.item_ids, device=settings.device)
+
+    def decoder(self, beams: int) -> Decoder:
+        """The policy's decoder with that many beams."""
+        return Decoder(self.policy, self.builder, beams)
+
+    def scores(self, examples: Examples, items: np.ndarray) -> np.ndarray:
+        """Calibrated oracle scores float32 [N, C] of items int64 [N, C]."""
+        if examples.users is None:
+            raise ValueError("the oracle is asked about users")
+        return calibrate(self.oracle.score_items(examples.users, examples.histories, items), self.oracle.tau)
+
+    def scorer(self) -> Scorer:
+        """What scores groups."""
+        settings = self.settings
+        reference = self.policy
+        if settings.reference != settings.policy:
+            reference = load_recommender(settings.reference).model.to(settings.device)
+        cache = None if settings.cache is None else ReferenceCache(settings.cache)
+        return Scorer(self.builder, self.scores, LogpsModel(reference), cache)

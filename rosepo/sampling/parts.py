@@ -1,0 +1,85 @@
+"""Part files of a groups table while it grows: each is whole or not there, and a later run goes on from those that are.
+
+Beside a part stands a small file with its shard and its figures, written first; it is taken away when the table is
+complete.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rosepo.artifacts import write_json
+from rosepo.errors import StageError
+from rosepo.sampling.plan import Shard
+
+
+def part_path(folder: Path, shard: Shard) -> Path:
+    """Where the groups of a shard stand."""
+    return folder / f"part-{shard.number:05d}.parquet"
+
+
+def write_part(folder: Path, shard: Shard, table: pa.Table, figures: dict[str, Any]) -> None:
+    """Write the groups of a shard, whole or not at all.
+
+    Raises:
+        StageError: the disk is full.
+    """
+    path = part_path(folder, shard)
+    aside = path.with_name(f".{path.name}.tmp")
+    try:
+        pq.write_table(table, aside, compression="zstd")
+        write_json(_about(path), {"shard": shard.key, "figures": figures})
+        aside.replace(path)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise StageError(
+            f"no space is left on the disk of {folder.parent} for {path.name}: free some and run the same"
+            " command again; it goes on from the parts that are finished"
+        ) from error
+    finally:
+        if not path.exists():
+            aside.unlink(missing_ok=True)
+
+
+def finished_parts(folder: Path, shards: Sequence[Shard]) -> dict[int, dict[str, Any]]:
+    """Figures of the shards, by number, whose parts are finished; every other part in the folder is removed."""
+    found: dict[int, dict[str, Any]] = {}
+    keep = set()
+    for shard in shards:
+        path = part_path(folder, shard)
+        try:
+            about = json.loads(_about(path).read_text(encoding="utf-8"))
+            if path.exists() and about["shard"] == shard.key:
+                found[shard.number] = about["figures"]
+                keep |= {path.name, _about(path).name}
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    for entry in folder.glob("*part-*"):
+        if entry.name not in keep:
+            entry.unlink()
+    return found
+
+
+def complete(folder: Path, shards: Sequence[Shard]) -> None:
+    """Take away what only a later run would have needed.
+
+    Raises:
+        StageError: a part is not there.
+    """
+    missing = [shard for shard in shards if not part_path(folder, shard).exists()]
+    if missing:
+        raise StageError(f"{len(missing)} of {len(shards)} shards of groups were not written: run the stage again")
+    for shard in shards:
+        _about(part_path(folder, shard)).unlink()
+
+
+def _about(path: Path) -> Path:
+    return path.with_name(f"_{path.stem}.json")

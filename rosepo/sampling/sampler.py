@@ -1,0 +1,193 @@
+"""Rejected titles for the examples of a shard: reads them, and runs the mixture of strategies on them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+
+from rosepo.config import PairsConfig
+from rosepo.data.catalogue import Catalogue
+from rosepo.errors import StageError, UserError
+from rosepo.sampling.examples import Examples
+from rosepo.sampling.mixture import Rejected, sample_rejected
+from rosepo.sampling.plan import UNIT
+from rosepo.sampling.strategies import (
+    Accepted,
+    Candidates,
+    LookAlikes,
+    Strategy,
+    WrongAnswers,
+    own_strategy,
+    popularity,
+    uniform,
+)
+
+if TYPE_CHECKING:
+    from rosepo.evaluation.decode import Decoder
+
+MIN_BEAMS = 8
+"""A narrower search would miss the model's best titles behind a rare first token."""
+
+Scores = Callable[[Examples, np.ndarray], np.ndarray]
+"""Calibrated oracle scores float32 [N, C] of items int64 [N, C] after each example's history."""
+
+
+def examples_of(table: pa.Table, catalogue: Catalogue) -> Examples:
+    """A table of examples (see `read_shard`) as arrays of item indexes, without prompts.
+
+    Raises:
+        UserError: an item that the catalogue does not hold.
+    """
+    columns = {name: table[name].combine_chunks() for name in ("history", "seen")}
+    flat = {name: catalogue.index(column.flatten().to_numpy(zero_copy_only=False)) for name, column in columns.items()}
+    offsets = {name: _offsets(column) for name, column in columns.items()}
+    ids = table["example_id"].to_numpy()
+    made = Examples.of(ids, [], catalogue.index(table["target"].to_numpy()), len(catalogue))
+    candidates = None
+    if "candidates" in table.column_names:
+        lists = table["candidates"].combine_chunks()
+        candidates = catalogue.index(lists.flatten().to_numpy(zero_copy_only=False)).reshape(len(table), -1)
+    return replace(
+        made,
+        history_items=flat["history"],
+        history_offsets=offsets["history"],
+        seen_items=flat["seen"],
+        seen_offsets=offsets["seen"],
+        candidates=candidates,
+        ids=ids,
+        users=table["user_id"].to_numpy(),
+    )
+
+
+def strategies(
+    pairs: PairsConfig,
+    catalogue: Catalogue,
+    decoder: Callable[[int], Decoder] | None = None,
+    scores: Scores | None = None,
+    embeddings: Path | None = None,
+) -> dict[str, Strategy]:
+    """Every strategy that the mixture of `pairs` uses, by its name.
+
+    Args:
+        pairs: the configuration.
+        catalogue: of the examples.
+        decoder: makes the policy's decoder for a number of beams; for self_hard, and rso on the policy's answers.
+        scores: the oracle; for rso.
+        embeddings: NumPy file of the title embeddings float32 [n_items, d]; for semantic.
+    """
+
+    def wrong_answers(top: int, count: int) -> WrongAnswers:
+        if decoder is None:
+            raise ValueError("a strategy asks the policy, and there is none")
+        return WrongAnswers(decoder(max(MIN_BEAMS, top + count - 1)), top)
+
+    def rso() -> Accepted:
+        if scores is None:
+            raise ValueError("rso asks the oracle, and there is none")
+        proposals = max(pairs.rso_proposals, pairs.negatives)
+        sources: dict[str, Callable[[], Strategy]] = {
+            "self_hard": lambda: wrong_answers(1, proposals),  # the best ones, in order
+            "popularity": lambda: popularity(catalogue.train_count, pairs.popularity_exponent),
+            "uniform": lambda: uniform(len(catalogue)),
+        }
+        return Accepted(sources[pairs.rso_from](), scores, proposals, pairs.rso_temperature)
+
+    def semantic() -> LookAlikes:
+        if embeddings is None:
+            raise ValueError("semantic needs title embeddings")
+        # Mapped, not read: actors of one machine share its pages.
+        vectors = np.load(embeddings, mmap_mode="r", allow_pickle=False)
+        return LookAlikes(vectors, pairs.semantic_decay, pairs.semantic_top)
+
+    makers: Mapping[str, Callable[[], Strategy]] = {
+        "self_hard": lambda: wrong_answers(pairs.self_hard_top, pairs.negatives),
+        "semantic": semantic,
+        "popularity": lambda: popularity(catalogue.train_count, pairs.popularity_exponent),
+        "uniform": lambda: uniform(len(catalogue)),
+        "candidates": Candidates,
+        "rso": rso,
+    }
+    return {name: makers[name]() if name in makers else own_strategy(name, catalogue) for name in pairs.used}
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """Draws what a group rejects. The result for an example depends on the example and the settings alone.
+
+    Attributes:
+        strategies: by name; see `strategies`.
+        weights: of the mixture.
+        count: K, rejected titles an example.
+        seed: of all draws.
+    """
+
+    strategies: Mapping[str, Strategy]
+    weights: Mapping[str, float]
+    count: int
+    seed: int
+
+    def __call__(self, examples: Examples) -> Rejected:
+        """Rejected titles of all examples.
+
+        Raises:
+            StageError: a strategy gave what may not be rejected, or an example has too few items left.
+        """
+        parts = [
+            sample_rejected(examples.take(rows), self.strategies, self.weights, self.count, self.seed)
+            for rows in units(len(examples))
+        ]
+        joined = Rejected(
+            np.concatenate([part.items for part in parts]),
+            parts[0].names,
+            np.concatenate([part.strategy for part in parts]),
+            np.concatenate([part.fallback for part in parts]),
+        )
+        check_rejected(examples, joined)
+        return joined
+
+
+def units(n: int) -> Sequence[np.ndarray]:
+    """The places 0 … n - 1 of a shard in its units, each int64."""
+    return [np.arange(low, min(low + UNIT, n)) for low in range(0, n, UNIT)]
+
+
+def check_rejected(examples: Examples, rejected: Rejected) -> None:
+    """What every group promises, looked at before it is written.
+
+    Raises:
+        StageError: naming the first example whose promise is broken.
+    """
+    ordered = np.sort(rejected.items, axis=1)
+    wrong = (ordered[:, 1:] == ordered[:, :-1]).any(axis=1) | (ordered[:, 0] < 0)
+    wrong |= ordered[:, -1] >= examples.n_items
+    for column in rejected.items.T:
+        wrong |= examples.excluded.holds(column)
+    if wrong.any():
+        first = int(np.argmax(wrong))
+        name = first if examples.ids is None else examples.ids[first]
+        raise StageError(
+            f"example {name} got a rejected title twice, from its history, or its own target: a strategy breaks its"
+            " promise"
+        )
+
+
+def check_candidates(pairs: PairsConfig, columns: Sequence[str]) -> None:
+    """Refuse the strategy `candidates` on examples without any.
+
+    Raises:
+        UserError: with the remedy.
+    """
+    if "candidates" in pairs.used and "candidates" not in columns:
+        raise UserError(
+            "pairs.strategies.candidates draws from every example's own candidate list, and the examples have none: set"
+            " prepare.candidates to at least 2 and run `rosepo prepare` again"
+        )
+
+
+def _offsets(lists: pa.Array) -> np.ndarray:
+    return np.append(0, np.cumsum(lists.value_lengths().to_numpy(zero_copy_only=False))).astype(np.int64)

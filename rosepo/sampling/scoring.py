@@ -1,0 +1,89 @@
+"""What a group holds beside its titles: tokens, oracle scores, epsilon, and the reference's log-probabilities."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from rosepo.data.prompts import PromptBuilder
+from rosepo.errors import StageError
+from rosepo.sampling.cache import ReferenceCache
+from rosepo.sampling.epsilon import epsilon
+from rosepo.sampling.examples import Examples
+from rosepo.sampling.figures import Tally
+from rosepo.sampling.reference import reference_logps
+from rosepo.sampling.sampler import Scores, units
+from rosepo.training.logps import LogpsModel
+
+
+@dataclass(frozen=True)
+class Scored:
+    """N groups of 1 + K titles, the chosen one first.
+
+    Attributes:
+        completions: token ids of every title, each ending in EOS.
+        oracle_scores: float32 [N, 1 + K], calibrated.
+        epsilon: float32 [N, K] in [0, 1/2).
+        ref_logps: float32 [N, 1 + K].
+    """
+
+    completions: list[list[np.ndarray]]
+    oracle_scores: np.ndarray
+    epsilon: np.ndarray
+    ref_logps: np.ndarray
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """Scores the groups of a shard, in units that do not depend on how the table is cut.
+
+    Attributes:
+        builder: the policy's prompts.
+        scores: the oracle.
+        reference: the reference model, in eval mode on its device.
+        cache: of its log-probabilities; None keeps none.
+    """
+
+    builder: PromptBuilder
+    scores: Scores
+    reference: LogpsModel
+    cache: ReferenceCache | None
+
+    def __call__(self, examples: Examples, items: np.ndarray, tally: Tally) -> Scored:
+        """Groups of `items` int64 [N, 1 + K]; `examples` with their prompts. Time and origin are told to `tally`.
+
+        Raises:
+            StageError: scores or log-probabilities that are not finite.
+        """
+        if examples.prompts is None:
+            raise ValueError("groups are scored with their prompts")
+        with tally.timed("oracle"):
+            scores = np.concatenate([self.scores(examples.take(rows), items[rows]) for rows in units(len(items))])
+        with tally.timed("reference"):
+            completions = [[self.builder.completion(item) for item in row] for row in items]
+            logps, cached = self._reference(examples, completions)
+        tally.totals["from_cache" if cached else "computed"] += len(items)
+        for values, what in ((scores, "the oracle gives scores"), (logps, "the reference gives log-probabilities")):
+            if not np.isfinite(values).all():
+                raise StageError(f"{what} that are not finite: train it again")
+        return Scored(completions, scores, epsilon(scores), logps)
+
+    def _reference(self, examples: Examples, completions: list[list[np.ndarray]]) -> tuple[np.ndarray, bool]:
+        prompts, ids, content = list(examples.prompts or []), examples.ids, ""
+        if self.cache is not None and ids is not None:
+            content = self.cache.key(ids, prompts, completions)
+            kept = self.cache.read(content, ids)
+            if kept is not None:
+                return kept, True
+        logps = np.concatenate(
+            [
+                np.stack(
+                    reference_logps(self.reference, [prompts[row] for row in rows], [completions[row] for row in rows])
+                )
+                for rows in units(len(prompts))
+            ]
+        )
+        if self.cache is not None and ids is not None and np.isfinite(logps).all():
+            self.cache.write(content, ids, logps)
+        return logps, False
