@@ -62,7 +62,7 @@ class RunningQuantile:
     Over a step of n margins u, of which b lay below the threshold theta in force, with N, S, Q discounted by d a step:
 
         N <- d N + n,   S <- d S + sum u,   Q <- d Q + sum u^2
-        z <- z + c min(n / N, 1 - d) (q - b / n),   theta <- S / N + z sqrt(Q / N - (S / N)^2)
+        z <- z + g min(n / N, 1 - d) (q - b / n),   theta <- S / N + z sqrt(Q / N - (S / N)^2)
 
     Location and scale follow margins that grow, and z, which starts at the normal distribution's quantile, follows
     their shape: stochastic approximation of a quantile (Robbins and Monro, 1951). How a step is split does not matter.
