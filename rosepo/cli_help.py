@@ -39,7 +39,8 @@ _HELP = {
     "align": """Align the SFT model with the groups by the smoothed preference objective.
 
     align.beta ties the model to its reference, align.epsilon_max bounds the smoothing (0 is DPO); align.loss is
-    pairwise or softmax.
+    pairwise or softmax. align.epsilon takes the smoothing from the oracle or from a control: constant, shuffled, zero
+    or spa.
 
     Example: rosepo align --set align.beta=0.5 --out runs/ml --overwrite
     """,

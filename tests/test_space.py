@@ -66,3 +66,30 @@ def test_the_default_search_fits_the_loss() -> None:
     softmax = load_config(None, ["align.loss=softmax"])
     assert "align.target_min" in softmax.sweep_parameters
     check_space(softmax)
+
+
+@pytest.mark.parametrize(
+    ("align", "clamped"),
+    [
+        ("{epsilon: constant}", True),
+        ("{epsilon: shuffled}", True),
+        ("{epsilon: constant, epsilon_value: 0.1}", False),
+        ("{epsilon: zero}", False),
+        ("{epsilon: spa}", False),
+    ],
+)
+def test_the_default_search_leaves_out_a_clamp_that_is_not_used(align: str, clamped: bool) -> None:
+    config = load_config(None, [f"align={align}"])
+    assert ("align.epsilon_max" in config.sweep_parameters) == clamped
+    check_space(config)
+
+
+def test_a_sweep_searches_the_kind_of_smoothing() -> None:
+    config = _config(4, {"align.epsilon": ["constant", "spa"], "align.epsilon_value": [None, 0.1]})
+    check_space(config)
+    kinds = [with_settings(config, s).align for s in trial_settings(config)]
+    assert [(kind.epsilon, kind.epsilon_value) for kind in kinds] == [
+        ("constant", None), ("constant", 0.1), ("spa", None), ("spa", 0.1)
+    ]  # fmt: skip
+    with pytest.raises(UserError, match=r"sweep trial .*'zero'.*align\.epsilon_max is used by"):
+        check_space(_config(2, {"align.epsilon": ["oracle", "zero"], "align.epsilon_max": [0.2]}))

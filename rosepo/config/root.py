@@ -38,10 +38,12 @@ class Config(Section):
         """What a sweep searches, the default filled in."""
         if self.sweep.parameters is not None:
             return self.sweep.parameters
-        clamp: dict[str, tuple[Any, ...] | RangeConfig] = (
-            {"align.epsilon_max": (0.2, 0.4)} if self.align.loss == "pairwise" else {"align.target_min": (0.0, 0.5)}
-        )
-        return {"align.beta": (0.1, 1.0), **clamp}
+        search: dict[str, tuple[Any, ...] | RangeConfig] = {"align.beta": (0.1, 1.0)}
+        if self.align.clamps_epsilon:
+            search["align.epsilon_max"] = (0.2, 0.4)
+        if self.align.loss == "softmax":
+            search["align.target_min"] = (0.0, 0.5)
+        return search
 
 
 def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:

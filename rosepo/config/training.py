@@ -8,6 +8,8 @@ from pydantic import Field, model_validator
 
 from rosepo.config.base import Count, Gpu, NonNegative, Positive, Rate, Section
 
+Epsilon = Annotated[float, Field(ge=0.0, lt=0.5, allow_inf_nan=False)]
+
 
 class TrainConfig(Section):
     """What `sft` and `align` share: a Ray Train TorchTrainer running a DeepSpeed engine."""
@@ -83,15 +85,45 @@ class AlignConfig(TrainConfig):
     beta: Positive = 1.0
     """Strength of the tie to the reference."""
     loss: Literal["pairwise", "softmax"] = "pairwise"
-    epsilon_max: Annotated[float, Field(ge=0.0, lt=0.5, allow_inf_nan=False)] = 0.4
-    """Upper clamp of every pair's smoothing; 0 is DPO. Used by `pairwise`."""
+    epsilon: Literal["oracle", "constant", "shuffled", "zero", "spa"] = "oracle"
+    """A pair's smoothing under `pairwise`: the `oracle`'s doubt about it; one `constant` for all pairs (cDPO); the
+    oracle's, `shuffled` over all pairs; `zero` (DPO); `spa`: fixed for the pairs of least margin, no oracle."""
+    epsilon_max: Epsilon = 0.4
+    """Upper clamp of the oracle's smoothing; 0 is DPO. Used by `oracle`, `shuffled`, and `constant` without a value."""
+    epsilon_value: Epsilon | None = None
+    """The smoothing of `constant` (unset: the mean of the oracle's, clamped) and of `spa` (unset: 0.1)."""
+    spa_quantile: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.1
+    """Share of the pairs, those of least margin, that `spa` smooths."""
     target_min: Annotated[float, Field(ge=0.0, le=1.0)] = 0.5
     """Lower clamp of the chosen title's target. Used by `softmax`."""
+
+    @property
+    def clamps_epsilon(self) -> bool:
+        """Whether `epsilon_max` has a say."""
+        kinds = ("oracle", "shuffled") if self.epsilon_value is not None else _EPSILON_USERS["epsilon_max"]
+        return self.loss == "pairwise" and self.epsilon in kinds
 
     @model_validator(mode="after")
     def _used(self) -> AlignConfig:
         if self.loss == "pairwise" and "target_min" in self.model_fields_set:
             raise ValueError("align.target_min is used by align.loss=softmax alone")
-        if self.loss == "softmax" and "epsilon_max" in self.model_fields_set:
-            raise ValueError("align.epsilon_max is used by align.loss=pairwise alone")
+        if self.loss == "softmax" and self.epsilon != "oracle":
+            raise ValueError(f"align.epsilon={self.epsilon} needs align.loss=pairwise: softmax takes no epsilon")
+        for key, users in _EPSILON_USERS.items():
+            if key not in self.model_fields_set or getattr(self, key) is None:
+                continue
+            if self.loss == "softmax":
+                raise ValueError(f"align.{key} is used by align.loss=pairwise alone")
+            if self.epsilon not in users:
+                raise ValueError(f"align.{key} is used by align.epsilon={' or '.join(users)}, not by {self.epsilon}")
+            if key == "epsilon_max" and not self.clamps_epsilon:
+                raise ValueError("align.epsilon_max is not used beside align.epsilon_value: leave one of them out")
         return self
+
+
+_EPSILON_USERS = {
+    "epsilon_max": ("oracle", "constant", "shuffled"),
+    "epsilon_value": ("constant", "spa"),
+    "spa_quantile": ("spa",),
+}
+"""Which kinds of `align.epsilon` a key is for."""

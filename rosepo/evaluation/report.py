@@ -17,7 +17,7 @@ from rosepo.console import duration
 from rosepo.data.catalogue import Catalogue
 from rosepo.evaluation import figures
 from rosepo.evaluation.cases import Case, changed_cases
-from rosepo.evaluation.smoothing import read_calibration, read_epsilon, strategy_rows
+from rosepo.evaluation.smoothing import read_calibration, read_epsilon, shape_of, strategy_rows
 from rosepo.evaluation.verdict import number, sign, verdict
 
 if TYPE_CHECKING:
@@ -109,7 +109,6 @@ def _facts(config: Config, metrics: Mapping[str, Any], manifests: Mapping[str, A
         scratch = config.model.scratch_config
         model = f"Llama from scratch, {scratch.layers} layers of width {scratch.hidden_size}"
     align, pairs = config.align, config.pairs
-    shape = f"ε ≤ {align.epsilon_max:g}" if align.loss == "pairwise" else f"target ≥ {align.target_min:g}"
     strategies = ", ".join(f"{name} {weight:g}" for name, weight in pairs.strategies.items() if weight > 0)
     cut = max((cut["prompts"] for cut in metrics.get("cut", {}).values()), default=0)
     measured = f"{metrics['n_examples']:,} examples of {metrics['n_users']:,} users"
@@ -126,6 +125,7 @@ def _facts(config: Config, metrics: Mapping[str, Any], manifests: Mapping[str, A
     if "pairs" in manifests:
         facts.append(("Rejected titles", f"{pairs.negatives} a group; {strategies}"))
     if "align" in manifests:
+        shape = shape_of(align, manifests["align"].get("figures", {}))
         settings = f"{align.loss} loss, β {align.beta:g}, {shape}, learning rate {align.learning_rate:g}"
         facts.append(("Alignment", f"{settings}, {_epochs(align.epochs)}"))
     return [*facts, ("Seed", str(config.seed))]
@@ -188,7 +188,7 @@ def _lines(path: Path) -> list[dict[str, Any]]:
 
 def _oracle(config: Config, inputs: Outputs, manifests: Mapping[str, Any]) -> dict[str, Any]:
     """Pictures and figures of epsilon and of the oracle behind it; empty without groups."""
-    ceiling = config.align.epsilon_max if config.align.loss == "pairwise" else None
+    ceiling = config.align.epsilon_max if config.align.clamps_epsilon else None
     counts, edges, clamped = read_epsilon(inputs.groups, ceiling)
     if not counts:
         return {}

@@ -10,8 +10,25 @@ from typing import Any
 import numpy as np
 import pyarrow.dataset as ds
 
+from rosepo.config import AlignConfig
+
 EPSILON_BINS = 20
 ALL = "all strategies"
+
+
+def shape_of(align: AlignConfig, figures: Mapping[str, Any]) -> str:
+    """What the loss aims at, in a few words; `figures` of the manifest of `align` hold a value that it computed."""
+    value = figures.get("epsilon_value", align.epsilon_value)
+    fixed = "ε" if value is None else f"ε = {value:.3g}"
+    if align.loss == "softmax":
+        return f"target ≥ {align.target_min:g}"
+    return {
+        "oracle": f"ε ≤ {align.epsilon_max:g}",
+        "shuffled": f"ε ≤ {align.epsilon_max:g}, shuffled over all pairs",
+        "constant": f"one {fixed} for all pairs",
+        "zero": "ε = 0",
+        "spa": f"{fixed} for the {100 * align.spa_quantile:g} % of pairs with the least margin",
+    }[align.epsilon]
 
 
 def read_epsilon(groups: Path, ceiling: float | None) -> tuple[dict[str, np.ndarray], np.ndarray, dict[str, float]]:

@@ -35,7 +35,7 @@ def pairwise(policy_logps: Tensor, ref_logps: Tensor, epsilon: Tensor, beta: flo
         Loss [G], float32 (float64 stays float64), and metrics [G] or [G, K] without gradient, see `_metrics`.
     """
     rewards = _rewards(policy_logps, ref_logps, beta)
-    margins = rewards[:, :1] - rewards[:, 1:]
+    margins = _margins(rewards)
     epsilon = epsilon.to(margins.dtype)
     losses = -(1 - epsilon) * F.logsigmoid(margins) - epsilon * F.logsigmoid(-margins)
     return losses.mean(dim=1), _metrics(rewards, margins)
@@ -55,7 +55,17 @@ def softmax(policy_logps: Tensor, ref_logps: Tensor, targets: Tensor, beta: floa
     targets = targets.to(rewards.dtype)
     # log_softmax subtracts the row's maximum first, so that rewards of any size stay finite.
     losses = -(targets * F.log_softmax(rewards, dim=1)).sum(dim=1)
-    return losses, _metrics(rewards, rewards[:, :1] - rewards[:, 1:])
+    return losses, _metrics(rewards, _margins(rewards))
+
+
+@torch.no_grad()
+def reward_margins(policy_logps: Tensor, ref_logps: Tensor, beta: float) -> Tensor:
+    """u of every pair without gradient, [G, K]; arguments as in `pairwise`."""
+    return _margins(_rewards(policy_logps, ref_logps, beta))
+
+
+def _margins(rewards: Tensor) -> Tensor:
+    return rewards[:, :1] - rewards[:, 1:]
 
 
 def _rewards(policy_logps: Tensor, ref_logps: Tensor, beta: float) -> Tensor:

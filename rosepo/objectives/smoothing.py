@@ -2,10 +2,13 @@
 
 Scores are calibrated logits of the preference oracle (raw scores divided by its temperature tau), so that
 ``sigmoid(f_chosen - f_rejected)`` is the oracle's chance that the pair's order is right. The oracle as the source of
-epsilon is RosePO's (arXiv 2410.12519); these formulas are this project's.
+epsilon is RosePO's (arXiv 2410.12519); these formulas are this project's. `RunningQuantile` serves the smoothing that
+needs no oracle (SPA, arXiv 2406.04412).
 """
 
 from __future__ import annotations
+
+from statistics import NormalDist
 
 import torch
 from torch import Tensor
@@ -51,3 +54,64 @@ def oracle_targets(scores: Tensor, minimum: float) -> Tensor:
     # The rejected titles' own softmax times what the chosen one leaves: no division by 1 - q_chosen, which may be 0.
     chosen = torch.softmax(scores, dim=1)[:, :1].clamp(min=minimum)
     return torch.cat([chosen, (1.0 - chosen) * torch.softmax(scores[:, 1:], dim=1)], dim=1)
+
+
+class RunningQuantile:
+    """A quantile of the policy's reward margins that follows training, from sums over whole steps alone.
+
+    Over a step of n margins u, of which b lay below the threshold theta in force, with N, S, Q discounted by d a step:
+
+        N <- d N + n,   S <- d S + sum u,   Q <- d Q + sum u^2
+        z <- z + g min(n / N, 1 - d) (q - b / n),   theta <- S / N + z sqrt(Q / N - (S / N)^2)
+
+    Location and scale follow margins that grow, and z, which starts at the normal distribution's quantile, follows
+    their shape: stochastic approximation of a quantile (Robbins and Monro, 1951). How a step is split does not matter.
+
+    Attributes:
+        threshold: theta; None before the first update, when no pair counts as below.
+    """
+
+    DISCOUNT = 0.9
+    GAIN = 4.0
+    SIZE = 4
+    """Numbers in `statistics`."""
+
+    def __init__(self, quantile: float) -> None:
+        """
+        Args:
+            quantile: q in (0, 1).
+        """
+        if not 0.0 < quantile < 1.0:
+            raise ValueError(f"a quantile must lie in (0, 1), not {quantile}")
+        self.quantile = quantile
+        self.restart()
+
+    def restart(self) -> None:
+        """Forget everything seen."""
+        self.threshold: float | None = None
+        self._shape = NormalDist().inv_cdf(self.quantile)
+        self._count = self._total = self._squares = 0.0
+
+    def below(self, margins: Tensor) -> Tensor:
+        """Bool, shape of margins: those under the threshold in force."""
+        return torch.zeros_like(margins, dtype=torch.bool) if self.threshold is None else margins < self.threshold
+
+    def statistics(self, margins: Tensor) -> Tensor:
+        """What `update` needs of some of a step's margins, any shape: float64 [4], to be added up over the step."""
+        wide = margins.detach().double()
+        count = torch.tensor(float(wide.numel()), dtype=wide.dtype, device=wide.device)
+        return torch.stack([count, wide.sum(), wide.square().sum(), self.below(margins).sum().double()])
+
+    def update(self, statistics: Tensor) -> None:
+        """Move on after a step: `statistics` summed over all its micro-batches and ranks, float64 [4]."""
+        count, total, squares, below = statistics.tolist()
+        self._count = self.DISCOUNT * self._count + count
+        self._total = self.DISCOUNT * self._total + total
+        self._squares = self.DISCOUNT * self._squares + squares
+        if self.threshold is not None:
+            # A short last batch of an epoch says less, and moves less.
+            rate = min(count / self._count, 1.0 - self.DISCOUNT)
+            self._shape += self.GAIN * rate * (self.quantile - below / count)
+        mean = self._total / self._count
+        deviation = max(self._squares / self._count - mean * mean, 0.0) ** 0.5
+        self.threshold = mean + self._shape * deviation

@@ -8,7 +8,7 @@ by their number over all micro-batches and ranks. Dropout is off: the policy is 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -24,15 +24,17 @@ from rosepo.data.catalogue import Catalogue
 from rosepo.errors import StageError
 from rosepo.models.folder import CATALOGUE
 from rosepo.models.policy import load_policy, load_tokenizer, read_settings, save_policy
-from rosepo.objectives.rosepo import Metrics, pairwise, softmax
-from rosepo.objectives.smoothing import clamp_epsilon, oracle_targets
+from rosepo.objectives.rosepo import Metrics, pairwise, reward_margins, softmax
+from rosepo.objectives.smoothing import RunningQuantile, clamp_epsilon, oracle_targets
 from rosepo.resources import stage_use_gpu
 from rosepo.training.encoders import GROUP_COLUMNS, GroupEncoder
 from rosepo.training.feed import Arrays, FeedPlan, ParquetRows
 from rosepo.training.logps import LogpsModel
-from rosepo.training.loop import Loss, Report, fit_in_process
+from rosepo.training.loop import Report, fit_in_process
 from rosepo.training.metrics import Sums
 from rosepo.training.sft import card_figures, storage_dtype
+from rosepo.training.smoothing import smoothed, tracker_of
+from rosepo.training.task import Loss
 from rosepo.training.trainer import fit
 
 PROBED_GROUPS = 8
@@ -40,6 +42,7 @@ PROBED_GROUPS = 8
 TOLERANCE = {"float32": (0.01, 1e-3), "bfloat16": (0.3, 0.03)}
 """Absolute and relative difference that arithmetic alone may make; another model or template is nats away."""
 _LABELS = (*STRATEGIES, OWN_STRATEGY)
+_BY_STRATEGY = ("margin", "accuracy", "epsilon")
 _OVERALL = ("margin", "accuracy", "reward_chosen", "reward_rejected", "logp_chosen", "logp_rejected", "epsilon")
 
 
@@ -50,7 +53,8 @@ def align(config: Config, inputs: Outputs, out: Path, max_groups: int | None = N
         max_groups: groups trained on, spread over the table; None takes all.
 
     Returns:
-        Figures: steps, rows, groups, seconds, loss, margin, accuracy, … of the last line of metrics.
+        Figures: steps, rows, groups, seconds, loss, margin, accuracy, … of the last line of metrics; where the loss
+        smooths pairs, `epsilon_kind` and, where there is one, `epsilon_value`.
 
     Raises:
         UserError: no groups, or a cluster too small for the workers; before training starts.
@@ -59,7 +63,7 @@ def align(config: Config, inputs: Outputs, out: Path, max_groups: int | None = N
     use_gpu = stage_use_gpu(config, "align")
     task = align_task(config, inputs, max_groups)
     figures = fit(task, out, gpu=use_gpu)
-    return figures | {"groups": task.plan.n_rows}
+    return figures | task.figures
 
 
 def align_in_process(
@@ -77,7 +81,7 @@ def align_in_process(
         report: called with step and figures at every line of metrics.
     """
     task = align_task(config, inputs, max_groups)
-    return fit_in_process(task, out, report, gpu=gpu) | {"groups": task.plan.n_rows}
+    return fit_in_process(task, out, report, gpu=gpu) | task.figures
 
 
 def align_task(config: Config, inputs: Outputs, max_groups: int | None = None) -> AlignTask:
@@ -97,7 +101,8 @@ def align_task(config: Config, inputs: Outputs, max_groups: int | None = None) -
         epochs=train.epochs,
     )
     probed = table.take(np.arange(min(PROBED_GROUPS, len(table))))
-    return AlignTask(config=config, sft=inputs.sft.resolve(), plan=plan, probed=probed)
+    plan, value = smoothed(plan, train)
+    return AlignTask(config, inputs.sft.resolve(), plan, probed, epsilon_value=value, tracker=tracker_of(train))
 
 
 @dataclass
@@ -109,12 +114,21 @@ class AlignTask:
     plan: FeedPlan
     probed: pa.Table
     validation: list[Arrays] = field(default_factory=list)
+    epsilon_value: float | None = None
+    """The one epsilon of `constant`, `zero` and `spa`."""
+    tracker: RunningQuantile | None = None
+    """Of the margins, for `spa`."""
     name: ClassVar[str] = "align"
     metric_names: ClassVar[tuple[str, ...]] = (
         *_OVERALL,
-        *(f"{name}/{strategy}" for name in ("margin", "accuracy", "epsilon") for strategy in _LABELS),
+        *(f"{name}/{strategy}" for name in _BY_STRATEGY for strategy in _LABELS),
+        "spa_threshold",
     )
     _built: Any = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Columns of the plan are for the feeding actors, which get the plan itself: not once more for every worker.
+        return self.__dict__ | {"plan": replace(self.plan, instead={})}
 
     @property
     def train(self) -> TrainConfig:
@@ -128,7 +142,17 @@ class AlignTask:
     def seed(self) -> int:
         return self.config.seed
 
+    @property
+    def figures(self) -> dict[str, Any]:
+        """What is known of the training without it."""
+        known: dict[str, Any] = {"groups": self.plan.n_rows}
+        if self.settings.loss == "pairwise":
+            known["epsilon_kind"] = self.settings.epsilon
+        return known if self.epsilon_value is None else known | {"epsilon_value": self.epsilon_value}
+
     def build(self) -> nn.Module:
+        if self.tracker is not None:
+            self.tracker.restart()
         self._built = model = load_policy(self.sft, trainable=True)
         disable_dropout(model)
         return LogpsModel(model, activation_checkpointing=self.train.activation_checkpointing).train()
@@ -151,19 +175,30 @@ class AlignTask:
                 )
 
     def loss(self, logps: Tensor, counts: Tensor, arrays: Arrays) -> Loss:
-        reference, scores, epsilon = (
+        reference, scores, stored, strategy = (
             torch.from_numpy(np.array(arrays[name])).to(logps.device)
-            for name in ("ref_logps", "oracle_scores", "epsilon")
+            for name in ("ref_logps", "oracle_scores", "epsilon", "strategy")
         )
         policy = logps.view_as(reference)
         align = self.settings
-        epsilon = clamp_epsilon(epsilon, align.epsilon_max)
-        if align.loss == "pairwise":
-            losses, metrics = pairwise(policy, reference, epsilon, align.beta)
-        else:
+        if align.loss == "softmax":
             losses, metrics = softmax(policy, reference, oracle_targets(scores, align.target_min), align.beta)
-        strategy = torch.from_numpy(np.array(arrays["strategy"])).to(logps.device)
-        return Loss(losses.sum(), float(len(losses)), _sums(policy.detach(), epsilon, strategy, metrics))
+            return Loss(losses.sum(), float(len(losses)), _sums(policy.detach(), strategy, metrics))
+        epsilon = self._epsilon(stored, reward_margins(policy, reference, align.beta))
+        losses, metrics = pairwise(policy, reference, epsilon, align.beta)
+        sums = _sums(policy.detach(), strategy, metrics | {"epsilon": epsilon})
+        if self.tracker is None:
+            return Loss(losses.sum(), float(len(losses)), sums)
+        if self.tracker.threshold is not None:
+            sums["spa_threshold"] = (self.tracker.threshold, 1)
+        return Loss(losses.sum(), float(len(losses)), sums, self.tracker.statistics(metrics["margin"]))
+
+    def _epsilon(self, stored: Tensor, margins: Tensor) -> Tensor:
+        """Epsilon [G, K] of pairs whose epsilon in the table is `stored` and whose reward margins are `margins`."""
+        if self.epsilon_value is None:
+            return clamp_epsilon(stored, self.settings.epsilon_max)
+        fixed = torch.full_like(stored, self.epsilon_value)
+        return fixed if self.tracker is None else fixed * self.tracker.below(margins)
 
     def save(self, weights: dict[str, Tensor], folder: Path, figures: dict[str, Any]) -> None:
         save_policy(
@@ -189,20 +224,13 @@ def disable_dropout(model: nn.Module) -> None:
                 setattr(module, name, 0.0)
 
 
-def _sums(policy: Tensor, epsilon: Tensor, strategy: Tensor, metrics: Metrics) -> Sums:
+def _sums(policy: Tensor, strategy: Tensor, metrics: Metrics) -> Sums:
     """Sums and counts over the pairs of a micro-batch, overall and by strategy."""
-    values = {
-        "margin": metrics["margin"],
-        "accuracy": metrics["accuracy"],
-        "reward_chosen": metrics["reward_chosen"],
-        "reward_rejected": metrics["reward_rejected"],
-        "logp_chosen": policy[:, 0],
-        "logp_rejected": policy[:, 1:],
-        "epsilon": epsilon,
-    }
+    values = metrics | {"logp_chosen": policy[:, 0], "logp_rejected": policy[:, 1:]}
     sums: Sums = {name: (value.sum(), value.numel()) for name, value in values.items()}
     for code, label in enumerate(_LABELS):
         mine = strategy == code
-        for name in ("margin", "accuracy", "epsilon"):
-            sums[f"{name}/{label}"] = ((values[name] * mine).sum(), mine.sum())
+        for name in _BY_STRATEGY:
+            if name in values:
+                sums[f"{name}/{label}"] = ((values[name] * mine).sum(), mine.sum())
     return sums

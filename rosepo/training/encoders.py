@@ -76,11 +76,7 @@ class GroupEncoder:
     def __call__(self, rows: pa.Table, parts: int) -> list[Arrays]:
         table = {name: rows[name].to_pylist() for name in GROUP_COLUMNS}
         completions = [[chosen, *rejected] for chosen, rejected in zip(table["chosen_ids"], table["rejected_ids"])]
-        sizes = sorted({len(group) - 1 for group in completions})
-        if len(sizes) > 1:
-            raise UserError(
-                f"the groups table mixes groups of {sizes[0]} and {sizes[-1]} rejected titles: make it again"
-            )
+        one_size({len(group) - 1 for group in completions})
         made = [group_row(np.array(prompt, np.int32), ids) for prompt, ids in zip(table["prompt_ids"], completions)]
         batches: list[Arrays] = [{} for _ in range(parts)]
         for arrays, places in zip(batches, shared_out(made, parts, self.pack_tokens), strict=True):
@@ -92,6 +88,15 @@ class GroupEncoder:
                 codes = [[_code(name) for name in table["strategy"][place]] for place in places]
                 arrays["strategy"] = np.array(codes, dtype=np.int64)
         return batches
+
+
+def one_size(sizes: set[int]) -> int:
+    """The one number of rejected titles, K, among those of some groups. Raises UserError where there are more."""
+    if len(sizes) > 1:
+        raise UserError(
+            f"the groups table mixes groups of {min(sizes)} and {max(sizes)} rejected titles: make it again"
+        )
+    return next(iter(sizes))
 
 
 def shared_out(rows: Sequence[Row], parts: int, pack_tokens: int | None = None) -> list[list[int]]:

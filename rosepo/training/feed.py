@@ -12,7 +12,7 @@ import queue
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -44,7 +44,6 @@ class Encoder(Protocol):
 
     def __call__(self, rows: pa.Table, parts: int) -> list[Arrays]:
         """`parts` micro-batches, each the arrays of a `Batch` and `units`; an empty dict where there is no row left."""
-        ...
 
 
 class ParquetRows:
@@ -108,11 +107,20 @@ class FeedPlan:
     micro_batch_size: int
     seed: int
     epochs: float
+    instead: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """Columns of numbers that take the place of the table's: [n_rows, k], by row of the schedule."""
 
     @property
     def schedule(self) -> Schedule:
         """The rows of every step."""
         return Schedule(self.n_rows, self.batch_size, self.seed, self.epochs)
+
+    def take(self, table: ParquetRows, rows: np.ndarray) -> pa.Table:
+        """The schedule's `rows`, int64 [n], n ≥ 1, looked up in the plan's table."""
+        found = table.take(rows * len(table) // self.n_rows)
+        for name, values in self.instead.items():
+            found = found.drop_columns(name).append_column(name, pa.array(list(values[rows])))
+        return found
 
 
 def micro_batches(plan: FeedPlan, rank: int, world: int, steps: range | None = None) -> Iterator[Arrays]:
@@ -201,8 +209,8 @@ class RankReader:
     def step(self, step: int) -> list[Arrays]:
         """The micro-batches of a step; their number is the same on every rank and in every step."""
         share = self.schedule.share(step, self.rank, self.world, self.plan.micro_batch_size)
-        indices = np.concatenate(share) * len(self.table) // self.plan.n_rows
-        return self.plan.encoder(self.table.take(indices), len(share)) if len(indices) else [{} for _ in share]
+        rows = np.concatenate(share)
+        return self.plan.encoder(self.plan.take(self.table, rows), len(share)) if len(rows) else [{} for _ in share]
 
 
 class Fetcher:

@@ -5,82 +5,26 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
 
-from rosepo.config import TrainConfig
 from rosepo.errors import StageError
 from rosepo.training.batch import Batch
 from rosepo.training.collate import collate_numpy
 from rosepo.training.engine import Engine, prepare_process
-from rosepo.training.feed import Arrays, FeedPlan, micro_batches
-from rosepo.training.metrics import Averages, MetricLog, Sums, all_sum, means
+from rosepo.training.feed import Arrays, micro_batches
+from rosepo.training.metrics import Averages, MetricLog, all_sum, means
 from rosepo.training.rows import group_row
 from rosepo.training.schedule import Schedule
+from rosepo.training.task import Loss, Task
 
 Report = Callable[[int, dict[str, float]], None]
 _FLEETING = frozenset({"epoch", "learning_rate", "grad_norm", "tokens_per_second", "wait_share"})
 VALIDATIONS = 4
 """Looks at validation in a run, the last one after the last step."""
-
-
-@dataclass(frozen=True)
-class Loss:
-    """What a task makes of one micro-batch."""
-
-    total: Tensor
-    """Scalar with gradient, summed over the units of the micro-batch."""
-    units: float
-    """How many things the loss is a mean of: titles in `sft`, groups in `align`."""
-    sums: Sums
-    """Further figures."""
-
-
-class Task(Protocol):
-    """What one kind of training does differently; travels to the workers through Ray."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def train(self) -> TrainConfig: ...
-
-    @property
-    def seed(self) -> int: ...
-
-    @property
-    def plan(self) -> FeedPlan: ...
-
-    @property
-    def metric_names(self) -> tuple[str, ...]:
-        """Every name that a `Loss` may carry in `sums`."""
-        ...
-
-    @property
-    def validation(self) -> list[Arrays]:
-        """Micro-batches of the validation loss; may be empty."""
-        ...
-
-    def build(self) -> nn.Module:
-        """The module (`LogpsModel`), the same weights on every rank."""
-        ...
-
-    def verify(self, logps: Callable[[Arrays], Tensor]) -> None:
-        """Look at the module before the first step, dropout off; every rank calls `logps` on the same arrays."""
-        ...
-
-    def loss(self, logps: Tensor, counts: Tensor, arrays: Arrays) -> Loss:
-        """Loss of one micro-batch: logps float32 [C], counts int64 [C]."""
-        ...
-
-    def save(self, weights: dict[str, Tensor], folder: Path, figures: dict[str, Any]) -> None:
-        """Write the model's folder; called on rank 0, after `build`."""
-        ...
 
 
 def fit_in_process(task: Task, out: Path, show: Report | None = None, gpu: bool = False) -> dict[str, Any]:
@@ -171,6 +115,8 @@ class _Run:
         waited = time.monotonic() - waiting
         units = sum(float(part["units"]) for part in parts if part)
         total = float(all_sum(torch.tensor(units, dtype=torch.float64), self.engine.device))
+        tracker = self.task.tracker
+        tracked = torch.zeros(tracker.SIZE if tracker else 0, dtype=torch.float64)
         for part in parts:
             loss = self._micro_batch(part)
             value = float(loss.total.detach())
@@ -178,10 +124,14 @@ class _Run:
                 raise StageError(_diverged(self.task, step, f"the loss is {value}"))
             self.engine.accumulate(loss.total, total)
             self.averages.add({"loss": (value, loss.units), **loss.sums})
+            if loss.tracked is not None:
+                tracked += loss.tracked.cpu()
         self.averages.add({"wait": (waited, 1)})
         done = self.engine.step()
         if not math.isfinite(done.grad_norm):
             raise StageError(_diverged(self.task, step, f"the gradient's norm is {done.grad_norm}"))
+        if tracker is not None:
+            tracker.update(all_sum(tracked, self.engine.device))
         return done
 
     def _micro_batch(self, arrays: Arrays) -> Loss:

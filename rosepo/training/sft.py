@@ -29,8 +29,8 @@ from rosepo.resources import stage_use_gpu
 from rosepo.training.encoders import TrajectoryEncoder, collated
 from rosepo.training.feed import Arrays, FeedPlan, ParquetRows
 from rosepo.training.logps import LogpsModel
-from rosepo.training.loop import Loss
 from rosepo.training.rows import group_row
+from rosepo.training.task import Loss
 from rosepo.training.trainer import fit
 
 VALIDATION_EXAMPLES = 256
@@ -91,6 +91,7 @@ class SftTask:
     validation: list[Arrays]
     name: ClassVar[str] = "sft"
     metric_names: ClassVar[tuple[str, ...]] = ("token_loss",)
+    tracker: ClassVar[None] = None
     _built: Any = None
 
     @property

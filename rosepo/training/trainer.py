@@ -15,8 +15,9 @@ from rosepo.console import Progress, follow
 from rosepo.errors import StageError, UserError
 from rosepo.training.engine import prepare_process
 from rosepo.training.feed import feed_config, plan_dataset, streamed
-from rosepo.training.loop import Report, Task, train_rank
+from rosepo.training.loop import Report, train_rank
 from rosepo.training.metrics import METRICS_FILE
+from rosepo.training.task import Task
 
 _LESS_MEMORY = "lower {name}.micro_batch_size or model.max_length, or set {name}.activation_checkpointing=true"
 

@@ -13,12 +13,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from rosepo.artifacts import Outputs, write_json
+from rosepo.config import AlignConfig
 from rosepo.console import Progress
 from rosepo.data.catalogue import Catalogue
 from rosepo.evaluation import evaluate as stage
 from rosepo.evaluation.baselines import Popular, markov
 from rosepo.evaluation.rankings import rank_by_scores, write_examples
 from rosepo.evaluation.report import write_report
+from rosepo.evaluation.smoothing import shape_of
 from rosepo.evaluation.verdict import number, verdict
 from tests.evaluation import runs
 
@@ -170,3 +172,18 @@ def test_popularity_bias_is_the_excess_over_what_people_choose(sft: float, align
 def test_numbers_are_written_with_a_true_minus_and_no_minus_zero() -> None:
     assert [number(value, True) for value in (-0.0123, -0.0001, 0.5, None)] == ["−0.012", "0.000", "+0.500", "–"]
     assert [number(value) for value in (12.344, -1.0)] == ["12.34", "−1.000"]
+
+
+@pytest.mark.parametrize(
+    ("align", "figures", "words"),
+    [
+        ({"epsilon_max": 0.3}, {}, "ε ≤ 0.3"),
+        ({"epsilon": "shuffled"}, {}, "ε ≤ 0.4, shuffled over all pairs"),
+        ({"epsilon": "constant"}, {"epsilon_value": 0.23456}, "one ε = 0.235 for all pairs"),
+        ({"epsilon": "zero"}, {"epsilon_value": 0.0}, "ε = 0"),
+        ({"epsilon": "spa"}, {"epsilon_value": 0.1}, "ε = 0.1 for the 10 % of pairs with the least margin"),
+        ({"loss": "softmax"}, {}, "target ≥ 0.5"),
+    ],
+)
+def test_the_kind_of_smoothing_is_named(align: dict[str, Any], figures: dict[str, Any], words: str) -> None:
+    assert shape_of(AlignConfig(**align), figures) == words

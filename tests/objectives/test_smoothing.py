@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rosepo.objectives.smoothing import clamp_epsilon, oracle_epsilon, oracle_targets
+from rosepo.objectives.smoothing import RunningQuantile, clamp_epsilon, oracle_epsilon, oracle_targets
 
 rows = st.lists(st.lists(st.floats(-60, 60, width=32), min_size=4, max_size=4), min_size=1, max_size=5)
 
@@ -53,3 +55,70 @@ def test_limits_outside_their_range_are_errors():
         clamp_epsilon(torch.zeros(1), 0.5)
     with pytest.raises(ValueError, match=r"\[0, 1\]"):
         oracle_targets(torch.zeros(1, 2), 1.5)
+
+
+def draws(kind: str) -> Callable[[int], torch.Tensor]:
+    """Margins of a step: n of a known distribution."""
+    generator = torch.Generator().manual_seed(0)
+    if kind == "exponential":
+        return lambda n: -torch.log(torch.rand(n, generator=generator))
+    return lambda n: 3.0 + 2.0 * torch.randn(n, generator=generator)
+
+
+def follow(tracker: RunningQuantile, draw: Callable[[int], torch.Tensor], steps: int, n: int = 96) -> list[float]:
+    """Thresholds after each step."""
+    found = []
+    for _ in range(steps):
+        tracker.update(tracker.statistics(draw(n)))
+        assert tracker.threshold is not None
+        found.append(tracker.threshold)
+    return found
+
+
+@pytest.mark.parametrize("quantile", [0.1, 0.5, 0.8])
+@pytest.mark.parametrize("kind", ["normal", "exponential"])
+def test_the_threshold_finds_the_quantile_of_a_distribution(kind, quantile):
+    exact = torch.quantile(draws(kind)(400_000), quantile).item()
+    found = follow(RunningQuantile(quantile), draws(kind), 400)
+    assert sum(found[50:]) / 350 == pytest.approx(exact, abs=0.05)
+    assert all(abs(value - exact) < 0.5 for value in found[40:])
+
+
+def test_the_threshold_follows_margins_that_grow_from_nothing():
+    tracker, draw, shares = RunningQuantile(0.2), draws("normal"), []
+    for step in range(120):
+        statistics = tracker.statistics(draw(96) * min(step / 40, 1.0))
+        shares.append((statistics[3] / statistics[0]).item())
+        tracker.update(statistics)
+    assert sum(shares[10:40]) / 30 == pytest.approx(0.2, abs=0.1)
+    assert sum(shares[60:]) / 60 == pytest.approx(0.2, abs=0.02)
+
+
+def test_no_pair_is_below_before_the_first_update_and_after_a_restart():
+    tracker, margins = RunningQuantile(0.5), draws("normal")(10)
+    assert not tracker.below(margins).any()
+    first = follow(tracker, draws("normal"), 5)
+    assert tracker.below(margins).any()
+    tracker.restart()
+    assert not tracker.below(margins).any()
+    assert follow(tracker, draws("normal"), 5) == first
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.integers(1, 95), max_size=4, unique=True), st.integers(0, 99))
+def test_a_split_step_moves_the_threshold_as_a_whole_one_does(cuts, seed):
+    whole, split = RunningQuantile(0.3), RunningQuantile(0.3)
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(6):
+        margins = torch.randn(96, generator=generator)
+        whole.update(whole.statistics(margins))
+        parts = [split.statistics(part) for part in torch.tensor_split(margins, sorted(cuts))]
+        split.update(torch.stack(parts).sum(dim=0))
+        assert split.threshold == pytest.approx(whole.threshold, abs=1e-12)
+
+
+def test_a_step_of_one_pair_and_equal_margins_keep_the_threshold_finite():
+    tracker = RunningQuantile(0.1)
+    assert follow(tracker, lambda n: torch.full((n,), 2.0), 3, n=1) == [2.0, 2.0, 2.0]
+    with pytest.raises(ValueError, match=r"\(0, 1\)"):
+        RunningQuantile(1.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -72,9 +73,21 @@ def alone(tiny_run: Outputs, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.fixture(scope="session")
+def run(tiny_run: Outputs, alone: Path, tmp_path_factory: pytest.TempPathFactory) -> Outputs:
+    """A run with a model and groups."""
+    outputs = Outputs(tmp_path_factory.mktemp("aligned"))
+    shutil.copytree(alone, outputs.sft)
+    write_groups(outputs)
+    return outputs
+
+
+def lines(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
 def losses(folder: Path) -> list[float]:
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [line["loss"] for line in lines if "loss" in line]
+    return [line["loss"] for line in lines(folder) if "loss" in line]
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:

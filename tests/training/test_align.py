@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import math
 import shutil
 from pathlib import Path
@@ -19,22 +18,9 @@ from rosepo.training.encoders import GroupEncoder
 from rosepo.training.feed import micro_batches
 from rosepo.training.loop import fit_in_process
 from rosepo.training.sft import sft_task
-from tests.training.conftest import tiny_config, weights, write_groups
+from tests.training.conftest import lines, tiny_config, weights, write_groups
 
 ALIGN = {"log_every": 1, "learning_rate": 1e-3, "beta": 0.5}
-
-
-@pytest.fixture(scope="module")
-def run(tiny_run, alone, tmp_path_factory) -> Outputs:
-    """A run with a model and groups."""
-    outputs = Outputs(tmp_path_factory.mktemp("aligned"))
-    shutil.copytree(alone, outputs.sft)
-    write_groups(outputs)
-    return outputs
-
-
-def lines(folder: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 def test_alignment_starts_at_the_reference_and_widens_margins(run, tmp_path):
@@ -82,6 +68,7 @@ def test_titles_of_every_strategy_are_counted_under_a_name(run, tmp_path):
 def test_the_softmax_loss_starts_at_the_log_of_the_group(run, tmp_path):
     align_in_process(tiny_config("align", loss="softmax", target_min=0.0, **ALIGN), run, tmp_path)
     assert lines(tmp_path)[1]["loss"] == pytest.approx(math.log(3), abs=1e-4)
+    assert not any(name.startswith("epsilon") for name in lines(tmp_path)[1])
 
 
 def test_micro_batches_do_not_change_alignment(run, tmp_path):

@@ -9,9 +9,10 @@ import pytest
 from torch import nn
 
 from rosepo.errors import StageError
+from rosepo.training.align import align, align_in_process
 from rosepo.training.sft import SftTask, sft, sft_task
 from rosepo.training.trainer import fit
-from tests.training.conftest import assert_same_training, tiny_config
+from tests.training.conftest import assert_same_training, lines, tiny_config
 
 
 def test_two_workers_fed_by_ray_data_train_as_one_process(ray_cluster, tiny_run, alone, tmp_path):
@@ -22,6 +23,16 @@ def test_two_workers_fed_by_ray_data_train_as_one_process(ray_cluster, tiny_run,
     assert figures["validation_loss"] < 20
     assert not (tmp_path / "_ray_train").exists()
     assert list((tmp_path / "tensorboard").glob("events*"))
+
+
+def test_a_shuffled_epsilon_reaches_two_workers_through_ray_data(ray_cluster, run, tmp_path):
+    settings = {"epsilon": "shuffled", "log_every": 1, "learning_rate": 3e-3, "zero_stage": 0}
+    align_in_process(tiny_config("align", **settings), run, tmp_path / "alone")
+    figures = align(tiny_config("align", workers=2, micro_batch_size=2, **settings), run, tmp_path / "fed")
+    assert_same_training(tmp_path / "alone", tmp_path / "fed", 1e-5)
+    used = [[line["epsilon"] for line in lines(tmp_path / out) if "epsilon" in line] for out in ("alone", "fed")]
+    assert used[0] == pytest.approx(used[1], abs=1e-5)
+    assert figures["epsilon_kind"] == "shuffled"
 
 
 @dataclass

@@ -1,0 +1,84 @@
+"""Which epsilon training takes (`align.epsilon`): the oracle's, pair by pair, or one of the controls beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+import pyarrow.compute as pc
+
+from rosepo.config import AlignConfig
+from rosepo.objectives.smoothing import RunningQuantile
+from rosepo.training.encoders import one_size
+from rosepo.training.feed import FeedPlan, ParquetRows
+
+SPA_EPSILON = 0.1
+"""Smoothing of `spa` where `align.epsilon_value` is unset."""
+_CHUNK = 65536
+_SHUFFLE = 0xE95
+"""Keeps the shuffle apart from the order of training, which has the same seed."""
+
+
+def smoothed(plan: FeedPlan, align: AlignConfig) -> tuple[FeedPlan, float | None]:
+    """The plan that feeds the right epsilon of each pair, and the one value where a kind has one.
+
+    `shuffled` puts another column into the plan, 4 bytes a pair that is trained on; `constant` without a value reads
+    the table's column once and keeps nothing of it.
+
+    Raises:
+        UserError: groups of more than one size.
+    """
+    if align.loss != "pairwise" or align.epsilon == "oracle":
+        return plan, None
+    if align.epsilon == "zero":
+        return plan, 0.0
+    if align.epsilon == "spa":
+        return plan, SPA_EPSILON if align.epsilon_value is None else align.epsilon_value
+    if align.epsilon == "constant":
+        return plan, mean_epsilon(plan, align.epsilon_max) if align.epsilon_value is None else align.epsilon_value
+    return replace(plan, instead={"epsilon": shuffled_epsilon(plan, align.epsilon_max)}), None
+
+
+def tracker_of(align: AlignConfig) -> RunningQuantile | None:
+    """What follows the margins for `spa`; None for every other kind."""
+    return RunningQuantile(align.spa_quantile) if align.epsilon == "spa" else None
+
+
+def mean_epsilon(plan: FeedPlan, maximum: float) -> float:
+    """Mean of the clamped epsilon over all pairs that are trained on."""
+    total, count = 0.0, 0
+    for epsilon in _read(plan, maximum):
+        total, count = total + float(epsilon.sum(dtype=np.float64)), count + epsilon.size
+    return total / count
+
+
+def shuffled_epsilon(plan: FeedPlan, maximum: float) -> np.ndarray:
+    """The clamped epsilon of all pairs that are trained on, dealt out anew: float32 [n_rows, K], by row of the
+    schedule."""
+    epsilon = np.empty((0, 0), dtype=np.float32)
+    start = 0
+    for part in _read(plan, maximum):
+        if start == 0:
+            epsilon = np.empty((plan.n_rows, part.shape[1]), dtype=np.float32)
+        epsilon[start : start + len(part)] = part
+        start += len(part)
+    return shuffled(epsilon, plan.seed)
+
+
+def shuffled(values: np.ndarray, seed: int) -> np.ndarray:
+    """All values of an array permuted in place, by a permutation of (seed, number of values) alone."""
+    np.random.default_rng([seed, _SHUFFLE]).shuffle(values.reshape(-1))
+    return values
+
+
+def _read(plan: FeedPlan, maximum: float) -> Iterator[np.ndarray]:
+    """The clamped epsilon of the plan's rows in the order of the schedule's numbers: float32 [n, K], chunk by chunk."""
+    table = ParquetRows(plan.folder, ["epsilon"])
+    sizes: set[int] = set()
+    for start in range(0, plan.n_rows, _CHUNK):
+        rows = np.arange(start, min(start + _CHUNK, plan.n_rows))
+        column = plan.take(table, rows)["epsilon"].combine_chunks()
+        sizes |= set(pc.unique(pc.list_value_length(column)).to_pylist())
+        flat = column.flatten().to_numpy(zero_copy_only=False).astype(np.float32)
+        yield np.clip(flat, 0.0, maximum).reshape(len(rows), one_size(sizes))

@@ -1,0 +1,85 @@
+"""What the training loop knows of a task: its protocol, the loss of a micro-batch, and what is told of whole steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from rosepo.config import TrainConfig
+from rosepo.training.feed import Arrays, FeedPlan
+from rosepo.training.metrics import Sums
+
+
+@dataclass(frozen=True)
+class Loss:
+    """What a task makes of one micro-batch."""
+
+    total: Tensor
+    """Scalar with gradient, summed over the units of the micro-batch."""
+    units: float
+    """How many things the loss is a mean of: titles in `sft`, groups in `align`."""
+    sums: Sums
+    """Further figures."""
+    tracked: Tensor | None = None
+    """float64 [tracker.SIZE], what `Task.tracker` wants to know."""
+
+
+class Tracker(Protocol):
+    """What a task learns from whole steps and uses in the next: the same on every rank, however a step is split."""
+
+    SIZE: int
+
+    def update(self, statistics: Tensor) -> None:
+        """After a step: `Loss.tracked` added up over all micro-batches and ranks, float64 [SIZE] on the CPU."""
+        ...
+
+
+class Task(Protocol):
+    """What one kind of training does differently; travels to the workers through Ray."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def train(self) -> TrainConfig: ...
+
+    @property
+    def seed(self) -> int: ...
+
+    @property
+    def plan(self) -> FeedPlan: ...
+
+    @property
+    def metric_names(self) -> tuple[str, ...]:
+        """Every name that a `Loss` may carry in `sums`."""
+        ...
+
+    @property
+    def validation(self) -> list[Arrays]:
+        """Micro-batches of the validation loss; may be empty."""
+        ...
+
+    @property
+    def tracker(self) -> Tracker | None:
+        """What is to be told of every step; None for nothing."""
+        ...
+
+    def build(self) -> nn.Module:
+        """The module (`LogpsModel`), the same weights on every rank; called once before a training's first step."""
+        ...
+
+    def verify(self, logps: Callable[[Arrays], Tensor]) -> None:
+        """Look at the module before the first step, dropout off; every rank calls `logps` on the same arrays."""
+        ...
+
+    def loss(self, logps: Tensor, counts: Tensor, arrays: Arrays) -> Loss:
+        """Loss of one micro-batch: logps float32 [C], counts int64 [C]."""
+        ...
+
+    def save(self, weights: dict[str, Tensor], folder: Path, figures: dict[str, Any]) -> None:
+        """Write the model's folder; called on rank 0, after `build`."""
+        ...
