@@ -19,7 +19,7 @@ from rosepo.config import PairsConfig
 from rosepo.errors import StageError
 from rosepo.evaluation.decode import Decoder
 from rosepo.models.folder import load_recommender
-from rosepo.models.oracle import CrossFitted
+from rosepo.models.scorers import load_scorer
 from rosepo.sampling.epsilon import calibrate, epsilon
 from rosepo.sampling.examples import Examples
 from rosepo.sampling.figures import Tally
@@ -65,7 +65,7 @@ class GroupsActor:
         self.builder, self.catalogue = recommender.builder, recommender.catalogue
         model = recommender.model.to(settings.device)
         self.reference = LogpsModel(model)
-        self.oracle = CrossFitted.load(settings.oracle, self.catalogue.item_ids, device=settings.device)
+        self.oracle = load_scorer(settings.oracle, self.catalogue, settings.device)
         self.strategies = self._strategies(model)
 
     def __call__(self, batch: pa.Table) -> dict[str, list[Any]]:
@@ -121,7 +121,8 @@ class GroupsActor:
             _check(examples, rejected, ids)
         with _timed(tally, "oracle"):
             items = np.concatenate([targets[:, None], rejected.items], axis=1)
-            scores = calibrate(self.oracle.score_items(table["user_id"].to_pylist(), histories, items), self.oracle.tau)
+            scores = self.oracle.score(ids, table["user_id"].to_pylist(), histories, items)
+            scores = calibrate(scores, self.oracle.tau)
             smoothing = epsilon(scores)
         with _timed(tally, "reference"):
             completions = [[self.builder.completion(item) for item in row] for row in items]

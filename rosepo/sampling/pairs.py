@@ -24,7 +24,7 @@ from rosepo.data.catalogue import Catalogue
 from rosepo.errors import StageError, UserError
 from rosepo.models.encoder import encode_titles
 from rosepo.models.folder import CATALOGUE, read_settings
-from rosepo.models.oracle import CrossFitted
+from rosepo.models.scorers import load_scorer
 from rosepo.resources import stage_use_gpu
 from rosepo.sampling.actors import ActorSettings, GroupsActor
 from rosepo.sampling.figures import Tally
@@ -115,7 +115,7 @@ def _check_inputs(inputs: Outputs) -> Catalogue:
     theirs = Catalogue.load(inputs.sft / CATALOGUE)
     if not np.array_equal(theirs.item_ids, catalogue.item_ids) or theirs.titles != catalogue.titles:
         raise UserError(f"the model in {inputs.sft} was trained on another catalogue: run `rosepo sft` again")
-    CrossFitted.load(inputs.oracle, catalogue.item_ids)
+    load_scorer(inputs.oracle, catalogue)
     return catalogue
 
 
