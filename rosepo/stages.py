@@ -121,7 +121,7 @@ def stage_fingerprint(config: Config, stage: Stage, inputs: Mapping[str, str]) -
 
 
 def file_digests(config: Config, stage: Stage) -> dict[str, str]:
-    """Digests of the content of the user's files that a stage reads, by name: the log, the items, a table of scores."""
+    """Digests of the content of the user's files that a stage reads: log and items, scores, a scorer's module."""
     if stage.name == "prepare":
         from rosepo.data.digests import source_digests
 
@@ -131,6 +131,10 @@ def file_digests(config: Config, stage: Stage) -> dict[str, str]:
         from rosepo.data.scores import score_files
 
         return digests_of(score_files(config.oracle.scores))
+    if stage.name == "oracle" and config.oracle.scorer is not None:
+        from rosepo.models.scorers import module_digest
+
+        return module_digest(config.oracle.scorer)
     return {}
 
 

@@ -69,9 +69,10 @@ class ScoreTable:
         if not found.all():
             row, column = np.argwhere(~found)[0]
             more = int((~found).sum()) - 1
+            others = f", nor for {more:,} more pairs beside it" if more else ""
             raise UserError(
                 f"{KEY} has no score for example_id {example_ids[row]!r} with item_id "
-                f"{self.item_ids[items[row, column]]!r}{f', nor for {more:,} more pairs beside it' if more else ''}: "
+                f"{_shown(self.item_ids, items[row, column])}{others}: "
                 "score the chosen and the rejected items of every group, and run `rosepo oracle` again "
                 "(docs/method.md, 'An oracle of your own')"
             )
@@ -139,7 +140,7 @@ def write_score_table(
         row, item = divmod(int(pairs[repeated[0]]), len(catalogue))
         raise UserError(
             f"{KEY} scores {len(repeated):,} pairs twice, the first example_id {_name_of(known[row], sources)!r} with "
-            f"item_id {catalogue.item_ids[item]!r}: keep one row for each example and item"
+            f"item_id {_shown(catalogue.item_ids, item)}: keep one row for each example and item"
         )
     for name, values in ((EXAMPLES_FILE, known), (PAIRS_FILE, pairs), (SCORES_FILE, scores)):
         np.save(folder / name, values, allow_pickle=False)
@@ -170,6 +171,11 @@ def _name_of(key: np.uint64, sources: Sequence[Source]) -> str:
         if len(place):
             return str(names[place[0]])
     raise AssertionError("a key that no file has")
+
+
+def _shown(item_ids: np.ndarray, item: int) -> str:
+    """An item's id as its user writes it."""
+    return repr(item_ids[[item]].tolist()[0])
 
 
 def _pair_keys(rows: np.ndarray, items: np.ndarray, n_items: int) -> np.ndarray:

@@ -20,6 +20,7 @@ depend on the batch that they are asked for in.
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -27,7 +28,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from rosepo.artifacts import write_json
+from rosepo.artifacts import file_digest, write_json
 from rosepo.errors import UserError
 
 if TYPE_CHECKING:
@@ -152,6 +153,17 @@ def find_maker(path: str) -> Callable[[Catalogue], Any]:
         raise UserError(f"oracle.scorer={path} is {type(maker).__name__} and not a callable: name the scorer's maker")
     found: Callable[[Catalogue], Any] = maker
     return found
+
+
+def module_digest(path: str) -> dict[str, str]:
+    """Digest of the file behind the module of `module:callable`, by the module's name; empty where there is none."""
+    module = path.partition(":")[0]
+    try:
+        spec = importlib.util.find_spec(module)
+    except (ImportError, ValueError):
+        return {}
+    file = Path(spec.origin) if spec is not None and spec.has_location and spec.origin else None
+    return {module: file_digest(file)} if file is not None and file.is_file() else {}
 
 
 def write_about(folder: Path, kind: str, **about: Any) -> None:

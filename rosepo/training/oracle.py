@@ -56,7 +56,8 @@ def train_oracle(config: Config, inputs: Outputs, out: Path) -> dict[str, Any]:
 
     Returns:
         Figures: kind; HR@10 and NDCG@10 on validation of the model of all users and, as `held_out`, of each user by the
-        model that did not train on it; tau, auc (a target against an item drawn evenly), calibration error; sizes, seconds.
+        model that did not train on it; tau, auc (a target against an item drawn evenly), calibration error; sizes,
+        seconds.
 
     Raises:
         UserError: no validation examples, a fold without users, or more workers than the cluster has CPUs for.
