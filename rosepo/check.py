@@ -79,11 +79,12 @@ def check_before_run(config: Config) -> dict[str, Any]:
     """
     from rosepo.data.prepare import inspect_data
     from rosepo.models.policy import validate_model
+    from rosepo.models.scorers import check_given
     from rosepo.tuning.space import check_space
 
     if config.sweep.trials > 0:
         check_space(config)
-    check_oracle(config)
+    check_given(config.oracle)
     if not joins_cluster(config.ray):
         for section in _sections(config).values():
             use_gpu(need_of(config, section), local_cpus(config.ray), _local_gpus())
@@ -94,32 +95,17 @@ def check_before_run(config: Config) -> dict[str, Any]:
     return data
 
 
-def check_oracle(config: Config) -> None:
-    """What can be known of an oracle that is not trained here without asking it for a score.
-
-    Raises:
-        UserError: a scorer that cannot be imported, or files of scores that are missing or have other columns.
-    """
-    if config.oracle.scorer is not None:
-        from rosepo.models.scorers import find_maker
-
-        find_maker(config.oracle.scorer)
-    if config.oracle.scores is not None:
-        from rosepo.data.scores import score_files
-
-        score_files(config.oracle.scores)
-
-
 def check_named(config: Config, names: Sequence[str]) -> None:
     """What the named stages would refuse, found before Ray is started.
 
     Raises:
-        UserError: a sweep that tries nothing, settings that `align` would refuse, or see `check_oracle`.
+        UserError: a sweep that tries nothing, settings that `align` would refuse, or an oracle, see `check_given`.
     """
+    from rosepo.models.scorers import check_given
     from rosepo.tuning.space import check_space
 
     if "oracle" in names:
-        check_oracle(config)
+        check_given(config.oracle)
     if "sweep" in names:
         if config.sweep.trials == 0:
             raise UserError("sweep.trials=0 tries nothing: say how many settings to try, --set sweep.trials=4")

@@ -34,6 +34,7 @@ from rosepo.errors import UserError
 if TYPE_CHECKING:
     import torch
 
+    from rosepo.config import OracleConfig
     from rosepo.data.catalogue import Catalogue
 
 ABOUT_FILE = "oracle.json"
@@ -153,6 +154,20 @@ def find_maker(path: str) -> Callable[[Catalogue], Any]:
         raise UserError(f"oracle.scorer={path} is {type(maker).__name__} and not a callable: name the scorer's maker")
     found: Callable[[Catalogue], Any] = maker
     return found
+
+
+def check_given(oracle: OracleConfig) -> None:
+    """What can be known of an oracle that is not trained here without asking it for a score.
+
+    Raises:
+        UserError: a scorer that cannot be imported, or files of scores that are missing or have other columns.
+    """
+    if oracle.scorer is not None:
+        find_maker(oracle.scorer)
+    if oracle.scores is not None:
+        from rosepo.data.scores import score_files
+
+        score_files(oracle.scores)
 
 
 def module_digest(path: str) -> dict[str, str]:
