@@ -104,7 +104,7 @@ class ScoreTable:
 def write_score_table(
     sources: Sequence[Source], example_ids: Iterable[Sequence[str]], catalogue: Catalogue, folder: Path
 ) -> dict[str, Any]:
-    """Sort the rows of score files into the arrays of a `ScoreTable`; about 36 bytes of memory a row.
+    """Sort the rows of score files into the arrays of a `ScoreTable`; about 36 bytes of memory a row, beside a batch.
 
     Args:
         sources: from `score_files`.
