@@ -94,13 +94,14 @@ def check_before_run(config: Config) -> dict[str, Any]:
     """
     from rosepo.data.prepare import inspect_data
     from rosepo.models.policy import validate_model
+    from rosepo.models.scorers import check_given
     from rosepo.tuning.space import check_space
 
     if config.sweep.trials > 0:
         check_space(config)
+    check_given(config.oracle)
     if not joins_cluster(config.ray):
-        sections = [section for section in SECTION_OF.values() if section != "sweep" or config.sweep.trials > 0]
-        for section in sections:
+        for section in _sections(config).values():
             use_gpu(need_of(config, section), local_cpus(config.ray), _local_gpus())
     data = inspect_data(config)
     validate_model(config)
@@ -113,10 +114,13 @@ def check_named(config: Config, names: Sequence[str]) -> None:
     """What the named stages would refuse, found before Ray is started.
 
     Raises:
-        UserError: a sweep that tries nothing, or settings that `align` would refuse.
+        UserError: a sweep that tries nothing, settings that `align` would refuse, or an oracle, see `check_given`.
     """
+    from rosepo.models.scorers import check_given
     from rosepo.tuning.space import check_space
 
+    if "oracle" in names:
+        check_given(config.oracle)
     if "sweep" in names:
         if config.sweep.trials == 0:
             raise UserError("sweep.trials=0 tries nothing: say how many settings to try, --set sweep.trials=4")
@@ -129,9 +133,16 @@ def check_resources(config: Config, names: Sequence[str]) -> None:
     Raises:
         UserError: a stage that could never start.
     """
-    for name in names:
-        if name in SECTION_OF:
-            stage_use_gpu(config, SECTION_OF[name])
+    for name, section in _sections(config).items():
+        if name in names:
+            stage_use_gpu(config, section)
+
+
+def _sections(config: Config) -> dict[str, str]:
+    """The stages that will ask the cluster for processes, and their sections of the configuration."""
+    idle = {"oracle"} if config.oracle.kind != "sasrec" else set()
+    idle |= {"sweep"} if config.sweep.trials == 0 else set()
+    return {stage: section for stage, section in SECTION_OF.items() if stage not in idle}
 
 
 def _check_negatives(config: Config, data: dict[str, Any]) -> None:
@@ -237,7 +248,7 @@ def _memory(train: TrainConfig, facts: dict[str, Any]) -> str:
 def _resources(config: Config) -> list[list[Any]]:
     there = "asked at the start" if joins_cluster(config.ray) else f"{local_cpus(config.ray)}, started here"
     rows: list[list[Any]] = []
-    for stage, section in SECTION_OF.items():
+    for stage, section in _sections(config).items():
         need = need_of(config, section)
         rows.append([stage, f"{need.count_key}={need.count}", f"{need.cpus:g}", there])
     return rows

@@ -35,7 +35,7 @@ from rosepo.config import Config, dump_config, load_config
 from rosepo.console import duration, say
 from rosepo.errors import UserError
 from rosepo.redaction import redact, redact_tree
-from rosepo.stages import STAGES, Stage, data_digests, stage_fingerprint, stage_settings
+from rosepo.stages import STAGES, Stage, file_digests, stage_fingerprint, stage_settings
 
 CONFIG_FILE = "config.yaml"
 PUBLISHED = ("metrics.json", "report.html")
@@ -158,7 +158,7 @@ def _run_stage(config: Config, root: Path, plan: Plan) -> dict[str, Any]:
             "command": redact(" ".join(sys.argv)),
             "settings": stage_settings(config, plan.stage),
             "inputs": {name: found_manifest["fingerprint"] for name, found_manifest in found.items() if found_manifest},
-            "files": data_digests(config) if plan.stage.name == "prepare" else {},
+            "files": file_digests(config, plan.stage),
             "figures": figures,
             "versions": versions(),
             "revision": git_revision(),

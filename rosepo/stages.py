@@ -92,8 +92,8 @@ STAGES: dict[str, Stage] = {
             "oracle",
             "prepare",
             "oracle",
-            "rosepo.training.oracle:train_oracle",
-            "train the preference oracle",
+            "rosepo.training.oracle:make_oracle",
+            "fit the preference oracle",
         ),
         _stage(
             "pairs",
@@ -145,16 +145,28 @@ def stage_fingerprint(config: Config, stage: Stage, inputs: Mapping[str, str]) -
     """Digest of a stage's settings and inputs; `inputs` holds the fingerprints of the stages that are there."""
     content: dict[str, Any] = {"stage": stage.name, "settings": stage_settings(config, stage)}
     content["inputs"] = {name: inputs[name] for name in (*stage.needs, *stage.uses) if name in inputs}
-    if stage.name == "prepare":
-        content["files"] = data_digests(config)
+    files = file_digests(config, stage)
+    if files:
+        content["files"] = files
     return digest(content)
 
 
-def data_digests(config: Config) -> dict[str, str]:
-    """Digests of the content of the data files; what was read once is remembered."""
-    from rosepo.data.digests import source_digests
+def file_digests(config: Config, stage: Stage) -> dict[str, str]:
+    """Digests of the content of the user's files that a stage reads: log and items, scores, a scorer's module."""
+    if stage.name == "prepare":
+        from rosepo.data.digests import source_digests
 
-    return source_digests(config.data)
+        return source_digests(config.data)
+    if stage.name == "oracle" and config.oracle.scores is not None:
+        from rosepo.data.digests import digests_of
+        from rosepo.data.scores import score_files
+
+        return digests_of(score_files(config.oracle.scores))
+    if stage.name == "oracle" and config.oracle.scorer is not None:
+        from rosepo.models.scorers import module_digest
+
+        return module_digest(config.oracle.scorer)
+    return {}
 
 
 def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -9,13 +9,14 @@ from typing import Any
 
 from rosepo.artifacts import read_manifest
 from rosepo.console import duration, say, table
+from rosepo.evaluation.verdict import no_baseline
 from rosepo.stages import STAGES
 
 SHOWN = ("hr@1", "hr@10", "ndcg@10")
 NAMES = {
     "popular": "most popular",
     "markov": "Markov chain",
-    "oracle": "oracle (SASRec)",
+    "oracle": "oracle",
     "sft": "SFT",
     "aligned": "aligned",
 }
@@ -54,8 +55,10 @@ def results_table(metrics: dict[str, Any]) -> str:
     rows = []
     for name, figures in metrics["models"].items():
         cells = [_interval(figures[key]) for key in SHOWN]
-        rows.append([NAMES.get(name, name), *cells])
-    return f"  {title}\n" + table(rows, header=("model", *(key.upper() for key in SHOWN)))
+        kind = f" ({metrics['oracle']})" if name == "oracle" and metrics.get("oracle") else ""
+        rows.append([NAMES.get(name, name) + kind, *cells])
+    notes = "".join(f"\n  {sentence}" for sentence in no_baseline(metrics))
+    return f"  {title}\n" + table(rows, header=("model", *(key.upper() for key in SHOWN))) + notes
 
 
 def print_next(root: Path, stage: str) -> None:

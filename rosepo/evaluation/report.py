@@ -18,7 +18,7 @@ from rosepo.data.catalogue import Catalogue
 from rosepo.evaluation import figures
 from rosepo.evaluation.cases import Case, changed_cases
 from rosepo.evaluation.smoothing import read_calibration, read_epsilon, shape_of, strategy_rows
-from rosepo.evaluation.verdict import number, sign, verdict
+from rosepo.evaluation.verdict import no_baseline, number, sign, verdict
 
 if TYPE_CHECKING:
     from rosepo.artifacts import Outputs
@@ -57,6 +57,7 @@ def write_report(config: Config, inputs: Outputs, out: Path, seconds: float) -> 
         facts=_facts(config, metrics, manifests),
         pictures=_pictures(config, inputs, out, metrics),
         oracle=_oracle(config, inputs, manifests),
+        no_baseline=no_baseline(metrics),
         cases=_cases(inputs, out, metrics),
         sweep=_sweep(inputs.sweep / "trials.json"),
         cost=_cost(manifests, seconds),
@@ -122,6 +123,8 @@ def _facts(config: Config, metrics: Mapping[str, Any], manifests: Mapping[str, A
         ("Model", model),
         ("Fine-tuning", f"{_epochs(config.sft.epochs)}, learning rate {config.sft.learning_rate:g}"),
     ]
+    if metrics.get("oracle") is not None:
+        facts.append(("Oracle", _oracle_fact(metrics["oracle"], manifests.get("oracle", {}).get("figures", {}))))
     if "pairs" in manifests:
         facts.append(("Rejected titles", f"{pairs.negatives} a group; {strategies}"))
     if "align" in manifests:
@@ -129,6 +132,13 @@ def _facts(config: Config, metrics: Mapping[str, Any], manifests: Mapping[str, A
         settings = f"{align.loss} loss, β {align.beta:g}, {shape}, learning rate {align.learning_rate:g}"
         facts.append(("Alignment", f"{settings}, {_epochs(align.epochs)}"))
     return [*facts, ("Seed", str(config.seed))]
+
+
+def _oracle_fact(name: str, figures: Mapping[str, Any]) -> str:
+    """What the oracle is, and its temperature."""
+    if "rows" in figures:
+        name += f": {figures['rows']:,} of {figures['examples']:,} examples"
+    return name + (f", τ {figures['tau']:.3g}" if "tau" in figures else "")
 
 
 def _pictures(config: Config, inputs: Outputs, out: Path, metrics: Mapping[str, Any]) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from rosepo.data.catalogue import Catalogue
 from rosepo.errors import StageError, UserError
 from rosepo.models.encoder import encode_titles
 from rosepo.models.folder import CATALOGUE, read_settings
-from rosepo.models.oracle import CrossFitted
+from rosepo.models.scorers import load_scorer
 from rosepo.resources import stage_use_gpu
 from rosepo.sampling.actors import ActorSettings, GroupsActor
 from rosepo.sampling.cache import open_cache
@@ -159,7 +159,7 @@ def _check_inputs(config: Config, inputs: Outputs) -> Catalogue:
         if not np.array_equal(theirs.item_ids, catalogue.item_ids) or theirs.titles != catalogue.titles:
             raise UserError(f"the model in {inputs.sft} was trained on another catalogue: run `rosepo sft` again")
     if settings.score or settings.asks_oracle:
-        CrossFitted.load(inputs.oracle, catalogue.item_ids)
+        load_scorer(inputs.oracle, catalogue)
     for name in settings.used:
         if ":" in name:
             own_strategy(name, catalogue)
