@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rosepo.artifacts import Outputs, digest
+from rosepo.artifacts import Outputs, digest, of_round
 from rosepo.config import Config
+from rosepo.errors import UserError
 
 RESOURCE_KEYS = frozenset({"workers", "cpus_per_worker", "gpu", "actors", "cpus_per_actor", "log_every", "concurrent"})
 """Keys that change where and how fast the work is done, not its result: they do not make a stage stale."""
@@ -22,13 +23,15 @@ class Stage:
     """One step of the pipeline.
 
     Attributes:
-        name: the command.
+        name: the command; in later rounds followed by the round, as in `pairs-2`.
         folder: where it writes, below the run's folder.
         needs: stages that must be there.
         uses: stages that are read where they are there.
         sections: parts of the configuration that its result depends on.
         function: `module:callable`, imported when it is run.
         purpose: what it does, for the person who watches.
+        without: settings of those sections that its result does not depend on.
+        round: of pairs and alignment that it belongs to; of the last one for what reads them all.
     """
 
     name: str
@@ -38,6 +41,18 @@ class Stage:
     sections: tuple[str, ...]
     function: str
     purpose: str
+    without: tuple[str, ...] = ()
+    round: int = 1
+
+    @property
+    def kind(self) -> str:
+        """The name in every round."""
+        return self.name.partition("-")[0]
+
+    @property
+    def command(self) -> str:
+        """What to type after `rosepo` to run it."""
+        return self.kind if self.kind == self.name else f"{self.kind} --round {self.round}"
 
     def load(self) -> StageFunction:
         """Import the function."""
@@ -46,8 +61,18 @@ class Stage:
         return function
 
 
-def _stage(name: str, folder: str, needs: str, sections: str, function: str, purpose: str, uses: str = "") -> Stage:
-    return Stage(name, folder, tuple(needs.split()), tuple(uses.split()), tuple(sections.split()), function, purpose)
+def _stage(
+    name: str,
+    folder: str,
+    needs: str,
+    sections: str,
+    function: str,
+    purpose: str,
+    uses: str = "",
+    without: str = "",
+) -> Stage:
+    needed, used, settings, unused = (tuple(words.split()) for words in (needs, uses, sections, without))
+    return Stage(name, folder, needed, used, settings, function, purpose, unused)
 
 
 STAGES: dict[str, Stage] = {
@@ -71,7 +96,13 @@ STAGES: dict[str, Stage] = {
             "train the preference oracle",
         ),
         _stage(
-            "pairs", "groups", "prepare sft oracle", "pairs", "rosepo.sampling.pairs:pairs", "sample rejected titles"
+            "pairs",
+            "groups",
+            "prepare sft oracle",
+            "pairs",
+            "rosepo.sampling.pairs:pairs",
+            "sample rejected titles",
+            without="pairs.rounds pairs.reference",
         ),
         _stage(
             "align", "aligned", "prepare sft pairs", "align", "rosepo.training.align:align", "align with preferences"
@@ -88,13 +119,61 @@ STAGES: dict[str, Stage] = {
             "evaluate",
             "evaluation",
             "prepare",
-            "evaluate pairs.encoder pairs.semantic_decay",
+            "evaluate pairs.encoder pairs.semantic_decay pairs.rounds",
             "rosepo.evaluation.evaluate:evaluate",
             "rank the catalogue, write the report",
             uses="sft oracle pairs align sweep",
         ),
     )
 }
+"""The stages of a run of one round."""
+
+
+def stages_of(config: Config) -> dict[str, Stage]:
+    """The stages of a configuration in order: those of `STAGES`, later rounds behind the alignment of the first."""
+    rounds = config.pairs.rounds
+    later = [of_round(name, number) for number in range(2, rounds + 1) for name in ("pairs", "align")]
+    found: dict[str, Stage] = {}
+    for stage in STAGES.values():
+        found[stage.name] = stage
+        if stage.name == "align":
+            found |= {name: find_stage(name) for name in later}
+    found["evaluate"] = replace(STAGES["evaluate"], uses=(*STAGES["evaluate"].uses, *later), round=rounds)
+    return found
+
+
+def check_rounds(config: Config, names: Sequence[str]) -> None:
+    """Refuse stages of rounds that the configuration does not have.
+
+    Raises:
+        UserError: naming the round and `pairs.rounds`.
+    """
+    for name in names:
+        if name not in stages_of(config):
+            raise UserError(
+                f"{name} is a round beyond pairs.rounds={config.pairs.rounds}: lower --round, or "
+                f"--set pairs.rounds={find_stage(name).round}"
+            )
+
+
+def find_stage(name: str) -> Stage:
+    """The stage of this name, of whatever round: manifests may name rounds that the configuration no longer has."""
+    kind, _, number = name.partition("-")
+    return _in_round(STAGES[kind], int(number)) if number else STAGES[name]
+
+
+def _in_round(stage: Stage, round: int) -> Stage:
+    """`pairs` or `align` in a round after the first."""
+    source = "oracle" if stage.name == "pairs" else of_round("pairs", round)
+    return replace(
+        stage,
+        name=of_round(stage.name, round),
+        folder=of_round(stage.folder, round),
+        needs=("prepare", "sft", source, of_round("align", round - 1)),
+        purpose=f"{stage.purpose}, round {round}",
+        without=tuple(key for key in stage.without if key != "pairs.reference"),
+        round=round,
+    )
 
 
 def stage_settings(config: Config, stage: Stage) -> dict[str, Any]:
@@ -107,6 +186,7 @@ def stage_settings(config: Config, stage: Stage) -> dict[str, Any]:
         if any(f"{key}.".startswith(f"{section}.") for section in stage.sections)
         and key.rsplit(".", 1)[-1] not in RESOURCE_KEYS
         and key not in searched
+        and key not in stage.without
     }
 
 

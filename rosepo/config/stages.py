@@ -38,10 +38,24 @@ class PairsConfig(ActorsConfig):
     """Weight of an item in the history relative to the next newer one."""
     popularity_exponent: NonNegative = 1.0
     encoder: str = "policy"
-    """Title encoder of `semantic` and of the evaluation: `policy` (the SFT model's own title embeddings), `tfidf`
-    (titles and categories), or the hub id or path of an encoder."""
+    """Title encoder of `semantic` and of the evaluation: `policy` (title embeddings of the model that samples, in the
+    evaluation of the SFT model), `tfidf` (titles and categories), or the hub id or path of an encoder."""
     groups_per_user: Count | None = None
     """Newest training examples of each user that become groups; None takes all."""
+    rounds: Count = 1
+    """Rounds of pairs and align; from the second on the newest aligned model samples, and is trained on."""
+    reference: Literal["frozen", "moved"] = "frozen"
+    """Reference of the rounds after the first: `frozen` is the SFT model, `moved` the model that the round starts
+    from. Used with rounds above 1 alone."""
+
+    @model_validator(mode="after")
+    def _rounds(self) -> PairsConfig:
+        if self.rounds == 1 and "reference" in self.model_fields_set:
+            raise ValueError(
+                f"pairs.reference={self.reference} is used by the rounds after the first: leave it out, or set "
+                "pairs.rounds above 1"
+            )
+        return self
 
     @model_validator(mode="after")
     def _strategies(self) -> PairsConfig:

@@ -19,7 +19,9 @@ from rosepo.config import PairsConfig
 from rosepo.errors import StageError
 from rosepo.evaluation.decode import Decoder
 from rosepo.models.folder import load_recommender
+from rosepo.models.loading import load_policy
 from rosepo.models.oracle import CrossFitted
+from rosepo.sampling.draws import round_seed
 from rosepo.sampling.epsilon import calibrate, epsilon
 from rosepo.sampling.examples import Examples
 from rosepo.sampling.figures import Tally
@@ -39,7 +41,9 @@ class ActorSettings:
 
     Attributes:
         pairs, seed: from the configuration.
-        policy: folder of the model that answers and is the reference.
+        round: of the pairs; draws differ between rounds.
+        policy: folder of the model that answers.
+        reference: folder of the model whose log-probabilities are written; it may be the same.
         oracle: folder of the preference oracle.
         out: folder of the part files.
         embeddings: NumPy file of the title embeddings float32 [n_items, d]; None where `semantic` is not used.
@@ -48,7 +52,9 @@ class ActorSettings:
 
     pairs: PairsConfig
     seed: int
+    round: int
     policy: Path
+    reference: Path
     oracle: Path
     out: Path
     embeddings: Path | None
@@ -64,9 +70,11 @@ class GroupsActor:
         recommender = load_recommender(settings.policy)
         self.builder, self.catalogue = recommender.builder, recommender.catalogue
         model = recommender.model.to(settings.device)
-        self.reference = LogpsModel(model)
+        same = settings.reference == settings.policy
+        self.reference = LogpsModel(model if same else load_policy(settings.reference).to(settings.device))
         self.oracle = CrossFitted.load(settings.oracle, self.catalogue.item_ids, device=settings.device)
         self.strategies = self._strategies(model)
+        self.seed = round_seed(settings.seed, settings.round)
 
     def __call__(self, batch: pa.Table) -> dict[str, list[Any]]:
         """One answer a shard: its number, and its figures as JSON."""
@@ -117,7 +125,7 @@ class GroupsActor:
             ids = table["example_id"].to_pylist()
             examples = Examples.of(ids, histories, targets, len(self.catalogue), prompts, seen)
         with _timed(tally, "sampling"):
-            rejected = sample_rejected(examples, self.strategies, pairs.strategies, pairs.negatives, self.settings.seed)
+            rejected = sample_rejected(examples, self.strategies, pairs.strategies, pairs.negatives, self.seed)
             _check(examples, rejected, ids)
         with _timed(tally, "oracle"):
             items = np.concatenate([targets[:, None], rejected.items], axis=1)

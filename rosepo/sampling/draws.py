@@ -28,6 +28,13 @@ def uniforms(keys: np.ndarray, seed: int, name: str, draw: int) -> np.ndarray:
     return (_splitmix64(_splitmix64(keys) ^ salt) >> np.uint64(11)) * 2.0**-53
 
 
+def round_seed(seed: int, round: int) -> int:
+    """The seed of a round's draws: the run's own in the first round, another one in each later round."""
+    if round == 1:
+        return seed
+    return int.from_bytes(blake2b(f"{seed}/round {round}".encode(), digest_size=8).digest(), "little")
+
+
 def stream(keys: np.ndarray, seed: int, name: str) -> Draws:
     """The draws of one strategy for the examples with these keys."""
     return lambda draw: uniforms(keys, seed, name, draw)

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import ray
 
-from rosepo.artifacts import Outputs
+from rosepo.artifacts import Outputs, of_round
 from rosepo.config import Config
 from rosepo.console import Progress
 from rosepo.data.catalogue import Catalogue
@@ -36,6 +36,8 @@ from rosepo.session import work_dataset
 
 def pairs(config: Config, inputs: Outputs, out: Path) -> dict[str, Any]:
     """Write the groups of all training examples (newest `pairs.groups_per_user` of each user) into `out`.
+
+    Titles are sampled from `inputs.policy`, their reference log-probabilities are those of `inputs.reference`.
 
     Returns:
         Counts, and by strategy the mean and histogram of epsilon, the share of pairs in which the oracle prefers the
@@ -60,12 +62,14 @@ def pairs(config: Config, inputs: Outputs, out: Path) -> dict[str, Any]:
     if settings.strategies.get("semantic", 0.0) > 0:
         # A file beside the parts, which actors map: an object of Ray's store would not outlive a lost node.
         embeddings = out.resolve() / "_titles.npy"
-        np.save(embeddings, encode_titles(settings.encoder, catalogue, inputs.sft), allow_pickle=False)
+        np.save(embeddings, encode_titles(settings.encoder, catalogue, inputs.policy), allow_pickle=False)
         tally.count_seconds("encoder", time.monotonic() - start)
     actor = ActorSettings(
         pairs=settings,
         seed=config.seed,
-        policy=inputs.sft.resolve(),
+        round=inputs.round,
+        policy=inputs.policy.resolve(),
+        reference=inputs.reference.resolve(),
         oracle=inputs.oracle.resolve(),
         out=out.resolve(),
         embeddings=embeddings,
@@ -93,7 +97,7 @@ def _run(shards: Sequence[Shard], settings: ActorSettings, gpus: float, tally: T
         num_gpus=gpus,
     )
     missing = {shard.number: len(shard.rows) for shard in shards}
-    with Progress("pairs", total=sum(missing.values()), unit="groups") as progress:
+    with Progress(of_round("pairs", settings.round), total=sum(missing.values()), unit="groups") as progress:
         try:
             for row in done.iter_rows():
                 tally.add(json.loads(row["figures"]))
@@ -111,10 +115,10 @@ def _plan_row(shard: Shard) -> dict[str, Any]:
 def _check_inputs(inputs: Outputs) -> Catalogue:
     """The catalogue that examples, model and oracle have in common."""
     catalogue = Catalogue.load(inputs.examples / "_items.parquet")
-    read_settings(inputs.sft)
-    theirs = Catalogue.load(inputs.sft / CATALOGUE)
+    read_settings(inputs.policy)
+    theirs = Catalogue.load(inputs.policy / CATALOGUE)
     if not np.array_equal(theirs.item_ids, catalogue.item_ids) or theirs.titles != catalogue.titles:
-        raise UserError(f"the model in {inputs.sft} was trained on another catalogue: run `rosepo sft` again")
+        raise UserError(f"the model in {inputs.policy} was trained on another catalogue: run `rosepo sft` again")
     CrossFitted.load(inputs.oracle, catalogue.item_ids)
     return catalogue
 
