@@ -61,6 +61,7 @@ def plan_stages(config: Config, root: Path, names: Sequence[str], overwrite: boo
     _check_root(root)
     check_rounds(config, names)
     fingerprints: dict[str, str] = {}
+    looked_at: set[str] = set()
     plans = []
     for stage in stages_of(config).values():
         folder = root / stage.folder
@@ -71,7 +72,7 @@ def plan_stages(config: Config, root: Path, names: Sequence[str], overwrite: boo
             continue
         for name in (*stage.needs, *_read_where_there(root, stage)):
             if name not in names:
-                _check_input(config, root, find_stage(name), stage)
+                _check_input(config, root, find_stage(name), stage, looked_at)
         settings = stage_settings(config, stage)
         fingerprint = stage_fingerprint(config, stage, fingerprints)
         if manifest is not None and manifest["fingerprint"] == fingerprint:
@@ -188,7 +189,7 @@ def _write_run_manifest(config: Config, root: Path) -> None:
     )
 
 
-def _check_input(config: Config, root: Path, needed: Stage, stage: Stage) -> None:
+def _check_input(config: Config, root: Path, needed: Stage, stage: Stage, looked_at: set[str]) -> None:
     folder = root / needed.folder
     manifest = read_manifest(folder)
     if manifest is None:
@@ -201,7 +202,7 @@ def _check_input(config: Config, root: Path, needed: Stage, stage: Stage) -> Non
             f"{stage.name} reads {folder}, which was made by another configuration ({'; '.join(changed[:4])}): "
             f"use that configuration, or run `rosepo {needed.command}` again"
         )
-    _check_origin(root, needed, stage, set())
+    _check_origin(root, needed, stage, looked_at)
 
 
 def _check_origin(root: Path, needed: Stage, stage: Stage, looked_at: set[str]) -> None:

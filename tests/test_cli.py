@@ -66,6 +66,8 @@ def test_help_lists_every_setting_of_the_stage() -> None:
         (["recommend", "--history", "Gravity (2013)"], "holds no model"),
         (["align"], "run `rosepo prepare`"),
         (["evaluate"], "run `rosepo prepare`"),
+        (["pairs", "--round", "2"], "pairs-2 is a round beyond pairs.rounds=1"),
+        (["align", "--round", "2", "--set", "pairs.rounds=2"], "run `rosepo prepare`"),
     ],
 )
 def test_bad_input_is_one_line_without_traceback_and_exit_code_2(

@@ -1,8 +1,8 @@
 """Random numbers keyed by content: what is drawn for an example depends on its id, never on its place or on a worker.
 
-A draw is a hash of (seed, example id, name of the strategy, number of the draw): splitmix64 (Steele, Lea and Flood
-2014, "Fast splittable pseudorandom number generators") over the first 64 bits of the id's BLAKE2b digest, which are
-the same on every machine and in every version.
+A draw is a hash of (seed of the round, example id, name of the strategy, number of the draw): splitmix64 (Steele, Lea
+and Flood 2014, "Fast splittable pseudorandom number generators") over the first 64 bits of the id's BLAKE2b digest,
+which are the same on every machine and in every version.
 """
 
 from __future__ import annotations
