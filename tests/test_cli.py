@@ -114,3 +114,14 @@ def test_a_folder_that_rosepo_did_not_write_is_left_alone(tmp_path: Path) -> Non
         assert result.returncode == 2
         assert "move them away" in result.stderr
     assert (tmp_path / "examples" / "mine.txt").read_text() == "precious"
+
+
+def test_the_newest_model_of_a_run_answers(tmp_path: Path) -> None:
+    from rosepo.cli import _model_of
+    from rosepo.config import load_config
+
+    two, one = load_config(None, ["pairs.rounds=2"]), load_config(None)
+    for folder in ("sft", "aligned", "aligned-2"):
+        (tmp_path / folder).mkdir()
+        assert _model_of(two, None, tmp_path) == str(tmp_path / folder)
+    assert _model_of(one, None, tmp_path) == str(tmp_path / "aligned")

@@ -254,17 +254,13 @@ def test_a_later_round_samples_from_the_aligned_model_and_scores_by_the_referenc
 
 
 def test_a_later_round_draws_other_titles(run: Outputs, aligned: Path, ray_cluster: None, tmp_path: Path) -> None:
-    config = configure(rounds=3, strategies={"popularity": 1.0}, encoder="tfidf", groups_per_user=1)
+    config = configure(rounds=2, strategies={"popularity": 1.0}, groups_per_user=1)
     drawn = []
-    for round in (1, 2, 3):
-        outputs = Outputs(run.root, round)
-        if round == 3:
-            outputs.policy.symlink_to(aligned)
+    for round in (1, 2):
         (tmp_path / str(round)).mkdir()
-        pairs(config, outputs, tmp_path / str(round))
+        pairs(config, Outputs(run.root, round), tmp_path / str(round))
         drawn.append(read(tmp_path / str(round))["rejected_items"].to_pylist())
-    for one, other in ((0, 1), (1, 2), (0, 2)):
-        assert np.mean([a == b for a, b in zip(drawn[one], drawn[other], strict=True)]) < 0.5
+    assert np.mean([one == other for one, other in zip(*drawn, strict=True)]) < 0.5
 
 
 @pytest.mark.parametrize("kind", [UserError, StageError])
