@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rosepo.artifacts import of_round
 from rosepo.config import Config, TrainConfig
 from rosepo.console import say, table
 from rosepo.errors import UserError
@@ -133,9 +134,12 @@ def check_resources(config: Config, names: Sequence[str]) -> None:
     Raises:
         UserError: a stage that could never start.
     """
-    for name, section in _sections(config).items():
-        if name in names:
-            stage_use_gpu(config, section)
+    from rosepo.stages import find_stage
+
+    sections = _sections(config)
+    for kind in dict.fromkeys(find_stage(name).kind for name in names):
+        if kind in sections:
+            stage_use_gpu(config, sections[kind])
 
 
 def _sections(config: Config) -> dict[str, str]:
@@ -218,11 +222,11 @@ def _work(config: Config, data: dict[str, Any], facts: dict[str, Any]) -> list[l
     groups = data["examples"]["train"]
     if config.pairs.groups_per_user is not None:
         groups = min(groups, config.pairs.groups_per_user * data["users"])
-    return [
-        ["sft", data["trajectories"], _steps(config.sft, data["trajectories"]), _memory(config.sft, facts)],
-        ["pairs", groups, "", ""],
-        ["align", groups, _steps(config.align, groups), _memory(config.align, facts)],
-    ]
+    rows = [["sft", data["trajectories"], _steps(config.sft, data["trajectories"]), _memory(config.sft, facts)]]
+    for number in range(1, config.pairs.rounds + 1):
+        rows.append([of_round("pairs", number), groups, "", ""])
+        rows.append([of_round("align", number), groups, _steps(config.align, groups), _memory(config.align, facts)])
+    return rows
 
 
 def _steps(train: TrainConfig, rows: int) -> int:
@@ -256,9 +260,9 @@ def _resources(config: Config) -> list[list[Any]]:
 
 def _say_outputs(config: Config, root: Path) -> None:
     from rosepo.pipeline import plan_stages
-    from rosepo.stages import STAGES
+    from rosepo.stages import stages_of
 
-    names = [name for name in STAGES if name != "sweep" or config.sweep.trials > 0]
+    names = [name for name in stages_of(config) if name != "sweep" or config.sweep.trials > 0]
     plans = plan_stages(config, root, names, overwrite=True)
     say(f"output {root}")
     words = {

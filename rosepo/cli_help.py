@@ -37,17 +37,18 @@ _HELP = {
     "pairs": """Build preference groups: prompt, chosen title, K rejected titles, ε and reference log-probabilities.
 
     Rejected titles come from self_hard (the model's own wrong answers), semantic (look-alikes of the history) and
-    popularity (popular items), mixed by pairs.strategies. Runs as Ray Data actors (pairs.actors).
+    popularity (popular items), mixed by pairs.strategies. Runs as Ray Data actors (pairs.actors). With pairs.rounds
+    above 1, --round 2 samples from the model that the first round aligned, --round 3 from the second's, and so on.
     """,
     "align": """Align the SFT model with the groups by the smoothed preference objective.
 
     align.beta ties the model to its reference, align.epsilon_max bounds the smoothing (0 is DPO); align.loss is
     pairwise or softmax. align.epsilon takes the smoothing from the oracle or from a control: constant, shuffled, zero
-    or spa.
+    or spa. --round 2 goes on from the model of the first round, on the groups of the second, and so on.
 
     Example: rosepo align --set align.beta=0.5 --out runs/ml --overwrite
     """,
-    "sweep": """Search alignment settings with Ray Tune on the same groups.
+    "sweep": """Search alignment settings with Ray Tune on the same groups, those of the first round.
 
     sweep.parameters maps keys of align.* to lists or ranges. Every trial is measured on validation examples; the best
     configuration is written to sweep/best.yaml, ready for `rosepo align --config`.

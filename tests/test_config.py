@@ -23,6 +23,7 @@ from rosepo.errors import UserError
         ("pairs.negatives=0", ["pairs.negatives", "greater than or equal to 1"]),
         ("pairs.strategies={selfhard: 1}", ["did you mean 'self_hard'"]),
         ("pairs.strategies={popularity: 0}", ["at least one weight above 0"]),
+        ("pairs.reference=frozen", ["pairs.reference=frozen is used by the rounds after the first", "pairs.rounds"]),
         ("prepare.candidates=1", ["prepare.candidates=1"]),
         ("prepare.test_fraction=0.2", ["used by prepare.split=temporal alone"]),
         ("align.target_min=0.1", ["used by align.loss=softmax alone"]),

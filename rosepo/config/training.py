@@ -113,7 +113,7 @@ class OracleConfig(Section):
 
 
 class AlignConfig(TrainConfig):
-    """The smoothed preference objective, from the SFT model, which is also the reference."""
+    """The smoothed preference objective, from the SFT model, which is also the reference (see pairs.rounds)."""
 
     learning_rate: Positive = 3e-5
     beta: Positive = 1.0

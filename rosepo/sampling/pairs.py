@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import ray
 
-from rosepo.artifacts import Outputs
+from rosepo.artifacts import Outputs, of_round
 from rosepo.config import Config
 from rosepo.console import Progress, say
 from rosepo.data.catalogue import Catalogue
@@ -29,6 +29,7 @@ from rosepo.models.scorers import load_scorer
 from rosepo.resources import stage_use_gpu
 from rosepo.sampling.actors import ActorSettings, GroupsActor
 from rosepo.sampling.cache import open_cache
+from rosepo.sampling.draws import round_seed
 from rosepo.sampling.figures import Tally
 from rosepo.sampling.mixture import max_negatives
 from rosepo.sampling.parts import complete, finished_parts
@@ -45,7 +46,8 @@ RESTARTS = 3
 def pairs(config: Config, inputs: Outputs, out: Path) -> dict[str, Any]:
     """Write the groups of all training examples (newest `pairs.groups_per_user` of each user) into `out`.
 
-    Parts that an earlier run finished in `out` are kept and not made again.
+    Titles are sampled from `inputs.policy`, their reference log-probabilities are those of `inputs.reference`. Parts
+    that an earlier run finished in `out` are kept and not made again.
 
     Returns:
         Counts, and by strategy the mean and histogram of epsilon, the share of pairs in which the oracle prefers the
@@ -63,13 +65,13 @@ def pairs(config: Config, inputs: Outputs, out: Path) -> dict[str, Any]:
     shards = plan_shards(inputs.examples, settings.groups_per_user, settings.part_groups)
     _check_negatives(config, catalogue, inputs.examples)
     tally = Tally()
-    cache = open_cache(settings.reference_cache, inputs.sft, device) if settings.score else None
+    cache = open_cache(settings.reference_cache, inputs.reference, device) if settings.score else None
     actor = ActorSettings(
         pairs=settings,
-        seed=config.seed,
+        seed=round_seed(config.seed, inputs.round),
         catalogue=(inputs.examples / ITEMS_FILE).resolve(),
-        policy=inputs.sft.resolve(),
-        reference=inputs.sft.resolve(),
+        policy=inputs.policy.resolve(),
+        reference=inputs.reference.resolve(),
         oracle=inputs.oracle.resolve(),
         out=out.resolve(),
         embeddings=_embeddings(config, catalogue, inputs, out, tally),
@@ -77,7 +79,7 @@ def pairs(config: Config, inputs: Outputs, out: Path) -> dict[str, Any]:
         device=device,
     )
     try:
-        run_shards(shards, actor, tally)
+        run_shards(shards, actor, tally, of_round("pairs", inputs.round))
     finally:
         if actor.embeddings is not None:
             actor.embeddings.unlink(missing_ok=True)
@@ -85,8 +87,11 @@ def pairs(config: Config, inputs: Outputs, out: Path) -> dict[str, Any]:
     return {**tally.figures(), "parts": len(shards), "actors": settings.actors}
 
 
-def run_shards(shards: Sequence[Shard], settings: ActorSettings, tally: Tally) -> None:
+def run_shards(shards: Sequence[Shard], settings: ActorSettings, tally: Tally, label: str = "pairs") -> None:
     """Send every shard that is not finished through the actors, and add up the figures of all.
+
+    Args:
+        label: of the progress line.
 
     Raises:
         StageError: an actor failed for good; the parts that are finished stay.
@@ -96,7 +101,7 @@ def run_shards(shards: Sequence[Shard], settings: ActorSettings, tally: Tally) -
     total, before = sum(shard.count for shard in shards), sum(shard.count for shard in shards if shard.number in done)
     if done:
         say(f"  goes on from {len(done)} of {len(shards)} parts that an earlier run finished ({before:,} groups)")
-    with Progress("pairs", total=total, unit="groups") as progress:
+    with Progress(label, total=total, unit="groups") as progress:
         progress.update(before)
         try:
             for row in _answers(left, settings) if left else ():
@@ -145,7 +150,7 @@ def _embeddings(config: Config, catalogue: Catalogue, inputs: Outputs, out: Path
         return None
     path = out.resolve() / "_titles.npy"
     with tally.timed("encoder"):
-        np.save(path, encode_titles(config.pairs.encoder, catalogue, inputs.sft), allow_pickle=False)
+        np.save(path, encode_titles(config.pairs.encoder, catalogue, inputs.policy), allow_pickle=False)
     return path
 
 
@@ -154,10 +159,10 @@ def _check_inputs(config: Config, inputs: Outputs) -> Catalogue:
     settings = config.pairs
     catalogue = Catalogue.load(inputs.examples / ITEMS_FILE)
     if settings.score or settings.asks_policy:
-        read_settings(inputs.sft)
-        theirs = Catalogue.load(inputs.sft / CATALOGUE)
+        read_settings(inputs.policy)
+        theirs = Catalogue.load(inputs.policy / CATALOGUE)
         if not np.array_equal(theirs.item_ids, catalogue.item_ids) or theirs.titles != catalogue.titles:
-            raise UserError(f"the model in {inputs.sft} was trained on another catalogue: run `rosepo sft` again")
+            raise UserError(f"the model in {inputs.policy} was trained on another catalogue: run `rosepo sft` again")
     if settings.score or settings.asks_oracle:
         load_scorer(inputs.oracle, catalogue)
     for name in settings.used:
