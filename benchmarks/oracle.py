@@ -281,8 +281,8 @@ def accuracy_row(data: Prepared, rivals: dict[str, Rival]) -> Row:
         for name, fit in fits.items()
     )
     note = (
-        f"test split, {len(users):,} users, 95 % intervals; rosepo {_told(own)} in {figures['training_seconds']:.0f} s and "
-        f"{figures['epochs']} epochs; RecBole {told}; "
+        f"test split, {len(users):,} users, 95 % intervals; rosepo {_told(own)} in "
+        f"{figures['training_seconds']:.0f} s and {figures['epochs']} epochs; RecBole {told}; "
         f"rosepo minus the better one on validation: {_told(drawn.difference(('rosepo', 'test'), (best, 'test')))}"
     )
     return Row(

@@ -4,9 +4,9 @@
 FOLDER, says `{"ready": …}` with what it found, and then answers one JSON line on standard output to each on standard
 input:
 
-    {"do": "epoch"}                                   one training epoch of its trainer: {"seconds": …, "cpu_seconds": …}
-    {"do": "fit", "seconds": …}                       train anew until validation gets no better or time is up
-    {"do": "scores", "split": …, "items": […], "to": …}  float32 [examples, items] as .npy, examples in file order
+    {"do": "epoch"}                                       one training epoch: {"seconds": …, "cpu_seconds": …}
+    {"do": "fit", "seconds": …}                           train anew until validation gets no better or time is up
+    {"do": "scores", "split": …, "items": […], "to": …}   float32 [examples, items] as .npy, examples in file order
 
 RecBole is used as it is: its dataset, data loader, trainer, early stopping. One thing is put right in its favour:
 importing its models switches PyTorch's anomaly detection on for the whole process (`sine.py` does), and every backward
