@@ -276,7 +276,7 @@ def accuracy_row(data: Prepared, rivals: dict[str, Rival]) -> Row:
     )
     own, other = drawn.mean(("rosepo", "test")), drawn.mean((best, "test"))
     told = ", ".join(
-        f"{name} sizes {_told(drawn.mean((name, 'test')))} in {fit['seconds']:.0f} s and {fit['epochs']} epochs"
+        f"({name}) {_told(drawn.mean((name, 'test')))} in {fit['seconds']:.0f} s and {fit['epochs']} epochs"
         + ("" if fit["converged"] else " (out of time)")
         for name, fit in fits.items()
     )
@@ -286,7 +286,7 @@ def accuracy_row(data: Prepared, rivals: dict[str, Rival]) -> Row:
         f"rosepo minus the better one on validation: {_told(drawn.difference(('rosepo', 'test'), (best, 'test')))}"
     )
     return Row(
-        "oracle.hr@10", own.value, "HR@10", f"RecBole 1.2.1 SASRec, {best}", other.value, own.value / other.value, note
+        "oracle.hr@10", own.value, "HR@10", f"RecBole 1.2.1 SASRec ({best})", other.value, own.value / other.value, note
     )
 
 
