@@ -1,10 +1,11 @@
-"""One epoch of the oracle beside one of RecBole's SASRec, and how well both rank: `python -m benchmarks.oracle`.
+"""One epoch of the oracle beside one of RecBole's SASRec, and how well both rank.
 
 RecBole 1.2.1 needs older libraries than rosepo and so an environment of its own:
 
     python3.11 -m venv .venv-recbole
     .venv-recbole/bin/pip install -r benchmarks/recbole-requirements.txt
-    export ROSEPO_RECBOLE_PYTHON=$PWD/.venv-recbole/bin/python    # or --recbole-python
+    export ROSEPO_RECBOLE_PYTHON=$PWD/.venv-recbole/bin/python
+    python benchmarks/sampling.py --only oracle
 
 What is compared. The data set that ships with rosepo, prepared by `rosepo prepare`; RecBole reads those very examples
 (its `benchmark_filename`: one line a history and its target), which is checked by a hash of what its network is given.
@@ -22,7 +23,6 @@ attention weights too, 2048 targets a step); the one that validates better is wh
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import hashlib
 import json
@@ -31,7 +31,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -65,27 +65,20 @@ DEFAULT_BATCH = 2048
 
 
 def rows(quick: bool) -> list[Row]:
-    """`oracle.epoch`, and `oracle.hr@10` unless `quick`; nothing where no interpreter with RecBole is named."""
+    """`oracle.epoch`, and `oracle.hr@10` unless `quick`; rosepo's epoch alone where no Python with RecBole is named."""
     python = os.environ.get(VARIABLE)
-    if not python:
-        print(
-            f"oracle.epoch is left out: {VARIABLE} must name a Python that has RecBole; "
-            "benchmarks/oracle.py says how to make one",
-            file=sys.stderr,
-        )
-        return []
     with tempfile.TemporaryDirectory(prefix="rosepo-benchmark-") as folder, contextlib.ExitStack() as stack:
         data = Prepared.make(Path(folder))
         ours = data.new_run()
-        settings = recbole_settings(data, ours)
+        settings = recbole_settings(data, ours) if python else {}
         if quick:
-            settings = {"same": settings["same"]}
+            settings = {name: keys for name, keys in settings.items() if name == "same"}
         # Started together, and read from once all are there.
-        rivals = {name: stack.enter_context(Rival(python, data, name, keys)) for name, keys in settings.items()}
+        rivals = {name: stack.enter_context(Rival(str(python), data, name, keys)) for name, keys in settings.items()}
         for rival in rivals.values():
             rival.check(data)
         found = [epoch_row(data, ours, rivals, quick)]
-        return found if quick else [*found, accuracy_row(data, rivals)]
+        return found if quick or not rivals else [*found, accuracy_row(data, rivals)]
 
 
 @dataclass(frozen=True)
@@ -228,6 +221,9 @@ def epoch_row(data: Prepared, ours: _Run, rivals: dict[str, Rival], quick: bool)
             answer = rival.ask("epoch")
             taken[name].append((answer["seconds"], answer["cpu_seconds"]))
     median, cpu_median = ({n: float(np.median([t[i] for t in v[1:]])) for n, v in taken.items()} for i in (0, 1))
+    if not rivals:
+        missing = f"no rival: {VARIABLE} must name a Python with RecBole, see benchmarks/oracle.py"
+        return Row("oracle.epoch", median["ours"], "s", "", None, None, missing)
     turns = np.array([theirs[0] / own[0] for theirs, own in zip(taken["same"], taken["ours"])][1:])
     note = (
         f"{int(data.train.n_targets.sum()):,} targets an epoch in {len(data.train):,} rows (RecBole: one a target), "
@@ -311,19 +307,3 @@ def rosepo(*arguments: str) -> None:
 
 def _told(estimate: Estimate) -> str:
     return f"{estimate.value:.4f} [{estimate.low:.4f}, {estimate.high:.4f}]"
-
-
-def main() -> None:
-    """Print the rows as JSON lines."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="about a minute: fewer epochs, and HR@10 is not compared")
-    parser.add_argument("--recbole-python", help=f"interpreter that has RecBole (default: {VARIABLE})")
-    arguments = parser.parse_args()
-    if arguments.recbole_python:
-        os.environ[VARIABLE] = arguments.recbole_python
-    for row in rows(arguments.quick):
-        print(json.dumps(asdict(row)))
-
-
-if __name__ == "__main__":
-    main()

@@ -66,7 +66,7 @@ class PairsConfig(ActorsConfig):
     """Give every pair its epsilon and the reference's log-probabilities, as `align` needs them. false: rejected titles
     alone; no model or oracle is loaded that no strategy asks."""
     part_groups: Count | None = None
-    """Groups a part file, in whole units of 128; None goes by the size of the table. Changes no group."""
+    """Groups a part file, in whole units of 256; None goes by the size of the table. Changes no group."""
     reference_cache: Annotated[str, BeforeValidator(word)] = "auto"
     """Folder of reference log-probabilities, keyed by what they depend on, which runs share: `auto` is
     $ROSEPO_CACHE/reference or ~/.cache/rosepo/reference, `no` keeps none. On a cluster, a folder that all nodes see."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -116,18 +117,21 @@ def run_shards(shards: Sequence[Shard], settings: ActorSettings, tally: Tally, l
 def _answers(shards: Sequence[Shard], settings: ActorSettings) -> Iterator[dict[str, Any]]:
     pairs = settings.pairs
     plan = work_dataset([asdict(shard) for shard in shards])
-    done = plan.map_batches(
-        GroupsActor,
-        fn_constructor_args=(settings,),
-        compute=ray.data.ActorPoolStrategy(size=min(pairs.actors, len(shards))),
-        batch_size=None,
-        batch_format="pyarrow",
-        num_cpus=pairs.cpus_per_actor,
-        num_gpus=1.0 if settings.device == "cuda" else 0.0,
-        # Ray Data's own is to restart for ever: a shard that kills whoever takes it would never end.
-        max_restarts=RESTARTS,
-        max_task_retries=RESTARTS,
-    )
+    with warnings.catch_warnings():
+        # Ray 2.60 warns that extra arguments will go, and has no other way to bound restarts. By itself it restarts for
+        # ever: a shard that kills whoever takes it would never end.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        done = plan.map_batches(
+            GroupsActor,
+            fn_constructor_args=(settings,),
+            compute=ray.data.ActorPoolStrategy(size=min(pairs.actors, len(shards))),
+            batch_size=None,
+            batch_format="pyarrow",
+            num_cpus=pairs.cpus_per_actor,
+            num_gpus=1.0 if settings.device == "cuda" else 0.0,
+            max_restarts=RESTARTS,
+            max_task_retries=RESTARTS,
+        )
     return iter(done.iter_rows())
 
 

@@ -19,7 +19,7 @@ def test_draws_follow_the_example_not_its_place() -> None:
 
 
 def test_keys_are_the_same_on_every_machine() -> None:
-    assert example_keys(["1:2", "é:0"]).tolist() == [12834953080803942338, 11754287603830710274]
+    assert example_keys(["1:2", "é:0"]).tolist() == [12372816326015748, 9234073200881739519]
 
 
 @pytest.mark.parametrize("other", [(1, "semantic", 0), (0, "popularity", 0), (0, "semantic", 1)])

@@ -25,7 +25,7 @@ from rosepo.sampling.pairs import _own_error, pairs
 from rosepo.training.logps import plain_logps
 from tests.helpers import tiny_catalogue, tiny_model, tiny_tokenizer
 
-N_USERS, N_ITEMS = 160, 30
+N_USERS, N_ITEMS = 320, 30
 
 
 def configure(**section: Any) -> Config:
