@@ -25,8 +25,8 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-from benchmarks.common import Row
 
+from benchmarks.common import Row
 from rosepo.config import PairsConfig, PrepareConfig, RayConfig
 from rosepo.data.catalogue import Catalogue
 from rosepo.data.examples import Recipe, write_bucket
@@ -157,6 +157,7 @@ def _run(examples: Path, shards: list[Shard], actors: int) -> Done:
         embeddings=None,
         cache=None,
         device="cpu",
+        origin="benchmark",
     )
     tally = Tally()
     try:

@@ -22,7 +22,6 @@ from rosepo.errors import UserError
 
 MANIFEST = "_manifest.json"
 """Begins with an underscore so that a reader of Parquet folders passes it over."""
-LOCK = ".lock"
 LIBRARIES = ("torch", "ray", "deepspeed", "transformers", "peft", "tokenizers", "pyarrow", "numpy")
 
 
@@ -160,9 +159,7 @@ def copy_file(source: Path, target: Path) -> None:
 def replacing(folder: Path) -> Iterator[Path]:
     """An empty folder beside `folder` that takes its place when the body ends well, and is removed when it does not."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    for stale in folder.parent.glob(f".{folder.name}.*.tmp"):
-        if not _alive(stale.name.split(".")[-2]):
-            shutil.rmtree(stale, ignore_errors=True)
+    _remove_stale(folder)
     aside = folder.parent / f".{folder.name}.{os.getpid()}.tmp"
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir()
@@ -182,24 +179,43 @@ def continuing(folder: Path, key: str) -> Iterator[Path]:
         UserError: another process is at work on it.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    aside = folder.parent / f".{folder.name}.{key}.partial"
-    aside.mkdir(exist_ok=True)
-    with (aside / LOCK).open("w", encoding="utf-8") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(f"another rosepo is writing {folder}: wait for it, or use another --out") from None
+    with _locked(folder.parent, folder):
+        _remove_stale(folder)
+        aside = folder.parent / f".{folder.name}.{key}.partial"
         for stale in folder.parent.glob(f".{folder.name}.*.partial"):
             if stale != aside:
                 shutil.rmtree(stale, ignore_errors=True)
+        aside.mkdir(exist_ok=True)
         try:
             yield aside
-        except BaseException:
-            if not any(entry.name != LOCK for entry in aside.iterdir()):
-                shutil.rmtree(aside, ignore_errors=True)
-            raise
-        (aside / LOCK).unlink()
-        _take_place(aside, folder)
+            _take_place(aside, folder)
+        finally:
+            if aside.exists() and not any(aside.iterdir()):
+                aside.rmdir()
+
+
+@contextmanager
+def _locked(directory: Path, folder: Path) -> Iterator[None]:
+    """One process at a time in `directory`; the system lets go of it when the process ends, however it ends."""
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        raise UserError(f"another rosepo is writing {folder}: wait for it, or use another --out") from None
+    except OSError:
+        pass  # a file system without locks
+    try:
+        yield
+    finally:
+        os.close(handle)
+
+
+def _remove_stale(folder: Path) -> None:
+    """What processes that are no more left beside `folder`."""
+    for stale in folder.parent.glob(f".{folder.name}.*.tmp"):
+        if not _alive(stale.name.split(".")[-2]):
+            shutil.rmtree(stale, ignore_errors=True)
 
 
 def _take_place(aside: Path, folder: Path) -> None:

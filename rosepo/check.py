@@ -17,7 +17,6 @@ from rosepo.session import joins_cluster, local_cpus
 if TYPE_CHECKING:
     from rosepo.data.prompts import PromptBuilder
 
-TRAINED = ("sft", "align")
 SECTION_OF = {
     "sft": "sft",
     "oracle": "oracle",
@@ -74,8 +73,9 @@ def check_groups(groups: Path) -> None:
     say(f"{groups}: {found['groups']:,} groups of {found['negatives']} rejected titles")
     if found["epsilon"]:
         say(table([[name, f"{value:.3f}"] for name, value in found["epsilon"].items()], header=("strategy", "mean ε")))
-    if builder is None:
-        say(f"tokens were not compared: {policy} is not there")
+    if found["prompts_cut"] is None:
+        why = f"{policy} is not there" if builder is None else "these are titles alone (pairs.score=false)"
+        say(f"tokens were not compared: {why}")
     else:
         say(f"tokens are those of {policy}; {found['prompts_cut']:,} prompts without their oldest items")
     lists = audit_candidates(run / "examples")
@@ -101,6 +101,11 @@ def check_before_run(config: Config) -> dict[str, Any]:
     if config.sweep.trials > 0:
         check_space(config)
     check_given(config.oracle)
+    _check_strategies(config)
+    if not config.pairs.score:
+        raise UserError(
+            "pairs.score=false leaves groups without what alignment reads: leave it out, or run `rosepo pairs` alone"
+        )
     if not joins_cluster(config.ray):
         for section in _sections(config).values():
             use_gpu(need_of(config, section), local_cpus(config.ray), _local_gpus())
@@ -118,14 +123,43 @@ def check_named(config: Config, names: Sequence[str]) -> None:
         UserError: a sweep that tries nothing, settings that `align` would refuse, or an oracle, see `check_given`.
     """
     from rosepo.models.scorers import check_given
+    from rosepo.stages import find_stage
     from rosepo.tuning.space import check_space
 
     if "oracle" in names:
         check_given(config.oracle)
+    kinds = {find_stage(name).kind for name in names}
+    if "pairs" in kinds:
+        _check_strategies(config)
+    if not config.pairs.score and kinds & {"align", "sweep"}:
+        raise UserError(
+            "pairs.score=false leaves groups without what alignment reads: run `rosepo pairs --overwrite` with "
+            "--set pairs.score=true first"
+        )
     if "sweep" in names:
         if config.sweep.trials == 0:
             raise UserError("sweep.trials=0 tries nothing: say how many settings to try, --set sweep.trials=4")
         check_space(config)
+
+
+def _check_strategies(config: Config) -> None:
+    """Refuse parts of sampling that are named and not there.
+
+    Raises:
+        UserError: a strategy that cannot be imported, or an encoder that is neither a folder nor on the hub.
+    """
+    from rosepo.imports import find_callable
+    from rosepo.models.encoder import BUILT_IN
+    from rosepo.models.loading import find_source
+
+    for name in config.pairs.used:
+        if ":" in name:
+            find_callable(name, "pairs.strategies")
+    if "semantic" in config.pairs.used and config.pairs.encoder not in BUILT_IN:
+        try:
+            find_source(config.pairs.encoder)
+        except UserError as error:
+            raise UserError(str(error).replace("model.path", "pairs.encoder")) from error
 
 
 def check_resources(config: Config, names: Sequence[str]) -> None:

@@ -290,7 +290,7 @@ def _guard(work: Callable[[], Any], debug: bool) -> None:
         say(f"error: {error}")
         sys.exit(EXIT_BAD_INPUT if isinstance(error, UserError) else EXIT_FAILED)
     except KeyboardInterrupt:
-        say("interrupted: nothing unfinished was kept; run the same command again to go on")
+        say("interrupted: no stage was left half-written; run the same command again to go on")
         sys.exit(EXIT_INTERRUPTED)
     except Exception as error:
         if debug:

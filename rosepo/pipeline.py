@@ -199,6 +199,8 @@ def _check_input(config: Config, root: Path, needed: Stage, stage: Stage, looked
             f"{stage.name} reads {folder}, which is not there: run `rosepo {needed.command}` or `rosepo run` first"
         )
     changed = _differences(manifest["settings"], stage_settings(config, needed))
+    if needed.name != "prepare":  # the log may be gone by now, and its examples do
+        changed += _differences(manifest.get("files", {}), file_digests(config, needed))
     if changed:
         raise UserError(
             f"{stage.name} reads {folder}, which was made by another configuration ({'; '.join(changed[:4])}): "

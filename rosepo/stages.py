@@ -8,9 +8,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rosepo.artifacts import Outputs, digest, of_round
-from rosepo.config import Config
+from rosepo.artifacts import Outputs, digest, file_digest, of_round
+from rosepo.config import Config, PairsConfig
 from rosepo.errors import UserError
+from rosepo.imports import module_digest
 
 RESOURCE_KEYS = frozenset(
     {
@@ -151,11 +152,18 @@ def stages_of(config: Config) -> dict[str, Stage]:
     later = [of_round(name, number) for number in range(2, rounds + 1) for name in ("pairs", "align")]
     found: dict[str, Stage] = {}
     for stage in STAGES.values():
-        found[stage.name] = stage
+        found[stage.name] = stage if stage.name != "pairs" else replace(stage, needs=_read_by(config.pairs))
         if stage.name == "align":
             found |= {name: find_stage(name) for name in later}
     found["evaluate"] = replace(STAGES["evaluate"], uses=(*STAGES["evaluate"].uses, *later), round=rounds)
     return found
+
+
+def _read_by(pairs: PairsConfig) -> tuple[str, ...]:
+    """The stages that sampling needs: titles alone may be drawn without a model."""
+    policy = pairs.score or pairs.asks_policy or ("semantic" in pairs.used and pairs.encoder == "policy")
+    oracle = pairs.score or pairs.asks_oracle
+    return ("prepare", *(("sft",) if policy else ()), *(("oracle",) if oracle else ()))
 
 
 def check_rounds(config: Config, names: Sequence[str]) -> None:
@@ -196,10 +204,12 @@ def stage_settings(config: Config, stage: Stage) -> dict[str, Any]:
     """The settings that a stage's result depends on, flat: dotted key to value."""
     flat = _flatten(config.model_dump(mode="json"))
     searched = set(config.sweep_parameters) if stage.name == "sweep" else set()
+    unused = {f"pairs.strategies.{name}" for name in config.pairs.strategies if name not in config.pairs.used}
     return {"seed": config.seed} | {
         key: value
         for key, value in flat.items()
-        if any(f"{key}.".startswith(f"{section}.") for section in stage.sections)
+        if key not in unused
+        and any(f"{key}.".startswith(f"{section}.") for section in stage.sections)
         and key.rsplit(".", 1)[-1] not in RESOURCE_KEYS
         and key not in searched
         and key not in stage.without
@@ -228,9 +238,17 @@ def file_digests(config: Config, stage: Stage) -> dict[str, str]:
 
         return digests_of(score_files(config.oracle.scores))
     if stage.name == "oracle" and config.oracle.scorer is not None:
-        from rosepo.models.scorers import module_digest
-
         return module_digest(config.oracle.scorer)
+    if stage.kind == "pairs":
+        found: dict[str, str] = {}
+        for name in config.pairs.used:
+            found |= module_digest(name) if ":" in name else {}
+        encoder = Path(config.pairs.encoder).expanduser()
+        if "semantic" in config.pairs.used and encoder.is_dir():
+            found |= {
+                f"{encoder.name}/{path.name}": file_digest(path) for path in sorted(encoder.glob("*.safetensors"))
+            }
+        return found
     return {}
 
 

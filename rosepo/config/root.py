@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from rosepo.config.base import Section, nearest
 from rosepo.config.data import DataConfig, PrepareConfig
@@ -32,6 +32,29 @@ class Config(Section):
     sweep: SweepConfig = SweepConfig()
     recommend: RecommendConfig = RecommendConfig()
     ray: RayConfig = RayConfig()
+
+    @model_validator(mode="after")
+    def _table(self) -> Config:
+        if self.oracle.kind == "table" and "rso" in self.pairs.used:
+            raise ValueError(
+                "pairs.strategies.rso asks the oracle about titles that nobody knows yet, which no table "
+                "(oracle.kind=table) has scores of: use oracle.kind=scorer"
+            )
+        if self.oracle.kind == "table" and self.pairs.rounds > 1:
+            raise ValueError(
+                f"pairs.rounds={self.pairs.rounds}: later rounds draw titles that nobody knows yet, which no table "
+                "(oracle.kind=table) has scores of: use oracle.kind=scorer"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _candidates(self) -> Config:
+        if "candidates" in self.pairs.used and self.prepare.candidates < 2:
+            raise ValueError(
+                "pairs.strategies.candidates draws from every example's own candidate list: set prepare.candidates to"
+                " at least 2"
+            )
+        return self
 
     @property
     def sweep_parameters(self) -> dict[str, tuple[Any, ...] | RangeConfig]:
@@ -101,6 +124,11 @@ def _assign(tree: dict[str, Any], keys: list[str], value: Any, override: str) ->
         # One weight of a mixture is set beside the others, not instead of them.
         pairs = tree.get("pairs") or {}
         tree["pairs"] = {"strategies": dict(PairsConfig().strategies)} | pairs
+    if value is None:  # back to the default: what a kept file has set can be taken away again
+        for key in keys[:-1]:
+            node = node.get(key) or {}
+        node.pop(keys[-1], None)
+        return
     for key in keys[:-1]:
         child = node.get(key)
         if child is None:

@@ -23,7 +23,7 @@ class ActorsConfig(Section):
 _OPTIONS = {
     "self_hard_top": ("self_hard",),
     "semantic_top": ("semantic",),
-    "popularity_exponent": ("popularity", "rso"),
+    "popularity_exponent": ("popularity", "rso_from=popularity"),
     "rso_from": ("rso",),
     "rso_proposals": ("rso",),
     "rso_temperature": ("rso",),
@@ -105,11 +105,16 @@ class PairsConfig(ActorsConfig):
                 )
         if not self.used:
             raise ValueError("pairs.strategies needs at least one weight above 0")
+        used = {*self.used, f"rso_from={self.rso_from}"} if "rso" in self.used else {*self.used}
         for option, users in _OPTIONS.items():
-            if option in self.model_fields_set and not set(users) & set(self.used):
+            if option in self.model_fields_set and not used.intersection(users):
                 raise ValueError(
                     f"pairs.{option} is used by the strategy {' or '.join(users)} alone, which has no weight"
                 )
+        if not self.score and "reference_cache" in self.model_fields_set:
+            raise ValueError("pairs.reference_cache is used by pairs.score=true alone: leave it out")
+        if not self.score and self.rounds > 1:
+            raise ValueError(f"pairs.rounds={self.rounds} aligns in between, which pairs.score=false leaves no way to")
         return self
 
 

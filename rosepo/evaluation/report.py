@@ -131,7 +131,7 @@ def _facts(
     if "pairs" in manifests:
         facts.append(("Rejected titles", f"{pairs.negatives} a group; {strategies}"))
     if "align" in manifests:
-        shape = shape_of(align, manifests["align"].get("figures", {}))
+        shape = shape_of(align, _aligned(inputs, manifests))
         settings = f"{align.loss} loss, β {align.beta:g}, {shape}, learning rate {align.learning_rate:g}"
         facts.append(("Alignment", f"{settings}, {_epochs(align.epochs)}"))
     if inputs.round > 1:
@@ -215,10 +215,18 @@ def _oracle(config: Config, inputs: Outputs, manifests: Mapping[str, Any]) -> di
         "epsilon": _uri(figures.smoothing(counts, edges, ceiling)),
         "rows": strategy_rows(manifests.get(of_round("pairs", inputs.round), {}).get("figures", {}), clamped),
         "ceiling": ceiling,
+        "used": config.align.loss == "pairwise" and config.align.epsilon == "oracle",
+        "shape": shape_of(config.align, _aligned(inputs, manifests)),
         "trained": manifests.get("oracle", {}).get("figures", {}),
         "calibration": calibration,
         "reliability": _uri(figures.reliability(calibration["bins"])) if calibration else None,
     }
+
+
+def _aligned(inputs: Outputs, manifests: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Figures of the last round's alignment."""
+    figures: Mapping[str, Any] = manifests.get(of_round("align", inputs.round), {}).get("figures", {})
+    return figures
 
 
 def _cases(inputs: Outputs, out: Path, metrics: Mapping[str, Any]) -> dict[str, list[Case]]:

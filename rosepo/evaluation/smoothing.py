@@ -42,15 +42,16 @@ def read_epsilon(groups: Path, ceiling: float | None) -> tuple[dict[str, np.ndar
     counts: dict[str, np.ndarray] = {}
     clamped: dict[str, int] = {}
     files = sorted(str(path) for path in groups.glob("part-*.parquet"))
-    for batch in ds.dataset(files).to_batches(columns=["strategy", "epsilon"]) if files else ():
+    dataset = ds.dataset(files) if files else None
+    if dataset is None or "epsilon" not in dataset.schema.names:
+        return {}, edges, {}
+    for batch in dataset.to_batches(columns=["strategy", "epsilon"]):
         epsilon = batch.column("epsilon").flatten().to_numpy(zero_copy_only=False)
         strategy = np.asarray(batch.column("strategy").flatten().to_pylist(), dtype=object)
         for name in sorted(set(strategy.tolist())):
             mine = epsilon[strategy == name]
             counts[name] = counts.get(name, 0) + np.histogram(mine, edges)[0]
             clamped[name] = clamped.get(name, 0) + (0 if ceiling is None else int((mine >= ceiling).sum()))
-    if not counts:
-        return {}, edges, {}
     whole = {ALL: np.sum(list(counts.values()), axis=0), **dict(sorted(counts.items()))}
     clamped[ALL] = sum(clamped.values())
     return whole, edges, {name: clamped[name] / max(int(whole[name].sum()), 1) for name in whole}

@@ -20,6 +20,8 @@ from rosepo.errors import UserError
 if TYPE_CHECKING:
     from rosepo.data.catalogue import Catalogue
 
+BUILT_IN = ("policy", "tfidf")
+"""Encoders that are no model of their own."""
 TFIDF_SIZE = 128
 """Dimensions kept of a TF-IDF matrix with more features than that."""
 MAX_TITLE_TOKENS = 128

@@ -2,7 +2,7 @@
 
 The arrays are written once, by the `oracle` stage, and mapped, not read, by whoever asks: `examples.npy` uint64 [E],
 the sorted keys of the run's examples; `pairs.npy` uint64 [R], sorted, each ``row of the example * n_items + item``;
-`scores.npy` float32 [R]. An example's key is the first 64 bits of its id's BLAKE2b digest: among ten million examples
+`scores.npy` float32 [R]. An example's key is a 64-bit hash of its id: among ten million examples
 the chance that two share one is 3e-6.
 """
 

@@ -19,8 +19,6 @@ depend on the batch that they are asked for in.
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -28,8 +26,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from rosepo.artifacts import file_digest, write_json
+from rosepo.artifacts import write_json
 from rosepo.errors import UserError
+from rosepo.imports import find_callable
 
 if TYPE_CHECKING:
     import torch
@@ -85,7 +84,7 @@ class ImportedScorer:
         Raises:
             UserError: no such module or callable, or it does not return a scorer.
         """
-        maker = find_maker(path)
+        maker = find_callable(path, "oracle.scorer")
         try:
             made = maker(catalogue)
         except Exception as error:
@@ -136,26 +135,6 @@ class WholeCatalogue:
         return scores
 
 
-def find_maker(path: str) -> Callable[[Catalogue], Any]:
-    """The callable behind `module:callable`.
-
-    Raises:
-        UserError: no such module or callable.
-    """
-    module, _, name = path.partition(":")
-    try:
-        maker = getattr(importlib.import_module(module), name)
-    except Exception as error:  # what a module does while it is imported may fail in any way
-        raise UserError(
-            f"oracle.scorer={path} cannot be imported: {type(error).__name__}: {error}; "
-            "its module must be found by Python in every process (PYTHONPATH, or an installed package)"
-        ) from error
-    if not callable(maker):
-        raise UserError(f"oracle.scorer={path} is {type(maker).__name__} and not a callable: name the scorer's maker")
-    found: Callable[[Catalogue], Any] = maker
-    return found
-
-
 def check_given(oracle: OracleConfig) -> None:
     """What can be known of an oracle that is not trained here without asking it for a score.
 
@@ -163,22 +142,11 @@ def check_given(oracle: OracleConfig) -> None:
         UserError: a scorer that cannot be imported, or files of scores that are missing or have other columns.
     """
     if oracle.scorer is not None:
-        find_maker(oracle.scorer)
+        find_callable(oracle.scorer, "oracle.scorer")
     if oracle.scores is not None:
         from rosepo.data.scores import score_files
 
         score_files(oracle.scores)
-
-
-def module_digest(path: str) -> dict[str, str]:
-    """Digest of the file behind the module of `module:callable`, by the module's name; empty where there is none."""
-    module = path.partition(":")[0]
-    try:
-        spec = importlib.util.find_spec(module)
-    except (ImportError, ValueError):
-        return {}
-    file = Path(spec.origin) if spec is not None and spec.has_location and spec.origin else None
-    return {module: file_digest(file)} if file is not None and file.is_file() else {}
 
 
 def write_about(folder: Path, kind: str, **about: Any) -> None:

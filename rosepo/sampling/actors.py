@@ -43,6 +43,7 @@ class ActorSettings:
         embeddings: NumPy file of the title embeddings float32 [n_items, d]; None where `semantic` is not used.
         cache: folder of the reference's cache entries; None keeps none.
         device: `cpu` or `cuda`.
+        origin: digest of all that the groups are made from, `origin_of`.
     """
 
     pairs: PairsConfig
@@ -55,6 +56,7 @@ class ActorSettings:
     embeddings: Path | None
     cache: Path | None
     device: str
+    origin: str
 
 
 class GroupsActor:
@@ -92,7 +94,7 @@ class GroupsActor:
             table = read_shard(shard, self.settings.pairs.groups_per_user, extra)
             examples = examples_of(table, self.catalogue)
         groups = self.groups(table, examples, tally)
-        write_part(self.settings.out, shard, groups, tally)
+        write_part(self.settings.out, shard, self.settings.origin, groups, tally)
 
     def groups(self, table: pa.Table, examples: Examples, tally: Tally) -> pa.Table:
         """The groups of a table of examples (the same as arrays), in their order."""

@@ -40,7 +40,7 @@ def audit_groups(groups: Path, examples: Path, builder: PromptBuilder | None = N
             decodes, a long history without its oldest items.
 
     Returns:
-        groups, pairs, negatives (K), epsilon (mean by strategy), prompts_cut (None without a builder).
+        groups, pairs, negatives (K), epsilon (mean by strategy), prompts_cut (None where no tokens were compared).
 
     Raises:
         UserError: the first promise that is broken, naming file and example; no groups, or missing columns.
@@ -52,9 +52,11 @@ def audit_groups(groups: Path, examples: Path, builder: PromptBuilder | None = N
     sources = _sources(examples)
     source = next(sources)
     sums: dict[str, list[float]] = {}
-    negatives, count, pairs, cut = None, 0, 0, 0
+    negatives, count, pairs, cut = None, 0, 0, None
     for path in files:
         table = pq.read_table(path, columns=_columns(path))
+        if not len(table):
+            raise UserError(f"{path} holds no group: it is not a part of a finished table")
         while (rows := pc.index_in(table["example_id"], source["example_id"].combine_chunks())).null_count:
             found = next(sources, None)
             if found is None:
@@ -65,7 +67,8 @@ def audit_groups(groups: Path, examples: Path, builder: PromptBuilder | None = N
         negatives = _check_titles(path, table, own, catalogue, negatives)
         if SCORES[0] in table.column_names:
             _check_scores(path, table, negatives)
-            cut += 0 if builder is None else _check_tokens(path, table, own, catalogue, builder)
+            if builder is not None:
+                cut = (cut or 0) + _check_tokens(path, table, own, catalogue, builder)
         source = source.slice(pc.max(rows).as_py() + 1)
         count, pairs = count + len(table), pairs + len(table) * negatives
         if "epsilon" in table.column_names:
@@ -78,7 +81,7 @@ def audit_groups(groups: Path, examples: Path, builder: PromptBuilder | None = N
         "pairs": pairs,
         "negatives": negatives,
         "epsilon": means,
-        "prompts_cut": None if builder is None else cut,
+        "prompts_cut": cut,
     }
 
 
@@ -98,6 +101,9 @@ def audit_candidates(examples: Path) -> dict[str, Any] | None:
         if "candidates" not in pq.read_schema(path).names:
             return None
         table = with_seen(pq.read_table(path, columns=[*EXAMPLE_COLUMNS, "candidates"], partitioning=None), path)
+        sizes = pc.list_value_length(table["candidates"]).to_numpy()
+        if len(set(sizes.tolist())) > 1:
+            raise UserError(f"{path} has candidate lists of {sizes.min()} to {sizes.max()} items: make it again")
         lists = np.stack(table["candidates"].to_numpy(zero_copy_only=False))
         refuse = _refuser(path, table["example_id"].to_pylist())
         ordered = np.sort(lists, axis=1)

@@ -2,7 +2,7 @@
 
 An entry holds the groups of one shard. Its folder is named by the reference (weights, adapter, base, tokenizer,
 template, dtype, kind of device), its file by the ids of the groups and the tokens of every prompt and completion. So a
-second run, another β, ε or training seed read it, and a model that has changed by one bit does not. Entries are never
+second run, another β or ε read it, and a model that has changed by one bit does not. Entries are never
 changed; the folder may be deleted at any time.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import tempfile
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rosepo.artifacts import digest, file_digest
-from rosepo.errors import UserError
+from rosepo.errors import StageError, UserError
 from rosepo.models.folder import read_settings
 
 SETTING_KEYS = ("template", "max_length")
@@ -94,14 +95,23 @@ class ReferenceCache:
         return values.reshape(len(found), -1)
 
     def write(self, key: str, ids: Sequence[str] | np.ndarray, logps: np.ndarray) -> None:
-        """Keep the log-probabilities float32 [N, 1 + K] of an entry, whole or not at all."""
+        """Keep the log-probabilities float32 [N, 1 + K] of an entry, whole or not at all.
+
+        Raises:
+            StageError: the disk is full, or the folder cannot be written to any more.
+        """
         path = self.path(key)
-        path.parent.mkdir(parents=True, exist_ok=True)
         lists = pa.FixedSizeListArray.from_arrays(pa.array(logps.ravel(), pa.float32()), logps.shape[1])
         aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             pq.write_table(pa.table({"example_id": pa.array(ids, pa.string()), "ref_logps": lists}), aside)
             aside.replace(path)
+        except OSError as error:
+            raise StageError(
+                f"the reference cache {self.folder} cannot be written to ({error.strerror or error}): free some space, "
+                "give another pairs.reference_cache, or set it to no, and run the same command again"
+            ) from error
         finally:
             aside.unlink(missing_ok=True)
 
@@ -118,8 +128,13 @@ def open_cache(setting: str, reference: Path, device: str) -> ReferenceCache | N
     folder = root.resolve() / reference_key(reference, device)
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
     except OSError as error:
-        raise UserError(f"pairs.reference_cache={setting}: {folder} cannot be made ({error.strerror})") from error
+        raise UserError(
+            f"pairs.reference_cache={setting}: {folder} cannot be written to ({error.strerror}): give another folder, "
+            "or set it to no"
+        ) from error
     return ReferenceCache(folder)
 
 

@@ -64,7 +64,9 @@ def sample_rejected(
         proposals[index] = np.full((len(examples), count), -1, dtype=np.int64)
         if len(rows):
             part = examples.take(rows)
-            proposals[index][rows] = strategies[name](part, count, stream(part.keys, seed, name))
+            found = strategies[name](part, count, stream(part.keys, seed, name))
+            check_proposals(part, found, count, name)
+            proposals[index][rows] = found
     for place in range(count):
         for index in proposals:
             rows = np.flatnonzero(due[:, place] == index)
@@ -83,6 +85,31 @@ def sample_rejected(
         )
     names = names if FALLBACK in names else (*names, FALLBACK)
     return Rejected(items, names, np.where(fallback, names.index(FALLBACK), due), fallback)
+
+
+def check_proposals(examples: Examples, found: np.ndarray, count: int, name: str) -> None:
+    """What a strategy promises, looked at before anything is made of it.
+
+    Raises:
+        StageError: naming the strategy, and the first example that it did wrong by.
+    """
+    if not isinstance(found, np.ndarray) or found.shape != (len(examples), count) or found.dtype.kind not in "iu":
+        shape = f"{found.dtype} {list(found.shape)}" if isinstance(found, np.ndarray) else type(found).__name__
+        raise StageError(f"strategy {name} gives {shape}, not integers [{len(examples)}, {count}]: mend it")
+    ordered = np.sort(found, axis=1)
+    faults = {
+        "an item that is not in the catalogue": ((found < -1) | (found >= examples.n_items)).any(axis=1),
+        "an item twice": ((ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] >= 0)).any(axis=1),
+    }
+    excluded = np.zeros(len(examples), dtype=bool)
+    for column in found.T:
+        excluded |= examples.excluded.holds(column)
+    faults["the target, or what was chosen before it"] = excluded
+    for what, wrong in faults.items():
+        if wrong.any():
+            row = int(np.argmax(wrong))
+            example = row if examples.ids is None else examples.ids[row]
+            raise StageError(f"strategy {name} gives example {example} {what}: mend it")
 
 
 def _first_new(proposals: np.ndarray, used: np.ndarray) -> np.ndarray:

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import ray
 
-from rosepo.artifacts import Outputs, of_round
+import rosepo
+from rosepo.artifacts import Outputs, digest, of_round, read_manifest
 from rosepo.config import Config
 from rosepo.console import Progress, say
 from rosepo.data.catalogue import Catalogue
@@ -34,12 +34,14 @@ from rosepo.sampling.draws import round_seed
 from rosepo.sampling.figures import Tally
 from rosepo.sampling.mixture import max_negatives
 from rosepo.sampling.parts import complete, finished_parts
-from rosepo.sampling.plan import Shard, example_files, most_seen, plan_shards
-from rosepo.sampling.sampler import check_candidates
+from rosepo.sampling.plan import UNIT, Shard, most_seen, plan_shards
+from rosepo.sampling.sampler import check_columns
 from rosepo.sampling.strategies import own_strategy
 from rosepo.session import work_dataset
 
 ITEMS_FILE = "_items.parquet"
+FORMAT = 1
+"""To be raised with any change that gives other groups for the same settings."""
 RESTARTS = 3
 """Times that a lost actor is started again, and that its shard is given to one again."""
 
@@ -78,6 +80,7 @@ def pairs(config: Config, inputs: Outputs, out: Path) -> dict[str, Any]:
         embeddings=_embeddings(config, catalogue, inputs, out, tally),
         cache=None if cache is None else cache.folder,
         device=device,
+        origin=origin_of(inputs),
     )
     try:
         run_shards(shards, actor, tally, of_round("pairs", inputs.round))
@@ -86,6 +89,14 @@ def pairs(config: Config, inputs: Outputs, out: Path) -> dict[str, Any]:
             actor.embeddings.unlink(missing_ok=True)
     tally.count_seconds("wall", time.monotonic() - start)
     return {**tally.figures(), "parts": len(shards), "actors": settings.actors}
+
+
+def origin_of(inputs: Outputs) -> str:
+    """Digest of what the parts of an unfinished table must have in common beside their settings: the very models and
+    examples, made again under the same settings they may differ by a bit, and this version of the sampling."""
+    sources = {inputs.examples, inputs.policy, inputs.reference, inputs.oracle}
+    made = {path.name: read_manifest(path) for path in sources}
+    return digest([FORMAT, UNIT, rosepo.__version__, made])
 
 
 def run_shards(shards: Sequence[Shard], settings: ActorSettings, tally: Tally, label: str = "pairs") -> None:
@@ -97,7 +108,7 @@ def run_shards(shards: Sequence[Shard], settings: ActorSettings, tally: Tally, l
     Raises:
         StageError: an actor failed for good; the parts that are finished stay.
     """
-    done = finished_parts(settings.out, shards)
+    done = finished_parts(settings.out, shards, settings.origin)
     left = [shard for shard in shards if shard.number not in done]
     total, before = sum(shard.count for shard in shards), sum(shard.count for shard in shards if shard.number in done)
     if done:
@@ -109,7 +120,7 @@ def run_shards(shards: Sequence[Shard], settings: ActorSettings, tally: Tally, l
                 progress.update(row["groups"])
         except Exception as error:
             raise _own_error(error) or _lost(error, settings, shards) from error
-    for figures in finished_parts(settings.out, shards).values():
+    for figures in finished_parts(settings.out, shards, settings.origin).values():
         tally.add(figures)
     complete(settings.out, shards)
 
@@ -154,7 +165,12 @@ def _embeddings(config: Config, catalogue: Catalogue, inputs: Outputs, out: Path
         return None
     path = out.resolve() / "_titles.npy"
     with tally.timed("encoder"):
-        np.save(path, encode_titles(config.pairs.encoder, catalogue, inputs.policy), allow_pickle=False)
+        vectors = encode_titles(config.pairs.encoder, catalogue, inputs.policy)
+        try:
+            np.save(path, vectors, allow_pickle=False)
+        except OSError as error:
+            path.unlink(missing_ok=True)
+            raise StageError(f"title embeddings cannot be written to {out}: {error.strerror or error}") from error
     return path
 
 
@@ -172,7 +188,7 @@ def _check_inputs(config: Config, inputs: Outputs) -> Catalogue:
     for name in settings.used:
         if ":" in name:
             own_strategy(name, catalogue)
-    check_candidates(settings, pq.read_schema(example_files(inputs.examples)[0]).names)
+    check_columns(settings, inputs.examples)
     return catalogue
 
 

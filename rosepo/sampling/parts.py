@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import json
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,18 +27,22 @@ def part_path(folder: Path, shard: Shard) -> Path:
     return folder / f"part-{shard.number:05d}.parquet"
 
 
-def write_part(folder: Path, shard: Shard, table: pa.Table, tally: Tally) -> None:
+def write_part(folder: Path, shard: Shard, origin: str, table: pa.Table, tally: Tally) -> None:
     """Write the groups of a shard, whole or not at all, and beside them what `tally` has counted.
+
+    Args:
+        origin: digest of all that the groups were made from; see `finished_parts`.
 
     Raises:
         StageError: the disk is full.
     """
     path = part_path(folder, shard)
-    aside = path.with_name(f".{path.name}.tmp")
+    # A name of its own: an actor that was taken for lost may still be at work on the same part.
+    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         with tally.timed("write"):
             pq.write_table(table, aside, compression="zstd")
-        write_json(_about(path), {"shard": shard.key, "figures": tally.to_dict()})
+        write_json(_about(path), {"shard": shard.key, "origin": origin, "figures": tally.to_dict()})
         aside.replace(path)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
@@ -47,26 +52,27 @@ def write_part(folder: Path, shard: Shard, table: pa.Table, tally: Tally) -> Non
             " command again; it goes on from the parts that are finished"
         ) from error
     finally:
-        if not path.exists():
-            aside.unlink(missing_ok=True)
+        aside.unlink(missing_ok=True)
 
 
-def finished_parts(folder: Path, shards: Sequence[Shard]) -> dict[int, dict[str, Any]]:
-    """Figures of the shards, by number, whose parts are finished; every other part in the folder is removed."""
+def finished_parts(folder: Path, shards: Sequence[Shard], origin: str) -> dict[int, dict[str, Any]]:
+    """Figures of the shards, by number, whose parts are finished and were made from the same models, examples and
+    code (`origin`); every other part in the folder is removed."""
     found: dict[int, dict[str, Any]] = {}
     keep = set()
     for shard in shards:
         path = part_path(folder, shard)
         try:
             about = json.loads(_about(path).read_text(encoding="utf-8"))
-            if path.exists() and about["shard"] == shard.key:
+            whole = pq.read_metadata(path).num_rows == shard.count
+            if whole and about["shard"] == shard.key and about["origin"] == origin:
                 found[shard.number] = about["figures"]
                 keep |= {path.name, _about(path).name}
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, pa.ArrowException):
             continue
     for entry in folder.glob("*part-*"):
         if entry.name not in keep:
-            entry.unlink()
+            entry.unlink(missing_ok=True)
     return found
 
 

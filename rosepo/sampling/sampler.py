@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from rosepo.config import PairsConfig
 from rosepo.data.catalogue import Catalogue
-from rosepo.errors import StageError, UserError
+from rosepo.errors import UserError
 from rosepo.sampling.examples import Examples
 from rosepo.sampling.mixture import Rejected, sample_rejected
-from rosepo.sampling.plan import UNIT
+from rosepo.sampling.plan import COLUMNS, UNIT, example_files
 from rosepo.sampling.strategies import (
     Accepted,
     Candidates,
@@ -137,18 +138,17 @@ class Sampler:
         Raises:
             StageError: a strategy gave what may not be rejected, or an example has too few items left.
         """
+        _ = examples.excluded  # sorted once for all units
         parts = [
             sample_rejected(examples.take(rows), self.strategies, self.weights, self.count, self.seed)
             for rows in units(len(examples))
         ]
-        joined = Rejected(
+        return Rejected(
             np.concatenate([part.items for part in parts]),
             parts[0].names,
             np.concatenate([part.strategy for part in parts]),
             np.concatenate([part.fallback for part in parts]),
         )
-        check_rejected(examples, joined)
-        return joined
 
 
 def units(n: int) -> Sequence[np.ndarray]:
@@ -156,37 +156,22 @@ def units(n: int) -> Sequence[np.ndarray]:
     return [np.arange(low, min(low + UNIT, n)) for low in range(0, n, UNIT)]
 
 
-def check_rejected(examples: Examples, rejected: Rejected) -> None:
-    """What every group promises, looked at before it is written.
+def check_columns(pairs: PairsConfig, examples: Path) -> None:
+    """Refuse examples without a column that sampling reads.
 
     Raises:
-        StageError: naming the first example whose promise is broken.
+        UserError: naming file, column and remedy.
     """
-    ordered = np.sort(rejected.items, axis=1)
-    wrong = (ordered[:, 1:] == ordered[:, :-1]).any(axis=1) | (ordered[:, 0] < 0)
-    wrong |= ordered[:, -1] >= examples.n_items
-    for column in rejected.items.T:
-        wrong |= examples.excluded.holds(column)
-    if wrong.any():
-        first = int(np.argmax(wrong))
-        name = first if examples.ids is None else examples.ids[first]
-        raise StageError(
-            f"example {name} got a rejected title twice, from its history, or its own target: a strategy breaks its"
-            " promise"
-        )
-
-
-def check_candidates(pairs: PairsConfig, columns: Sequence[str]) -> None:
-    """Refuse the strategy `candidates` on examples without any.
-
-    Raises:
-        UserError: with the remedy.
-    """
-    if "candidates" in pairs.used and "candidates" not in columns:
-        raise UserError(
-            "pairs.strategies.candidates draws from every example's own candidate list, and the examples have none: set"
-            " prepare.candidates to at least 2 and run `rosepo prepare` again"
-        )
+    for path in example_files(examples):
+        names = pq.read_schema(path).names
+        if "candidates" in pairs.used and "candidates" not in names:
+            raise UserError(
+                "pairs.strategies.candidates draws from every example's own candidate list, and the examples have none:"
+                " set prepare.candidates to at least 2 and run `rosepo prepare` again"
+            )
+        missing = [name for name in (*COLUMNS, "split") if name not in names]
+        if missing:
+            raise UserError(f"{path} has no column '{missing[0]}': run `rosepo prepare` again")
 
 
 def _offsets(lists: pa.Array) -> np.ndarray:

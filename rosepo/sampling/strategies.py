@@ -18,13 +18,13 @@ The aims of self_hard, semantic and popularity are RosePO's (arXiv 2410.12519); 
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from rosepo.errors import UserError
+from rosepo.errors import StageError, UserError
+from rosepo.imports import find_callable
 from rosepo.models.encoder import history_similarity
 from rosepo.sampling.draws import Draws
 from rosepo.sampling.examples import Examples, Excluded
@@ -114,13 +114,15 @@ def own_strategy(path: str, catalogue: Catalogue) -> Strategy:
     Raises:
         UserError: no such module or callable, or it does not return a strategy.
     """
-    module, _, name = path.partition(":")
+    maker = find_callable(path, "pairs.strategies")
     try:
-        made: Strategy = getattr(importlib.import_module(module), name)(catalogue)
-    except (ImportError, AttributeError, TypeError) as error:
-        raise UserError(f"pairs.strategies names {path}, which cannot be called with a catalogue: {error}") from error
+        made: Strategy = maker(catalogue)
+    except Exception as error:
+        raise UserError(
+            f"pairs.strategies: {path} cannot be called with a catalogue: {type(error).__name__}: {error}"
+        ) from error
     if not callable(made):
-        raise UserError(f"pairs.strategies names {path}, which returns {type(made).__name__} and not a strategy")
+        raise UserError(f"pairs.strategies: {path} returns {type(made).__name__} and not a strategy")
     return made
 
 
@@ -179,10 +181,10 @@ class Candidates:
 class Accepted:
     """Statistical rejection sampling (RSO, arXiv 2309.06657): proposals that the oracle lets pass.
 
-    A proposal is accepted with probability ``exp((f - f_max) / temperature)``, where f is its calibrated oracle score
-    and f_max the highest among the proposals that are left; the best one is always accepted. Rounds go on over what is
-    left until enough are accepted, so low temperatures take what the user may well have liked next (the hardest
-    negatives, and the ones most likely to be false), high ones what the proposals' own distribution gives.
+    Distinct titles are proposed, in random order. Each is accepted with probability ``exp((f - f_max) / temperature)``,
+    where f is its calibrated oracle score and f_max the highest among the proposals that are left; the best one is
+    always accepted. Rounds go on over what is left until enough are accepted. So low temperatures take what the user
+    may well have liked next (the hardest negatives, and the ones most likely to be false), high ones any proposal.
 
     Args:
         proposer: strategy that proposes.
@@ -206,7 +208,13 @@ class Accepted:
         # The order of proposals is their proposer's ranking: it shall not decide who is asked first.
         shuffled = np.argsort(np.stack([draws(count * size + place) for place in range(size)], axis=1), axis=1)
         items = np.take_along_axis(items, shuffled, axis=1)
-        scores = self.scores(examples, np.maximum(items, 0)).astype(np.float64)
+        # Where proposals ran out, one that is there is asked about again.
+        asked = np.where(items >= 0, items, items.max(axis=1, keepdims=True))
+        rows = np.flatnonzero(asked[:, 0] >= 0)
+        scores = np.zeros(items.shape)
+        scores[rows] = self.scores(examples.take(rows), asked[rows])
+        if not np.isfinite(scores).all():
+            raise StageError("rso: the oracle gives scores that are not finite: train it again")
         left = items >= 0
         accepted = np.full((len(items), count), -1, dtype=np.int64)
         filled = np.zeros(len(items), dtype=np.int64)

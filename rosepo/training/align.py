@@ -24,7 +24,8 @@ from torch import Tensor, nn
 from rosepo.artifacts import Outputs, of_round
 from rosepo.config import OWN_STRATEGY, STRATEGIES, AlignConfig, Config, TrainConfig
 from rosepo.data.catalogue import Catalogue
-from rosepo.errors import StageError
+from rosepo.errors import StageError, UserError
+from rosepo.evaluation.smoothing import read_epsilon
 from rosepo.models.folder import CATALOGUE
 from rosepo.models.policy import load_policy, load_tokenizer, read_settings, save_policy
 from rosepo.objectives.rosepo import Metrics, pairwise, reward_margins, softmax
@@ -67,7 +68,14 @@ def align(config: Config, inputs: Outputs, out: Path, max_groups: int | None = N
     use_gpu = stage_use_gpu(config, "align")
     task = align_task(config, inputs, max_groups)
     figures = fit(task, out, gpu=use_gpu, label=of_round("align", inputs.round))
-    return figures | task.figures
+    return figures | task.figures | _clamped(config.align, inputs.groups)
+
+
+def _clamped(train: AlignConfig, groups: Path) -> dict[str, Any]:
+    """Share of pairs whose epsilon the clamp lowered, overall and by strategy."""
+    if train.loss != "pairwise" or not train.clamps_epsilon:
+        return {}
+    return {"clamped": {name: round(share, 4) for name, share in read_epsilon(groups, train.epsilon_max)[2].items()}}
 
 
 def align_in_process(
@@ -93,6 +101,12 @@ def align_task(config: Config, inputs: Outputs, max_groups: int | None = None) -
     read_settings(inputs.policy)
     read_settings(inputs.reference)
     table = ParquetRows(inputs.groups, list(GROUP_COLUMNS))
+    missing = [name for name in GROUP_COLUMNS if name not in table.names]
+    if missing:
+        raise UserError(
+            f"{inputs.groups} has no column '{missing[0]}': groups of titles alone (pairs.score=false) cannot be "
+            "trained on; run `rosepo pairs --overwrite` with --set pairs.score=true"
+        )
     rows = min(len(table), max_groups or len(table))
     train = config.align
     plan = FeedPlan(

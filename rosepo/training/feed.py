@@ -36,7 +36,6 @@ STREAM_BYTES = 64 * 2**20
 """Ready batches that one rank's stream may hold in the object store."""
 _KEPT_ROW_GROUPS = 4
 _READY_BATCHES = 4
-_SHAPE = "__shape"
 
 
 class Encoder(Protocol):
@@ -58,12 +57,14 @@ class ParquetRows:
             UserError: the folder holds no Parquet file, or no row.
         """
         self.columns = columns
+        self.names: list[str] = []
         self._groups: list[tuple[Path, int]] = []
         self._starts = [0]
         for path in sorted(folder.glob("*.parquet")):
             if path.name.startswith(("_", ".")):
                 continue
             meta = pq.read_metadata(path)
+            self.names = self.names or meta.schema.to_arrow_schema().names
             for group in range(meta.num_row_groups):
                 self._groups.append((path, group))
                 self._starts.append(self._starts[-1] + meta.row_group(group).num_rows)

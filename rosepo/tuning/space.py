@@ -44,7 +44,10 @@ def with_settings(config: Config, settings: dict[str, Any]) -> Config:
     for key, value in settings.items():
         section, _, name = key.partition(".")
         tree.setdefault(section, {})[name] = value
-    return parse_config(tree, source=f"sweep trial {settings}")
+    try:
+        return parse_config(tree, source=f"sweep trial {settings}")
+    except UserError as error:
+        raise UserError(f"{error}; change sweep.parameters, or leave the sweep out with sweep.trials=0") from error
 
 
 def check_space(config: Config) -> None:
