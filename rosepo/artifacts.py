@@ -11,7 +11,7 @@ import shutil
 import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -26,11 +26,24 @@ LOCK = ".lock"
 LIBRARIES = ("torch", "ray", "deepspeed", "transformers", "peft", "tokenizers", "pyarrow", "numpy")
 
 
+def of_round(name: str, round: int) -> str:
+    """The name of a stage or a folder in a round: itself in the first, `name-2`, `name-3`, … later."""
+    return name if round == 1 else f"{name}-{round}"
+
+
 @dataclass(frozen=True)
 class Outputs:
-    """The folders of one run."""
+    """The folders of one run, as a stage of one round sees them.
+
+    Attributes:
+        root: the run's folder.
+        round: of pairs and alignment, from 1 on.
+        moved: whether the reference of later rounds is the policy that they start from, instead of the SFT model.
+    """
 
     root: Path
+    round: int = 1
+    moved: bool = False
 
     @property
     def examples(self) -> Path:
@@ -45,12 +58,27 @@ class Outputs:
         return self.root / "oracle"
 
     @property
+    def policy(self) -> Path:
+        """The model that samples in this round and that its alignment starts from."""
+        return self.sft if self.round == 1 else self.root / of_round("aligned", self.round - 1)
+
+    @property
+    def reference(self) -> Path:
+        """The model that this round's policy is compared with."""
+        return self.policy if self.moved else self.sft
+
+    @property
     def groups(self) -> Path:
-        return self.root / "groups"
+        return self.root / of_round("groups", self.round)
 
     @property
     def aligned(self) -> Path:
-        return self.root / "aligned"
+        return self.root / of_round("aligned", self.round)
+
+    @property
+    def rounds(self) -> tuple[Outputs, ...]:
+        """The same run as every round up to this one sees it."""
+        return tuple(replace(self, round=number) for number in range(1, self.round + 1))
 
     @property
     def sweep(self) -> Path:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rosepo.artifacts import of_round
 from rosepo.config import Config, TrainConfig
 from rosepo.console import say, table
 from rosepo.errors import UserError
@@ -94,13 +95,14 @@ def check_before_run(config: Config) -> dict[str, Any]:
     """
     from rosepo.data.prepare import inspect_data
     from rosepo.models.policy import validate_model
+    from rosepo.models.scorers import check_given
     from rosepo.tuning.space import check_space
 
     if config.sweep.trials > 0:
         check_space(config)
+    check_given(config.oracle)
     if not joins_cluster(config.ray):
-        sections = [section for section in SECTION_OF.values() if section != "sweep" or config.sweep.trials > 0]
-        for section in sections:
+        for section in _sections(config).values():
             use_gpu(need_of(config, section), local_cpus(config.ray), _local_gpus())
     data = inspect_data(config)
     validate_model(config)
@@ -113,10 +115,13 @@ def check_named(config: Config, names: Sequence[str]) -> None:
     """What the named stages would refuse, found before Ray is started.
 
     Raises:
-        UserError: a sweep that tries nothing, or settings that `align` would refuse.
+        UserError: a sweep that tries nothing, settings that `align` would refuse, or an oracle, see `check_given`.
     """
+    from rosepo.models.scorers import check_given
     from rosepo.tuning.space import check_space
 
+    if "oracle" in names:
+        check_given(config.oracle)
     if "sweep" in names:
         if config.sweep.trials == 0:
             raise UserError("sweep.trials=0 tries nothing: say how many settings to try, --set sweep.trials=4")
@@ -129,9 +134,19 @@ def check_resources(config: Config, names: Sequence[str]) -> None:
     Raises:
         UserError: a stage that could never start.
     """
-    for name in names:
-        if name in SECTION_OF:
-            stage_use_gpu(config, SECTION_OF[name])
+    from rosepo.stages import find_stage
+
+    sections = _sections(config)
+    for kind in dict.fromkeys(find_stage(name).kind for name in names):
+        if kind in sections:
+            stage_use_gpu(config, sections[kind])
+
+
+def _sections(config: Config) -> dict[str, str]:
+    """The stages that will ask the cluster for processes, and their sections of the configuration."""
+    idle = {"oracle"} if config.oracle.kind != "sasrec" else set()
+    idle |= {"sweep"} if config.sweep.trials == 0 else set()
+    return {stage: section for stage, section in SECTION_OF.items() if stage not in idle}
 
 
 def _check_negatives(config: Config, data: dict[str, Any]) -> None:
@@ -207,11 +222,11 @@ def _work(config: Config, data: dict[str, Any], facts: dict[str, Any]) -> list[l
     groups = data["examples"]["train"]
     if config.pairs.groups_per_user is not None:
         groups = min(groups, config.pairs.groups_per_user * data["users"])
-    return [
-        ["sft", data["trajectories"], _steps(config.sft, data["trajectories"]), _memory(config.sft, facts)],
-        ["pairs", groups, "", ""],
-        ["align", groups, _steps(config.align, groups), _memory(config.align, facts)],
-    ]
+    rows = [["sft", data["trajectories"], _steps(config.sft, data["trajectories"]), _memory(config.sft, facts)]]
+    for number in range(1, config.pairs.rounds + 1):
+        rows.append([of_round("pairs", number), groups, "", ""])
+        rows.append([of_round("align", number), groups, _steps(config.align, groups), _memory(config.align, facts)])
+    return rows
 
 
 def _steps(train: TrainConfig, rows: int) -> int:
@@ -237,7 +252,7 @@ def _memory(train: TrainConfig, facts: dict[str, Any]) -> str:
 def _resources(config: Config) -> list[list[Any]]:
     there = "asked at the start" if joins_cluster(config.ray) else f"{local_cpus(config.ray)}, started here"
     rows: list[list[Any]] = []
-    for stage, section in SECTION_OF.items():
+    for stage, section in _sections(config).items():
         need = need_of(config, section)
         rows.append([stage, f"{need.count_key}={need.count}", f"{need.cpus:g}", there])
     return rows
@@ -245,9 +260,9 @@ def _resources(config: Config) -> list[list[Any]]:
 
 def _say_outputs(config: Config, root: Path) -> None:
     from rosepo.pipeline import plan_stages
-    from rosepo.stages import STAGES
+    from rosepo.stages import stages_of
 
-    names = [name for name in STAGES if name != "sweep" or config.sweep.trials > 0]
+    names = [name for name in stages_of(config) if name != "sweep" or config.sweep.trials > 0]
     plans = plan_stages(config, root, names, overwrite=True)
     say(f"output {root}")
     words = {

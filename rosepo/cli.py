@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 import rosepo
+from rosepo.artifacts import Outputs, of_round
 from rosepo.cli_help import stage_help
 from rosepo.config import Config
 from rosepo.console import say
@@ -52,6 +53,10 @@ SetOption = Annotated[
 OverwriteOption = Annotated[
     bool, typer.Option("--overwrite", help="Make outputs again that another configuration made (otherwise refused).")
 ]
+RoundOption = Annotated[
+    int,
+    typer.Option("--round", min=1, help="Which of the pairs.rounds; rounds after the first have folders of theirs."),
+]
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show tracebacks and the logs of Ray's workers.")]
 InteractionsOption = Annotated[
     str | None,
@@ -73,6 +78,20 @@ def _stage_command(name: str) -> None:
         debug: DebugOption = False,
     ) -> None:
         _guard(lambda: _run(out, config, set_ or [], [name], overwrite, debug), debug)
+
+    app.command(name, help=stage_help(name))(command)
+
+
+def _round_command(name: str) -> None:
+    def command(
+        out: OutOption,
+        config: ConfigOption = None,
+        set_: SetOption = None,
+        round: RoundOption = 1,
+        overwrite: OverwriteOption = False,
+        debug: DebugOption = False,
+    ) -> None:
+        _guard(lambda: _run(out, config, set_ or [], [of_round(name, round)], overwrite, debug), debug)
 
     app.command(name, help=stage_help(name))(command)
 
@@ -121,7 +140,7 @@ def prepare(
 
 
 for _name in ("sft", "oracle", "pairs", "align", "evaluate", "sweep"):
-    _stage_command(_name)
+    (_round_command if _name in ("pairs", "align") else _stage_command)(_name)
 
 
 @app.command("run")
@@ -141,14 +160,14 @@ def run(
 
     def work() -> None:
         from rosepo.check import check_before_run
-        from rosepo.stages import STAGES
+        from rosepo.stages import stages_of
         from rosepo.summary import print_summary
 
         settings = _resolve(out, config, set_ or [], interactions, items)
         check_before_run(settings)
-        names = [name for name in STAGES if name != "sweep" or settings.sweep.trials > 0]
+        names = [name for name in stages_of(settings) if name != "sweep" or settings.sweep.trials > 0]
         _run_stages(settings, out, names, overwrite, debug)
-        print_summary(out)
+        print_summary(settings, out)
 
     _guard(work, debug)
 
@@ -183,19 +202,20 @@ def recommend(
         from rosepo.evaluation.recommend import recommend as answer
 
         settings = _resolve(out, config, set_ or []) if out is not None else load_config(config, set_ or [])
-        answer(settings, _model_of(model, out), history or [], file, output, as_json)
+        answer(settings, _model_of(settings, model, out), history or [], file, output, as_json)
 
     _guard(work, debug)
 
 
-def _model_of(model: str | None, out: Path | None) -> str:
+def _model_of(config: Config, model: str | None, out: Path | None) -> str:
     if model is not None and out is not None:
         raise UserError(f"--model {model} and --out {out} both name a model: give one of them")
     if model is not None:
         return model
     if out is None:
         raise UserError("which model is to answer? Give --out FOLDER of a run, or --model FOLDER")
-    found = next((folder for folder in (out / "aligned", out / "sft") if folder.is_dir()), None)
+    newest_first = [outputs.aligned for outputs in reversed(Outputs(out, config.pairs.rounds).rounds)]
+    found = next((folder for folder in (*newest_first, out / "sft") if folder.is_dir()), None)
     if found is None:
         raise UserError(f"--out {out} holds no model (aligned/ or sft/): run `rosepo run --out {out}` first")
     return str(found)
@@ -237,7 +257,7 @@ def _run(
 
     settings = _resolve(out, config, overrides, interactions, items)
     _run_stages(settings, out, names, overwrite, debug)
-    print_next(out, names[-1])
+    print_next(settings, out, names[-1])
 
 
 def _run_stages(config: Config, out: Path, names: Sequence[str], overwrite: bool, debug: bool) -> None:

@@ -26,25 +26,29 @@ _HELP = {
 
     Example: rosepo sft --set model.path=Qwen/Qwen3-1.7B --set model.lora.rank=16 --set sft.workers=4 --out runs/ml
     """,
-    "oracle": """Train the preference oracle: SASRec over the full catalogue.
+    "oracle": """Fit the preference oracle: SASRec over the full catalogue, or one of your own.
 
     Its scores say how likely a user prefers the chosen title to a rejected one: from that comes a pair's smoothing ε.
-    Stops early on validation and reports HR@10 and NDCG@10.
+    SASRec stops early on validation and reports HR@10 and NDCG@10. A scorer of your own (oracle.kind=scorer) or a table
+    of scores (oracle.kind=table) is checked and calibrated; nothing is trained.
+
+    Example: rosepo oracle --set 'oracle={kind: table, scores: scores.parquet}' --out runs/ml --overwrite
     """,
     "pairs": """Build preference groups: prompt, chosen title, K rejected titles, ε and reference log-probabilities.
 
     Rejected titles come from self_hard (the model's own wrong answers), semantic (look-alikes of the history) and
-    popularity (popular items), mixed by pairs.strategies. Runs as Ray Data actors (pairs.actors).
+    popularity (popular items), mixed by pairs.strategies. Runs as Ray Data actors (pairs.actors). With pairs.rounds
+    above 1, --round 2 samples from the model that the first round aligned, --round 3 from the second's, and so on.
     """,
     "align": """Align the SFT model with the groups by the smoothed preference objective.
 
     align.beta ties the model to its reference, align.epsilon_max bounds the smoothing (0 is DPO); align.loss is
     pairwise or softmax. align.epsilon takes the smoothing from the oracle or from a control: constant, shuffled, zero
-    or spa.
+    or spa. --round 2 goes on from the model of the first round, on the groups of the second, and so on.
 
     Example: rosepo align --set align.beta=0.5 --out runs/ml --overwrite
     """,
-    "sweep": """Search alignment settings with Ray Tune on the same groups.
+    "sweep": """Search alignment settings with Ray Tune on the same groups, those of the first round.
 
     sweep.parameters maps keys of align.* to lists or ranges. Every trial is measured on validation examples; the best
     configuration is written to sweep/best.yaml, ready for `rosepo align --config`.

@@ -35,7 +35,7 @@ from rosepo.config import Config, dump_config, load_config
 from rosepo.console import duration, say
 from rosepo.errors import UserError
 from rosepo.redaction import redact, redact_tree
-from rosepo.stages import STAGES, Stage, data_digests, stage_fingerprint, stage_settings
+from rosepo.stages import Stage, check_rounds, file_digests, find_stage, stage_fingerprint, stage_settings, stages_of
 
 CONFIG_FILE = "config.yaml"
 PUBLISHED = ("metrics.json", "report.html")
@@ -56,12 +56,15 @@ def plan_stages(config: Config, root: Path, names: Sequence[str], overwrite: boo
 
     Raises:
         UserError: a folder holds something else than an output of rosepo, was made by another configuration and
-            `overwrite` is off, or an input is missing or was made by another configuration.
+            `overwrite` is off, an input is missing or was made by another configuration, or a round is not one of
+            `pairs.rounds`.
     """
     _check_root(root)
+    check_rounds(config, names)
     fingerprints: dict[str, str] = {}
+    looked_at: set[str] = set()
     plans = []
-    for stage in STAGES.values():
+    for stage in stages_of(config).values():
         folder = root / stage.folder
         manifest = read_manifest(folder)
         if stage.name not in names:
@@ -70,7 +73,7 @@ def plan_stages(config: Config, root: Path, names: Sequence[str], overwrite: boo
             continue
         for name in (*stage.needs, *_read_where_there(root, stage)):
             if name not in names:
-                _check_input(config, root, STAGES[name], stage)
+                _check_input(config, root, find_stage(name), stage, looked_at)
         settings = stage_settings(config, stage)
         fingerprint = stage_fingerprint(config, stage, fingerprints)
         if manifest is not None and manifest["fingerprint"] == fingerprint:
@@ -144,12 +147,12 @@ def _own_interrupts() -> Iterator[None]:
 
 def _run_stage(config: Config, root: Path, plan: Plan) -> dict[str, Any]:
     started = time.monotonic()
-    inputs = Outputs(root)
+    inputs = Outputs(root, plan.stage.round, moved=config.pairs.reference == "moved")
     folder = root / plan.stage.folder
     with continuing(folder, plan.fingerprint) if plan.stage.in_parts else replacing(folder) as aside:
         figures = plan.stage.load()(config, inputs, aside)
         names = (*plan.stage.needs, *plan.stage.uses)
-        found = {name: read_manifest(root / STAGES[name].folder) for name in names}
+        found = {name: read_manifest(root / find_stage(name).folder) for name in names}
         manifest = {
             "stage": plan.stage.name,
             "fingerprint": plan.fingerprint,
@@ -158,7 +161,7 @@ def _run_stage(config: Config, root: Path, plan: Plan) -> dict[str, Any]:
             "command": redact(" ".join(sys.argv)),
             "settings": stage_settings(config, plan.stage),
             "inputs": {name: found_manifest["fingerprint"] for name, found_manifest in found.items() if found_manifest},
-            "files": data_digests(config) if plan.stage.name == "prepare" else {},
+            "files": file_digests(config, plan.stage),
             "figures": figures,
             "versions": versions(),
             "revision": git_revision(),
@@ -169,7 +172,7 @@ def _run_stage(config: Config, root: Path, plan: Plan) -> dict[str, Any]:
 
 def _write_run_manifest(config: Config, root: Path) -> None:
     stages = {}
-    for stage in STAGES.values():
+    for stage in stages_of(config).values():
         manifest = read_manifest(root / stage.folder)
         if manifest is not None:
             kept = {key: manifest[key] for key in ("fingerprint", "created", "seconds")}
@@ -188,39 +191,44 @@ def _write_run_manifest(config: Config, root: Path) -> None:
     )
 
 
-def _check_input(config: Config, root: Path, needed: Stage, stage: Stage) -> None:
+def _check_input(config: Config, root: Path, needed: Stage, stage: Stage, looked_at: set[str]) -> None:
     folder = root / needed.folder
     manifest = read_manifest(folder)
     if manifest is None:
         raise UserError(
-            f"{stage.name} reads {folder}, which is not there: run `rosepo {needed.name}` or `rosepo run` first"
+            f"{stage.name} reads {folder}, which is not there: run `rosepo {needed.command}` or `rosepo run` first"
         )
     changed = _differences(manifest["settings"], stage_settings(config, needed))
     if changed:
         raise UserError(
             f"{stage.name} reads {folder}, which was made by another configuration ({'; '.join(changed[:4])}): "
-            f"use that configuration, or run `rosepo {needed.name}` again"
+            f"use that configuration, or run `rosepo {needed.command}` again"
         )
-    _check_origin(root, needed, stage)
+    _check_origin(root, needed, stage, looked_at)
 
 
-def _check_origin(root: Path, needed: Stage, stage: Stage) -> None:
+def _check_origin(root: Path, needed: Stage, stage: Stage, looked_at: set[str]) -> None:
     """Refuse an input that was made from something else than what stands in the run's folder now, however far back."""
+    if needed.name in looked_at:
+        return
+    looked_at.add(needed.name)
     manifest = read_manifest(root / needed.folder) or {}
     for name, fingerprint in manifest.get("inputs", {}).items():
-        source = STAGES[name]
+        source = find_stage(name)
         now_there = read_manifest(root / source.folder)
         if now_there is not None and now_there["fingerprint"] != fingerprint:
             raise UserError(
                 f"{stage.name} reads {root / needed.folder}, which was made before {root / source.folder} was made "
-                f"again: run `rosepo {needed.name} --overwrite`, or `rosepo run --overwrite`, first"
+                f"again: run `rosepo {needed.command} --overwrite`, or `rosepo run --overwrite`, first"
             )
-        _check_origin(root, source, stage)
+        _check_origin(root, source, stage, looked_at)
 
 
 def _read_where_there(root: Path, stage: Stage) -> list[str]:
     """Stages that `stage` reads if they are there. An old sweep is only told about: it may be of other settings."""
-    return [name for name in stage.uses if name != "sweep" and read_manifest(root / STAGES[name].folder) is not None]
+    return [
+        name for name in stage.uses if name != "sweep" and read_manifest(root / find_stage(name).folder) is not None
+    ]
 
 
 def _check_root(root: Path) -> None:

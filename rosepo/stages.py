@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rosepo.artifacts import Outputs, digest
+from rosepo.artifacts import Outputs, digest, of_round
 from rosepo.config import Config
+from rosepo.errors import UserError
 
 RESOURCE_KEYS = frozenset(
     {
@@ -34,7 +35,7 @@ class Stage:
     """One step of the pipeline.
 
     Attributes:
-        name: the command.
+        name: the command; in later rounds followed by the round, as in `pairs-2`.
         folder: where it writes, below the run's folder.
         needs: stages that must be there.
         uses: stages that are read where they are there.
@@ -42,6 +43,8 @@ class Stage:
         function: `module:callable`, imported when it is run.
         purpose: what it does, for the person who watches.
         in_parts: goes on from the parts that a run which did not end well has finished.
+        without: settings of those sections that its result does not depend on.
+        round: of pairs and alignment that it belongs to; of the last one for what reads them all.
     """
 
     name: str
@@ -52,6 +55,18 @@ class Stage:
     function: str
     purpose: str
     in_parts: bool = False
+    without: tuple[str, ...] = ()
+    round: int = 1
+
+    @property
+    def kind(self) -> str:
+        """The name in every round."""
+        return self.name.partition("-")[0]
+
+    @property
+    def command(self) -> str:
+        """What to type after `rosepo` to run it."""
+        return self.kind if self.kind == self.name else f"{self.kind} --round {self.round}"
 
     def load(self) -> StageFunction:
         """Import the function."""
@@ -68,11 +83,11 @@ def _stage(
     function: str,
     purpose: str,
     uses: str = "",
+    without: str = "",
     in_parts: bool = False,
 ) -> Stage:
-    return Stage(
-        name, folder, tuple(needs.split()), tuple(uses.split()), tuple(sections.split()), function, purpose, in_parts
-    )
+    needed, used, settings, unused = (tuple(words.split()) for words in (needs, uses, sections, without))
+    return Stage(name, folder, needed, used, settings, function, purpose, in_parts, unused)
 
 
 STAGES: dict[str, Stage] = {
@@ -92,8 +107,8 @@ STAGES: dict[str, Stage] = {
             "oracle",
             "prepare",
             "oracle",
-            "rosepo.training.oracle:train_oracle",
-            "train the preference oracle",
+            "rosepo.training.oracle:make_oracle",
+            "fit the preference oracle",
         ),
         _stage(
             "pairs",
@@ -102,6 +117,7 @@ STAGES: dict[str, Stage] = {
             "pairs",
             "rosepo.sampling.pairs:pairs",
             "sample rejected titles",
+            without="pairs.rounds pairs.reference",
             in_parts=True,
         ),
         _stage(
@@ -119,13 +135,61 @@ STAGES: dict[str, Stage] = {
             "evaluate",
             "evaluation",
             "prepare",
-            "evaluate pairs.encoder pairs.semantic_decay",
+            "evaluate pairs.encoder pairs.semantic_decay pairs.rounds",
             "rosepo.evaluation.evaluate:evaluate",
             "rank the catalogue, write the report",
             uses="sft oracle pairs align sweep",
         ),
     )
 }
+"""The stages of a run of one round."""
+
+
+def stages_of(config: Config) -> dict[str, Stage]:
+    """The stages of a configuration in order: those of `STAGES`, later rounds behind the alignment of the first."""
+    rounds = config.pairs.rounds
+    later = [of_round(name, number) for number in range(2, rounds + 1) for name in ("pairs", "align")]
+    found: dict[str, Stage] = {}
+    for stage in STAGES.values():
+        found[stage.name] = stage
+        if stage.name == "align":
+            found |= {name: find_stage(name) for name in later}
+    found["evaluate"] = replace(STAGES["evaluate"], uses=(*STAGES["evaluate"].uses, *later), round=rounds)
+    return found
+
+
+def check_rounds(config: Config, names: Sequence[str]) -> None:
+    """Refuse stages of rounds that the configuration does not have.
+
+    Raises:
+        UserError: naming the round and `pairs.rounds`.
+    """
+    for name in names:
+        if name not in stages_of(config):
+            raise UserError(
+                f"{name} is a round beyond pairs.rounds={config.pairs.rounds}: lower --round, or "
+                f"--set pairs.rounds={find_stage(name).round}"
+            )
+
+
+def find_stage(name: str) -> Stage:
+    """The stage of this name, of whatever round: manifests may name rounds that the configuration no longer has."""
+    kind, _, number = name.partition("-")
+    return _in_round(STAGES[kind], int(number)) if number else STAGES[name]
+
+
+def _in_round(stage: Stage, round: int) -> Stage:
+    """`pairs` or `align` in a round after the first."""
+    source = "oracle" if stage.name == "pairs" else of_round("pairs", round)
+    return replace(
+        stage,
+        name=of_round(stage.name, round),
+        folder=of_round(stage.folder, round),
+        needs=("prepare", "sft", source, of_round("align", round - 1)),
+        purpose=f"{stage.purpose}, round {round}",
+        without=tuple(key for key in stage.without if key != "pairs.reference"),
+        round=round,
+    )
 
 
 def stage_settings(config: Config, stage: Stage) -> dict[str, Any]:
@@ -138,6 +202,7 @@ def stage_settings(config: Config, stage: Stage) -> dict[str, Any]:
         if any(f"{key}.".startswith(f"{section}.") for section in stage.sections)
         and key.rsplit(".", 1)[-1] not in RESOURCE_KEYS
         and key not in searched
+        and key not in stage.without
     }
 
 
@@ -145,16 +210,28 @@ def stage_fingerprint(config: Config, stage: Stage, inputs: Mapping[str, str]) -
     """Digest of a stage's settings and inputs; `inputs` holds the fingerprints of the stages that are there."""
     content: dict[str, Any] = {"stage": stage.name, "settings": stage_settings(config, stage)}
     content["inputs"] = {name: inputs[name] for name in (*stage.needs, *stage.uses) if name in inputs}
-    if stage.name == "prepare":
-        content["files"] = data_digests(config)
+    files = file_digests(config, stage)
+    if files:
+        content["files"] = files
     return digest(content)
 
 
-def data_digests(config: Config) -> dict[str, str]:
-    """Digests of the content of the data files; what was read once is remembered."""
-    from rosepo.data.digests import source_digests
+def file_digests(config: Config, stage: Stage) -> dict[str, str]:
+    """Digests of the content of the user's files that a stage reads: log and items, scores, a scorer's module."""
+    if stage.name == "prepare":
+        from rosepo.data.digests import source_digests
 
-    return source_digests(config.data)
+        return source_digests(config.data)
+    if stage.name == "oracle" and config.oracle.scores is not None:
+        from rosepo.data.digests import digests_of
+        from rosepo.data.scores import score_files
+
+        return digests_of(score_files(config.oracle.scores))
+    if stage.name == "oracle" and config.oracle.scorer is not None:
+        from rosepo.models.scorers import module_digest
+
+        return module_digest(config.oracle.scorer)
+    return {}
 
 
 def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

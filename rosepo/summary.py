@@ -7,15 +7,17 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from rosepo.artifacts import read_manifest
+from rosepo.artifacts import Outputs, read_manifest
+from rosepo.config import Config
 from rosepo.console import duration, say, table
-from rosepo.stages import STAGES
+from rosepo.evaluation.verdict import no_baseline
+from rosepo.stages import Stage, find_stage, stages_of
 
 SHOWN = ("hr@1", "hr@10", "ndcg@10")
 NAMES = {
     "popular": "most popular",
     "markov": "Markov chain",
-    "oracle": "oracle (SASRec)",
+    "oracle": "oracle",
     "sft": "SFT",
     "aligned": "aligned",
 }
@@ -29,20 +31,24 @@ _NEXT = {
 }
 
 
-def print_summary(root: Path) -> None:
-    """Results, seconds a stage, paths and next commands of a finished run."""
+def print_summary(config: Config, root: Path) -> None:
+    """Results, figures of the rounds, seconds a stage, paths and next commands of a finished run."""
+    outputs = Outputs(root, config.pairs.rounds)
     metrics = json.loads((root / "metrics.json").read_text(encoding="utf-8"))
     say("")
     say(results_table(metrics))
     say("")
-    say(_times(root))
+    if config.pairs.rounds > 1:
+        say(rounds_table(outputs))
+        say("")
+    say(_times(config, root))
     say("")
     say(f"  Report   {root / 'report.html'}  (self-contained: open it in a browser)")
     say(f"  Metrics  {root / 'metrics.json'}")
-    say(f"  Model    {root / 'aligned'}  (loads in plain Transformers)")
+    say(f"  Model    {outputs.aligned}  (loads in plain Transformers)")
     say("")
     say("  Try next:")
-    for command in _suggestions(root):
+    for command in _suggestions(outputs):
         say(f"    {command}")
 
 
@@ -54,42 +60,65 @@ def results_table(metrics: dict[str, Any]) -> str:
     rows = []
     for name, figures in metrics["models"].items():
         cells = [_interval(figures[key]) for key in SHOWN]
-        rows.append([NAMES.get(name, name), *cells])
-    return f"  {title}\n" + table(rows, header=("model", *(key.upper() for key in SHOWN)))
+        kind = f" ({metrics['oracle']})" if name == "oracle" and metrics.get("oracle") else ""
+        rows.append([NAMES.get(name, name) + kind, *cells])
+    notes = "".join(f"\n  {sentence}" for sentence in no_baseline(metrics))
+    return f"  {title}\n" + table(rows, header=("model", *(key.upper() for key in SHOWN))) + notes
 
 
-def print_next(root: Path, stage: str) -> None:
+def rounds_table(outputs: Outputs) -> str:
+    """Groups and alignment of every round, from the manifests, as text."""
+    rows = []
+    for one in outputs.rounds:
+        groups, aligned = ((read_manifest(folder) or {}).get("figures", {}) for folder in (one.groups, one.aligned))
+        shown = [groups.get(key, "") for key in ("groups", "epsilon_mean")]
+        rows.append([one.round, *shown, *(aligned.get(key, "") for key in ("steps", "loss", "accuracy", "margin"))])
+    return table(rows, header=("round", "groups", "mean ε", "steps", "loss", "accuracy", "margin"))
+
+
+def print_next(config: Config, root: Path, stage: str) -> None:
     """After a single stage: the commands that go on from it."""
     if stage == "evaluate":
         say(results_table(json.loads((root / "metrics.json").read_text(encoding="utf-8"))))
         say(f"  Report  {root / 'report.html'}")
         return
-    following = " or ".join(f"`rosepo {name} --out {shlex.quote(str(root))}`" for name in _NEXT[stage])
+    done = find_stage(stage)
+    following = " or ".join(f"`rosepo {name} --out {shlex.quote(str(root))}`" for name in _after(done, config))
     say(f"  Next: {following}")
+
+
+def _after(done: Stage, config: Config) -> tuple[str, ...]:
+    """The commands that go on from a stage."""
+    if done.kind == "align" and done.round < config.pairs.rounds:
+        return (f"pairs --round {done.round + 1}",)
+    if done.kind == "pairs" and done.round > 1:
+        return (f"align --round {done.round}",)
+    return _NEXT[done.kind]
 
 
 def _interval(figure: dict[str, float]) -> str:
     return f"{figure['value']:.3f} [{figure['low']:.3f}, {figure['high']:.3f}]"
 
 
-def _times(root: Path) -> str:
-    rows = []
-    for stage in STAGES.values():
+def _times(config: Config, root: Path) -> str:
+    rows, total = [], 0.0
+    for stage in stages_of(config).values():
         manifest = read_manifest(root / stage.folder)
         if manifest is not None:
+            total += manifest["seconds"]
             rows.append([stage.name, duration(manifest["seconds"]), str(root / stage.folder)])
-    total = sum((read_manifest(root / stage.folder) or {"seconds": 0.0})["seconds"] for stage in STAGES.values())
     return table([*rows, ["all", duration(total), str(root)]], header=("stage", "time", "output"))
 
 
-def _suggestions(root: Path) -> list[str]:
+def _suggestions(outputs: Outputs) -> list[str]:
     from rosepo.data.catalogue import Catalogue
 
-    catalogue = Catalogue.load(root / "examples" / "_items.parquet")
+    root = outputs.root
+    catalogue = Catalogue.load(outputs.examples / "_items.parquet")
     popular = catalogue.train_count.argsort(kind="stable")[::-1][:2]
     titles = " ".join(f"--history {shlex.quote(catalogue.titles[item])}" for item in popular)
     out = shlex.quote(str(root))
-    commands = [f"rosepo recommend --model {out}/aligned {titles}"]
+    commands = [f"rosepo recommend --model {out}/{outputs.aligned.name} {titles}"]
     if (root / "sweep" / "best.yaml").is_file():
         commands.append(f"rosepo run --config {out}/sweep/best.yaml --out {out} --overwrite")
     commands.append(f"rosepo run --interactions LOG --items ITEMS --out {shlex.quote(str(root.parent))}/mine")

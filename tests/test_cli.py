@@ -66,6 +66,8 @@ def test_help_lists_every_setting_of_the_stage() -> None:
         (["recommend", "--history", "Gravity (2013)"], "holds no model"),
         (["align"], "run `rosepo prepare`"),
         (["evaluate"], "run `rosepo prepare`"),
+        (["pairs", "--round", "2"], "pairs-2 is a round beyond pairs.rounds=1"),
+        (["align", "--round", "2", "--set", "pairs.rounds=2"], "run `rosepo prepare`"),
     ],
 )
 def test_bad_input_is_one_line_without_traceback_and_exit_code_2(
@@ -112,3 +114,14 @@ def test_a_folder_that_rosepo_did_not_write_is_left_alone(tmp_path: Path) -> Non
         assert result.returncode == 2
         assert "move them away" in result.stderr
     assert (tmp_path / "examples" / "mine.txt").read_text() == "precious"
+
+
+def test_the_newest_model_of_a_run_answers(tmp_path: Path) -> None:
+    from rosepo.cli import _model_of
+    from rosepo.config import load_config
+
+    two, one = load_config(None, ["pairs.rounds=2"]), load_config(None)
+    for folder in ("sft", "aligned", "aligned-2"):
+        (tmp_path / folder).mkdir()
+        assert _model_of(two, None, tmp_path) == str(tmp_path / folder)
+    assert _model_of(one, None, tmp_path) == str(tmp_path / "aligned")

@@ -23,6 +23,7 @@ from rosepo.errors import UserError
         ("pairs.negatives=0", ["pairs.negatives", "greater than or equal to 1"]),
         ("pairs.strategies={selfhard: 1}", ["did you mean 'self_hard'"]),
         ("pairs.strategies={popularity: 0}", ["at least one weight above 0"]),
+        ("pairs.reference=frozen", ["pairs.reference=frozen is used by the rounds after the first", "pairs.rounds"]),
         ("prepare.candidates=1", ["prepare.candidates=1"]),
         ("prepare.test_fraction=0.2", ["used by prepare.split=temporal alone"]),
         ("align.target_min=0.1", ["used by align.loss=softmax alone"]),
@@ -130,3 +131,30 @@ def test_a_dumped_configuration_reads_back_equal(tmp_path: Path) -> None:
 def test_a_configuration_cannot_be_changed_after_it_was_checked() -> None:
     with pytest.raises(ValueError, match="frozen"):
         Config().align.beta = 2.0  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["oracle.kind=scorer"], r"oracle\.kind=scorer needs oracle\.scorer"),
+        (["oracle.kind=table"], r"oracle\.kind=table needs oracle\.scores"),
+        (["oracle.scorer=a:b"], r"oracle\.scorer is used by oracle\.kind=scorer alone, and oracle\.kind is sasrec"),
+        (["oracle.scores=s.parquet"], r"oracle\.scores is used by oracle\.kind=table alone"),
+        (
+            ["oracle={kind: table, scores: s.parquet, folds: 2, workers: 1}"],
+            r"oracle\.folds and oracle\.workers are used by oracle\.kind=sasrec alone: .*kind=table",
+        ),
+        (["oracle={kind: scorer, scorer: my_module}"], r"oracle\.scorer=my_module is not an import path"),
+        (["oracle={kind: table, scores: 's3://me:pw@bucket/s.parquet'}"], r"oracle\.scores carries credentials"),
+        (["oracle.tau=0"], r"oracle\.tau"),
+    ],
+)
+def test_settings_of_one_kind_of_oracle_are_refused_with_another(settings: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        load_config(None, settings)
+
+
+def test_a_section_is_replaced_as_a_whole_by_its_own_name() -> None:
+    settings = ["oracle.folds=3", "oracle={kind: table, scores: s.parquet, tau: 2}"]
+    oracle = load_config(None, settings).oracle
+    assert (oracle.kind, oracle.scores, oracle.tau) == ("table", "s.parquet", 2.0)

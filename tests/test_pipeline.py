@@ -11,7 +11,7 @@ from rosepo.artifacts import MANIFEST, read_manifest, write_json
 from rosepo.config import Config, load_config
 from rosepo.errors import UserError
 from rosepo.pipeline import plan_stages
-from rosepo.stages import STAGES, stage_fingerprint, stage_settings
+from rosepo.stages import STAGES, find_stage, stage_fingerprint, stage_settings, stages_of
 
 
 def configure(*overrides: str) -> Config:
@@ -21,9 +21,9 @@ def configure(*overrides: str) -> Config:
 def finish(root: Path, config: Config, *names: str) -> None:
     """Leave the manifests that the named stages leave."""
     for name in names:
-        stage = STAGES[name]
-        made = [source for source in STAGES if source in (*stage.needs, *stage.uses)]
-        manifests = {source: read_manifest(root / STAGES[source].folder) for source in made}
+        stage = stages_of(config)[name]
+        made = [source for source in stages_of(config) if source in (*stage.needs, *stage.uses)]
+        manifests = {source: read_manifest(root / find_stage(source).folder) for source in made}
         inputs = {source: manifest["fingerprint"] for source, manifest in manifests.items() if manifest}
         fingerprint = stage_fingerprint(config, stage, inputs)
         (root / stage.folder).mkdir(parents=True, exist_ok=True)
@@ -65,6 +65,73 @@ def test_an_old_sweep_does_not_stand_in_the_way_of_an_evaluation(done: Path) -> 
 def test_a_sweep_is_made_again_when_its_measure_changes(done: Path) -> None:
     plans = plan_stages(configure("evaluate.beams=40"), done, ["sweep"], overwrite=True)
     assert [plan.state for plan in plans] == ["replace"]
+
+
+def states(config: Config, root: Path, overwrite: bool = True) -> dict[str, str]:
+    """What a whole run would do with every stage."""
+    return {plan.stage.name: plan.state for plan in plan_stages(config, root, list(stages_of(config)), overwrite)}
+
+
+def test_rounds_follow_the_first_alignment_each_in_folders_of_its_own() -> None:
+    stages = stages_of(configure("pairs.rounds=3"))
+    order = ["pairs", "align", "pairs-2", "align-2", "pairs-3", "align-3", "sweep", "evaluate"]
+    assert [name for name in stages if name not in ("prepare", "sft", "oracle")] == order
+    folders = [stages[name].folder for name in order[:6]]
+    assert folders == ["groups", "aligned", "groups-2", "aligned-2", "groups-3", "aligned-3"]
+    assert list(stages_of(configure())) == list(STAGES)
+    assert {find_stage(name) for name in stages if name != "evaluate"} == set(stages.values()) - {stages["evaluate"]}
+
+
+def test_more_rounds_go_on_from_the_first(done: Path) -> None:
+    found = states(configure("pairs.rounds=2"), done)
+    made = {name for name, state in found.items() if state != "done"}
+    assert made == {"pairs-2", "align-2", "evaluate"}
+    assert (found["pairs-2"], found["align-2"], found["evaluate"]) == ("missing", "missing", "replace")
+
+
+def test_fewer_rounds_make_the_evaluation_again_and_nothing_else(done: Path) -> None:
+    two = configure("pairs.rounds=2")
+    finish(done, two, *stages_of(two))
+    assert set(states(two, done, overwrite=False).values()) == {"done"}
+    with pytest.raises(UserError, match=r"evaluation was made by another configuration \(pairs\.rounds: 2 → 1\)"):
+        states(configure(), done, overwrite=False)
+    assert {name for name, state in states(configure(), done).items() if state != "done"} == {"evaluate"}
+    finish(done, configure(), "evaluate")
+    assert {name for name, state in states(two, done).items() if state != "done"} == {"evaluate"}
+
+
+def test_another_reference_makes_the_later_rounds_again(done: Path) -> None:
+    two = configure("pairs.rounds=2")
+    finish(done, two, *stages_of(two))
+    found = states(configure("pairs.rounds=2", "pairs.reference=moved"), done)
+    assert {name for name, state in found.items() if state != "done"} == {"pairs-2", "align-2", "evaluate"}
+    with pytest.raises(UserError, match=r"groups-2 .*pairs\.reference: frozen → moved"):
+        states(configure("pairs.rounds=2", "pairs.reference=moved"), done, overwrite=False)
+
+
+def test_a_round_does_not_go_on_from_an_alignment_that_was_made_again(done: Path) -> None:
+    two = configure("pairs.rounds=2")
+    finish(done, two, *stages_of(two))
+    other = configure("pairs.rounds=2", "align.beta=5")
+    finish(done, other, "align")
+    for later in ("align-2", "evaluate"):
+        with pytest.raises(UserError, match=r"groups-2, which was made before .*aligned was made .*pairs --round 2 "):
+            plan_stages(other, done, [later], overwrite=True)
+    finish(done, other, "pairs-2")
+    plan_stages(other, done, ["align-2"], overwrite=True)
+
+
+def test_many_rounds_are_planned_at_once(done: Path) -> None:
+    many = configure("pairs.rounds=20")
+    finish(done, many, *stages_of(many))
+    assert [plan.state for plan in plan_stages(many, done, ["evaluate"], overwrite=False)] == ["done"]
+
+
+def test_a_round_that_the_configuration_does_not_have_is_refused(done: Path) -> None:
+    with pytest.raises(UserError, match=r"align-3 is a round beyond pairs\.rounds=2: .*--set pairs\.rounds=3"):
+        plan_stages(configure("pairs.rounds=2"), done, ["align-3"], overwrite=True)
+    with pytest.raises(UserError, match=r"groups-2, which is not there: run `rosepo pairs --round 2`"):
+        plan_stages(configure("pairs.rounds=2"), done, ["align-2"], overwrite=True)
 
 
 def test_an_out_that_is_a_file_is_refused(tmp_path: Path) -> None:

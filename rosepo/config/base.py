@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
@@ -40,3 +41,10 @@ def nearest(name: str, known: Sequence[str]) -> str:
     if match:
         return f" (did you mean '{match[0]}'?)"
     return f" (known: {', '.join(known)})" if known else ""
+
+
+def refuse_credentials(key: str, location: str) -> None:
+    """Raise ValueError where a URL carries a name or a password: settings are written to manifests and reports."""
+    _, scheme, rest = location.partition("://")
+    if scheme and re.match(r"[^/@]+@|[^:/@]*:.*@", rest):
+        raise ValueError(f"{key} carries credentials in its URL: give them by environment or profile instead")

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from rosepo.config.base import Count, Fraction, Section
+from rosepo.config.base import Count, Fraction, Section, refuse_credentials
 
 
 class ColumnsConfig(Section):
@@ -41,11 +40,7 @@ class DataConfig(Section):
         if self.dataset is not None and files:
             raise ValueError(f"data.dataset={self.dataset} excludes data.{files[0]}: give one or the other")
         for name in files:
-            _, scheme, rest = getattr(self, name).partition("://")
-            if scheme and re.match(r"[^/@]+@|[^:/@]*:.*@", rest):
-                raise ValueError(
-                    f"data.{name} carries credentials in its URL: give them by environment or profile instead"
-                )
+            refuse_credentials(f"data.{name}", getattr(self, name))
         if len(files) == 1:
             missing = "items" if files == ["interactions"] else "interactions"
             raise ValueError(f"data.{files[0]} is given without data.{missing}: both are needed")

@@ -56,15 +56,20 @@ class PairsConfig(ActorsConfig):
     rso_temperature: Positive = 1.0
     """rso accepts a proposal with probability exp((f - f_max) / this), f the oracle's calibrated score."""
     encoder: str = "policy"
-    """Title encoder of `semantic` and of the evaluation: `policy` (the SFT model's own title embeddings), `tfidf`
-    (titles and categories), or the hub id or path of an encoder."""
+    """Title encoder of `semantic` and of the evaluation: `policy` (title embeddings of the model that samples, in the
+    evaluation of the SFT model), `tfidf` (titles and categories), or the hub id or path of an encoder."""
     groups_per_user: Count | None = None
     """Newest training examples of each user that become groups; None takes all."""
+    rounds: Count = 1
+    """Rounds of pairs and align; from the second on the newest aligned model samples, and is trained on."""
+    reference: Literal["frozen", "moved"] = "frozen"
+    """Reference of the rounds after the first: `frozen` is the SFT model, `moved` the model that the round starts
+    from. Used with rounds above 1 alone."""
     score: bool = True
     """Give every pair its epsilon and the reference's log-probabilities, as `align` needs them. false: rejected titles
     alone; no model or oracle is loaded that no strategy asks."""
     part_groups: Count | None = None
-    """Groups a part file, in whole units of 128; None goes by the size of the table. Changes no group."""
+    """Groups a part file, in whole units of 256; None goes by the size of the table. Changes no group."""
     reference_cache: Annotated[str, BeforeValidator(word)] = "auto"
     """Folder of reference log-probabilities, keyed by what they depend on, which runs share: `auto` is
     $ROSEPO_CACHE/reference or ~/.cache/rosepo/reference, `no` keeps none. On a cluster, a folder that all nodes see."""
@@ -83,6 +88,15 @@ class PairsConfig(ActorsConfig):
     def asks_oracle(self) -> bool:
         """Whether a strategy needs the oracle's scores."""
         return "rso" in self.used
+
+    @model_validator(mode="after")
+    def _rounds(self) -> PairsConfig:
+        if self.rounds == 1 and "reference" in self.model_fields_set:
+            raise ValueError(
+                f"pairs.reference={self.reference} is used by the rounds after the first: leave it out, or set "
+                "pairs.rounds above 1"
+            )
+        return self
 
     @model_validator(mode="after")
     def _strategies(self) -> PairsConfig:

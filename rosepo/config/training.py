@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from rosepo.config.base import Count, Gpu, NonNegative, Positive, Rate, Section
+from rosepo.config.base import Count, Gpu, NonNegative, Positive, Rate, Section, refuse_credentials
 
 Epsilon = Annotated[float, Field(ge=0.0, lt=0.5, allow_inf_nan=False)]
 
@@ -47,8 +48,19 @@ class SftConfig(TrainConfig):
 
 
 class OracleConfig(Section):
-    """SASRec (arXiv 1808.09781) with cross-entropy over the full catalogue: the preference oracle."""
+    """The preference oracle: SASRec (arXiv 1808.09781) over the full catalogue, or one of your own."""
 
+    kind: Literal["sasrec", "scorer", "table"] = "sasrec"
+    """`sasrec` is trained here and takes all settings but `scorer` and `scores`; the others take none beside `tau`."""
+    scorer: str | None = None
+    """Kind `scorer`: import path of your scorer's maker, `module:callable` (rosepo/models/scorers.py has the
+    signature)."""
+    scores: str | None = None
+    """Kind `table`: Parquet with columns example_id, item_id, score (higher is preferred); a file, a folder or a glob;
+    a local path or a URL."""
+    tau: Positive | None = None
+    """Temperature of the scores: sigmoid((a - b) / tau) is the chance that a is preferred. None fits it on
+    validation."""
     workers: Count = 1
     cpus_per_worker: Positive = 1.0
     gpu: Gpu = "auto"
@@ -72,6 +84,28 @@ class OracleConfig(Section):
     """Also stop after this long; None trains to the end."""
 
     @model_validator(mode="after")
+    def _kind(self) -> OracleConfig:
+        for kind, key in (("scorer", "scorer"), ("table", "scores")):
+            value = getattr(self, key)
+            if self.kind == kind and value is None:
+                raise ValueError(f"oracle.kind={kind} needs oracle.{key}: set it")
+            if self.kind != kind and value is not None:
+                raise ValueError(f"oracle.{key} is used by oracle.kind={kind} alone, and oracle.kind is {self.kind}")
+        if self.kind != "sasrec":
+            unused = sorted(self.model_fields_set - {"kind", "scorer", "scores", "tau"})
+            if unused:
+                raise ValueError(
+                    f"oracle.{' and oracle.'.join(unused)} {'is' if len(unused) == 1 else 'are'} used by "
+                    f"oracle.kind=sasrec alone: leave out what oracle.kind={self.kind} does not use "
+                    f"(--set 'oracle={{kind: {self.kind}, …}}' replaces the whole section)"
+                )
+        if self.scorer is not None and not re.fullmatch(r"[\w.]+:\w+", self.scorer):
+            raise ValueError(f"oracle.scorer={self.scorer} is not an import path: write module:callable")
+        if self.scores is not None:
+            refuse_credentials("oracle.scores", self.scores)
+        return self
+
+    @model_validator(mode="after")
     def _heads(self) -> OracleConfig:
         if self.hidden_size % self.heads:
             raise ValueError(f"oracle.hidden_size={self.hidden_size} must be a multiple of oracle.heads={self.heads}")
@@ -79,7 +113,7 @@ class OracleConfig(Section):
 
 
 class AlignConfig(TrainConfig):
-    """The smoothed preference objective, from the SFT model, which is also the reference."""
+    """The smoothed preference objective, from the SFT model, which is also the reference (see pairs.rounds)."""
 
     learning_rate: Positive = 3e-5
     beta: Positive = 1.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 
 from rosepo.config import DataConfig
 from rosepo.data.readers import plan_reading
@@ -19,8 +20,12 @@ def source_digests(config: DataConfig) -> dict[str, str]:
     Raises:
         UserError: files that are missing or cannot be read.
     """
-    files = [source for kind in ("interactions", "items") for source, _ in plan_reading(config, kind).files]
-    return {source.name: _digest(source) for source in files}
+    return digests_of([source for kind in ("interactions", "items") for source, _ in plan_reading(config, kind).files])
+
+
+def digests_of(sources: Iterable[Source]) -> dict[str, str]:
+    """Digest of every file, by its name."""
+    return {source.name: _digest(source) for source in sources}
 
 
 def _digest(source: Source) -> str:

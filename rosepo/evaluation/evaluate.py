@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,17 +22,20 @@ from rosepo.config import Config
 from rosepo.console import Progress, say
 from rosepo.data.catalogue import Catalogue
 from rosepo.evaluation import bias
-from rosepo.evaluation.baselines import Popular, Scorer, markov
+from rosepo.evaluation.baselines import Popular, markov
 from rosepo.evaluation.bootstrap import Estimate, UserBootstrap
 from rosepo.evaluation.metrics import accuracy
 from rosepo.evaluation.rankings import (
+    Batch,
     count_cut,
+    rank_by_batches,
     rank_by_models,
-    rank_by_scores,
     read_batches,
     read_rankings,
     write_examples,
 )
+from rosepo.evaluation.verdict import NO_BASELINE
+from rosepo.models.scorers import ImportedScorer, WholeCatalogue, load_scorer, read_about
 from rosepo.resources import stage_use_gpu
 
 if TYPE_CHECKING:
@@ -47,7 +50,10 @@ COMPARED = (
 )  # fmt: skip
 """Pairs whose differences get paired intervals."""
 
+TABLE = "table of scores"
+
 Series = dict[str, np.ndarray]
+BatchScores = Callable[[Batch], np.ndarray]
 
 
 def evaluate(config: Config, inputs: Outputs, out: Path) -> dict[str, Any]:
@@ -67,14 +73,20 @@ def evaluate(config: Config, inputs: Outputs, out: Path) -> dict[str, Any]:
     examples = out / EXAMPLES_FILE
     n = write_examples(inputs.examples, settings.split, settings.max_examples, settings.batch_size, examples)
     folders = {name: folder for name, folder in (("sft", inputs.sft), ("aligned", inputs.aligned)) if folder.is_dir()}
-    present = ["popular", "markov", *(["oracle"] if inputs.oracle.is_dir() else []), *folders]
+    oracle = oracle_name(inputs.oracle)
+    ranks = oracle not in (None, TABLE)
+    present = ["popular", "markov", *(["oracle"] if ranks else []), *folders]
     absent = [name for name in MODELS if name not in present]
-    if absent:
-        say(f"  not there, so left out: {', '.join(absent)}")
+    missing = [name for name in absent if name != "oracle" or oracle is None]
+    if missing:
+        say(f"  not there, so left out: {', '.join(missing)}")
+    if oracle == TABLE:
+        say(f"  {NO_BASELINE}")
     rankings = out / RANKINGS_FOLDER
     rankings.mkdir()
-    seconds = _rank_all(config, inputs, catalogue, examples, rankings, folders, n)
+    seconds = _rank_all(config, inputs, catalogue, examples, rankings, folders, n, with_oracle=ranks)
     metrics, exposure = measure(config, inputs, catalogue, examples, rankings, present)
+    metrics["oracle"] = oracle
     metrics["cut"] = {name: count_cut(rankings / f"{name}.parquet") for name in folders}
     for name, cut in metrics["cut"].items():
         if cut["prompts"]:
@@ -143,22 +155,23 @@ def _rank_all(
     rankings: Path,
     folders: dict[str, Path],
     n: int,
+    *,
+    with_oracle: bool,
 ) -> dict[str, float]:
     """Write the rankings of every model that is there; seconds by what ran together."""
     settings, seconds = config.evaluate, {}
     use_gpu = stage_use_gpu(config, "evaluate") if folders else False
-    scorers: dict[str, Scorer] = {
-        "popular": Popular(catalogue.train_count),
-        "markov": markov(inputs.examples, catalogue),
+    popular, chain = Popular(catalogue.train_count), markov(inputs.examples, catalogue)
+    scorers: dict[str, BatchScores] = {
+        "popular": lambda batch: popular.score_all(batch.histories),
+        "markov": lambda batch: chain.score_all(batch.histories),
     }
-    if inputs.oracle.is_dir():
-        from rosepo.models.oracle import Oracle
-
-        scorers["oracle"] = Oracle.load(inputs.oracle, catalogue.item_ids)
+    if with_oracle:
+        scorers["oracle"] = _oracle_baseline(inputs.oracle, catalogue)
     started = time.monotonic()
     for name, scorer in scorers.items():
         with Progress(name, n, "examples") as progress:
-            rank_by_scores(scorer, examples, catalogue, rankings / f"{name}.parquet", progress)
+            rank_by_batches(scorer, examples, catalogue, rankings / f"{name}.parquet", progress)
     seconds["+".join(scorers)] = round(time.monotonic() - started, 2)
     if folders:
         started = time.monotonic()
@@ -175,6 +188,31 @@ def _rank_all(
             )
         seconds["+".join(folders)] = round(time.monotonic() - started, 2)
     return seconds
+
+
+def oracle_name(folder: Path) -> str | None:
+    """What the oracle in a folder is, in words: SASRec, the import path of a scorer, or TABLE; None without a folder.
+
+    Raises:
+        UserError: a folder that says nothing that can be read.
+    """
+    if not folder.is_dir():
+        return None
+    about = read_about(folder)
+    return str({"sasrec": "SASRec", "table": TABLE}.get(about["kind"]) or about["scorer"])
+
+
+def _oracle_baseline(folder: Path, catalogue: Catalogue) -> BatchScores:
+    """The oracle as a ranker: SASRec trained on all users, or a scorer of one's own over the whole catalogue."""
+    if read_about(folder)["kind"] == "sasrec":
+        from rosepo.models.oracle import Oracle
+
+        oracle = Oracle.load(folder, catalogue.item_ids)
+        return lambda batch: oracle.score_all(batch.histories)
+    scorer = load_scorer(folder, catalogue)
+    assert isinstance(scorer, ImportedScorer)
+    whole = WholeCatalogue(scorer, len(catalogue))
+    return lambda batch: whole.score_all(batch.example_ids, batch.users.to_pylist(), batch.histories)
 
 
 def _likeness(

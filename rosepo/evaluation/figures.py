@@ -22,7 +22,7 @@ from rosepo.evaluation.verdict import sign
 NAMES = {
     "popular": "Most popular",
     "markov": "Markov chain",
-    "oracle": "Oracle (SASRec)",
+    "oracle": "Oracle",
     "sft": "SFT",
     "aligned": "Aligned",
     "truth": "What people chose",

@@ -7,7 +7,8 @@ mask of ancestors says which entries each of them may see, so nothing is copied 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -16,12 +17,14 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import DynamicCache
 
-from rosepo.training.logps import base_causal_lm
+from rosepo.training.logps import attention_mask, base_causal_lm
 
 MAX_LOGITS = 2**26
 """Logits (states × vocabulary) held at once: 256 MiB in float32."""
 CPU_LOGITS = 2**20
 """The same on a CPU: what its cache holds."""
+_AFTER_ATTENTION = frozenset({"self_attn.o_proj", "attn.c_proj", "mlp"})
+"""Parts of a layer behind its keys and values, as the families that can share prompts name them."""
 
 
 class SharedPrompts:
@@ -34,24 +37,17 @@ class SharedPrompts:
 
     def __init__(self, model: nn.Module, prompts: Sequence[np.ndarray]) -> None:
         causal_lm = base_causal_lm(model)
-        self._body = causal_lm.get_decoder()
+        self._causal_lm = causal_lm
         self._head = causal_lm.get_output_embeddings()
-        self._additive = causal_lm.config._attn_implementation != "sdpa"
         self._device = next(causal_lm.parameters()).device
-        self._lengths = np.array([len(prompt) for prompt in prompts])
+        self._lengths = np.array([len(prompt) - 1 for prompt in prompts])
         self._width = int(self._lengths.max())
         self._rows = np.arange(len(prompts))  # the example of each row of the cache
-        self._ancestors = np.zeros((len(prompts), 0), dtype=bool)  # [beams, entries behind the prompt]
+        self._ancestors = np.zeros((len(prompts), 0), dtype=bool)  # [beams, entries behind the cached prompt]
         self._depth = 0
-        ids = np.zeros((len(prompts), self._width), dtype=np.int64)
-        for row, prompt in enumerate(prompts):
-            ids[row, : len(prompt)] = prompt
-        # No layer types: sliding layers would drop entries that the ancestor mask addresses.
-        self._cache = DynamicCache()
-        positions = np.tile(np.arange(self._width), (len(prompts), 1))
-        # Padding stands behind the prompt, where causal attention does not look; later steps mask it.
-        hidden = self._forward(ids, positions, None)
-        self._states = hidden[torch.arange(len(prompts)), self._put(self._lengths - 1)]
+        self._cache = cached_prompts(causal_lm, [prompt[:-1] for prompt in prompts])
+        # A prompt's last token, whose state predicts the first of every title, is the beam that all others come from.
+        self.advance(self._rows, self._rows, np.array([prompt[-1] for prompt in prompts]))
 
     def logps(self, beam: np.ndarray, token: np.ndarray) -> np.ndarray:
         """log π(token | beam's tokens) over the full vocabulary, float32 [e]. `beam` (ascending), `token`: int [e]."""
@@ -79,7 +75,14 @@ class SharedPrompts:
         seen = np.zeros((rows, width, self._width + entries + width), dtype=bool)
         seen[:, :, : self._width] = np.arange(self._width) < self._lengths[self._rows][:, None, None]
         seen[at, column, self._width :] = ancestors
-        hidden = self._forward(ids, positions, seen[:, None])
+        output = self._causal_lm.get_decoder()(
+            input_ids=self._put(ids),
+            attention_mask=attention_mask(self._put(seen[:, None]), self._causal_lm),
+            position_ids=self._put(positions),
+            past_key_values=self._cache,
+            use_cache=True,
+        )
+        hidden: torch.Tensor = output.last_hidden_state
         self._states = hidden[self._put(at), self._put(column)]
         self._ancestors = ancestors
         self._depth += 1
@@ -89,22 +92,6 @@ class SharedPrompts:
         if len(alive) <= 0.75 * len(self._rows):
             self._cache.batch_select_indices(self._put(np.searchsorted(self._rows, alive)))
             self._rows = alive
-
-    def _forward(self, ids: np.ndarray, positions: np.ndarray, seen: np.ndarray | None) -> torch.Tensor:
-        mask = None if seen is None else self._put(seen)
-        if mask is not None and self._additive:
-            # Every query sees itself or its prompt, so no row of the softmax is empty.
-            dtype = self._states.dtype
-            mask = torch.zeros(mask.shape, dtype=dtype, device=self._device).masked_fill(~mask, torch.finfo(dtype).min)
-        output = self._body(
-            input_ids=self._put(ids),
-            attention_mask=mask,
-            position_ids=self._put(positions),
-            past_key_values=self._cache,
-            use_cache=True,
-        )
-        hidden: torch.Tensor = output.last_hidden_state
-        return hidden
 
     def _put(self, array: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(array).to(self._device)
@@ -142,6 +129,48 @@ class PlainRows:
         output = self._model(input_ids=ids.to(self._device), attention_mask=mask.to(self._device), use_cache=False)
         logits: torch.Tensor = output.logits
         return logits[torch.arange(len(sequences)), lengths.to(self._device) - 1]
+
+
+def cached_prompts(causal_lm: Any, prompts: Sequence[np.ndarray]) -> DynamicCache:
+    """Keys and values of sequences of token ids, right-padded to the longest, for inference.
+
+    Attention is plain causal, which takes the fast kernels. What stands behind a shorter sequence means nothing: the
+    steps that follow must mask it. The cache is empty where all sequences are.
+
+    Args:
+        causal_lm: a causal LM for which `sharing_obstacle` is None.
+        prompts: int arrays, at least one.
+    """
+    # No layer types: sliding layers would drop entries that later masks address.
+    cache = DynamicCache()
+    ids = np.zeros((len(prompts), max(len(prompt) for prompt in prompts)), dtype=np.int64)
+    if not ids.size:
+        return cache
+    for row, prompt in enumerate(prompts):
+        ids[row, : len(prompt)] = prompt
+    device = next(causal_lm.parameters()).device
+    positions = torch.arange(ids.shape[1], device=device).expand(ids.shape)
+    body = causal_lm.get_decoder()
+    with _last_layer_for_its_keys(body):
+        body(input_ids=torch.from_numpy(ids).to(device), position_ids=positions, past_key_values=cache, use_cache=True)
+    return cache
+
+
+@contextmanager
+def _last_layer_for_its_keys(body: Any) -> Iterator[None]:
+    """Meanwhile the last layer makes keys and values alone: what it would give out goes nowhere.
+
+    Its largest parts run on the first token only, whose result is added to all of them: of eight layers' work nearly a
+    tenth is saved.
+    """
+    layers = getattr(body, "layers", None) or body.h
+    idle = [module for name, module in layers[-1].named_modules() if name in _AFTER_ATTENTION]
+    hooks = [module.register_forward_pre_hook(lambda _, inputs: (inputs[0][:, :1],)) for module in idle]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def batch_tokens(model: nn.Module) -> int:

@@ -126,11 +126,18 @@ def count_cut(path: Path) -> dict[str, int]:
 
 
 def rank_by_scores(scorer: Scorer, examples: Path, catalogue: Catalogue, out: Path, progress: Progress) -> None:
-    """Rank all that was not seen by a scorer, in this process, and write the file `out`."""
+    """Rank all that was not seen by a scorer of histories, in this process, and write the file `out`."""
+    rank_by_batches(lambda batch: scorer.score_all(batch.histories), examples, catalogue, out, progress)
+
+
+def rank_by_batches(
+    score: Callable[[Batch], np.ndarray], examples: Path, catalogue: Catalogue, out: Path, progress: Progress
+) -> None:
+    """The same by a function that gives a whole batch's scores, float [B, n_items]."""
     writer: pq.ParquetWriter | None = None
     try:
         for batch in read_batches(examples, catalogue):
-            items, scores = top_k(scorer.score_all(batch.histories), batch.seen, DEPTH)
+            items, scores = top_k(score(batch), batch.seen, DEPTH)
             table = rankings_table(batch, catalogue, items, scores)
             writer = writer or pq.ParquetWriter(out, table.schema, compression="zstd")
             writer.write_table(table)

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 import pyarrow.parquet as pq
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from rosepo.artifacts import git_revision, now, read_manifest, versions
+from rosepo.artifacts import git_revision, now, of_round, read_manifest, versions
 from rosepo.config import Config, dump_config
 from rosepo.console import duration
 from rosepo.data.catalogue import Catalogue
 from rosepo.evaluation import figures
 from rosepo.evaluation.cases import Case, changed_cases
 from rosepo.evaluation.smoothing import read_calibration, read_epsilon, shape_of, strategy_rows
-from rosepo.evaluation.verdict import number, sign, verdict
+from rosepo.evaluation.verdict import no_baseline, number, sign, verdict
 
 if TYPE_CHECKING:
     from rosepo.artifacts import Outputs
@@ -34,7 +34,6 @@ BIAS = (
     ("hallucination", "Semantic hallucination", "likeness of wrong top-10 titles minus that of the truth"),
     ("hallucination@1", "Semantic hallucination, first place", "the same for a wrong first title"),
 )
-STAGES = ("prepare", "sft", "oracle", "pairs", "align", "sweep", "evaluate")
 
 
 def write_report(config: Config, inputs: Outputs, out: Path, seconds: float) -> None:
@@ -54,9 +53,10 @@ def write_report(config: Config, inputs: Outputs, out: Path, seconds: float) -> 
         accuracy=ACCURACY,
         best=_best(metrics),
         bias=BIAS,
-        facts=_facts(config, metrics, manifests),
+        facts=_facts(config, inputs, metrics, manifests),
         pictures=_pictures(config, inputs, out, metrics),
         oracle=_oracle(config, inputs, manifests),
+        no_baseline=no_baseline(metrics),
         cases=_cases(inputs, out, metrics),
         sweep=_sweep(inputs.sweep / "trials.json"),
         cost=_cost(manifests, seconds),
@@ -83,9 +83,11 @@ def _environment() -> Environment:
 
 
 def _manifests(inputs: Outputs) -> dict[str, dict[str, Any]]:
-    """Manifests by stage, of those that are there."""
-    folders = (inputs.examples, inputs.sft, inputs.oracle, inputs.groups, inputs.aligned, inputs.sweep)
-    found = {name: read_manifest(folder) for name, folder in zip(STAGES, folders)}
+    """Manifests by stage, in the order of work, of those that are there."""
+    folders = {"prepare": inputs.examples, "sft": inputs.sft, "oracle": inputs.oracle}
+    for one in inputs.rounds:
+        folders |= {of_round("pairs", one.round): one.groups, of_round("align", one.round): one.aligned}
+    found = {name: read_manifest(folder) for name, folder in (folders | {"sweep": inputs.sweep}).items()}
     return {name: manifest for name, manifest in found.items() if manifest is not None}
 
 
@@ -94,7 +96,9 @@ def _best(metrics: Mapping[str, Any]) -> dict[str, float]:
     return {key: max(figure[key]["value"] or 0.0 for figure in models) for key in ACCURACY}
 
 
-def _facts(config: Config, metrics: Mapping[str, Any], manifests: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _facts(
+    config: Config, inputs: Outputs, metrics: Mapping[str, Any], manifests: Mapping[str, Any]
+) -> list[tuple[str, str]]:
     """What was run, as name and text."""
     data = config.data.dataset or config.data.interactions or "prepared examples"
     prepared = manifests.get("prepare", {}).get("figures", {})
@@ -122,13 +126,26 @@ def _facts(config: Config, metrics: Mapping[str, Any], manifests: Mapping[str, A
         ("Model", model),
         ("Fine-tuning", f"{_epochs(config.sft.epochs)}, learning rate {config.sft.learning_rate:g}"),
     ]
+    if metrics.get("oracle") is not None:
+        facts.append(("Oracle", _oracle_fact(metrics["oracle"], manifests.get("oracle", {}).get("figures", {}))))
     if "pairs" in manifests:
         facts.append(("Rejected titles", f"{pairs.negatives} a group; {strategies}"))
     if "align" in manifests:
         shape = shape_of(align, manifests["align"].get("figures", {}))
         settings = f"{align.loss} loss, β {align.beta:g}, {shape}, learning rate {align.learning_rate:g}"
         facts.append(("Alignment", f"{settings}, {_epochs(align.epochs)}"))
+    if inputs.round > 1:
+        reference = "the model that each round starts from" if inputs.moved else "the SFT model, frozen"
+        told = f"{inputs.round}, each sampled from the model of the one before; reference: {reference}"
+        facts.append(("Rounds of pairs and alignment", told))
     return [*facts, ("Seed", str(config.seed))]
+
+
+def _oracle_fact(name: str, figures: Mapping[str, Any]) -> str:
+    """What the oracle is, and its temperature."""
+    if "rows" in figures:
+        name += f": {figures['rows']:,} of {figures['examples']:,} examples"
+    return name + (f", τ {figures['tau']:.3g}" if "tau" in figures else "")
 
 
 def _pictures(config: Config, inputs: Outputs, out: Path, metrics: Mapping[str, Any]) -> dict[str, Any]:
@@ -152,10 +169,11 @@ def _pictures(config: Config, inputs: Outputs, out: Path, metrics: Mapping[str, 
 
 def _curves(inputs: Outputs) -> list[tuple[str, str]]:
     pictures = []
-    for title, folder, colour in (
-        ("Fine-tuning: loss a title", inputs.sft, "sft"),
-        ("Alignment: loss a group", inputs.aligned, "aligned"),
-    ):
+    alignments = [
+        (f"Alignment{f', round {one.round}' if inputs.round > 1 else ''}: loss a group", one.aligned, "aligned")
+        for one in inputs.rounds
+    ]
+    for title, folder, colour in (("Fine-tuning: loss a title", inputs.sft, "sft"), *alignments):
         rows = _lines(folder / "metrics.jsonl")
         lines = [
             (label, shade, *_xy(rows, key))
@@ -187,7 +205,7 @@ def _lines(path: Path) -> list[dict[str, Any]]:
 
 
 def _oracle(config: Config, inputs: Outputs, manifests: Mapping[str, Any]) -> dict[str, Any]:
-    """Pictures and figures of epsilon and of the oracle behind it; empty without groups."""
+    """Pictures and figures of epsilon in the last round and of the oracle behind it; empty without groups."""
     ceiling = config.align.epsilon_max if config.align.clamps_epsilon else None
     counts, edges, clamped = read_epsilon(inputs.groups, ceiling)
     if not counts:
@@ -195,7 +213,7 @@ def _oracle(config: Config, inputs: Outputs, manifests: Mapping[str, Any]) -> di
     calibration = read_calibration(inputs.oracle)
     return {
         "epsilon": _uri(figures.smoothing(counts, edges, ceiling)),
-        "rows": strategy_rows(manifests.get("pairs", {}).get("figures", {}), clamped),
+        "rows": strategy_rows(manifests.get(of_round("pairs", inputs.round), {}).get("figures", {}), clamped),
         "ceiling": ceiling,
         "trained": manifests.get("oracle", {}).get("figures", {}),
         "calibration": calibration,

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 ACCURACY = (("hr@10", "HR@10"), ("ndcg@10", "NDCG@10"))
+NO_BASELINE = "The oracle is a table of scores, which cannot rank the whole catalogue, so it is no baseline here."
+
 Figure = Mapping[str, Any]
 
 
@@ -28,7 +30,8 @@ def verdict(metrics: Mapping[str, Any]) -> Verdict:
     """The verdict on `metrics.json`: on alignment where there are both models, else on what is there."""
     models, difference = metrics["models"], metrics["differences"].get("aligned-sft")
     if difference is None:
-        return Verdict(*_without_alignment(models, metrics["differences"]))
+        headline, told = _without_alignment(models, metrics["differences"])
+        return Verdict(headline, (*told, *no_baseline(metrics)))
     signs = {name: sign(difference[name]) for name, _ in ACCURACY}
     accuracy = _accuracy_words(set(signs.values()))
     sentences = [
@@ -38,7 +41,12 @@ def verdict(metrics: Mapping[str, Any]) -> Verdict:
     for sentence, word in (_popularity(models, difference), _look_alikes(models, difference)):
         sentences.append(sentence)
         words += [word] if word else []
-    return Verdict("Alignment " + _join(words), tuple(sentences))
+    return Verdict("Alignment " + _join(words), (*sentences, *no_baseline(metrics)))
+
+
+def no_baseline(metrics: Mapping[str, Any]) -> tuple[str, ...]:
+    """Where there is an oracle that was not ranked by: why."""
+    return () if metrics.get("oracle") is None or "oracle" in metrics["models"] else (NO_BASELINE,)
 
 
 def sign(difference: Figure) -> int:

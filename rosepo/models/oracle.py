@@ -16,6 +16,7 @@ import torch
 
 from rosepo.errors import UserError
 from rosepo.models.sasrec import SASRec, pad_histories
+from rosepo.models.scorers import Users
 
 FOLDS_FILE = "folds.json"
 
@@ -54,7 +55,7 @@ class Oracle:
         return scores
 
 
-def fold_of(users: Sequence[int] | Sequence[str] | np.ndarray, folds: int, seed: int) -> np.ndarray:
+def fold_of(users: Users, folds: int, seed: int) -> np.ndarray:
     """The fold int64 [n] of each user: a hash of its id and the seed, whatever other users there are."""
     names = np.array([str(user) for user in users], dtype=object)
     if not len(names):
@@ -68,7 +69,7 @@ def fold_folder(folder: Path, fold: int) -> Path:
 
 
 class CrossFitted:
-    """Oracles by fold; with a single one, the in-sample variant, all users are scored by a model that knows them.
+    """SASRec as a `Scorer`: oracles by fold; with a single one, the in-sample variant, one model that knows all users.
 
     Attributes:
         tau: as in `Oracle`, the same for all folds.
@@ -93,10 +94,10 @@ class CrossFitted:
         folders = [folder] if folds == 1 else [fold_folder(folder, fold) for fold in range(folds)]
         return cls([Oracle.load(path, item_ids, device) for path in folders], seed)
 
-    def score_items(
-        self, users: Sequence[int] | Sequence[str] | np.ndarray, histories: Sequence[np.ndarray], items: np.ndarray
+    def score(
+        self, example_ids: Sequence[str], users: Users, histories: Sequence[np.ndarray], items: np.ndarray
     ) -> np.ndarray:
-        """Raw scores float32 [B, C] of items int64 [B, C], each row by the model that did not train on its user."""
+        """See `Scorer.score`; each row by the model that did not train on its user. `example_ids` have no say."""
         scores = np.empty(items.shape, dtype=np.float32)
         folds = fold_of(users, len(self.oracles), self.seed)
         for fold in np.unique(folds):

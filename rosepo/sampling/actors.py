@@ -92,8 +92,7 @@ class GroupsActor:
             table = read_shard(shard, self.settings.pairs.groups_per_user, extra)
             examples = examples_of(table, self.catalogue)
         groups = self.groups(table, examples, tally)
-        with tally.timed("write"):
-            write_part(self.settings.out, shard, groups, tally.to_dict())
+        write_part(self.settings.out, shard, groups, tally)
 
     def groups(self, table: pa.Table, examples: Examples, tally: Tally) -> pa.Table:
         """The groups of a table of examples (the same as arrays), in their order."""

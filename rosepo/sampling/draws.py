@@ -1,8 +1,8 @@
 """Random numbers keyed by content: what is drawn for an example depends on its id, never on its place or on a worker.
 
-A draw is a hash of (seed, example id, name of the strategy, number of the draw): splitmix64 (Steele, Lea and Flood
-2014, "Fast splittable pseudorandom number generators") over the first 64 bits of the id's BLAKE2b digest, which are
-the same on every machine and in every version.
+A draw is a hash of (seed of the round, example id, name of the strategy, number of the draw): splitmix64 (Steele, Lea
+and Flood 2014, "Fast splittable pseudorandom number generators") over a 64-bit hash of the id, which is the same on
+every machine.
 """
 
 from __future__ import annotations
@@ -11,21 +11,29 @@ from collections.abc import Callable, Sequence
 from hashlib import blake2b
 
 import numpy as np
+import pandas as pd
 
 Draws = Callable[[int], np.ndarray]
 """Number of a draw to uniforms float64 [N] in [0, 1), one an example; other numbers give independent ones."""
 
 
-def example_keys(example_ids: Sequence[str]) -> np.ndarray:
-    """The first 64 bits of each id's BLAKE2b digest; uint64 [N]."""
-    digests = b"".join([blake2b(name.encode(), digest_size=8).digest() for name in example_ids])
-    return np.frombuffer(digests, dtype="<u8")
+def example_keys(example_ids: Sequence[str] | np.ndarray) -> np.ndarray:
+    """Each id's 64-bit hash (SipHash with a fixed key, as pandas computes it); uint64 [N]."""
+    hashes: np.ndarray = pd.util.hash_array(np.asarray(example_ids, dtype=object), categorize=False)
+    return hashes
 
 
 def uniforms(keys: np.ndarray, seed: int, name: str, draw: int) -> np.ndarray:
     """Uniforms float64 [N] in [0, 1) for `keys` uint64 [N], with 53 random bits."""
     salt = np.frombuffer(blake2b(f"{seed}/{name}/{draw}".encode(), digest_size=8).digest(), dtype="<u8")
     return (_splitmix64(_splitmix64(keys) ^ salt) >> np.uint64(11)) * 2.0**-53
+
+
+def round_seed(seed: int, round: int) -> int:
+    """The seed of a round's draws: the run's own in the first round, another one in each later round."""
+    if round == 1:
+        return seed
+    return int.from_bytes(blake2b(f"{seed}/round {round}".encode(), digest_size=8).digest(), "little")
 
 
 def stream(keys: np.ndarray, seed: int, name: str) -> Draws:

@@ -71,7 +71,10 @@ class Examples:
         if self.seen_items is not None and self.seen_offsets is not None:
             seen = _take(self.seen_items, self.seen_offsets, rows)
         others = (None if array is None else array[rows] for array in (self.candidates, self.ids, self.users))
-        return Examples(self.keys[rows], *histories, self.targets[rows], self.n_items, prompts, *seen, *others)
+        taken = Examples(self.keys[rows], *histories, self.targets[rows], self.n_items, prompts, *seen, *others)
+        if "excluded" in vars(self):  # sorted once already
+            vars(taken)["excluded"] = self.excluded.take(rows)
+        return taken
 
     @cached_property
     def excluded(self) -> Excluded:
@@ -81,7 +84,7 @@ class Examples:
             items, offsets = self.history_items, self.history_offsets
         rows = np.concatenate([np.repeat(np.arange(len(self)), np.diff(offsets)), np.arange(len(self))])
         keys = rows * self.n_items + np.concatenate([items, self.targets])
-        return Excluded(np.unique(keys), len(self), self.n_items)
+        return Excluded(_distinct(keys), len(self), self.n_items)
 
 
 class Excluded:
@@ -118,14 +121,26 @@ class Excluded:
     def add(self, items: np.ndarray) -> Excluded:
         """Also exclude one item an example: `items` int64 [n_rows], -1 for none."""
         there = np.flatnonzero(items >= 0)
-        keys = np.union1d(self.keys, there * self.n_items + items[there])
-        return Excluded(keys, self.n_rows, self.n_items)
+        keys = np.concatenate([self.keys, there * self.n_items + items[there]])
+        return Excluded(_distinct(keys), self.n_rows, self.n_items)
+
+    def take(self, rows: np.ndarray) -> Excluded:
+        """Those of the examples at `rows` (int64 [m])."""
+        items, offsets = _take(self.items, self.offsets, rows)
+        keys = np.repeat(np.arange(len(rows)), np.diff(offsets)) * self.n_items + items
+        return Excluded(keys, len(rows), self.n_items)
 
 
 def _flat(lists: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """Arrays end to end, int64, and where each begins."""
     items = np.concatenate([np.zeros(0, dtype=np.int64), *lists]).astype(np.int64, copy=False)
     return items, np.cumsum([0, *(len(part) for part in lists)])
+
+
+def _distinct(keys: np.ndarray) -> np.ndarray:
+    """Sorted, each once. Unlike `np.unique`, which hashes first: integers sort faster than they hash."""
+    keys = np.sort(keys)
+    return keys[np.append(True, keys[1:] != keys[:-1])] if len(keys) else keys
 
 
 def _take(items: np.ndarray, offsets: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

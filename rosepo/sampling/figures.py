@@ -84,12 +84,12 @@ class Tally:
             self.count_seconds(part, seconds)
         self.longest_prompt = max(self.longest_prompt, other["longest_prompt"])
         for name, entry in other["strategies"].items():
-            mine = self.strategies.get(name)
-            if mine is None:
-                self.strategies[name] = {**entry, "histogram": list(entry["histogram"])}
-                continue
+            mine = self.strategies.setdefault(name, {})
             for key, value in entry.items():
-                mine[key] = [a + b for a, b in zip(mine[key], value)] if key == "histogram" else mine[key] + value
+                if key == "histogram":
+                    mine[key] = [a + b for a, b in zip(mine.get(key, [0] * BINS), value)]
+                else:
+                    mine[key] = mine.get(key, 0) + value
 
     def figures(self) -> dict[str, Any]:
         """Counts, means and shares.

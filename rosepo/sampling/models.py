@@ -12,11 +12,11 @@ import torch
 from rosepo.data.catalogue import Catalogue
 from rosepo.evaluation.decode import Decoder
 from rosepo.models.folder import load_builder, load_recommender
-from rosepo.models.oracle import CrossFitted
+from rosepo.models.scorers import load_scorer
 from rosepo.sampling.cache import ReferenceCache
 from rosepo.sampling.epsilon import calibrate
 from rosepo.sampling.examples import Examples
-from rosepo.sampling.scoring import Scorer
+from rosepo.sampling.scoring import GroupScorer
 from rosepo.sampling.strategies import Answers
 from rosepo.sampling.vllm_engine import VllmDecoder
 from rosepo.training.logps import LogpsModel
@@ -44,7 +44,7 @@ class Models:
         elif self.free:
             self.builder = load_builder(settings.policy)
         if pairs.score or pairs.asks_oracle:
-            self.oracle = CrossFitted.load(settings.oracle, catalogue.item_ids, device=settings.device)
+            self.oracle = load_scorer(settings.oracle, catalogue, settings.device)
 
     def decoder(self, beams: int) -> Answers:
         """What gives the policy's answers: a search with that many beams, or vLLM, loaded once."""
@@ -63,15 +63,17 @@ class Models:
 
     def scores(self, examples: Examples, items: np.ndarray) -> np.ndarray:
         """Calibrated oracle scores float32 [N, C] of items int64 [N, C]."""
-        if examples.users is None:
-            raise ValueError("the oracle is asked about users")
-        return calibrate(self.oracle.score_items(examples.users, examples.histories, items), self.oracle.tau)
+        if examples.ids is None or examples.users is None:
+            raise ValueError("the oracle is asked about examples of users")
+        return calibrate(
+            self.oracle.score(examples.ids.tolist(), examples.users, examples.histories, items), self.oracle.tau
+        )
 
-    def scorer(self) -> Scorer:
+    def scorer(self) -> GroupScorer:
         """What scores groups."""
         settings = self.settings
         reference = self.policy
         if settings.reference != settings.policy:
             reference = load_recommender(settings.reference).model.to(settings.device)
         cache = None if settings.cache is None else ReferenceCache(settings.cache)
-        return Scorer(self.builder, self.scores, LogpsModel(reference), cache)
+        return GroupScorer(self.builder, self.scores, LogpsModel(reference), cache)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -18,17 +19,18 @@ import numpy as np
 import pyarrow.parquet as pq
 import ray
 
-from rosepo.artifacts import Outputs
+from rosepo.artifacts import Outputs, of_round
 from rosepo.config import Config
 from rosepo.console import Progress, say
 from rosepo.data.catalogue import Catalogue
 from rosepo.errors import StageError, UserError
 from rosepo.models.encoder import encode_titles
 from rosepo.models.folder import CATALOGUE, read_settings
-from rosepo.models.oracle import CrossFitted
+from rosepo.models.scorers import load_scorer
 from rosepo.resources import stage_use_gpu
 from rosepo.sampling.actors import ActorSettings, GroupsActor
 from rosepo.sampling.cache import open_cache
+from rosepo.sampling.draws import round_seed
 from rosepo.sampling.figures import Tally
 from rosepo.sampling.mixture import max_negatives
 from rosepo.sampling.parts import complete, finished_parts
@@ -46,7 +48,8 @@ RESTARTS = 3
 def pairs(config: Config, inputs: Outputs, out: Path) -> dict[str, Any]:
     """Write the groups of all training examples (newest `pairs.groups_per_user` of each user) into `out`.
 
-    Parts that an earlier run finished in `out` are kept and not made again.
+    Titles are sampled from `inputs.policy`, their reference log-probabilities are those of `inputs.reference`. Parts
+    that an earlier run finished in `out` are kept and not made again.
 
     Returns:
         Counts, and by strategy the mean and histogram of epsilon, the share of pairs in which the oracle prefers the
@@ -65,13 +68,13 @@ def pairs(config: Config, inputs: Outputs, out: Path) -> dict[str, Any]:
     shards = plan_shards(inputs.examples, settings.groups_per_user, settings.part_groups)
     _check_negatives(config, catalogue, inputs.examples)
     tally = Tally()
-    cache = open_cache(settings.reference_cache, inputs.sft, device) if settings.score else None
+    cache = open_cache(settings.reference_cache, inputs.reference, device) if settings.score else None
     actor = ActorSettings(
         pairs=settings,
-        seed=config.seed,
+        seed=round_seed(config.seed, inputs.round),
         catalogue=(inputs.examples / ITEMS_FILE).resolve(),
-        policy=inputs.sft.resolve(),
-        reference=inputs.sft.resolve(),
+        policy=inputs.policy.resolve(),
+        reference=inputs.reference.resolve(),
         oracle=inputs.oracle.resolve(),
         out=out.resolve(),
         embeddings=_embeddings(config, catalogue, inputs, out, tally),
@@ -79,7 +82,7 @@ def pairs(config: Config, inputs: Outputs, out: Path) -> dict[str, Any]:
         device=device,
     )
     try:
-        run_shards(shards, actor, tally)
+        run_shards(shards, actor, tally, of_round("pairs", inputs.round))
     finally:
         if actor.embeddings is not None:
             actor.embeddings.unlink(missing_ok=True)
@@ -87,8 +90,11 @@ def pairs(config: Config, inputs: Outputs, out: Path) -> dict[str, Any]:
     return {**tally.figures(), "parts": len(shards), "actors": settings.actors}
 
 
-def run_shards(shards: Sequence[Shard], settings: ActorSettings, tally: Tally) -> None:
+def run_shards(shards: Sequence[Shard], settings: ActorSettings, tally: Tally, label: str = "pairs") -> None:
     """Send every shard that is not finished through the actors, and add up the figures of all.
+
+    Args:
+        label: of the progress line.
 
     Raises:
         StageError: an actor failed for good; the parts that are finished stay.
@@ -98,7 +104,7 @@ def run_shards(shards: Sequence[Shard], settings: ActorSettings, tally: Tally) -
     total, before = sum(shard.count for shard in shards), sum(shard.count for shard in shards if shard.number in done)
     if done:
         say(f"  goes on from {len(done)} of {len(shards)} parts that an earlier run finished ({before:,} groups)")
-    with Progress("pairs", total=total, unit="groups") as progress:
+    with Progress(label, total=total, unit="groups") as progress:
         progress.update(before)
         try:
             for row in _answers(left, settings) if left else ():
@@ -113,18 +119,21 @@ def run_shards(shards: Sequence[Shard], settings: ActorSettings, tally: Tally) -
 def _answers(shards: Sequence[Shard], settings: ActorSettings) -> Iterator[dict[str, Any]]:
     pairs = settings.pairs
     plan = work_dataset([asdict(shard) for shard in shards])
-    done = plan.map_batches(
-        GroupsActor,
-        fn_constructor_args=(settings,),
-        compute=ray.data.ActorPoolStrategy(size=min(pairs.actors, len(shards))),
-        batch_size=None,
-        batch_format="pyarrow",
-        num_cpus=pairs.cpus_per_actor,
-        num_gpus=1.0 if settings.device == "cuda" else 0.0,
-        # Ray Data's own is to restart for ever: a shard that kills whoever takes it would never end.
-        max_restarts=RESTARTS,
-        max_task_retries=RESTARTS,
-    )
+    with warnings.catch_warnings():
+        # Ray 2.60 warns that extra arguments will go, and has no other way to bound restarts. By itself it restarts for
+        # ever: a shard that kills whoever takes it would never end.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        done = plan.map_batches(
+            GroupsActor,
+            fn_constructor_args=(settings,),
+            compute=ray.data.ActorPoolStrategy(size=min(pairs.actors, len(shards))),
+            batch_size=None,
+            batch_format="pyarrow",
+            num_cpus=pairs.cpus_per_actor,
+            num_gpus=1.0 if settings.device == "cuda" else 0.0,
+            max_restarts=RESTARTS,
+            max_task_retries=RESTARTS,
+        )
     return iter(done.iter_rows())
 
 
@@ -147,7 +156,7 @@ def _embeddings(config: Config, catalogue: Catalogue, inputs: Outputs, out: Path
         return None
     path = out.resolve() / "_titles.npy"
     with tally.timed("encoder"):
-        np.save(path, encode_titles(config.pairs.encoder, catalogue, inputs.sft), allow_pickle=False)
+        np.save(path, encode_titles(config.pairs.encoder, catalogue, inputs.policy), allow_pickle=False)
     return path
 
 
@@ -156,12 +165,12 @@ def _check_inputs(config: Config, inputs: Outputs) -> Catalogue:
     settings = config.pairs
     catalogue = Catalogue.load(inputs.examples / ITEMS_FILE)
     if settings.score or settings.asks_policy:
-        read_settings(inputs.sft)
-        theirs = Catalogue.load(inputs.sft / CATALOGUE)
+        read_settings(inputs.policy)
+        theirs = Catalogue.load(inputs.policy / CATALOGUE)
         if not np.array_equal(theirs.item_ids, catalogue.item_ids) or theirs.titles != catalogue.titles:
-            raise UserError(f"the model in {inputs.sft} was trained on another catalogue: run `rosepo sft` again")
+            raise UserError(f"the model in {inputs.policy} was trained on another catalogue: run `rosepo sft` again")
     if settings.score or settings.asks_oracle:
-        CrossFitted.load(inputs.oracle, catalogue.item_ids)
+        load_scorer(inputs.oracle, catalogue)
     for name in settings.used:
         if ":" in name:
             own_strategy(name, catalogue)

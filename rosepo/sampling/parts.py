@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from rosepo.artifacts import write_json
 from rosepo.errors import StageError
+from rosepo.sampling.figures import Tally
 from rosepo.sampling.plan import Shard
 
 
@@ -25,8 +26,8 @@ def part_path(folder: Path, shard: Shard) -> Path:
     return folder / f"part-{shard.number:05d}.parquet"
 
 
-def write_part(folder: Path, shard: Shard, table: pa.Table, figures: dict[str, Any]) -> None:
-    """Write the groups of a shard, whole or not at all.
+def write_part(folder: Path, shard: Shard, table: pa.Table, tally: Tally) -> None:
+    """Write the groups of a shard, whole or not at all, and beside them what `tally` has counted.
 
     Raises:
         StageError: the disk is full.
@@ -34,8 +35,9 @@ def write_part(folder: Path, shard: Shard, table: pa.Table, figures: dict[str, A
     path = part_path(folder, shard)
     aside = path.with_name(f".{path.name}.tmp")
     try:
-        pq.write_table(table, aside, compression="zstd")
-        write_json(_about(path), {"shard": shard.key, "figures": figures})
+        with tally.timed("write"):
+            pq.write_table(table, aside, compression="zstd")
+        write_json(_about(path), {"shard": shard.key, "figures": tally.to_dict()})
         aside.replace(path)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):

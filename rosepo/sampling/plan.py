@@ -15,12 +15,12 @@ from rosepo.data.filtering import segment_starts
 from rosepo.data.seen import with_seen
 from rosepo.errors import UserError
 
-UNIT = 128
+UNIT = 256
 """Examples that are computed together. Floating-point results depend on what shares a batch, by a last bit, so this is
 no setting: it keeps groups the same, bit by bit, whatever the number of actors and the size of a part."""
 SHARDS = 16
 """Shards of a small table, so that a few actors finish together."""
-SHARD_UNITS = 64
+SHARD_UNITS = 32
 """Units of a shard at most: bounds an actor's memory, and the work that a lost actor repeats."""
 COLUMNS = ("example_id", "user_id", "position", "history", "target")
 

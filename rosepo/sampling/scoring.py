@@ -35,7 +35,7 @@ class Scored:
 
 
 @dataclass(frozen=True)
-class Scorer:
+class GroupScorer:
     """Scores the groups of a shard, in units that do not depend on how the table is cut.
 
     Attributes:

@@ -1,5 +1,8 @@
 """The `align` stage: the smoothed preference objective on groups, from the SFT model, which is also the reference.
 
+In rounds after the first it starts from the model that the round before aligned; the reference stays the SFT model, or
+moves along.
+
 A group is one row: its prompt once, then the chosen and the rejected titles. The reference's log-probabilities come
 with the table, so no reference model is held, for adapters either. The loss of a step is a sum over its groups divided
 by their number over all micro-batches and ranks. Dropout is off: the policy is compared with a reference without it.
@@ -18,7 +21,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
-from rosepo.artifacts import Outputs
+from rosepo.artifacts import Outputs, of_round
 from rosepo.config import OWN_STRATEGY, STRATEGIES, AlignConfig, Config, TrainConfig
 from rosepo.data.catalogue import Catalogue
 from rosepo.errors import StageError
@@ -27,6 +30,7 @@ from rosepo.models.policy import load_policy, load_tokenizer, read_settings, sav
 from rosepo.objectives.rosepo import Metrics, pairwise, reward_margins, softmax
 from rosepo.objectives.smoothing import RunningQuantile, clamp_epsilon, oracle_targets
 from rosepo.resources import stage_use_gpu
+from rosepo.training.batch import Batch
 from rosepo.training.encoders import GROUP_COLUMNS, GroupEncoder
 from rosepo.training.feed import Arrays, FeedPlan, ParquetRows
 from rosepo.training.logps import LogpsModel
@@ -47,7 +51,7 @@ _OVERALL = ("margin", "accuracy", "reward_chosen", "reward_rejected", "logp_chos
 
 
 def align(config: Config, inputs: Outputs, out: Path, max_groups: int | None = None) -> dict[str, Any]:
-    """Align the model of `<run>/sft` on `<run>/groups` into the model folder `out`, with Ray Train.
+    """Align `inputs.policy` (round 1: `<run>/sft`) on `inputs.groups` into the model folder `out`, with Ray Train.
 
     Args:
         max_groups: groups trained on, spread over the table; None takes all.
@@ -62,7 +66,7 @@ def align(config: Config, inputs: Outputs, out: Path, max_groups: int | None = N
     """
     use_gpu = stage_use_gpu(config, "align")
     task = align_task(config, inputs, max_groups)
-    figures = fit(task, out, gpu=use_gpu)
+    figures = fit(task, out, gpu=use_gpu, label=of_round("align", inputs.round))
     return figures | task.figures
 
 
@@ -86,7 +90,8 @@ def align_in_process(
 
 def align_task(config: Config, inputs: Outputs, max_groups: int | None = None) -> AlignTask:
     """What the workers need for alignment."""
-    read_settings(inputs.sft)
+    read_settings(inputs.policy)
+    read_settings(inputs.reference)
     table = ParquetRows(inputs.groups, list(GROUP_COLUMNS))
     rows = min(len(table), max_groups or len(table))
     train = config.align
@@ -102,17 +107,28 @@ def align_task(config: Config, inputs: Outputs, max_groups: int | None = None) -
     )
     probed = table.take(np.arange(min(PROBED_GROUPS, len(table))))
     plan, value = smoothed(plan, train)
-    return AlignTask(config, inputs.sft.resolve(), plan, probed, epsilon_value=value, tracker=tracker_of(train))
+    start, reference = inputs.policy.resolve(), inputs.reference.resolve()
+    return AlignTask(
+        config, start, reference, plan, probed, inputs.round, epsilon_value=value, tracker=tracker_of(train)
+    )
 
 
 @dataclass
 class AlignTask:
-    """Alignment, as the training loop knows it."""
+    """Alignment, as the training loop knows it.
+
+    Attributes:
+        start: folder of the model that training starts from.
+        reference: folder of the model whose log-probabilities the groups hold.
+        probed: the groups that `verify` looks at.
+    """
 
     config: Config
-    sft: Path
+    start: Path
+    reference: Path
     plan: FeedPlan
     probed: pa.Table
+    round: int = 1
     validation: list[Arrays] = field(default_factory=list)
     epsilon_value: float | None = None
     """The one epsilon of `constant`, `zero` and `spa`."""
@@ -153,13 +169,19 @@ class AlignTask:
     def build(self) -> nn.Module:
         if self.tracker is not None:
             self.tracker.restart()
-        self._built = model = load_policy(self.sft, trainable=True)
+        self._built = model = load_policy(self.start, trainable=True)
         disable_dropout(model)
         return LogpsModel(model, activation_checkpointing=self.train.activation_checkpointing).train()
 
     def verify(self, logps: Callable[[Arrays], Tensor]) -> None:
-        """Refuse groups whose reference log-probabilities are not those of the model that training starts from."""
+        """Refuse groups whose reference log-probabilities are not those of the reference.
+
+        Where that is the model that training starts from, it is asked as it stands in the engine; another one is loaded
+        for this alone, on the CPU, where training needs no room.
+        """
         absolute, relative = TOLERANCE[self.train.precision]
+        if self.reference != self.start:
+            logps, (absolute, relative) = _logps_of(self.reference), TOLERANCE["float32"]
         encoder = GroupEncoder()
         for place in range(len(self.probed)):
             (arrays,) = encoder(self.probed.slice(place, 1), 1)
@@ -169,9 +191,9 @@ class AlignTask:
             if not (off <= absolute + relative * np.abs(expected)).all():
                 worst, example = int(np.argmax(off)), self.probed["example_id"][place].as_py()
                 raise StageError(
-                    f"the groups were made with another model, tokenizer or template than {self.sft}: example "
+                    f"the groups were made with another model, tokenizer or template than {self.reference}: example "
                     f"{example} has a reference log-probability of {expected[worst]:.3f} in the table and "
-                    f"{found[worst]:.3f} under the model; run `rosepo pairs` again"
+                    f"{found[worst]:.3f} under the model; run `rosepo pairs{self._option}` again"
                 )
 
     def loss(self, logps: Tensor, counts: Tensor, arrays: Arrays) -> Loss:
@@ -204,13 +226,30 @@ class AlignTask:
         save_policy(
             folder,
             self._built,
-            load_tokenizer(self.sft),
-            Catalogue.load(self.sft / CATALOGUE),
+            load_tokenizer(self.start),
+            Catalogue.load(self.start / CATALOGUE),
             self.config,
             stage="align",
             state_dict=storage_dtype(weights, self.config, self.train),
-            figures=card_figures(figures),
+            figures=card_figures(figures) | self._round_facts(),
+            command=f"rosepo align{self._option} --config config.yaml --out RUN",
         )
+
+    @property
+    def _option(self) -> str:
+        return "" if self.round == 1 else f" --round {self.round}"
+
+    def _round_facts(self) -> dict[str, Any]:
+        """What the model card says of a round after the first."""
+        moved = self.reference == self.start
+        reference = "the model of the round before" if moved else "the SFT model"
+        return {"round": self.round, "reference": reference} if self.round > 1 else {}
+
+
+def _logps_of(folder: Path) -> Callable[[Arrays], Tensor]:
+    """Log-probabilities of a micro-batch's completions under the model of a folder, on the CPU."""
+    model = LogpsModel(load_policy(folder))
+    return lambda arrays: model(Batch.from_numpy(arrays))[0]
 
 
 def disable_dropout(model: nn.Module) -> None:

@@ -82,7 +82,7 @@ class LogpsModel(nn.Module):
         causal_lm = base_causal_lm(self.model)
         positions, mask = batch.position_ids, None
         if not batch.causal:
-            mask = _for_attention(dense_mask(batch), causal_lm)
+            mask = attention_mask(dense_mask(batch), causal_lm)
         elif positions.shape[1] > causal_lm.config.max_position_embeddings:
             # Only padding lies there, but a table of learned positions has no such entry.
             positions = positions.clamp(max=causal_lm.config.max_position_embeddings - 1)
@@ -220,8 +220,9 @@ def sharing_obstacle(model: nn.Module, longest: int | None) -> str | None:
     return None
 
 
-def _for_attention(mask: torch.Tensor, causal_lm: Any) -> torch.Tensor:
-    """The mask as the attention takes it: bool for SDPA; added to the scores, in their dtype, for the eager one."""
+def attention_mask(mask: torch.Tensor, causal_lm: Any) -> torch.Tensor:
+    """A bool mask, True where a query may look, as the model's attention takes it: bool for SDPA; added to the scores,
+    in their dtype, for the eager one. No query may be left without a key."""
     if causal_lm.config._attn_implementation == "sdpa":
         return mask
     dtype = causal_lm.dtype

@@ -30,6 +30,7 @@ from rosepo.evaluation.metrics import hit_ratio, ndcg
 from rosepo.models.oracle import fold_folder
 from rosepo.models.sasrec import SASRec, SASRecConfig
 from rosepo.training.metrics import METRICS_FILE, MetricLog
+from rosepo.training.preferences import validation_arrays
 from rosepo.training.sequences import NextItemLoss, Sequences, batch_tensors, epoch_batches, follow_average, ranks_of
 from rosepo.training.trainer import root_cause, trainer_class
 
@@ -219,12 +220,6 @@ def _whole(name: str) -> pa.Table:
 
     shard = ray.train.get_dataset_shard(name)
     return pa.concat_tables(list(shard.iter_batches(batch_size=None, batch_format="pyarrow")))
-
-
-def validation_arrays(table: pa.Table) -> tuple[list[np.ndarray], list[np.ndarray], np.ndarray]:
-    """Histories, what was seen, and targets, as item indexes."""
-    histories, seen = ([row.values.to_numpy() for row in table[name]] for name in ("history", "seen"))
-    return histories, seen, table["target"].to_numpy()
 
 
 def _without(table: pa.Table, fold: int | None) -> pa.Table:

@@ -22,10 +22,15 @@ from rosepo.training.task import Task
 _LESS_MEMORY = "lower {name}.micro_batch_size or model.max_length, or set {name}.activation_checkpointing=true"
 
 
-def fit(task: Task, out: Path, gpu: bool = False, show: Report | None = None) -> dict[str, Any]:
+def fit(
+    task: Task, out: Path, gpu: bool = False, show: Report | None = None, label: str | None = None
+) -> dict[str, Any]:
     """Train with Ray Train: `task.train.workers` workers, data through `get_dataset_shard`. Ray must be initialised.
 
     Writes the model, `metrics.jsonl` and `tensorboard/` into `out`, which every worker must reach under this path.
+
+    Args:
+        label: what the progress line begins with; None takes the task's name.
 
     Returns:
         Figures: steps, rows, seconds, the last training figures, validation loss.
@@ -58,7 +63,7 @@ def fit(task: Task, out: Path, gpu: bool = False, show: Report | None = None) ->
         step = int(figures["step"])
         if not progress:
             # Begun with the first line, so that the speed leaves out what it took to start the workers.
-            progress.append(Progress(task.name, steps, "step"))
+            progress.append(Progress(label or task.name, steps, "step"))
             begun.append(time.monotonic())
             return
         # Lines that are read together say nothing about speed yet.

@@ -1,7 +1,8 @@
 """The `sweep` stage: Ray Tune over settings of `align`, every trial on the same groups.
 
-A trial aligns the SFT model with its own settings and is measured on validation examples. Nothing but the settings
-differs between trials: groups, ε, reference log-probabilities and the measured examples come from the same tables.
+A trial aligns the SFT model with its own settings, on the groups of the first round, and is measured on validation
+examples. Nothing but the settings differs between trials: groups, ε, reference log-probabilities and the measured
+examples come from the same tables.
 """
 
 from __future__ import annotations
@@ -40,6 +41,8 @@ def sweep(config: Config, inputs: Outputs, out: Path) -> dict[str, Any]:
     check_space(config)
     use_gpu = stage_use_gpu(config, "sweep")
     settings = trial_settings(config)
+    if config.pairs.rounds > 1:
+        say(f"  settings are tried on the groups of round 1 of {config.pairs.rounds}, from the SFT model")
     before = _measure(inputs.sft, config, inputs)
     results = _run_trials(config, inputs, out, settings, use_gpu)
     finished = [result for result in results if "error" not in result]

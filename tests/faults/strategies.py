@@ -15,7 +15,7 @@ from rosepo.sampling.examples import Examples
 from rosepo.sampling.strategies import Strategy, uniform
 
 SCRATCH = Path(os.environ["ROSEPO_TEST_SCRATCH"])
-USER = 155
+USER = 317
 """In the last shard."""
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from rosepo.sampling.draws import example_keys, stream, uniforms
+from rosepo.sampling.draws import example_keys, round_seed, stream, uniforms
 
 IDS = [f"{user}:{position}" for user in range(2000) for position in range(10)]
 
@@ -19,7 +19,7 @@ def test_draws_follow_the_example_not_its_place() -> None:
 
 
 def test_keys_are_the_same_on_every_machine() -> None:
-    assert example_keys(["1:2", "é:0"]).tolist() == [12834953080803942338, 11754287603830710274]
+    assert example_keys(["1:2", "é:0"]).tolist() == [12372816326015748, 9234073200881739519]
 
 
 @pytest.mark.parametrize("other", [(1, "semantic", 0), (0, "popularity", 0), (0, "semantic", 1)])
@@ -34,3 +34,11 @@ def test_draws_are_uniform() -> None:
     assert values.min() >= 0
     assert values.max() < 1
     assert stats.kstest(values, "uniform").pvalue > 1e-3
+
+
+def test_rounds_draw_independently_and_the_first_as_without_rounds() -> None:
+    keys = example_keys(IDS)
+    assert round_seed(7, 1) == 7
+    drawn = [uniforms(keys, round_seed(7, round), "semantic", 0) for round in (1, 2, 3)]
+    correlations = np.corrcoef(drawn)[np.triu_indices(3, 1)]
+    assert (np.abs(correlations) < 4 / np.sqrt(len(keys))).all()

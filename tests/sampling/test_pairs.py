@@ -15,6 +15,7 @@ from rosepo.artifacts import Outputs, write_json
 from rosepo.config import Config, parse_config
 from rosepo.data.catalogue import Catalogue
 from rosepo.errors import StageError, UserError
+from rosepo.models.encoder import encode_titles, history_similarity
 from rosepo.models.folder import load_recommender, save_policy
 from rosepo.models.oracle import Oracle
 from rosepo.models.sasrec import SASRec, SASRecConfig
@@ -24,7 +25,7 @@ from rosepo.sampling.pairs import _own_error, pairs
 from rosepo.training.logps import plain_logps
 from tests.helpers import tiny_catalogue, tiny_model, tiny_tokenizer
 
-N_USERS, N_ITEMS = 160, 30
+N_USERS, N_ITEMS = 320, 30
 
 
 def configure(**section: Any) -> Config:
@@ -220,6 +221,56 @@ def test_a_model_of_another_catalogue_is_refused(run: Outputs, ray_cluster: None
     tiny_catalogue(N_ITEMS - 1).save(other.examples / "_items.parquet")
     with pytest.raises(UserError, match="run `rosepo sft` again"):
         pairs(configure(), other, tmp_path / "out")
+
+
+@pytest.fixture(scope="module")
+def aligned(run: Outputs) -> Path:
+    """Another model, as the first round's alignment would leave it."""
+    model = tiny_model(max_length=128, seed=1)
+    save_policy(
+        Outputs(run.root).aligned, model, tiny_tokenizer(N_ITEMS), tiny_catalogue(N_ITEMS), configure(), stage="align"
+    )
+    return Outputs(run.root).aligned
+
+
+@pytest.mark.parametrize(("moved", "reference"), [(False, "sft"), (True, "aligned")])
+def test_a_later_round_samples_from_the_aligned_model_and_scores_by_the_reference(
+    run: Outputs, aligned: Path, ray_cluster: None, tmp_path: Path, moved: bool, reference: str
+) -> None:
+    hardest = {"strategies": {"self_hard": 1.0, "semantic": 1.0}, "self_hard_top": 1, "semantic_top": 1}
+    pairs(configure(rounds=2, **hardest), Outputs(run.root, 2, moved), tmp_path)
+    sampler, scorer = load_recommender(aligned), load_recommender(run.root / reference)
+    catalogue, builder = sampler.catalogue, sampler.builder
+    embeddings = encode_titles("policy", catalogue, aligned)
+    history = {row["example_id"]: row["history"] for row in read(run.examples).to_pylist()}
+    agree = {"self_hard": [], "semantic": []}
+    for row in read(tmp_path).to_pylist()[::3]:
+        prompt = np.array(row["prompt_ids"])
+        seen = catalogue.index(history[row["example_id"]])
+        allowed = np.setdiff1d(np.arange(N_ITEMS), [*seen, *catalogue.index([row["chosen_item"]])])
+        with torch.inference_mode():
+            titles = [builder.completion(item) for item in allowed]
+            answers = plain_logps(sampler.model, [prompt] * len(titles), titles)[0].numpy()
+            ids = [np.array(ids) for ids in (row["chosen_ids"], *row["rejected_ids"])]
+            expected = plain_logps(scorer.model, [prompt] * len(ids), ids)[0].numpy()
+        np.testing.assert_allclose(row["ref_logps"], expected, atol=1e-3)
+        alike = embeddings[allowed] @ history_similarity(embeddings, [seen], 0.9)[0]
+        best = {"self_hard": allowed[answers.argmax()], "semantic": allowed[alike.argmax()]}
+        strategy = row["strategy"][0]
+        agree[strategy].append(catalogue.item_ids[best[strategy]] == row["rejected_items"][0])
+    assert min(map(len, agree.values())) > 10
+    assert np.mean(agree["self_hard"]) > 0.9  # eight beams miss a title now and then
+    assert np.mean(agree["semantic"]) == 1.0
+
+
+def test_a_later_round_draws_other_titles(run: Outputs, aligned: Path, ray_cluster: None, tmp_path: Path) -> None:
+    config = configure(rounds=2, strategies={"popularity": 1.0}, groups_per_user=1)
+    drawn = []
+    for round in (1, 2):
+        (tmp_path / str(round)).mkdir()
+        pairs(config, Outputs(run.root, round), tmp_path / str(round))
+        drawn.append(read(tmp_path / str(round))["rejected_items"].to_pylist())
+    assert np.mean([one == other for one, other in zip(*drawn, strict=True)]) < 0.5
 
 
 @pytest.mark.parametrize("kind", [UserError, StageError])

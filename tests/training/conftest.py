@@ -104,11 +104,11 @@ def assert_same_training(one: Path, other: Path, tolerance: float) -> None:
 
 
 def write_groups(outputs: Outputs, negatives: int = 2, rows: int = 32) -> Path:
-    """A `groups` table made from the model in `outputs.sft`, its reference log-probabilities one row a completion."""
+    """A groups table with the log-probabilities of the model in `outputs.reference`, one row a completion."""
     from rosepo.models.policy import load_recommender
     from rosepo.training.logps import plain_logps
 
-    recommender = load_recommender(outputs.sft)
+    recommender = load_recommender(outputs.reference)
     rng = np.random.default_rng(1)
     made = []
     for row in range(rows):
