@@ -41,6 +41,9 @@ class PairsConfig(ActorsConfig):
     import path, `module:callable` (rosepo/sampling/strategies.py has the signature)."""
     self_hard_top: Count = 10
     """self_hard draws from this many best wrong answers of the model (1 is the hardest)."""
+    engine: Literal["transformers", "vllm"] = "transformers"
+    """Who answers for self_hard, and for rso from it: `transformers` searches the catalogue for the model's best
+    titles; `vllm`, on GPUs and where it is installed, samples freely and keeps what is a title (docs/method.md)."""
     semantic_top: Count = 20
     """semantic draws from this many look-alikes of the history."""
     semantic_decay: Annotated[float, Field(gt=0.0, le=1.0)] = 0.9
@@ -115,6 +118,11 @@ class PairsConfig(ActorsConfig):
             raise ValueError("pairs.reference_cache is used by pairs.score=true alone: leave it out")
         if not self.score and self.rounds > 1:
             raise ValueError(f"pairs.rounds={self.rounds} aligns in between, which pairs.score=false leaves no way to")
+        if "engine" in self.model_fields_set and not self.asks_policy:
+            raise ValueError(
+                "pairs.engine is used where the model's own answers are rejected (self_hard, or rso with"
+                " rso_from=self_hard), which has no weight: give it one, or leave pairs.engine out"
+            )
         return self
 
 

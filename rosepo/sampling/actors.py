@@ -104,6 +104,8 @@ class GroupsActor:
                 examples = self._with_prompts(examples, tally)
         with tally.timed("sampling"):
             rejected = self.sampler(examples)
+        if self.models is not None:
+            tally.totals.update(self.models.take_counts())
         items = np.concatenate([examples.targets[:, None], rejected.items], axis=1)
         columns = self._titles(table, items, rejected)
         tally.totals["groups"] += len(examples)

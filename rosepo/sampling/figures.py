@@ -95,11 +95,13 @@ class Tally:
         """Counts, means and shares.
 
         `auc` is the share of pairs in which the oracle scores the chosen title above the rejected one (ties half).
+        `generated`, where the policy wrote freely, has the number of its answers and of those that are no title.
         """
         prompts = max(self.totals["prompts"], 1)
         pairs = sum(entry["pairs"] for entry in self.strategies.values())
         scored = all("epsilon" in entry for entry in self.strategies.values())
         mean = sum(entry["epsilon"] for entry in self.strategies.values()) / max(pairs, 1) if scored else None
+        generated = {"answers": self.totals["generated"], "no_title": self.totals["unknown"]}
         return {
             "groups": self.totals["groups"],
             "pairs": pairs,
@@ -110,6 +112,7 @@ class Tally:
             "prompt_tokens_max": self.longest_prompt,
             "prompts_cut": self.totals["prompts_cut"],
             "dropped_history_items": self.totals["dropped_items"],
+            **({"generated": generated} if generated["answers"] else {}),
             "reference": {name: self.totals[name] for name in ("computed", "from_cache")},
             "seconds": {name: round(value, 2) for name, value in sorted(self.seconds.items())},
         }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -9,12 +11,14 @@ import torch
 
 from rosepo.data.catalogue import Catalogue
 from rosepo.evaluation.decode import Decoder
-from rosepo.models.folder import load_recommender
+from rosepo.models.folder import load_builder, load_recommender
 from rosepo.models.scorers import load_scorer
 from rosepo.sampling.cache import ReferenceCache
 from rosepo.sampling.epsilon import calibrate
 from rosepo.sampling.examples import Examples
 from rosepo.sampling.scoring import GroupScorer
+from rosepo.sampling.strategies import Answers
+from rosepo.sampling.vllm_engine import VllmDecoder
 from rosepo.training.logps import LogpsModel
 
 if TYPE_CHECKING:
@@ -32,16 +36,30 @@ class Models:
         pairs = settings.pairs
         torch.set_num_threads(max(1, int(pairs.cpus_per_actor)))
         self.settings = settings
-        if pairs.score or pairs.asks_policy:
+        self.free = pairs.asks_policy and pairs.engine == "vllm"
+        if pairs.score or (pairs.asks_policy and not self.free):
             recommender = load_recommender(settings.policy)
             self.builder = recommender.builder
             self.policy = recommender.model.to(settings.device)
+        elif self.free:
+            self.builder = load_builder(settings.policy)
         if pairs.score or pairs.asks_oracle:
             self.oracle = load_scorer(settings.oracle, catalogue, settings.device)
 
-    def decoder(self, beams: int) -> Decoder:
-        """The policy's decoder with that many beams."""
-        return Decoder(self.policy, self.builder, beams)
+    def decoder(self, beams: int) -> Answers:
+        """What gives the policy's answers: a search with that many beams, or vLLM, loaded once."""
+        return self._vllm if self.free else Decoder(self.policy, self.builder, beams)
+
+    @cached_property
+    def _vllm(self) -> VllmDecoder:
+        return VllmDecoder(self.settings.policy, self.builder, self.settings.seed)
+
+    def take_counts(self) -> Counter[str]:
+        """What was generated freely since the last call; see `VllmDecoder.counts`."""
+        counts: Counter[str] = Counter()
+        if self.free:
+            counts, self._vllm.counts = self._vllm.counts, counts
+        return counts
 
     def scores(self, examples: Examples, items: np.ndarray) -> np.ndarray:
         """Calibrated oracle scores float32 [N, C] of items int64 [N, C]."""

@@ -37,6 +37,7 @@ from rosepo.sampling.parts import complete, finished_parts
 from rosepo.sampling.plan import UNIT, Shard, most_seen, plan_shards
 from rosepo.sampling.sampler import check_columns
 from rosepo.sampling.strategies import own_strategy
+from rosepo.sampling.vllm_engine import check_engine
 from rosepo.session import work_dataset
 
 ITEMS_FILE = "_items.parquet"
@@ -57,13 +58,14 @@ def pairs(config: Config, inputs: Outputs, out: Path) -> dict[str, Any]:
         chosen title, and the share at the ceiling; see `Tally.figures`.
 
     Raises:
-        UserError: more rejected titles asked for than the catalogue allows, more CPUs or GPUs than the cluster has, no
-            training examples, or inputs that do not belong together.
+        UserError: more rejected titles asked for than the catalogue allows, more CPUs or GPUs than the cluster has, an
+            engine that cannot run there, no training examples, or inputs that do not belong together.
         StageError: an actor failed for good, or the disk is full.
     """
     start = time.monotonic()
     settings = config.pairs
     device = "cuda" if stage_use_gpu(config, "pairs") else "cpu"
+    check_engine(settings, device)
     catalogue = _check_inputs(config, inputs)
     shards = plan_shards(inputs.examples, settings.groups_per_user, settings.part_groups)
     _check_negatives(config, catalogue, inputs.examples)

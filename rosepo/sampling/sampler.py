@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +18,7 @@ from rosepo.sampling.mixture import Rejected, sample_rejected
 from rosepo.sampling.plan import COLUMNS, UNIT, example_files
 from rosepo.sampling.strategies import (
     Accepted,
+    Answers,
     Candidates,
     LookAlikes,
     Strategy,
@@ -27,9 +27,6 @@ from rosepo.sampling.strategies import (
     popularity,
     uniform,
 )
-
-if TYPE_CHECKING:
-    from rosepo.evaluation.decode import Decoder
 
 MIN_BEAMS = 8
 """A narrower search would miss the model's best titles behind a rare first token."""
@@ -68,7 +65,7 @@ def examples_of(table: pa.Table, catalogue: Catalogue) -> Examples:
 def strategies(
     pairs: PairsConfig,
     catalogue: Catalogue,
-    decoder: Callable[[int], Decoder] | None = None,
+    decoder: Callable[[int], Answers] | None = None,
     scores: Scores | None = None,
     embeddings: Path | None = None,
 ) -> dict[str, Strategy]:
@@ -77,7 +74,8 @@ def strategies(
     Args:
         pairs: the configuration.
         catalogue: of the examples.
-        decoder: makes the policy's decoder for a number of beams; for self_hard, and rso on the policy's answers.
+        decoder: what gives the policy's answers, made for a number of beams; for self_hard, and rso on the policy's
+            answers.
         scores: the oracle; for rso.
         embeddings: NumPy file of the title embeddings float32 [n_items, d]; for semantic.
     """

@@ -18,7 +18,7 @@ The aims of self_hard, semantic and popularity are RosePO's (arXiv 2410.12519); 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -32,7 +32,6 @@ from rosepo.sampling.similar import top_similar
 
 if TYPE_CHECKING:
     from rosepo.data.catalogue import Catalogue
-    from rosepo.evaluation.decode import Decoder
 
 ATTEMPTS = 3
 """Draws for one pick: rounding may, very rarely, lead to an item that is excluded."""
@@ -45,6 +44,15 @@ class Strategy(Protocol):
 
     def __call__(self, examples: Examples, count: int, draws: Draws) -> np.ndarray:
         """Distinct items int64 [N, count] for each example, -1 where there are no more."""
+
+
+class Answers(Protocol):
+    """The policy's answers: a `Decoder`, or what generates freely."""
+
+    def top_k(
+        self, prompts: Sequence[np.ndarray], excluded: Sequence[np.ndarray], k: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Items int64 [N, k], best first, none of those excluded, -1 behind the last; and scores float32 [N, k]."""
 
 
 class Weighted:
@@ -148,11 +156,11 @@ class WrongAnswers:
     """The model's own wrong answers, for helpfulness: a random one of its `top` best titles outside history and target.
 
     Args:
-        decoder: searches with at least ``top + count - 1`` beams.
+        decoder: gives ``top + count - 1`` answers an example, or as many as there are.
         top: answers that each pick chooses from; 1 takes the hardest.
     """
 
-    def __init__(self, decoder: Decoder, top: int) -> None:
+    def __init__(self, decoder: Answers, top: int) -> None:
         self.decoder, self.top = decoder, top
 
     def __call__(self, examples: Examples, count: int, draws: Draws) -> np.ndarray:
