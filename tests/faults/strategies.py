@@ -35,14 +35,16 @@ def deadly(catalogue: Catalogue) -> Strategy:
 
 
 def crowded(catalogue: Catalogue) -> Strategy:
-    """Uniform; lets the file that the file `crowded` names lead to a device that is always full."""
+    """Uniform; where the file `crowded` names a folder, the figures of part 1 go to a device that is always full."""
     even = uniform(len(catalogue))
 
     def strategy(examples: Examples, count: int, draws: Draws) -> np.ndarray:
-        victim = Path((SCRATCH / "crowded").read_text())
-        if not victim.is_symlink():
+        folder = (SCRATCH / "crowded").read_text()
+        if folder:
             # Writing there fails as on a full disk, by the system's own hand.
-            victim.symlink_to("/dev/full")
+            aside = Path(folder, f"._part-00001.json.{os.getpid()}.tmp")
+            aside.unlink(missing_ok=True)
+            aside.symlink_to("/dev/full")
         return even(examples, count, draws)
 
     return strategy

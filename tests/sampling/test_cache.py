@@ -110,5 +110,5 @@ def test_no_keeps_nothing_and_auto_goes_to_the_users_cache(
     assert cache is not None
     assert cache.folder == tmp_path / "cache" / "reference" / reference_key(reference, "cpu")
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match=r"pairs.reference_cache=.*cannot be made"):
+    with pytest.raises(UserError, match=r"pairs.reference_cache=.*cannot be written to.*or set it to no"):
         open_cache(str(tmp_path / "file"), reference, "cpu")

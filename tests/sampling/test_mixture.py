@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -82,3 +85,34 @@ def test_seeds_give_other_groups() -> None:
 
 def test_what_a_catalogue_allows() -> None:
     assert max_negatives(tiny_catalogue(30), 20) == 9
+
+
+def answering(answer: Any) -> Strategy:
+    """A strategy that gives the same to everybody."""
+    return lambda examples, count, draws: answer
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (np.zeros((2, 1), dtype=np.int64), r"gives int64 \[2, 1\], not integers \[2, 2\]"),
+        (np.array([[1.5, 2.0], [1.0, 2.0]]), "gives float64"),
+        ([[1, 2], [1, 2]], "gives list"),
+        (np.array([[4, 5], [4, 9]]), "gives example b an item that is not in the catalogue"),
+        (np.array([[4, 4], [4, 5]]), "gives example a an item twice"),
+        (np.array([[4, 5], [0, 5]]), "gives example b the target, or what was chosen before it"),
+        (np.array([[1, 5], [4, 5]]), "gives example a the target, or what was chosen before it"),
+    ],
+)
+def test_a_strategy_that_breaks_its_promise_is_named(answer: Any, words: str) -> None:
+    examples = Examples.of(["a", "b"], [np.array([1]), np.array([0])], np.array([2, 3]), 9)
+    examples = replace(examples, ids=np.array(["a", "b"], dtype=object))
+    with pytest.raises(StageError, match=f"^strategy mine {words}"):
+        sample_rejected(examples, {"mine": answering(answer)}, {"mine": 1.0}, 2, seed=0)
+
+
+def test_a_strategy_may_have_fewer_items_than_asked_for() -> None:
+    examples = Examples.of(["a", "b"], [np.array([1]), np.array([0])], np.array([2, 3]), 9)
+    found = sample_rejected(examples, {"mine": answering(np.array([[4, -1], [-1, -1]]))}, {"mine": 1.0}, 2, seed=0)
+    assert found.fallback.tolist() == [[False, True], [True, True]]
+    assert found.items[0, 0] == 4

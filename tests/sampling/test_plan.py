@@ -53,10 +53,10 @@ def test_every_users_newest_training_examples_are_taken_in_order(
 
 @pytest.mark.parametrize(("part_groups", "size"), [(None, 2 * UNIT), (1, UNIT), (UNIT + 1, 2 * UNIT), (10**6, 10**6)])
 def test_shards_are_whole_units_of_one_file(tmp_path: Path, part_groups: int | None, size: int) -> None:
-    write_examples(tmp_path, [("ann", 1500), ("bob", 1000)], files=2)
+    write_examples(tmp_path, [("ann", 4000), ("bob", 3000)], files=2)
     shards = plan_shards(tmp_path, None, part_groups)
     assert [shard.number for shard in shards] == list(range(len(shards)))
-    for path, total in zip(sorted(tmp_path.glob("part-*")), (1500, 1000), strict=True):
+    for path, total in zip(sorted(tmp_path.glob("part-*")), (4000, 3000), strict=True):
         mine = [shard for shard in shards if shard.path == str(path)]
         assert [shard.first for shard in mine] == list(range(0, total, size))
         assert sum(shard.count for shard in mine) == total

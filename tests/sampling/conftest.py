@@ -1,0 +1,25 @@
+"""Sampling without processes of its own, for tests that are about what is sampled."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pytest
+
+from rosepo.sampling import pairs
+from rosepo.sampling.actors import ActorSettings, GroupsActor
+from rosepo.sampling.plan import Shard
+
+
+@pytest.fixture
+def in_process(ray_cluster: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The stage's one actor works in this process. That actors of Ray give the same is a test of its own."""
+
+    def answers(shards: Sequence[Shard], settings: ActorSettings) -> Iterator[dict[str, Any]]:
+        actor = GroupsActor(settings)
+        for shard in shards:
+            actor.write(shard)
+            yield {"shard": shard.number, "groups": shard.count}
+
+    monkeypatch.setattr(pairs, "_answers", answers)
