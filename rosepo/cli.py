@@ -159,7 +159,7 @@ def run(
     """
 
     def work() -> None:
-        from rosepo.check import check_before_run
+        from rosepo.refusals import check_before_run
         from rosepo.stages import stages_of
         from rosepo.summary import print_summary
 
@@ -261,8 +261,8 @@ def _run(
 
 
 def _run_stages(config: Config, out: Path, names: Sequence[str], overwrite: bool, debug: bool) -> None:
-    from rosepo.check import check_named, check_resources
     from rosepo.pipeline import plan_stages, run_stages
+    from rosepo.refusals import check_named, check_resources
     from rosepo.session import ray_session
 
     if not out.is_absolute() and _JOB_COPY in Path.cwd().parts:

@@ -13,7 +13,8 @@ import torch
 from rosepo.artifacts import Outputs
 from rosepo.errors import StageError, UserError
 from rosepo.models.policy import load_recommender
-from rosepo.training.align import align_in_process, align_task, disable_dropout
+from rosepo.training.align import align_in_process, align_task
+from rosepo.training.align_task import disable_dropout
 from rosepo.training.encoders import GroupEncoder
 from rosepo.training.feed import micro_batches
 from rosepo.training.loop import fit_in_process

@@ -14,7 +14,6 @@ import pytest
 import torch
 
 from rosepo.artifacts import Outputs, write_json
-from rosepo.check import check_before_run, check_named
 from rosepo.config import Config, load_config
 from rosepo.data.catalogue import Catalogue
 from rosepo.errors import UserError
@@ -22,6 +21,7 @@ from rosepo.evaluation.evaluate import evaluate
 from rosepo.evaluation.verdict import verdict
 from rosepo.models.oracle import FOLDS_FILE, Oracle
 from rosepo.models.sasrec import SASRec, SASRecConfig
+from rosepo.refusals import check_before_run, check_named
 from rosepo.sampling.pairs import pairs
 from rosepo.stages import STAGES, stage_fingerprint
 from rosepo.summary import results_table

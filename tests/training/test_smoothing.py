@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from rosepo.artifacts import Outputs
 from rosepo.errors import UserError
 from rosepo.training import smoothing
-from rosepo.training.align import AlignTask, align_in_process, align_task
+from rosepo.training.align import align_in_process, align_task
+from rosepo.training.align_task import AlignTask
 from rosepo.training.engine import prepare_process
 from rosepo.training.feed import micro_batches
 from rosepo.training.loop import train_rank
