@@ -58,7 +58,7 @@ CONFIG = Path(__file__).parents[1] / "jobs" / "configs" / "demo.yaml"
 SPLITS = {"train": "train", "validation": "valid", "test": "test"}
 EPOCHS, QUICK_EPOCHS = 4, 2
 """Epochs a system, of which the first is not counted."""
-FIT_SECONDS = 900
+FIT_SECONDS = 600
 PATIENCE = 10
 DEFAULT_BATCH = 2048
 """RecBole's own `train_batch_size`."""

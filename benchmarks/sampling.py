@@ -1,6 +1,6 @@
 """How fast groups are made: rosepo against rivals, side by side, on this machine.
 
-    python benchmarks/sampling.py [--only NAME] [--quick] [--threads N] [--json FILE]
+    python benchmarks/sampling.py [--only NAME]… [--quick] [--threads N] [--json FILE]
 
 | row | what is measured | against | target |
 |---|---|---|---|
@@ -67,16 +67,20 @@ SOURCES = {
 """Every row, in the order in which they run."""
 
 
-def chosen(only: str | None) -> list[str]:
+def chosen(only: list[str]) -> list[str]:
     """Names of the rows to run.
 
     Raises:
-        KeyError: no row is called or begins with `only`.
+        KeyError: no row is called or begins with one of `only`.
     """
-    names = [name for name in SOURCES if only is None or name == only or name.startswith(f"{only}.")]
-    if not names:
-        raise KeyError(only)
-    return names
+    for wanted in only:
+        if not any(_is(name, wanted) for name in SOURCES):
+            raise KeyError(wanted)
+    return [name for name in SOURCES if not only or any(_is(name, wanted) for wanted in only)]
+
+
+def _is(name: str, wanted: str) -> bool:
+    return name == wanted or name.startswith(f"{wanted}.")
 
 
 def measure(names: list[str], quick: bool) -> list[Row]:
@@ -91,7 +95,13 @@ def measure(names: list[str], quick: bool) -> list[Row]:
 def main() -> int:
     """Exit code 0; 2 where the command line asks for something that is not there."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", metavar="NAME", help="one row, or those that begin with NAME and a dot")
+    parser.add_argument(
+        "--only",
+        metavar="NAME",
+        action="append",
+        default=[],
+        help="one row, or those that begin with NAME and a dot; may be given several times",
+    )
     parser.add_argument("--quick", action="store_true", help="smaller inputs and three turns: a minute a row")
     parser.add_argument("--threads", type=int, metavar="N", help="threads of torch (default: its own choice)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows to FILE too")
@@ -102,8 +112,8 @@ def main() -> int:
         torch.set_num_threads(options.threads)
     try:
         names = chosen(options.only)
-    except KeyError:
-        parser.error(f"--only {options.only}: no such row; known: {', '.join(SOURCES)}")
+    except KeyError as error:
+        parser.error(f"--only {error.args[0]}: no such row; known: {', '.join(SOURCES)}")
     if options.json is not None and not options.json.parent.is_dir():
         parser.error(f"--json {options.json}: its folder does not exist")
     rows = measure(names, options.quick)

@@ -29,7 +29,7 @@ from tests.evaluation.runs import tiny_config, tiny_run
 
 TAU = 0.7
 HERE = "tests.training.test_given_oracle"
-SAMPLED = ("pairs.negatives=2", "pairs.strategies={popularity: 1, uniform: 1}", "pairs.batch_size=16")
+SAMPLED = ("pairs.negatives=2", "pairs.strategies={popularity: 1, uniform: 1}")
 
 
 def by_popularity(catalogue: Catalogue) -> Any:
@@ -243,7 +243,7 @@ def test_another_scorer_makes_another_oracle(tmp_path: Path, monkeypatch: pytest
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (["oracle.kind=scorer", "oracle.scorer=no.such:thing"], r"oracle\.scorer=no\.such:thing cannot be imported"),
+        (["oracle.kind=scorer", "oracle.scorer=no.such:thing"], r"oracle\.scorer: no\.such:thing cannot be imported"),
         (["oracle.kind=table", "oracle.scores=/nowhere.parquet"], r"oracle\.scores=/nowhere\.parquet does not exist"),
     ],
 )
