@@ -34,7 +34,7 @@ from rosepo.data.log import make_bucket
 from rosepo.sampling.actors import ActorSettings
 from rosepo.sampling.figures import Tally
 from rosepo.sampling.pairs import run_shards
-from rosepo.sampling.plan import Shard, plan_shards, read_shard
+from rosepo.sampling.plan import TITLE_SHARD_UNITS, Shard, plan_shards, read_shard
 from rosepo.session import ray_session
 
 USERS, ITEMS, LENGTH = 1_000_000, 1_000_000, 16
@@ -118,7 +118,7 @@ def _remove_at_exit(folder: Path) -> None:
 def core_rate(quick: bool) -> float:
     """Groups a second of one actor at work on its shards, by its own clock."""
     examples = log(quick)
-    shards = plan_shards(examples, None)[: 12 if quick else 64]
+    shards = plan(examples)[: 12 if quick else 32]
     done = _run(examples, shards, actors=1)
     return done.groups / done.busy
 
@@ -127,7 +127,12 @@ def core_rate(quick: bool) -> float:
 def big_job(quick: bool) -> Done:
     """All groups of the log, by as many actors as there are cores."""
     examples = log(quick)
-    return _run(examples, plan_shards(examples, None), ACTORS)
+    return _run(examples, plan(examples), ACTORS)
+
+
+def plan(examples: Path) -> list[Shard]:
+    """The shards of the stage for titles alone."""
+    return plan_shards(examples, None, most_units=TITLE_SHARD_UNITS)
 
 
 @dataclass(frozen=True)

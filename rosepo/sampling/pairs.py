@@ -34,7 +34,7 @@ from rosepo.sampling.draws import round_seed
 from rosepo.sampling.figures import Tally
 from rosepo.sampling.mixture import max_negatives
 from rosepo.sampling.parts import complete, finished_parts
-from rosepo.sampling.plan import UNIT, Shard, most_seen, plan_shards
+from rosepo.sampling.plan import SHARD_UNITS, TITLE_SHARD_UNITS, UNIT, Shard, most_seen, plan_shards
 from rosepo.sampling.sampler import check_columns
 from rosepo.sampling.strategies import own_strategy
 from rosepo.sampling.vllm_engine import check_engine
@@ -67,7 +67,8 @@ def pairs(config: Config, inputs: Outputs, out: Path) -> dict[str, Any]:
     device = "cuda" if stage_use_gpu(config, "pairs") else "cpu"
     check_engine(settings, device)
     catalogue = _check_inputs(config, inputs)
-    shards = plan_shards(inputs.examples, settings.groups_per_user, settings.part_groups)
+    most_units = SHARD_UNITS if settings.score else TITLE_SHARD_UNITS
+    shards = plan_shards(inputs.examples, settings.groups_per_user, settings.part_groups, most_units)
     _check_negatives(config, catalogue, inputs.examples)
     tally = Tally()
     cache = open_cache(settings.reference_cache, inputs.reference, device) if settings.score else None
