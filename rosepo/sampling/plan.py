@@ -69,7 +69,7 @@ def plan_shards(
     if not total:
         raise UserError(f"{examples} holds no training examples: lower prepare.min_history, or take more data")
     units = (
-        int(np.clip(-(-total // (UNIT * SHARDS)), 1, SHARD_UNITS)) if part_groups is None else -(-part_groups // UNIT)
+        int(np.clip(-(-total // (UNIT * SHARDS)), 1, most_units)) if part_groups is None else -(-part_groups // UNIT)
     )
     size = UNIT * units
     parts = [(path, low, min(size, n - low)) for path, n in counts.items() for low in range(0, n, size)]
