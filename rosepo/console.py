@@ -73,9 +73,10 @@ class Progress:
     On a terminal the line is redrawn in place; elsewhere a line is printed every few seconds, and one at the end.
     """
 
-    def __init__(self, label: str, total: int, unit: str = "it") -> None:
+    def __init__(self, label: str, total: int, unit: str = "it", before: int = 0) -> None:
+        """`before`: units of the total that an earlier run did; they do not count for the speed."""
         self.label, self.total, self.unit = label, total, unit
-        self.done = 0
+        self.done = self.before = before
         self._figures: dict[str, float] = {}
         self._start = time.monotonic()
         self._shown = 0.0
@@ -100,13 +101,13 @@ class Progress:
     def _show(self, last: bool = False) -> None:
         global _open_line
         elapsed = max(time.monotonic() - self._start, 1e-9)
-        speed = self.done / elapsed
+        speed = (self.done - self.before) / elapsed
         parts = [f"{self.label} {self.done:,}/{self.total:,}"]
         parts += [f"{name} {value:.4g}" for name, value in self._figures.items()]
         parts.append(f"{speed:,.0f} {self.unit}/s" if speed >= 10 else f"{speed:.2g} {self.unit}/s")
         if last:
             parts.append(f"{duration(elapsed)} in all")
-        elif self.done:
+        elif speed:
             parts.append(f"{duration((self.total - self.done) / speed)} left")
         line = "  " + " · ".join(parts)
         if self._terminal:

@@ -116,8 +116,7 @@ def run_shards(shards: Sequence[Shard], settings: ActorSettings, tally: Tally, l
     total, before = sum(shard.count for shard in shards), sum(shard.count for shard in shards if shard.number in done)
     if done:
         say(f"  goes on from {len(done)} of {len(shards)} parts that an earlier run finished ({before:,} groups)")
-    with Progress(label, total=total, unit="groups") as progress:
-        progress.update(before)
+    with Progress(label, total=total, unit="groups", before=before) as progress:
         try:
             for row in _answers(left, settings) if left else ():
                 progress.update(row["groups"])
