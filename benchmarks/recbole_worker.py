@@ -78,25 +78,29 @@ class Worker:
         """RecBole's own training from the start; afterwards the model is the one that was best on validation."""
         self._start()
         started = time.perf_counter()
-        epochs = 0
+        epochs = best_epoch = 0
+        best: dict[str, torch.Tensor] = {}
 
-        def look(epoch: int, _score: float) -> None:
-            nonlocal epochs
+        def look(epoch: int, score: float) -> None:
+            nonlocal epochs, best_epoch
             epochs = epoch + 1
+            # It is called after the early stopping has looked: a score that is the best one is this epoch's.
+            if score == self.trainer.best_valid_score:
+                best_epoch = epochs
+                best.update({name: value.clone() for name, value in self.model.state_dict().items()})
             if time.perf_counter() - started > seconds:
                 raise OutOfTime
 
         stopped = True
         try:
-            self.trainer.fit(self.train, self.held_out["valid"], verbose=False, callback_fn=look)
+            # Kept here and not by RecBole, whose checkpoints are pickles.
+            self.trainer.fit(self.train, self.held_out["valid"], verbose=False, saved=False, callback_fn=look)
         except OutOfTime:
             stopped = False
-        # Its checkpoint holds its settings object, which torch.load refuses by default; this process wrote the file.
-        best = torch.load(self.trainer.saved_model_file, weights_only=False)
-        self.model.load_state_dict(best["state_dict"])
+        self.model.load_state_dict(best)
         return {
             "epochs": epochs,
-            "best": best["epoch"] + 1,
+            "best": best_epoch,
             "converged": stopped,
             "seconds": time.perf_counter() - started,
         }

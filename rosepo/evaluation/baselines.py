@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -15,14 +14,6 @@ import pyarrow.parquet as pq
 from scipy import sparse
 
 from rosepo.data.catalogue import Catalogue
-
-
-class Scorer(Protocol):
-    """Scores every item of the catalogue after each history."""
-
-    def score_all(self, histories: Sequence[np.ndarray]) -> np.ndarray:
-        """Float [B, n_items] of histories of item indexes, oldest first."""
-        ...
 
 
 class Popular:

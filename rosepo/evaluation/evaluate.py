@@ -79,7 +79,7 @@ def evaluate(config: Config, inputs: Outputs, out: Path) -> dict[str, Any]:
     absent = [name for name in MODELS if name not in present]
     missing = [name for name in absent if name != "oracle" or oracle is None]
     if missing:
-        say(f"  not there, so left out: {', '.join(missing)}")
+        say(f"  not there, so left out: {', '.join(missing)}{_missing_round(inputs) if 'aligned' in missing else ''}")
     if oracle == TABLE:
         say(f"  {NO_BASELINE}")
     rankings = out / RANKINGS_FOLDER
@@ -99,6 +99,19 @@ def evaluate(config: Config, inputs: Outputs, out: Path) -> dict[str, Any]:
                for name, models in metrics["models"].items()}  # fmt: skip
     return {"n_examples": n, "n_users": metrics["n_users"], "split": settings.split, "models": figures,
             "cut": metrics["cut"], "left_out": absent, "ranking_seconds": seconds}  # fmt: skip
+
+
+def _missing_round(inputs: Outputs) -> str:
+    """Of several rounds, the first one whose alignment is not there, and what to run; nothing of a single round."""
+    if inputs.round == 1:
+        return ""
+    first = next(each for each in inputs.rounds if not each.aligned.is_dir())
+    option = "" if first.round == 1 else f" --round {first.round}"
+    steps = ("align",) if first.groups.is_dir() else ("pairs", "align")
+    commands = " and ".join(f"`rosepo {step}{option}`" for step in steps)
+    text = f" (of {inputs.round} rounds, round {first.round} is not aligned: run {commands}"
+    text += ", then the later ones" if first.round < inputs.round else ""
+    return text + (f", or evaluate with pairs.rounds={first.round - 1})" if first.round > 1 else ")")
 
 
 def measure(

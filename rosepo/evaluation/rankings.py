@@ -20,7 +20,7 @@ from rosepo.console import Progress
 from rosepo.data.catalogue import Catalogue
 from rosepo.data.seen import read_split
 from rosepo.errors import StageError, UserError
-from rosepo.evaluation.baselines import Scorer, top_k
+from rosepo.evaluation.baselines import top_k
 from rosepo.evaluation.metrics import target_ranks
 from rosepo.session import work_dataset
 
@@ -125,15 +125,14 @@ def count_cut(path: Path) -> dict[str, int]:
     return {"prompts": int((left_out > 0).sum()), "items": int(left_out.sum())}
 
 
-def rank_by_scores(scorer: Scorer, examples: Path, catalogue: Catalogue, out: Path, progress: Progress) -> None:
-    """Rank all that was not seen by a scorer of histories, in this process, and write the file `out`."""
-    rank_by_batches(lambda batch: scorer.score_all(batch.histories), examples, catalogue, out, progress)
-
-
 def rank_by_batches(
     score: Callable[[Batch], np.ndarray], examples: Path, catalogue: Catalogue, out: Path, progress: Progress
 ) -> None:
-    """The same by a function that gives a whole batch's scores, float [B, n_items]."""
+    """Rank all that was not seen, in this process, and write the file `out`.
+
+    Args:
+        score: a batch to its scores of the whole catalogue, float [B, n_items].
+    """
     writer: pq.ParquetWriter | None = None
     try:
         for batch in read_batches(examples, catalogue):

@@ -1,4 +1,4 @@
-"""From oracle scores to smoothing: epsilon of a pair, target distribution of a group.
+"""Smoothing in training: the limit on epsilon of a pair, target distribution of a group.
 
 Scores are calibrated logits of the preference oracle (raw scores divided by its temperature tau), so that
 ``sigmoid(f_chosen - f_rejected)`` is the oracle's chance that the pair's order is right. The oracle as the source of
@@ -12,19 +12,6 @@ from statistics import NormalDist
 
 import torch
 from torch import Tensor
-
-
-def oracle_epsilon(scores: Tensor, maximum: float) -> Tensor:
-    """``min(maximum, sigmoid(-(f_chosen - f_rejected)))`` for every pair of a group.
-
-    Args:
-        scores: [G, 1 + K], chosen first.
-        maximum: in [0, 1/2).
-
-    Returns:
-        [G, K], dtype of scores.
-    """
-    return clamp_epsilon(torch.sigmoid(scores[:, 1:] - scores[:, :1]), maximum)
 
 
 def clamp_epsilon(epsilon: Tensor, maximum: float) -> Tensor:

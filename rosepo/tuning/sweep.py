@@ -7,7 +7,6 @@ examples come from the same tables.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from dataclasses import dataclass
@@ -183,12 +182,3 @@ def _as_table(results: list[dict[str, Any]], before: dict[str, float], best: dic
         mark = f"best {metric}" if result is best else ""
         rows.append([f"trial {result['trial']}", *settings, *(result[key] for key in _MEASURED), mark])
     return table(rows, header=("validation", *keys, *(key.upper() for key in _MEASURED), ""))
-
-
-def read_trials(folder: Path) -> dict[str, Any] | None:
-    """What `sweep` wrote, None where there is none."""
-    path = folder / TRIALS_FILE
-    if not path.is_file():
-        return None
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return content

@@ -102,6 +102,26 @@ def test_missing_models_are_left_out_and_said(
     assert "cannot be judged" in (out / "report.html").read_text()
 
 
+@pytest.mark.parametrize(
+    ("there", "what"),
+    [
+        ("aligned groups-2 aligned-2 groups-3",
+         "round 3 is not aligned: run `rosepo align --round 3`, or evaluate with pairs.rounds=2"),
+        ("aligned", "round 2 is not aligned: run `rosepo pairs --round 2` and `rosepo align --round 2`, then the later "
+         "ones, or evaluate with pairs.rounds=1"),
+        ("groups", "round 1 is not aligned: run `rosepo align`, then the later ones"),
+    ],
+)  # fmt: skip
+def test_a_round_that_is_missing_is_named_with_what_to_run(
+    there: str, what: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tiny_run(tmp_path, models=False).root
+    for name in (*there.split(), "evaluation"):
+        (root / name).mkdir()
+    evaluate(tiny_config("pairs.rounds=3"), Outputs(root, 3), root / "evaluation")
+    assert f"left out: oracle, sft, aligned (of 3 rounds, {what})\n" in capsys.readouterr().err
+
+
 def test_the_choice_of_examples_depends_on_their_ids_alone(tmp_path: Path) -> None:
     inputs = tiny_run(tmp_path, models=False)
     catalogue = Catalogue.load(inputs.examples / "_items.parquet")

@@ -18,7 +18,7 @@ from rosepo.console import Progress
 from rosepo.data.catalogue import Catalogue
 from rosepo.evaluation import evaluate as stage
 from rosepo.evaluation.baselines import Popular, markov
-from rosepo.evaluation.rankings import rank_by_scores, write_examples
+from rosepo.evaluation.rankings import rank_by_batches, write_examples
 from rosepo.evaluation.report import write_report
 from rosepo.evaluation.smoothing import shape_of
 from rosepo.evaluation.verdict import number, verdict
@@ -45,7 +45,13 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with Progress("rank", 1) as progress:
         for name, scorer in scorers.items():
             path = out / "rankings" / f"{name}.parquet"
-            rank_by_scores(scorer, out / "_examples.parquet", catalogue, path, progress)
+            rank_by_batches(
+                lambda batch, scorer=scorer: scorer.score_all(batch.histories),
+                out / "_examples.parquet",
+                catalogue,
+                path,
+                progress,
+            )
     metrics, exposure = stage.measure(
         config, inputs, catalogue, out / "_examples.parquet", out / "rankings", list(scorers)
     )

@@ -12,18 +12,18 @@ from rosepo.artifacts import Outputs
 from rosepo.errors import StageError
 from rosepo.sampling.pairs import RESTARTS, pairs
 from tests.faults.strategies import SCRATCH
-from tests.sampling.test_pairs import configure, read, run  # noqa: F401 (a fixture)
+from tests.sampling.runs import configure, read
 
 # Titles alone: actors that load no model start in a moment.
 DEADLY = {"strategies": {"tests.faults.strategies:deadly": 1.0}, "score": False}
 
 
 @pytest.fixture(scope="module")
-def undisturbed(run: Outputs, ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> pa.Table:  # noqa: F811
+def undisturbed(run: Outputs, ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> pa.Table:
     return sampled(run, tmp_path_factory.mktemp("groups"), deaths=0)
 
 
-def sampled(run: Outputs, out: Path, deaths: int, **section: Any) -> pa.Table:  # noqa: F811
+def sampled(run: Outputs, out: Path, deaths: int, **section: Any) -> pa.Table:
     (SCRATCH / "deaths").write_text(str(deaths))
     pairs(configure(**DEADLY, **section), run, out)
     return read(out)
@@ -33,7 +33,7 @@ def sampled(run: Outputs, out: Path, deaths: int, **section: Any) -> pa.Table:  
 def test_a_killed_actor_costs_its_shard_and_nothing_else(
     actors: int,
     undisturbed: pa.Table,
-    run: Outputs,  # noqa: F811
+    run: Outputs,
     tmp_path: Path,
 ) -> None:
     assert sampled(run, tmp_path, deaths=1, actors=actors, cpus_per_actor=0.5).equals(undisturbed)
@@ -43,7 +43,7 @@ def test_a_killed_actor_costs_its_shard_and_nothing_else(
 
 def test_a_shard_that_kills_every_actor_ends_the_stage_and_a_rerun_goes_on_from_the_others(
     undisturbed: pa.Table,
-    run: Outputs,  # noqa: F811
+    run: Outputs,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -61,7 +61,7 @@ def test_a_shard_that_kills_every_actor_ends_the_stage_and_a_rerun_goes_on_from_
 
 
 def test_a_full_disk_ends_the_stage_with_one_sentence_and_no_part_that_looks_finished(
-    run: Outputs,  # noqa: F811
+    run: Outputs,
     ray_cluster: None,
     tmp_path: Path,
 ) -> None:
@@ -77,7 +77,7 @@ def test_a_full_disk_ends_the_stage_with_one_sentence_and_no_part_that_looks_fin
 
 
 def test_an_actor_without_memory_ends_the_stage_with_one_sentence(
-    run: Outputs,  # noqa: F811
+    run: Outputs,
     ray_cluster: None,
     tmp_path: Path,
 ) -> None:

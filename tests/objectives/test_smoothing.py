@@ -7,26 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rosepo.objectives.smoothing import RunningQuantile, clamp_epsilon, oracle_epsilon, oracle_targets
+from rosepo.objectives.smoothing import RunningQuantile, clamp_epsilon, oracle_targets
 
 rows = st.lists(st.lists(st.floats(-60, 60, width=32), min_size=4, max_size=4), min_size=1, max_size=5)
-
-
-@settings(max_examples=60, deadline=None)
-@given(rows, st.floats(0.0, 0.4999))
-def test_epsilon_stays_under_its_maximum_and_falls_with_the_margin(scores, maximum):
-    table = torch.tensor(scores)
-    epsilon = oracle_epsilon(table, maximum)
-    assert epsilon.shape == (len(scores), 3)
-    assert (epsilon >= 0).all()
-    assert (epsilon <= maximum + 1e-7).all()
-    higher = oracle_epsilon(table + torch.tensor([1.0, 0, 0, 0]), maximum)
-    assert (higher <= epsilon).all()
-
-
-def test_epsilon_is_the_oracles_chance_of_a_wrong_order():
-    assert oracle_epsilon(torch.tensor([[2.0, 0.0]]), 0.49).item() == pytest.approx(0.1192, abs=1e-4)
-    assert oracle_epsilon(torch.tensor([[0.0, 2.0]]), 0.4).item() == pytest.approx(0.4)
 
 
 @settings(max_examples=60, deadline=None)

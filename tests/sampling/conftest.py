@@ -1,4 +1,4 @@
-"""Sampling without processes of its own, for tests that are about what is sampled."""
+"""A small run, and sampling without processes of its own for tests that are about what is sampled."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 
+from rosepo.artifacts import Outputs
 from rosepo.sampling import pairs
 from rosepo.sampling.actors import ActorSettings, GroupsActor
 from rosepo.sampling.plan import Shard
+from tests.sampling.runs import make_run
 
 
 @pytest.fixture
@@ -23,3 +25,9 @@ def in_process(ray_cluster: None, monkeypatch: pytest.MonkeyPatch) -> None:
             yield {"shard": shard.number, "groups": shard.count}
 
     monkeypatch.setattr(pairs, "_answers", answers)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Outputs:
+    """A run's folder with examples, an untrained policy and an untrained oracle."""
+    return make_run(tmp_path_factory.mktemp("run"))

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from rosepo.objectives.smoothing import oracle_epsilon
+from rosepo.objectives.smoothing import clamp_epsilon
 from rosepo.sampling.epsilon import CEILING, TAU_BOUNDS, calibrate, calibration, epsilon, fit_tau, log_loss
 
 
@@ -23,9 +23,17 @@ def test_epsilon_is_finite_and_below_one_half(scores: np.ndarray, tau: float) ->
     assert (smoothing <= CEILING).all()
 
 
-def test_epsilon_is_the_one_that_training_would_compute() -> None:
+@given(arrays(np.float32, (4, 3), elements=st.floats(-60, 60, width=32)), st.floats(0.01, CEILING))
+def test_epsilon_stays_under_its_limit_and_falls_with_the_margin(scores: np.ndarray, limit: float) -> None:
+    smoothing = epsilon(scores, limit)
+    assert (smoothing <= limit).all()
+    assert (epsilon(scores + np.float32([1, 0, 0]), limit) <= smoothing).all()
+
+
+def test_training_clamps_the_tables_epsilon_to_what_its_own_limit_would_have_given() -> None:
     scores = np.random.default_rng(0).normal(size=(50, 4)).astype(np.float32)
-    np.testing.assert_allclose(epsilon(scores), oracle_epsilon(torch.from_numpy(scores), CEILING).numpy(), atol=1e-6)
+    stored = torch.from_numpy(epsilon(scores))
+    np.testing.assert_allclose(clamp_epsilon(stored, 0.4).numpy(), epsilon(scores, 0.4), atol=1e-6)
 
 
 def test_epsilon_is_the_chance_that_the_order_is_wrong() -> None:
