@@ -1,4 +1,4 @@
-"""The `align` stage: the smoothed preference objective on groups, from the SFT model, which is also the reference.
+"""The `align` stage: a preference objective on groups, from the SFT model, which is also the reference.
 
 In rounds after the first it starts from the model that the round before aligned; the reference stays the SFT model, or
 moves along.
@@ -20,6 +20,7 @@ from rosepo.config import AlignConfig, Config
 from rosepo.errors import UserError
 from rosepo.evaluation.smoothing import read_epsilon
 from rosepo.models.policy import read_settings
+from rosepo.objectives.registry import OBJECTIVES
 from rosepo.resources import stage_use_gpu
 from rosepo.training.align_task import PROBED_GROUPS, AlignTask
 from rosepo.training.encoders import GROUP_COLUMNS, GroupEncoder
@@ -51,7 +52,7 @@ def align(config: Config, inputs: Outputs, out: Path, max_groups: int | None = N
 
 def _clamped(train: AlignConfig, groups: Path) -> dict[str, Any]:
     """Share of pairs whose epsilon the clamp lowered, overall and by strategy."""
-    if train.loss != "pairwise" or not train.clamps_epsilon:
+    if not train.clamps_epsilon:
         return {}
     return {"clamped": {name: round(share, 4) for name, share in read_epsilon(groups, train.epsilon_max)[2].items()}}
 
@@ -78,19 +79,21 @@ def align_task(config: Config, inputs: Outputs, max_groups: int | None = None) -
     """What the workers need for alignment."""
     read_settings(inputs.policy)
     read_settings(inputs.reference)
-    table = ParquetRows(inputs.groups, list(GROUP_COLUMNS))
-    missing = [name for name in GROUP_COLUMNS if name not in table.names]
+    train = config.align
+    free = OBJECTIVES[train.loss].reference_free
+    columns = tuple(name for name in GROUP_COLUMNS if not (free and name == "ref_logps"))
+    table = ParquetRows(inputs.groups, list(columns))
+    missing = [name for name in columns if name not in table.names]
     if missing:
         raise UserError(
             f"{inputs.groups} has no column '{missing[0]}': groups of titles alone (pairs.score=false) cannot be "
             "trained on; run `rosepo pairs --overwrite` with --set pairs.score=true"
         )
     rows = min(len(table), max_groups or len(table))
-    train = config.align
     plan = FeedPlan(
         folder=inputs.groups.resolve(),
-        columns=GROUP_COLUMNS,
-        encoder=GroupEncoder(train.pack_tokens),
+        columns=columns,
+        encoder=GroupEncoder(train.pack_tokens, columns),
         n_rows=rows,
         batch_size=train.batch_size,
         micro_batch_size=train.micro_batch_size,

@@ -18,7 +18,9 @@ from rosepo.data.catalogue import Catalogue
 from rosepo.errors import StageError
 from rosepo.models.folder import CATALOGUE
 from rosepo.models.policy import load_policy, load_tokenizer, save_policy
-from rosepo.objectives.rosepo import Metrics, pairwise, reward_margins, softmax
+from rosepo.objectives.registry import OBJECTIVES, Objective
+from rosepo.objectives.rewards import Metrics, reward_margins
+from rosepo.objectives.rivals import chosen_nll
 from rosepo.objectives.smoothing import RunningQuantile, clamp_epsilon, oracle_targets
 from rosepo.training.batch import Batch
 from rosepo.training.encoders import GroupEncoder
@@ -55,7 +57,7 @@ class AlignTask:
     round: int = 1
     validation: list[Arrays] = field(default_factory=list)
     epsilon_value: float | None = None
-    """The one epsilon of `constant`, `zero` and `spa`."""
+    """The one epsilon of smoothing by `constant`, `zero` and `spa`."""
     tracker: RunningQuantile | None = None
     """Of the margins, for `spa`."""
     name: ClassVar[str] = "align"
@@ -63,6 +65,7 @@ class AlignTask:
         *_OVERALL,
         *(f"{name}/{strategy}" for name in _BY_STRATEGY for strategy in _LABELS),
         "spa_threshold",
+        "ada_tau",
     )
     _built: Any = None
 
@@ -78,6 +81,10 @@ class AlignTask:
     def settings(self) -> AlignConfig:
         return self.config.align
 
+    @cached_property
+    def objective(self) -> Objective:
+        return OBJECTIVES[self.settings.loss]
+
     @property
     def seed(self) -> int:
         return self.config.seed
@@ -86,8 +93,8 @@ class AlignTask:
     def figures(self) -> dict[str, Any]:
         """What is known of the training without it."""
         known: dict[str, Any] = {"groups": self.plan.n_rows}
-        if self.settings.loss == "pairwise":
-            known["epsilon_kind"] = self.settings.epsilon
+        if self.settings.smoothing is not None:
+            known["epsilon_kind"] = self.settings.smoothing
         return known if self.epsilon_value is None else known | {"epsilon_value": self.epsilon_value}
 
     def build(self) -> nn.Module:
@@ -98,11 +105,13 @@ class AlignTask:
         return LogpsModel(model, activation_checkpointing=self.train.activation_checkpointing).train()
 
     def verify(self, logps: Callable[[Arrays], Tensor]) -> None:
-        """Refuse groups whose reference log-probabilities are not those of the reference.
+        """Refuse groups whose reference log-probabilities are not those of the reference; a loss without one asks none.
 
         Where that is the model that training starts from, it is asked as it stands in the engine; another one is loaded
         for this alone, on the CPU, where training needs no room.
         """
+        if self.objective.reference_free:
+            return
         absolute, relative = TOLERANCE[self.train.precision]
         if self.reference != self.start:
             logps, (absolute, relative) = _logps_of(self.reference), TOLERANCE["float32"]
@@ -121,30 +130,46 @@ class AlignTask:
                 )
 
     def loss(self, logps: Tensor, counts: Tensor, arrays: Arrays) -> Loss:
-        reference, scores, stored, strategy = (
-            torch.from_numpy(np.array(arrays[name])).to(logps.device)
-            for name in ("ref_logps", "oracle_scores", "epsilon", "strategy")
-        )
-        policy = logps.view_as(reference)
-        align = self.settings
-        if align.loss == "softmax":
-            losses, metrics = softmax(policy, reference, oracle_targets(scores, align.target_min), align.beta)
-            return Loss(losses.sum(), float(len(losses)), _sums(policy.detach(), strategy, metrics))
-        epsilon = self._epsilon(stored, reward_margins(policy, reference, align.beta))
-        losses, metrics = pairwise(policy, reference, epsilon, align.beta)
-        sums = _sums(policy.detach(), strategy, metrics | {"epsilon": epsilon})
+        align, strategy = self.settings, _tensor(arrays, "strategy", logps.device)
+        groups, size = len(strategy), 1 + strategy.shape[1]
+        policy = logps[: groups * size].view(groups, size)
+        inputs = self._inputs(policy, counts, arrays)
+        options = {option: getattr(align, key) for option, key in self.objective.options.items()}
+        losses, metrics = self.objective(policy, inputs, align.beta, **options)
+        if align.sft_weight > 0:
+            losses = losses + align.sft_weight * chosen_nll(policy)
+        if "epsilon" in inputs:
+            metrics |= {"epsilon": inputs["epsilon"]}
+        sums = _sums(policy.detach(), strategy, metrics)
         if self.tracker is None:
-            return Loss(losses.sum(), float(len(losses)), sums)
+            return Loss(losses.sum(), float(groups), sums)
         if self.tracker.threshold is not None:
             sums["spa_threshold"] = (self.tracker.threshold, 1)
-        return Loss(losses.sum(), float(len(losses)), sums, self.tracker.statistics(metrics["margin"]))
+        return Loss(losses.sum(), float(groups), sums, self.tracker.statistics(metrics["margin"]))
 
-    def _epsilon(self, stored: Tensor, margins: Tensor) -> Tensor:
-        """Epsilon [G, K] of pairs whose epsilon in the table is `stored` and whose reward margins are `margins`."""
+    def _inputs(self, policy: Tensor, counts: Tensor, arrays: Arrays) -> dict[str, Tensor]:
+        """What the objective reads beside policy [G, 1 + K]."""
+        inputs: dict[str, Tensor] = {}
+        for name in self.objective.inputs:
+            if name == "epsilon":
+                inputs[name] = self._epsilon(_tensor(arrays, "epsilon", policy.device), policy, inputs["ref_logps"])
+            elif name == "targets":
+                scores = _tensor(arrays, "oracle_scores", policy.device)
+                inputs[name] = oracle_targets(scores, self.settings.target_min)
+            elif name == "counts":
+                inputs[name] = counts[: policy.numel()].view_as(policy)
+            else:
+                inputs[name] = _tensor(arrays, name, policy.device)
+        return inputs
+
+    def _epsilon(self, stored: Tensor, policy: Tensor, reference: Tensor) -> Tensor:
+        """Epsilon [G, K] of pairs whose epsilon in the table is `stored`, from both models' log-probabilities."""
         if self.epsilon_value is None:
             return clamp_epsilon(stored, self.settings.epsilon_max)
         fixed = torch.full_like(stored, self.epsilon_value)
-        return fixed if self.tracker is None else fixed * self.tracker.below(margins)
+        if self.tracker is None:
+            return fixed
+        return fixed * self.tracker.below(reward_margins(policy, reference, self.settings.beta))
 
     def save(self, weights: dict[str, Tensor], folder: Path, figures: dict[str, Any]) -> None:
         save_policy(
@@ -168,6 +193,11 @@ class AlignTask:
         moved = self.reference == self.start
         reference = "the model of the round before" if moved else "the SFT model"
         return {"round": self.round, "reference": reference} if self.round > 1 else {}
+
+
+def _tensor(arrays: Arrays, name: str, device: torch.device) -> Tensor:
+    # A copy: arrays that come through Ray's object store cannot be written to, which torch warns of.
+    return torch.from_numpy(np.array(arrays[name])).to(device)
 
 
 def _logps_of(folder: Path) -> Callable[[Arrays], Tensor]:

@@ -66,15 +66,17 @@ def collated(rows: list[Row], parts: int, pack_tokens: int | None = None) -> lis
 @dataclass(frozen=True)
 class GroupEncoder:
     """Rows of the groups table as micro-batches: the arrays of a `Batch`, `units` (its groups), and for G groups of K
-    pairs `ref_logps` and `oracle_scores` float32 [G, 1 + K], `epsilon` float32 and `strategy` int64 [G, K].
+    pairs `ref_logps` (where fed) and `oracle_scores` float32 [G, 1 + K], `epsilon` float32 and `strategy` int64 [G, K].
 
     Strategies are numbered as in `config.STRATEGIES`, those by import path all by the number after them.
     """
 
     pack_tokens: int | None = None
+    columns: tuple[str, ...] = GROUP_COLUMNS
+    """Those of the table that are fed: all, or without `ref_logps`."""
 
     def __call__(self, rows: pa.Table, parts: int) -> list[Arrays]:
-        table = {name: rows[name].to_pylist() for name in GROUP_COLUMNS}
+        table = {name: rows[name].to_pylist() for name in self.columns}
         completions = [[chosen, *rejected] for chosen, rejected in zip(table["chosen_ids"], table["rejected_ids"])]
         one_size({len(group) - 1 for group in completions})
         made = [group_row(np.array(prompt, np.int32), ids) for prompt, ids in zip(table["prompt_ids"], completions)]
@@ -84,7 +86,8 @@ class GroupEncoder:
                 arrays |= collate_numpy([made[place] for place in places], pack_tokens=self.pack_tokens)
                 arrays["units"] = np.array(len(places), dtype=np.float64)
                 for name in ("ref_logps", "oracle_scores", "epsilon"):
-                    arrays[name] = np.array([table[name][place] for place in places], dtype=np.float32)
+                    if name in table:
+                        arrays[name] = np.array([table[name][place] for place in places], dtype=np.float32)
                 codes = [[_code(name) for name in table["strategy"][place]] for place in places]
                 arrays["strategy"] = np.array(codes, dtype=np.int64)
         return batches
