@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rosepo.config import Config
+from rosepo.config import Config, TrainConfig
+from rosepo.config.base import Section
 from rosepo.errors import UserError
 
 FEED_CPUS = 0.25
@@ -31,6 +32,7 @@ class Need:
         gpus_each: GPUs that each takes where it takes any.
         gpu_key: dotted key that says whether it does.
         gpu: auto, yes or no.
+        only_gpu: a setting that CPUs cannot follow, and what to set instead; None where there is none.
     """
 
     section: str
@@ -42,6 +44,7 @@ class Need:
     gpus_each: int
     gpu_key: str
     gpu: str
+    only_gpu: tuple[str, str] | None = None
 
     @property
     def cpus(self) -> float:
@@ -72,6 +75,7 @@ def need_of(config: Config, section: str) -> Need:
         gpus_each=1,
         gpu_key=f"{section}.gpu",
         gpu=settings.gpu,
+        only_gpu=_only_gpu(section, settings),
     )
 
 
@@ -91,6 +95,10 @@ def use_gpu(need: Need, cpus: float, gpus: float) -> bool:
             "(ray.num_cpus where it is started here)"
         )
     if need.gpu == "no" or (need.gpu == "auto" and gpus == 0):
+        if need.only_gpu is not None:
+            setting, instead = need.only_gpu
+            where = f"{need.gpu_key}=no" if need.gpu == "no" else "the cluster has none"
+            raise UserError(f"{setting} needs a GPU, and {where}: use {instead}")
         return False
     if gpus < need.gpus:
         # Not quietly on the CPU: who has a GPU did not mean to train without it.
@@ -123,4 +131,11 @@ def _sweep_need(config: Config) -> Need:
         gpus_each=1 if alone else align.count,
         gpu_key=align.gpu_key,
         gpu=align.gpu,
+        only_gpu=align.only_gpu,
     )
+
+
+def _only_gpu(section: str, settings: Section) -> tuple[str, str] | None:
+    # FlexAttention has no backward pass on CPUs.
+    flex = isinstance(settings, TrainConfig) and settings.attention == "flex"
+    return (f"{section}.attention=flex", f"{section}.attention=auto") if flex else None

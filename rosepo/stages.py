@@ -18,6 +18,8 @@ RESOURCE_KEYS = frozenset(
         "workers",
         "cpus_per_worker",
         "gpu",
+        "attention",
+        "offload",
         "actors",
         "cpus_per_actor",
         "log_every",

@@ -80,6 +80,7 @@ def tiny_model(
             "max_position_embeddings": max_length,
         }
     special = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
-    config = AutoConfig.for_model(family, vocab_size=vocab_size, initializer_range=0.2, **shape, **special, **changes)
+    settings = {"vocab_size": vocab_size, "initializer_range": 0.2, **shape, **special, **changes}
+    config = AutoConfig.for_model(family, **settings)
     torch.manual_seed(seed)
     return AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()

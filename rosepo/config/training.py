@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -24,6 +24,11 @@ class TrainConfig(Section):
     zero_stage: Annotated[int, Field(ge=0, le=3)] = 1
     precision: Literal["float32", "bfloat16"] = "float32"
     activation_checkpointing: bool = False
+    attention: Literal["auto", "sdpa", "eager", "flex"] = "auto"
+    """`auto`: FlexAttention on GPUs, SDPA with a mask on CPUs; `flex` insists on the first and so on a GPU."""
+    offload: Literal["none", "optimizer", "parameters"] = "none"
+    """Kept in the CPU's memory beside a GPU: the optimizer's states and masters (zero_stage 1 and above), or the
+    parameters too (zero_stage 3)."""
     epochs: Positive = 1.0
     """Passes over the training rows; fractions allowed."""
     batch_size: Count = 32
@@ -41,12 +46,24 @@ class TrainConfig(Section):
     max_grad_norm: Positive = 1.0
     log_every: Count = 10
     """Steps between two lines of metrics."""
+    section: ClassVar[str] = "train"
+
+    @model_validator(mode="after")
+    def _offloaded(self) -> TrainConfig:
+        least = {"none": 0, "optimizer": 1, "parameters": 3}[self.offload]
+        if self.zero_stage < least:
+            raise ValueError(
+                f"{self.section}.offload={self.offload} needs {self.section}.zero_stage={least}"
+                f"{'' if least == 3 else ' or above'}, and it is {self.zero_stage}: raise it, or leave offload out"
+            )
+        return self
 
 
 class SftConfig(TrainConfig):
     """Supervised fine-tuning on next titles; the loss falls on completions alone."""
 
     learning_rate: Positive = 2e-4
+    section: ClassVar[str] = "sft"
 
 
 class OracleConfig(Section):
@@ -119,6 +136,7 @@ class AlignConfig(TrainConfig):
     pairs.rounds)."""
 
     learning_rate: Positive = 3e-5
+    section: ClassVar[str] = "align"
     beta: Positive = 1.0
     """Strength of the tie to the reference; `simpo`, which has none, multiplies log-probabilities a token by it."""
     loss: LossName = "pairwise"

@@ -129,7 +129,9 @@ def validate_model(config: Config) -> dict[str, Any]:
     Raises:
         UserError: whatever `initial_policy` would refuse, weights that do not match their config excepted.
     """
-    from rosepo.training.logps import SHARED_FAMILIES
+    from rosepo.training.align_task import disable_dropout
+    from rosepo.training.attention import set_attention
+    from rosepo.training.logps import SHARED_FAMILIES, base_causal_lm
 
     model_config = config.model
     adapter = "none" if model_config.lora is None else "new"
@@ -153,6 +155,13 @@ def validate_model(config: Config) -> dict[str, Any]:
         total = model.num_parameters()
         if model_config.lora is not None:
             model = add_adapter(model, model_config.lora)
+    for train in (config.sft, config.align):
+        try:
+            if train.section == "align":
+                disable_dropout(model)
+            set_attention(base_causal_lm(model), train.attention)
+        except UserError as error:
+            raise UserError(f"{train.section}.{error}") from error
     text, dtype = text_settings(settings), settings.dtype or text_settings(settings).dtype
     trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     return {

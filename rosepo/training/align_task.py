@@ -102,7 +102,9 @@ class AlignTask:
             self.tracker.restart()
         self._built = model = load_policy(self.start, trainable=True)
         disable_dropout(model)
-        return LogpsModel(model, activation_checkpointing=self.train.activation_checkpointing).train()
+        train = self.train
+        checkpointing = train.activation_checkpointing
+        return LogpsModel(model, attention=train.attention, activation_checkpointing=checkpointing).train()
 
     def verify(self, logps: Callable[[Arrays], Tensor]) -> None:
         """Refuse groups whose reference log-probabilities are not those of the reference; a loss without one asks none.

@@ -184,9 +184,15 @@ def deepspeed_config(train: TrainConfig, micro_batches: int, world: int) -> dict
             "allgather_bucket_size": 2**25,
             "overlap_comm": False,
         },
-        # torch.optim.AdamW is passed in: by name it would mean FusedAdam, which is compiled on first use.
+        # torch.optim.AdamW is passed in: by name it would mean FusedAdam, which is compiled on first use, and for
+        # offloaded states DeepSpeedCPUAdam, which is too.
         "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
     }
+    if train.offload != "none":
+        config["zero_optimization"]["offload_optimizer"] = {"device": "cpu"}
+    if train.offload == "parameters":
+        config["zero_optimization"]["offload_param"] = {"device": "cpu"}
     if train.precision == "bfloat16" and train.zero_stage == 0:
         config["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}
     elif train.precision == "bfloat16":

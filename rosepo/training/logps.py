@@ -14,16 +14,14 @@ from typing import Any, cast
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.attention.flex_attention import BlockMask
 from torch.utils.checkpoint import checkpoint
 
 from rosepo.console import say
+from rosepo.training.attention import BY_BLOCKS, SHARED_FAMILIES, block_mask, set_attention
 from rosepo.training.batch import Batch, dense_mask
 from rosepo.training.collate import padded_size
 from rosepo.training.logits import TargetLogps
-
-SHARED_FAMILIES = frozenset({"llama", "qwen2", "qwen3", "mistral", "gemma", "gpt2"})
-"""Model types whose body takes a mask and positions as given, and whose output layer is applied to its result as is.
-Tests compare each of them with one row a completion."""
 
 # Rotary embeddings of these types depend on the longest position of the batch, padding included.
 _UNSTEADY_ROTARY = frozenset({"dynamic", "longrope"})
@@ -36,16 +34,30 @@ class LogpsModel(nn.Module):
 
     Args:
         model: a causal LM of Transformers, or a PEFT model on one.
+        attention: how it is computed (`TrainConfig.attention`); None leaves the model as it is.
         activation_checkpointing: recompute every layer in the backward pass instead of keeping its activations.
         max_logits: logits (positions × vocabulary) held at once; beyond it the output layer runs in chunks that are
             recomputed in the backward pass.
+
+    Raises:
+        UserError: a model that cannot compute attention in that way.
     """
 
-    def __init__(self, model: nn.Module, *, activation_checkpointing: bool = False, max_logits: int = 2**27) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        attention: str | None = None,
+        activation_checkpointing: bool = False,
+        max_logits: int = 2**27,
+    ) -> None:
         super().__init__()
         self.model = model
         self.max_logits = max_logits
         self._told = False
+        if attention is not None:
+            set_attention(base_causal_lm(model), attention)
+        self._attention = attention
         if activation_checkpointing:
             cast(Any, model).gradient_checkpointing_enable({"use_reentrant": False})
 
@@ -82,7 +94,7 @@ class LogpsModel(nn.Module):
         causal_lm = base_causal_lm(self.model)
         positions, mask = batch.position_ids, None
         if not batch.causal:
-            mask = attention_mask(dense_mask(batch), causal_lm)
+            mask = self._mask(batch, causal_lm)
         elif positions.shape[1] > causal_lm.config.max_position_embeddings:
             # Only padding lies there, but a table of learned positions has no such entry.
             positions = positions.clamp(max=causal_lm.config.max_position_embeddings - 1)
@@ -91,6 +103,12 @@ class LogpsModel(nn.Module):
         gathered = hidden.last_hidden_state.flatten(0, 1).index_select(0, batch.gather)
         tokens = token_logps(causal_lm.get_output_embeddings(), gathered, batch.source, batch.targets, self.max_logits)
         return tokens.new_zeros(batch.n_completions).index_add(0, batch.completion, tokens)
+
+    def _mask(self, batch: Batch, causal_lm: Any) -> torch.Tensor | BlockMask:
+        by_blocks = causal_lm.config._attn_implementation == BY_BLOCKS
+        if by_blocks and (batch.input_ids.is_cuda or self._attention == "flex"):
+            return block_mask(batch)
+        return attention_mask(dense_mask(batch), causal_lm)
 
 
 def token_logps(
@@ -208,7 +226,7 @@ def sharing_obstacle(model: nn.Module, longest: int | None) -> str | None:
         return "the adapter puts learned tokens before the prompt"
     if longest is None:
         return None
-    if config._attn_implementation not in ("sdpa", "eager"):
+    if config._attn_implementation not in ("sdpa", "eager", BY_BLOCKS):
         return f"attention implementation {config._attn_implementation} takes no mask of its own"
     rotary = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
     if rotary in _UNSTEADY_ROTARY:
@@ -223,7 +241,7 @@ def sharing_obstacle(model: nn.Module, longest: int | None) -> str | None:
 def attention_mask(mask: torch.Tensor, causal_lm: Any) -> torch.Tensor:
     """A bool mask, True where a query may look, as the model's attention takes it: bool for SDPA; added to the scores,
     in their dtype, for the eager one. No query may be left without a key."""
-    if causal_lm.config._attn_implementation == "sdpa":
+    if causal_lm.config._attn_implementation != "eager":
         return mask
     dtype = causal_lm.dtype
     return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)

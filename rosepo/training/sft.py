@@ -106,7 +106,9 @@ class SftTask:
         self._built = model, _ = initial_policy(self.config, self.catalogue)
         if self.config.model.path is None:
             training_dropout(model, self.config.model.scratch_config.dropout)
-        return LogpsModel(model, activation_checkpointing=self.train.activation_checkpointing).train()
+        train = self.train
+        checkpointing = train.activation_checkpointing
+        return LogpsModel(model, attention=train.attention, activation_checkpointing=checkpointing).train()
 
     def verify(self, logps: Callable[[Arrays], Tensor]) -> None:
         """Nothing to hold a first model to."""
