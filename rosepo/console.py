@@ -6,6 +6,7 @@ All of it on stderr, so that stdout stays clean for results.
 from __future__ import annotations
 
 import json
+import os
 import sys
 import threading
 import time
@@ -125,16 +126,19 @@ def follow(path: Path, show: Callable[[dict[str, Any]], None], interval: float =
     """Pass every JSON line appended to `path` to `show` while the body runs.
 
     Training runs in other processes, possibly on other machines; its metrics file is the one thing that this process
-    can read in any case, so the progress line is drawn from it.
+    can read in any case, so the progress line is drawn from it. What stands in it before is passed over, and where it
+    is cut back, lines are read from there on.
     """
     stop = threading.Event()
+    before = path.stat().st_size if path.exists() else 0
 
     def read() -> None:
-        position = 0
+        position = before
         while True:
             ending = stop.is_set()
             try:
                 with path.open(encoding="utf-8") as file:
+                    position = min(position, os.fstat(file.fileno()).st_size)
                     file.seek(position)
                     while (line := file.readline()).endswith("\n"):
                         position = file.tell()

@@ -26,6 +26,9 @@ RESOURCE_KEYS = frozenset(
         "concurrent",
         "part_groups",
         "reference_cache",
+        "checkpoint_every",
+        "keep_checkpoints",
+        "retries",
     }
 )
 """Keys that change where and how fast the work is done, not its result: they do not make a stage stale."""
@@ -45,7 +48,7 @@ class Stage:
         sections: parts of the configuration that its result depends on.
         function: `module:callable`, imported when it is run.
         purpose: what it does, for the person who watches.
-        in_parts: goes on from the parts that a run which did not end well has finished.
+        in_parts: goes on from what a run that did not end well has finished: parts, or a training's checkpoint.
         without: settings of those sections that its result does not depend on.
         round: of pairs and alignment that it belongs to; of the last one for what reads them all.
     """
@@ -104,6 +107,7 @@ STAGES: dict[str, Stage] = {
             "model sft",
             "rosepo.training.sft:sft",
             "fine-tune the language model on next titles",
+            in_parts=True,
         ),
         _stage(
             "oracle",
@@ -124,7 +128,13 @@ STAGES: dict[str, Stage] = {
             in_parts=True,
         ),
         _stage(
-            "align", "aligned", "prepare sft pairs", "align", "rosepo.training.align:align", "align with preferences"
+            "align",
+            "aligned",
+            "prepare sft pairs",
+            "align",
+            "rosepo.training.align:align",
+            "align with preferences",
+            in_parts=True,
         ),
         _stage(
             "sweep",

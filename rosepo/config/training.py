@@ -46,6 +46,22 @@ class TrainConfig(Section):
     max_grad_norm: Positive = 1.0
     log_every: Count = 10
     """Steps between two lines of metrics."""
+    validate_every: Count | None = None
+    """Steps between two looks at held-out examples, the last one after the last step; None takes four looks in all."""
+    validation_users: Annotated[int, Field(ge=0)] = 0
+    """Users of the validation split, chosen by a hash, for one example of each of whom every look searches the
+    catalogue: HR@10 and NDCG@10. 0 leaves that out."""
+    best_metric: Literal["validation_loss", "hr@10", "ndcg@10"] | None = None
+    """Keep the model of the look that was best by this; None keeps the last one."""
+    patience: Count | None = None
+    """Looks without a better `best_metric` before stopping early; None trains to the end."""
+    checkpoint_every: Annotated[int, Field(ge=0)] | None = None
+    """Steps between two checkpoints, from which a lost worker or the same command run again goes on. None takes a
+    twentieth of the run, at least 10; 0 takes none."""
+    keep_checkpoints: Count = 2
+    """Newest checkpoints kept while training runs, beside the best one; a finished training keeps none."""
+    retries: Annotated[int, Field(ge=0)] = 2
+    """Times that lost workers are started again; an error in the training itself is never tried again."""
     section: ClassVar[str] = "train"
 
     @model_validator(mode="after")
@@ -55,6 +71,24 @@ class TrainConfig(Section):
             raise ValueError(
                 f"{self.section}.offload={self.offload} needs {self.section}.zero_stage={least}"
                 f"{'' if least == 3 else ' or above'}, and it is {self.zero_stage}: raise it, or leave offload out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _best(self) -> TrainConfig:
+        name = self.section
+        if self.patience is not None and self.best_metric is None:
+            raise ValueError(
+                f"{name}.patience={self.patience} waits for a better {name}.best_metric, which is unset: set it too"
+            )
+        if self.best_metric in ("hr@10", "ndcg@10") and not self.validation_users:
+            raise ValueError(
+                f"{name}.best_metric={self.best_metric} is measured on {name}.validation_users, of which there are 0: "
+                "set it to 100, say"
+            )
+        if self.checkpoint_every == 0 and "keep_checkpoints" in self.model_fields_set:
+            raise ValueError(
+                f"{name}.keep_checkpoints is not used beside {name}.checkpoint_every=0: leave one of them out"
             )
         return self
 

@@ -9,6 +9,7 @@ needs no oracle (SPA, arXiv 2406.04412).
 from __future__ import annotations
 
 from statistics import NormalDist
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -78,6 +79,21 @@ class RunningQuantile:
         self.threshold: float | None = None
         self._shape = NormalDist().inv_cdf(self.quantile)
         self._count = self._total = self._squares = 0.0
+
+    def state(self) -> dict[str, float | None]:
+        """All that it has learned, for a checkpoint."""
+        return {
+            "threshold": self.threshold,
+            "shape": self._shape,
+            "count": self._count,
+            "total": self._total,
+            "squares": self._squares,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from what `state` gave."""
+        self.threshold, self._shape = state["threshold"], state["shape"]
+        self._count, self._total, self._squares = state["count"], state["total"], state["squares"]
 
     def below(self, margins: Tensor) -> Tensor:
         """Bool, shape of margins: those under the threshold in force."""

@@ -14,20 +14,28 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 
-from rosepo.artifacts import Outputs, of_round
+import rosepo
+from rosepo.artifacts import Outputs, of_round, read_manifest
 from rosepo.config import AlignConfig, Config
+from rosepo.console import say
+from rosepo.data.catalogue import Catalogue
 from rosepo.errors import UserError
 from rosepo.evaluation.smoothing import read_epsilon
+from rosepo.models.folder import CATALOGUE, load_builder
 from rosepo.models.policy import read_settings
 from rosepo.objectives.registry import OBJECTIVES
 from rosepo.resources import stage_use_gpu
+from rosepo.sampling.validation import VALIDATION_FILE
 from rosepo.training.align_task import PROBED_GROUPS, AlignTask
 from rosepo.training.encoders import GROUP_COLUMNS, GroupEncoder
-from rosepo.training.feed import FeedPlan, ParquetRows
+from rosepo.training.feed import Arrays, FeedPlan, ParquetRows
 from rosepo.training.loop import Report, fit_in_process
+from rosepo.training.saving import origin_of
 from rosepo.training.smoothing import smoothed, tracker_of
 from rosepo.training.trainer import fit
+from rosepo.training.validation import HeldOut, check_best, held_out
 
 
 def align(config: Config, inputs: Outputs, out: Path, max_groups: int | None = None) -> dict[str, Any]:
@@ -103,6 +111,43 @@ def align_task(config: Config, inputs: Outputs, max_groups: int | None = None) -
     probed = table.take(np.arange(min(PROBED_GROUPS, len(table))))
     plan, value = smoothed(plan, train)
     start, reference = inputs.policy.resolve(), inputs.reference.resolve()
+    made_from = [read_manifest(folder) for folder in (inputs.policy, inputs.reference, inputs.groups)]
     return AlignTask(
-        config, start, reference, plan, probed, inputs.round, epsilon_value=value, tracker=tracker_of(train)
+        config,
+        start,
+        reference,
+        plan,
+        probed,
+        inputs.round,
+        validation_groups(config, inputs.groups),
+        value,
+        tracker_of(train),
+        _searched(config, inputs),
+        origin_of(train, rosepo.__version__, config.seed, inputs.round, rows, *made_from),
     )
+
+
+def validation_groups(config: Config, groups: Path) -> list[Arrays]:
+    """The held-out groups that `pairs` made beside the others, as micro-batches; none where there are none.
+
+    Raises:
+        UserError: `align.best_metric` goes by a loss that has no groups to be measured on.
+    """
+    train, path = config.align, groups / VALIDATION_FILE
+    batches: list[Arrays] = []
+    if path.exists():
+        table = pq.read_table(path)
+        parts = -(-len(table) // train.micro_batch_size)
+        batches = [part for part in GroupEncoder(train.pack_tokens)(table, parts) if part]
+    else:
+        say(f"  {groups} holds no groups of validation examples, so align shows no validation loss")
+    check_best(train, "align", batches, f"{path} is not there; run `rosepo pairs --overwrite`, or leave it out")
+    return batches
+
+
+def _searched(config: Config, inputs: Outputs) -> HeldOut | None:
+    users = config.align.validation_users
+    if not users:
+        return None
+    catalogue = Catalogue.load(inputs.policy / CATALOGUE)
+    return held_out(inputs.examples, load_builder(inputs.policy), catalogue, users, "align.validation_users")

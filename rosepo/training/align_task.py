@@ -29,6 +29,7 @@ from rosepo.training.logps import LogpsModel
 from rosepo.training.metrics import Sums
 from rosepo.training.sft import card_figures, storage_dtype
 from rosepo.training.task import Loss
+from rosepo.training.validation import HeldOut
 
 PROBED_GROUPS = 8
 """Groups on which the policy's log-probabilities are compared with the table's before the first step."""
@@ -60,7 +61,10 @@ class AlignTask:
     """The one epsilon of smoothing by `constant`, `zero` and `spa`."""
     tracker: RunningQuantile | None = None
     """Of the margins, for `spa`."""
+    held_out: HeldOut | None = None
+    origin: str = ""
     name: ClassVar[str] = "align"
+    validated: ClassVar[tuple[str, ...]] = ("loss", "accuracy", "margin")
     metric_names: ClassVar[tuple[str, ...]] = (
         *_OVERALL,
         *(f"{name}/{strategy}" for name in _BY_STRATEGY for strategy in _LABELS),

@@ -92,6 +92,16 @@ class Engine:
         return wrapped
 
     @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """The optimizer that steps, inside DeepSpeed's."""
+        return self._optimizer
+
+    @property
+    def deepspeed(self) -> Any:
+        """DeepSpeed's engine."""
+        return self._engine
+
+    @property
     def device(self) -> torch.device:
         """Where batches must be."""
         return torch.device(self._engine.device)

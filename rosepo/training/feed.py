@@ -11,7 +11,7 @@ import math
 import queue
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -131,13 +131,21 @@ def micro_batches(plan: FeedPlan, rank: int, world: int, steps: range | None = N
         yield from reader.step(step)
 
 
-def streamed(shard: DataIterator) -> Iterator[Arrays]:
-    """The same micro-batches out of the rank's Ray Data shard, which fills from now on, while the model is built."""
+def streamed(shard: DataIterator, start: int = 0) -> Iterator[Arrays]:
+    """The same micro-batches out of the rank's Ray Data shard, which fills from now on, while the model is built.
+
+    Args:
+        start: the step that the training begins with, counted from 0: a stream of another one is an error.
+    """
     ready: queue.Queue[Arrays | BaseException | None] = queue.Queue(maxsize=_READY_BATCHES)
 
     def fill() -> None:
         try:
+            first = True
             for batch in shard.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=2):
+                if first and batch["step"][0].as_py() != start:
+                    raise RuntimeError(f"the data begin with step {batch['step'][0]} and training with step {start}")
+                first = False
                 ready.put(unpack(batch))
             ready.put(None)
         except BaseException as error:
@@ -154,21 +162,29 @@ def streamed(shard: DataIterator) -> Iterator[Arrays]:
     return batches()
 
 
-def plan_dataset(plan: FeedPlan) -> Dataset:
-    """The Ray data set to give to a trainer together with `feed_config`: blocks of (first step, last step + 1)."""
-    steps = plan.schedule.steps
+def plan_dataset(plan: FeedPlan, first: int = 0) -> Dataset:
+    """The Ray data set to give to a trainer together with `feed_config`: blocks of (first step, last step + 1), from
+    the step `first` on."""
+    return _steps_dataset(plan.schedule.steps, first)
+
+
+def _steps_dataset(steps: int, first: int) -> Dataset:
     block = max(STEPS_A_BLOCK, math.ceil(steps / 4096))
-    return work_dataset([{"start": start, "stop": min(start + block, steps)} for start in range(0, steps, block)])
+    return work_dataset([{"start": start, "stop": min(start + block, steps)} for start in range(first, steps, block)])
 
 
-def feed_config(plan: FeedPlan) -> Any:
-    """A `ray.train.DataConfig` that gives every rank its own ordered, bounded stream."""
+def feed_config(plan: FeedPlan, first: Callable[[], int] = int) -> Any:
+    """A `ray.train.DataConfig` that gives every rank its own ordered, bounded stream.
+
+    Args:
+        first: asked whenever workers have started, also after a loss: the step that their streams begin with.
+    """
     import ray
     import ray.train
     from ray.data import ActorPoolStrategy, ExecutionOptions, ExecutionResources
 
     # Through the object store: of all the processes that Ray Train starts, only the feeding actors need to unpack it.
-    kept = ray.put(plan)
+    kept, steps = ray.put(plan), plan.schedule.steps
 
     class FeedConfig(ray.train.DataConfig):
         def __init__(self) -> None:
@@ -178,7 +194,9 @@ def feed_config(plan: FeedPlan) -> Any:
         def configure(
             self, datasets: Mapping[str, Dataset], world_size: int, *_: object, **__: object
         ) -> list[dict[str, DataIterator]]:
-            return [{name: stream(ds, rank, world_size) for name, ds in datasets.items()} for rank in range(world_size)]
+            begin = first()
+            left = {name: _steps_dataset(steps, begin) if begin else ds for name, ds in datasets.items()}
+            return [{name: stream(ds, rank, world_size) for name, ds in left.items()} for rank in range(world_size)]
 
     def stream(dataset: Dataset, rank: int, world: int) -> DataIterator:
         copy = dataset.copy(dataset)
@@ -226,7 +244,8 @@ class Fetcher:
     def __call__(self, block: pa.Table) -> Iterator[pa.Table]:
         for start, stop in zip(block["start"].to_pylist(), block["stop"].to_pylist()):
             for step in range(start, stop):
-                yield from map(pack, self.reader.step(step))
+                for arrays in self.reader.step(step):
+                    yield pack(arrays).append_column("step", pa.array([step]))
 
 
 def pack(arrays: Arrays) -> pa.Table:

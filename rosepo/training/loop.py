@@ -13,40 +13,60 @@ import torch.distributed as dist
 
 from rosepo.errors import StageError
 from rosepo.training.batch import Batch
-from rosepo.training.collate import collate_numpy
+from rosepo.training.checkpoints import Checkpoint, remove_checkpoints
 from rosepo.training.engine import Engine, prepare_process
 from rosepo.training.feed import Arrays, micro_batches
-from rosepo.training.metrics import Averages, MetricLog, all_sum, means
-from rosepo.training.rows import group_row
+from rosepo.training.metrics import Averages, MetricLog, all_max, all_sum, means, peak_memory
+from rosepo.training.saving import Saver
 from rosepo.training.schedule import Schedule
 from rosepo.training.task import Loss, Task
+from rosepo.training.validation import Best, Validator, dummy_batch, look_steps
 
 Report = Callable[[int, dict[str, float]], None]
-_FLEETING = frozenset({"epoch", "learning_rate", "grad_norm", "tokens_per_second", "wait_share"})
-VALIDATIONS = 4
-"""Looks at validation in a run, the last one after the last step."""
+_FLEETING = frozenset({"epoch", "learning_rate", "grad_norm", "tokens_per_second", "wait_share", "checkpoint_share"})
 
 
 def fit_in_process(task: Task, out: Path, show: Report | None = None, gpu: bool = False) -> dict[str, Any]:
-    """The same training by one rank in the calling process, without Ray Train; for trials of a sweep."""
+    """The same training by one rank in the calling process, without Ray Train and without going on from where another
+    one stopped; for trials of a sweep."""
     prepare_process("nccl" if gpu else "gloo")
-    return train_rank(task, micro_batches(task.plan, 0, 1), out, show)
+    remove_checkpoints(out)
+    try:
+        return train_rank(task, micro_batches(task.plan, 0, 1), out, show)
+    finally:
+        remove_checkpoints(out)
 
 
-def train_rank(task: Task, stream: Iterator[Arrays], out: Path, show: Report | None = None) -> dict[str, Any]:
-    """One rank's training from the first step to the saved model; all ranks call it together."""
+def train_rank(
+    task: Task,
+    stream: Iterator[Arrays],
+    out: Path,
+    show: Report | None = None,
+    start: Checkpoint | None = None,
+    resumable: bool = False,
+) -> dict[str, Any]:
+    """One rank's training from the first step to the saved model; all ranks call it together.
+
+    Args:
+        stream: micro-batches from the step after `start` on.
+        start: the checkpoint to go on from, the same on every rank.
+        resumable: take checkpoints as `checkpoint_every` says. Without, the best model alone is kept in one.
+    """
     rank, world, train = dist.get_rank(), dist.get_world_size(), task.train
     schedule = task.plan.schedule
     torch.manual_seed(task.seed * 1009 + rank)
     started = time.monotonic()
     engine = Engine(task.build(), train, schedule.steps, schedule.micro_batches(world, train.micro_batch_size))
-    run = _Run(task, engine, schedule.steps)
+    run = _Run(task, engine, schedule.steps, Saver(task, engine, out, schedule.steps, resumable))
     run.verify()
+    if start is not None:
+        run.resume(start)
     if rank == 0:
-        with MetricLog(out) as log:
+        with MetricLog(out, run.done) as log:
             figures = run.go(stream, lambda step, line: _record(log, show, step, line))
     else:
         figures = run.go(stream, None)
+    run.saver.finish(run.best, figures["steps"])
     weights = engine.state_dict()
     if weights is not None:
         task.save(weights, out, figures)
@@ -54,22 +74,29 @@ def train_rank(task: Task, stream: Iterator[Arrays], out: Path, show: Report | N
     return figures | {"seconds": round(time.monotonic() - started, 2)}
 
 
-def rows_of(schedule: Schedule) -> int:
-    """Rows of all steps together, the short last batches of epochs as they are."""
-    epochs, rest = divmod(schedule.steps, schedule.steps_per_epoch)
+def rows_of(schedule: Schedule, steps: int | None = None) -> int:
+    """Rows of the first `steps` steps (None: all) together, the short last batches of epochs as they are."""
+    epochs, rest = divmod(schedule.steps if steps is None else steps, schedule.steps_per_epoch)
     return epochs * schedule.n_rows + min(rest * schedule.batch_size, schedule.n_rows)
 
 
 class _Run:
     """The steps of one rank."""
 
-    def __init__(self, task: Task, engine: Engine, steps: int) -> None:
-        self.task, self.engine, self.steps = task, engine, steps
-        self.averages = Averages(("loss", "tokens", "padded", "wait", *task.metric_names))
-        self.dummy = _dummy()
-        self.tokens = 0.0
+    def __init__(self, task: Task, engine: Engine, steps: int, saver: Saver) -> None:
+        self.task, self.engine, self.steps, self.saver = task, engine, steps, saver
+        self.averages = Averages(("loss", "tokens", "padded", "wait", "saving", *task.metric_names))
+        self.dummy = dummy_batch()
+        self.validator = Validator(task, engine)
+        self.best = Best(task.train.best_metric, task.train.patience)
         self.every = min(task.train.log_every, steps)
-        self.looks = {math.ceil(steps * look / VALIDATIONS) for look in range(1, VALIDATIONS + 1)}
+        looks = task.validation or task.held_out is not None
+        self.looks = look_steps(task.train, steps) if looks else frozenset()
+        self.done, self.tokens = 0, 0.0
+        self.figures: dict[str, Any] = {}
+        self.resumed: list[int] = []
+        # Seconds of training, of checkpoints, and since the last line, before this process took over.
+        self.seconds = self.saving = self.since = 0.0
 
     @torch.no_grad()
     def verify(self) -> None:
@@ -78,35 +105,85 @@ class _Run:
         self.task.verify(lambda arrays: self.engine.forward(Batch.from_numpy(arrays).to(self.engine.device))[0].cpu())
         self.engine.module.train()
 
+    def resume(self, start: Checkpoint) -> None:
+        """Go on from a checkpoint."""
+        facts = start.facts
+        self.done, self.tokens, self.figures = start.step, facts["tokens"], facts["figures"]
+        self.seconds, self.saving, self.since = facts["seconds"], facts["saving"], facts["since"]
+        self.resumed = [*facts["resumed"], start.step]
+        self.best.restore(facts)
+        if self.task.tracker is not None:
+            self.task.tracker.restore(facts["tracker"])
+        self.saver.restore(start, self.averages)
+
     def go(self, stream: Iterator[Arrays], record: Report | None) -> dict[str, Any]:
-        """All steps; `record` is called on rank 0 with every line of metrics, first with an empty one as step 0."""
-        if record is not None:
+        """All steps that are left; `record` is called on rank 0 with every line of metrics, first with an empty one as
+        step 0."""
+        if record is not None and self.done == 0:
             record(0, {"epoch": 0.0})
-        figures: dict[str, Any] = {}
-        began = since = time.monotonic()
-        for step in range(1, self.steps + 1):
+        began = time.monotonic() - self.seconds
+        since = time.monotonic() - self.since
+        while not self.finished:
+            step = self.done = self.done + 1
             done = self._step(stream, step)
+            look: dict[str, float] = {}
+            if step in self.looks:
+                started = time.monotonic()
+                look = self.validator.look()
+                since += time.monotonic() - started
+            better = self.best.update(step, look) if look else False
             line: dict[str, float] = {}
-            if step % self.every == 0 or step == self.steps:
+            if step % self.every == 0 or self.finished:
                 line = self._line(step, time.monotonic() - since)
                 line |= {"grad_norm": done.grad_norm, "learning_rate": done.learning_rate}
                 since = time.monotonic()
-            if self.task.validation and step in self.looks:
-                started = time.monotonic()
-                line["validation_loss"] = self._validate()
-                since += time.monotonic() - started
+            line |= look
             if line and record is not None:
                 record(step, line)
-            figures |= line
-        seconds = time.monotonic() - began
-        rows = rows_of(self.task.plan.schedule)
-        kept = {name: value for name, value in figures.items() if name not in _FLEETING}
+            self.figures |= line
+            if not self.finished and (better or self.saver.due(step)):
+                self._checkpoint(time.monotonic() - began, time.monotonic() - since)
+        return self._summary(time.monotonic() - began)
+
+    @property
+    def finished(self) -> bool:
+        """Whether the step that was done is the last one."""
+        return self.done >= self.steps or self.best.exhausted
+
+    def _checkpoint(self, seconds: float, since: float) -> None:
+        started = time.monotonic()
+        tracker = self.task.tracker
+        facts = {
+            "tokens": self.tokens,
+            "figures": dict(self.figures),
+            "seconds": seconds,
+            "saving": self.saving,
+            "since": since,
+            "resumed": list(self.resumed),
+            "tracker": tracker.state() if tracker else None,
+            **self.best.facts(),
+        }
+        self.saver.save(self.done, facts, self.averages)
+        blocked = time.monotonic() - started
+        self.saving += blocked
+        self.averages.add({"saving": (blocked, 1)})
+
+    def _summary(self, seconds: float) -> dict[str, Any]:
+        rows = rows_of(self.task.plan.schedule, self.done)
+        kept = {name: value for name, value in self.figures.items() if name not in _FLEETING}
+        if self.best.step is not None:  # the model that is saved is that one's
+            kept |= (self.best.figures or {}) | {"best_step": self.best.step}
+        if self.done < self.steps:
+            kept["stopped_early"] = True
+        if self.resumed:
+            kept["resumed_from"] = self.resumed
         return kept | {
-            "steps": self.steps,
+            "steps": self.done,
             "rows": rows,
             "tokens": round(self.tokens),
             "train_seconds": round(seconds, 2),
             "rows_per_second": round(rows / seconds, 2),
+            "checkpoint_share": round(self.saving / seconds, 4),
         }
 
     def _step(self, stream: Iterator[Arrays], step: int) -> Any:
@@ -147,7 +224,7 @@ class _Run:
         """Figures since the last line, over all ranks."""
         steps = step % self.every or self.every
         parts = self.averages.collect(self.engine.device)
-        tokens, padded, waited = (parts.pop(name)[0] for name in ("tokens", "padded", "wait"))
+        tokens, padded, waited, saved = (parts.pop(name)[0] for name in ("tokens", "padded", "wait", "saving"))
         self.tokens += tokens
         return means(parts) | {
             "epoch": step / self.task.plan.schedule.steps_per_epoch,
@@ -155,31 +232,9 @@ class _Run:
             "tokens_per_second": tokens / interval,
             "pad_share": 1.0 - tokens / max(padded, 1.0),
             "wait_share": min(1.0, waited / self.engine.world / interval),
+            "checkpoint_share": min(1.0, saved / self.engine.world / interval),
+            "memory_mib": all_max(peak_memory(self.engine.device), self.engine.device),
         }
-
-    @torch.no_grad()
-    def _validate(self) -> float:
-        """Mean loss over the validation units, dropout off, the micro-batches shared by the ranks."""
-        batches, world = self.task.validation, self.engine.world
-        sums = Averages(("loss",))
-        self.engine.module.eval()
-        for start in range(0, len(batches), world):
-            mine = start + dist.get_rank()
-            arrays = batches[mine] if mine < len(batches) else {}
-            batch = Batch.from_numpy(arrays or self.dummy).to(self.engine.device)
-            logps, counts = self.engine.forward(batch)
-            if arrays:
-                loss = self.task.loss(logps, counts, arrays)
-                sums.add({"loss": (loss.total, loss.units)})
-        self.engine.module.train()
-        return means(sums.collect(self.engine.device))["loss"]
-
-
-def _dummy() -> Arrays:
-    import numpy as np
-
-    token = np.zeros(1, dtype=np.int32)
-    return collate_numpy([group_row(token, [token])])
 
 
 def _record(log: MetricLog, show: Report | None, step: int, line: dict[str, float]) -> None:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import resource
+import shutil
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -32,6 +36,15 @@ class Averages:
             self._parts[place, 0] += float(value)
             self._parts[place, 1] += float(count)
 
+    @property
+    def parts(self) -> Tensor:
+        """What this rank has counted since `collect`: float64 [names, 2], a copy."""
+        return self._parts.clone()
+
+    def restore(self, parts: Tensor) -> None:
+        """Go on from what `parts` gave."""
+        self._parts.copy_(parts)
+
     def collect(self, device: torch.device | None = None) -> dict[str, tuple[float, float]]:
         """(sum, count) over all ranks by name, then start again. Every rank must call it."""
         parts = all_sum(self._parts, device)
@@ -53,15 +66,41 @@ def all_sum(values: Tensor, device: torch.device | None = None) -> Tensor:
     return added.cpu()
 
 
-class MetricLog:
-    """JSON Lines in `metrics.jsonl` and TensorBoard events, side by side in a stage's folder."""
+def all_max(value: float, device: torch.device | None = None) -> float:
+    """The largest of all ranks' values; every rank must call it."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return value
+    found = torch.tensor([value], dtype=torch.float64, device=device or "cpu")
+    dist.all_reduce(found, op=dist.ReduceOp.MAX)
+    return float(found)
 
-    def __init__(self, folder: Path) -> None:
+
+def peak_memory(device: torch.device) -> float:
+    """MiB that this process has taken at most: allocated on a GPU, otherwise resident."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    unit = 1 if sys.platform == "darwin" else 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
+
+
+class MetricLog:
+    """JSON Lines in `metrics.jsonl` and TensorBoard events, side by side in a stage's folder.
+
+    Args:
+        folder: of the stage.
+        step: what an earlier run logged up to here stays; 0 begins anew.
+    """
+
+    def __init__(self, folder: Path, step: int = 0) -> None:
         from tensorboardX import SummaryWriter
 
         folder.mkdir(parents=True, exist_ok=True)
+        cut_log(folder / METRICS_FILE, step)
+        if step == 0:
+            shutil.rmtree(folder / EVENTS_FOLDER, ignore_errors=True)
         self._file = (folder / METRICS_FILE).open("a", encoding="utf-8")
-        self._events = SummaryWriter(str(folder / EVENTS_FOLDER), write_to_disk=True)
+        purge = {"purge_step": step + 1} if step else {}
+        self._events = SummaryWriter(str(folder / EVENTS_FOLDER), write_to_disk=True, **purge)
 
     def write(self, step: int, figures: Mapping[str, float]) -> None:
         """One line, flushed: a reader follows it while training runs."""
@@ -78,6 +117,19 @@ class MetricLog:
     ) -> None:
         self._events.close()
         self._file.close()
+
+
+def cut_log(path: Path, step: int) -> None:
+    """Take away the lines after a step, and a last one that is not whole; all of them for step 0."""
+    if not path.exists():
+        return
+    kept = 0
+    with path.open("rb") as file:
+        for line in file if step else ():
+            if not line.endswith(b"\n") or json.loads(line)["step"] > step:
+                break
+            kept += len(line)
+    os.truncate(path, kept)
 
 
 def _short(value: float) -> float:

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from rosepo.artifacts import Outputs
+import rosepo
+from rosepo.artifacts import Outputs, read_manifest
 from rosepo.config import Config, TrainConfig
 from rosepo.data.catalogue import Catalogue
 from rosepo.data.prompts import PromptBuilder
@@ -30,8 +31,10 @@ from rosepo.training.encoders import TrajectoryEncoder, collated
 from rosepo.training.feed import Arrays, FeedPlan, ParquetRows
 from rosepo.training.logps import LogpsModel
 from rosepo.training.rows import group_row
+from rosepo.training.saving import origin_of
 from rosepo.training.task import Loss
 from rosepo.training.trainer import fit
+from rosepo.training.validation import HeldOut, check_best, held_out
 
 VALIDATION_EXAMPLES = 256
 """Validation examples behind the validation loss during training; a sample keeps it cheap."""
@@ -78,7 +81,11 @@ def sft_task(config: Config, inputs: Outputs) -> SftTask:
     )
     examples = sample_examples(inputs.examples, "validation", VALIDATION_EXAMPLES, config.seed)
     validation = validation_batches(examples, builder, catalogue, config.sft)
-    return SftTask(config=config, catalogue=catalogue, plan=plan, validation=validation)
+    check_best(config.sft, "sft", validation, f"{inputs.examples} holds no validation examples; leave it out")
+    held = held_out(inputs.examples, builder, catalogue, config.sft.validation_users, "sft.validation_users")
+    made_from = [config.model.model_dump(mode="json"), plan.n_rows, read_manifest(inputs.examples)]
+    origin = origin_of(config.sft, rosepo.__version__, config.seed, *made_from)
+    return SftTask(config, catalogue, plan, validation, held, origin)
 
 
 @dataclass
@@ -89,7 +96,10 @@ class SftTask:
     catalogue: Catalogue
     plan: FeedPlan
     validation: list[Arrays]
+    held_out: HeldOut | None = None
+    origin: str = ""
     name: ClassVar[str] = "sft"
+    validated: ClassVar[tuple[str, ...]] = ("loss",)
     metric_names: ClassVar[tuple[str, ...]] = ("token_loss",)
     tracker: ClassVar[None] = None
     _built: Any = None
@@ -171,7 +181,7 @@ def storage_dtype(weights: dict[str, Tensor], config: Config, train: TrainConfig
 
 def card_figures(figures: dict[str, Any]) -> dict[str, Any]:
     """The figures that the model card shows."""
-    names = ("steps", "loss", "validation_loss", "accuracy", "margin")
+    names = ("steps", "loss", "validation_loss", "accuracy", "margin", "hr@10", "ndcg@10", "best_step")
     return {name: figures[name] for name in names if name in figures}
 
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor, nn
 
 from rosepo.config import TrainConfig
 from rosepo.training.feed import Arrays, FeedPlan
 from rosepo.training.metrics import Sums
+
+if TYPE_CHECKING:
+    from rosepo.training.validation import HeldOut
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,14 @@ class Tracker(Protocol):
         """After a step: `Loss.tracked` added up over all micro-batches and ranks, float64 [SIZE] on the CPU."""
         ...
 
+    def state(self) -> dict[str, Any]:
+        """All that it has learned, JSON-able, for a checkpoint."""
+        ...
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from what `state` gave."""
+        ...
+
 
 class Task(Protocol):
     """What one kind of training does differently; travels to the workers through Ray."""
@@ -59,8 +70,23 @@ class Task(Protocol):
         ...
 
     @property
+    def origin(self) -> str:
+        """Digest of all that the result depends on: only checkpoints of the same are gone on from."""
+        ...
+
+    @property
     def validation(self) -> list[Arrays]:
         """Micro-batches of the validation loss; may be empty."""
+        ...
+
+    @property
+    def validated(self) -> tuple[str, ...]:
+        """Which figures of the validation micro-batches are told: `loss`, or names that a `Loss` carries in `sums`."""
+        ...
+
+    @property
+    def held_out(self) -> HeldOut | None:
+        """Examples that the catalogue is searched for at every look; None for none."""
         ...
 
     @property

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from rosepo.console import Progress, follow
+from rosepo.console import Progress, follow, say
 from rosepo.errors import StageError, UserError
+from rosepo.training.checkpoints import remove_checkpoints, steps_done
 from rosepo.training.engine import prepare_process
 from rosepo.training.feed import feed_config, plan_dataset, streamed
 from rosepo.training.loop import Report, train_rank
 from rosepo.training.metrics import METRICS_FILE
+from rosepo.training.saving import agreed_start
 from rosepo.training.task import Task
 
 _LESS_MEMORY = "lower {name}.micro_batch_size or model.max_length, or set {name}.activation_checkpointing=true"
@@ -27,16 +31,18 @@ def fit(
 ) -> dict[str, Any]:
     """Train with Ray Train: `task.train.workers` workers, data through `get_dataset_shard`. Ray must be initialised.
 
-    Writes the model, `metrics.jsonl` and `tensorboard/` into `out`, which every worker must reach under this path.
+    Writes the model, `metrics.jsonl` and `tensorboard/` into `out`, which every worker must reach under this path. Goes
+    on from the newest checkpoint of the same training that is there; lost workers are started again and go on from it.
 
     Args:
         label: what the progress line begins with; None takes the task's name.
 
     Returns:
-        Figures: steps, rows, seconds, the last training figures, validation loss.
+        Figures: steps, rows, seconds, the last training figures, validation loss; `resumed_from`, the steps that it
+        went on from, if any.
 
     Raises:
-        StageError: a worker failed; the sentence holds the root cause.
+        StageError: a worker failed, or was lost more than `retries` times; the sentence holds the root cause.
     """
     import ray
     import ray.train
@@ -44,6 +50,8 @@ def fit(
 
     train = task.train
     storage = out / "_ray_train"
+    shutil.rmtree(storage, ignore_errors=True)
+    before = steps_done(out, task.origin)
     trainer = trainer_class()(
         _worker,
         train_loop_config={"task": ray.put(task), "out": str(out.resolve()), "gpu": gpu},
@@ -51,21 +59,30 @@ def fit(
             num_workers=train.workers, use_gpu=gpu, resources_per_worker={"CPU": train.cpus_per_worker}
         ),
         torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
-        run_config=ray.train.RunConfig(name=task.name, storage_path=str(storage.resolve())),
+        run_config=ray.train.RunConfig(
+            name=task.name,
+            storage_path=str(storage.resolve()),
+            failure_config=ray.train.FailureConfig(max_failures=train.retries),
+        ),
         datasets={"train": plan_dataset(task.plan)},
-        dataset_config=feed_config(task.plan),
+        dataset_config=feed_config(task.plan, partial(steps_done, out.resolve(), task.origin)),
     )
     progress: list[Progress] = []
     begun: list[float] = []
     steps = task.plan.schedule.steps
+    name = label or task.name
+    if before:
+        say(f"  {name} goes on from step {before:,} of {steps:,} that an earlier run reached")
 
     def line(figures: dict[str, Any]) -> None:
         step = int(figures["step"])
         if not progress:
             # Begun with the first line, so that the speed leaves out what it took to start the workers.
-            progress.append(Progress(label or task.name, steps, "step"))
+            progress.append(Progress(name, steps, "step", before=step))
             begun.append(time.monotonic())
             return
+        if step <= progress[0].done:
+            say(f"  a worker of {name} was lost: it goes on from step {steps_done(out, task.origin):,} of {steps:,}")
         # Lines that are read together say nothing about speed yet.
         if time.monotonic() - begun[0] > 1.0 or step == steps:
             progress[0].update(step - progress[0].done, **shown(figures))
@@ -78,32 +95,46 @@ def fit(
             with follow(out / METRICS_FILE, line):
                 result = trainer.fit()
     except ray.train.TrainingFailedError as error:
-        raise StageError(root_cause(task.name, train.workers, error)) from error
+        reason = root_cause(task.name, train.workers, error)
+        if lost_worker(error):
+            times = f" {train.retries + 1} times" if train.retries else ""
+            reached = steps_done(out, task.origin)
+            reason = reason.replace(" died,", f" died{times},") + (
+                f"; the same command goes on from step {reached:,} of {steps:,}" if reached else ""
+            )
+        raise StageError(reason) from error
     finally:
         shutil.rmtree(storage, ignore_errors=True)
     if not (out / METRICS_FILE).exists():
         raise StageError(f"{task.name}: the workers wrote {out} on another machine: use an --out that all nodes share")
+    remove_checkpoints(out)
     figures: dict[str, Any] = result.return_value
     return figures
 
 
 def shown(figures: dict[str, Any]) -> dict[str, float]:
     """The figures of a metrics line that the progress line shows."""
-    names = {"loss": "loss", "rows_per_second": "rows/s", "validation_loss": "validation"}
+    names = {"loss": "loss", "rows_per_second": "rows/s", "validation_loss": "validation", "hr@10": "hr@10"}
     return {label: figures[name] for name, label in names.items() if name in figures}
 
 
 def _worker(config: dict[str, Any]) -> dict[str, Any] | None:
     import ray
     import ray.train
+    from ray.train.torch import get_device
 
-    stream = streamed(ray.train.get_dataset_shard("train"))
+    task, out = ray.get(config["task"]), Path(config["out"])
+    if config["gpu"]:
+        torch.cuda.set_device(get_device())
+    # Before the data are asked for: they begin with the step of the same checkpoint.
+    start = agreed_start(task, out)
+    stream = streamed(ray.train.get_dataset_shard("train"), 0 if start is None else start.step)
     context = ray.train.get_context()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     # Ray sets one thread a CPU it accounts for; what is really there is shared by the workers of this node.
     torch.set_num_threads(max(1, cores // context.get_local_world_size()))
     prepare_process("nccl" if config["gpu"] else "gloo")
-    return train_rank(ray.get(config["task"]), stream, Path(config["out"]))
+    return train_rank(task, stream, out, start=start, resumable=True)
 
 
 def root_cause(name: str, workers: int, error: BaseException) -> str:
@@ -127,8 +158,25 @@ def root_cause(name: str, workers: int, error: BaseException) -> str:
     return f"{name}: Ray Train failed with {type(cause).__name__}: {text[0]}"
 
 
+def lost_worker(error: BaseException) -> bool:
+    """Whether workers failed because a process or a connection was lost, so that another try may go well: not by an
+    error of the training itself, which would come again."""
+    failures: dict[int, BaseException] = getattr(error, "worker_failures", None) or {}
+    causes = [_innermost(failure) for failure in failures.values()]
+    if any(isinstance(cause, (StageError, UserError)) for cause in causes):
+        return False
+    return any(
+        (_died(cause) and not isinstance(cause, torch.OutOfMemoryError))
+        or isinstance(cause, torch.distributed.DistError)
+        or (isinstance(cause, RuntimeError) and re.search(r"gloo|NCCL|[Cc]onnection", str(cause)) is not None)
+        for cause in causes
+    )
+
+
 def _died(cause: BaseException) -> bool:
-    return "worker process has died" in str(cause) or "OutOfMemory" in type(cause).__name__
+    # The second kind is also raised for a process whose node was taken away.
+    kinds = ("OutOfMemory", "ActorDied", "RayActorError", "WorkerHealthCheckFailed")
+    return "worker process has died" in str(cause) or any(kind in type(cause).__name__ for kind in kinds)
 
 
 def _innermost(error: BaseException) -> BaseException:
@@ -143,14 +191,29 @@ def _innermost(error: BaseException) -> BaseException:
 
 
 def trainer_class() -> Any:
-    """Ray Train's `TorchTrainer`, for every training here: one that leaves Ctrl-C to Python."""
+    """Ray Train's `TorchTrainer`, for every training here: one that leaves Ctrl-C to Python, and starts workers again
+    only where they were lost."""
     import ray
     from ray.train.torch import TorchTrainer
+    from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision
+    from ray.train.v2.api.exceptions import WorkerGroupError
+
+    class Policy(DefaultFailurePolicy):
+        """An error of the training itself is raised at once: Ray Train would start it again too."""
+
+        def make_decision(self, training_failed_error: Any) -> FailureDecision:
+            if isinstance(training_failed_error, WorkerGroupError) and not lost_worker(training_failed_error):
+                return FailureDecision.RAISE
+            return super().make_decision(training_failed_error)
 
     class Trainer(TorchTrainer):
         """Leaves Ctrl-C to Python: Ray Train's own handler would end this process with exit code 0."""
 
         _controller: Any = None
+
+        def _initialize_and_run_controller(self, **arguments: Any) -> Any:
+            policy = Policy(self.run_config.failure_config)
+            return super()._initialize_and_run_controller(**arguments | {"failure_policy": policy})
 
         def _register_sigint_handler(self, controller: Any) -> None:
             self._controller = controller

@@ -1,0 +1,186 @@
+"""Checkpoints of a training run, to go on from after a worker or the whole job was lost. Nothing is pickled.
+
+Every rank writes the share of the training state that was dealt to it, `rank-00000-of-00002.safetensors`, in a thread
+beside the training, aside and then renamed; rank 0 adds `checkpoint.json` with what all ranks have in common. A
+checkpoint is complete when the JSON and the files of all its ranks are there, so nobody has to wait for anybody. Tensors
+are whole and stand under their names: any number of workers, and any ZeRO stage, can read them.
+
+Free of torch: the processes that feed training look here for the step to begin with.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from rosepo.artifacts import write_json
+from rosepo.errors import StageError
+
+FOLDER = "_checkpoints"
+FORMAT = 1
+_FACTS = "checkpoint.json"
+_STEP = "step-{:09d}"
+_RANK = "rank-{:05d}-of-{:05d}.safetensors"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A complete checkpoint on disk.
+
+    Attributes:
+        folder: where it stands.
+        facts: what all ranks have in common: `step`, `world` (ranks that wrote it), `origin`, and what the training
+            loop keeps there.
+    """
+
+    folder: Path
+    facts: dict[str, Any]
+
+    @property
+    def step(self) -> int:
+        return int(self.facts["step"])
+
+    @property
+    def world(self) -> int:
+        return int(self.facts["world"])
+
+    def tensors(self, kinds: tuple[str, ...]) -> Iterator[tuple[str, np.ndarray]]:
+        """The tensors, of all ranks' shares, whose names begin with one of `kinds` and a slash: one at a time.
+
+        Raises:
+            StageError: a file that cannot be read.
+        """
+        for rank in range(self.world):
+            path = self.folder / _RANK.format(rank, self.world)
+            try:
+                with safe_open(path, framework="numpy") as file:
+                    for name in file.keys():  # noqa: SIM118  (not a mapping)
+                        if name.partition("/")[0] in kinds:
+                            yield name, file.get_tensor(name)
+            except (OSError, SafetensorError) as error:
+                raise StageError(f"{path} cannot be read ({error}): remove {self.folder} and run it again") from error
+
+
+def complete_checkpoints(out: Path, origin: str | None = None) -> list[Checkpoint]:
+    """The complete checkpoints of a run that writes into `out`, oldest first.
+
+    Args:
+        origin: digest of all that the training depends on; checkpoints of another one are passed over. None takes any.
+    """
+    found = []
+    for folder in sorted((out / FOLDER).glob("step-*")):
+        try:
+            facts = json.loads((folder / _FACTS).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        checkpoint = Checkpoint(folder, facts)
+        whole = all((folder / _RANK.format(rank, checkpoint.world)).exists() for rank in range(checkpoint.world))
+        if whole and facts["format"] == FORMAT and origin in (None, facts["origin"]):
+            found.append(checkpoint)
+    return found
+
+
+def newest_checkpoint(out: Path, origin: str | None = None) -> Checkpoint | None:
+    """The one to go on from; None where there is none."""
+    return max(complete_checkpoints(out, origin), key=lambda found: found.step, default=None)
+
+
+def steps_done(out: Path, origin: str) -> int:
+    """Steps of the training that its newest checkpoint holds; 0 where there is none."""
+    newest = newest_checkpoint(out, origin)
+    return 0 if newest is None else newest.step
+
+
+def remove_checkpoints(out: Path) -> None:
+    """Take away what only a later run would have needed."""
+    shutil.rmtree(out / FOLDER, ignore_errors=True)
+
+
+class CheckpointWriter:
+    """Writes one rank's share of checkpoints in a thread of its own, one at a time.
+
+    Args:
+        out: the folder that the training writes into; all ranks must reach it.
+        name: of the training, for messages.
+        keep: newest complete checkpoints that stay.
+    """
+
+    def __init__(self, out: Path, name: str, rank: int, world: int, keep: int) -> None:
+        self.out, self.name, self.rank, self.world, self.keep = out, name, rank, world, keep
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+
+    def write(self, step: int, tensors: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> None:
+        """Begin to write the checkpoint of a step; waits for the one before.
+
+        Args:
+            tensors: this rank's share, not to be changed any more.
+            facts: JSON-able, the same on every rank; `best_step`, where there is one, names a checkpoint that stays
+                beside the newest ones.
+
+        Raises:
+            StageError: the one before could not be written.
+        """
+        self.wait()
+        about = {"format": FORMAT, "step": step, "world": self.world, **facts}
+        self._thread = threading.Thread(
+            target=self._write, args=(step, dict(tensors), about), name="rosepo-checkpoint", daemon=True
+        )
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Until everything that was begun is written.
+
+        Raises:
+            StageError: it could not be.
+        """
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        if self._error is not None:
+            error, self._error = self._error, None
+            reason = error.strerror if isinstance(error, OSError) else str(error)
+            raise StageError(
+                f"{self.name}: a checkpoint cannot be written to {self.out / FOLDER} ({reason or error}): make room or "
+                f"mend its rights and run the same command again, or set {self.name}.checkpoint_every=0"
+            ) from error
+
+    def _write(self, step: int, tensors: dict[str, np.ndarray], about: dict[str, Any]) -> None:
+        folder = self.out / FOLDER / _STEP.format(step)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            path = folder / _RANK.format(self.rank, self.world)
+            aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+            save_file(tensors, aside)
+            with aside.open("rb") as file:
+                os.fsync(file.fileno())
+            aside.replace(path)
+            if self.rank == 0:
+                write_json(folder / _FACTS, about)
+                self._tidy(about)
+        except (OSError, SafetensorError) as error:
+            self._error = error
+
+    def _tidy(self, about: dict[str, Any]) -> None:
+        """Remove what is older than the newest complete checkpoint, but for `keep` complete ones and the best they name;
+        of what is newer, other ranks may still be writing their share."""
+        complete = complete_checkpoints(self.out)
+        kept = complete[-self.keep :]
+        if not kept:
+            return
+        names = {found.folder.name for found in kept}
+        names |= {_STEP.format(best) for best in (about.get("best_step"), *(one.facts.get("best_step") for one in kept))
+                  if best is not None}  # fmt: skip
+        for folder in (self.out / FOLDER).glob("step-*"):
+            if folder.name < kept[-1].folder.name and folder.name not in names:
+                shutil.rmtree(folder, ignore_errors=True)

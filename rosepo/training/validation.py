@@ -1,0 +1,195 @@
+"""Looks at held-out examples during training, and which of them was the best.
+
+Loss, accuracy and margin come from micro-batches of held-out examples or groups. HR@10 and NDCG@10 come from what the
+evaluation does: constrained beams over the whole catalogue, nothing that was seen competes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+import torch.distributed as dist
+
+from rosepo.data.catalogue import Catalogue
+from rosepo.data.prompts import PromptBuilder
+from rosepo.data.seen import read_split
+from rosepo.errors import UserError
+from rosepo.sampling.draws import example_keys
+from rosepo.training.batch import Batch
+from rosepo.training.collate import collate_numpy
+from rosepo.training.feed import Arrays
+from rosepo.training.metrics import Averages, all_sum, means
+from rosepo.training.rows import group_row
+
+if TYPE_CHECKING:
+    from rosepo.config import TrainConfig
+    from rosepo.training.engine import Engine
+    from rosepo.training.task import Task
+
+LOOKS = 4
+"""Looks in a run where `validate_every` is unset, the last one after the last step."""
+BEAMS = 10
+"""Of the search for HR@10 during training: no more than it has to find, and the same whatever `evaluate.beams` is."""
+_PER_USER = 8
+"""Examples a user that are looked at to find one example of enough users."""
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """N validation examples that the catalogue is searched for.
+
+    Attributes:
+        builder: of the prompts; its completions are the titles.
+        prompts: token ids of each.
+        seen: item indexes that do not compete, of each.
+        targets: item indexes int64 [N].
+    """
+
+    builder: PromptBuilder
+    prompts: list[np.ndarray]
+    seen: list[np.ndarray]
+    targets: np.ndarray
+
+
+def held_out(examples: Path, builder: PromptBuilder, catalogue: Catalogue, users: int, key: str) -> HeldOut | None:
+    """One validation example of each of at most `users` users, those with the smallest hash; None for no users.
+
+    Args:
+        key: of the configuration, for the message.
+
+    Raises:
+        UserError: there is no validation example.
+    """
+    if not users:
+        return None
+    table = pa.concat_tables(read_split(examples, "validation", _PER_USER * users))
+    if not len(table):
+        raise UserError(f"{examples} holds no validation example for {key}={users}: leave it out")
+    order = np.argsort(example_keys(table["example_id"].to_pylist()), kind="stable")
+    first = np.unique(table["user_id"].to_numpy()[order].astype(str), return_index=True)[1]
+    table = table.take(pa.array(np.sort(order[np.sort(first)[:users]])))
+    histories, seen = (catalogue.index_lists(table[name]) for name in ("history", "seen"))
+    prompts = [builder.prompt(history)[0] for history in histories]
+    return HeldOut(builder, prompts, seen, catalogue.index(table["target"].to_numpy()))
+
+
+class Validator:
+    """One rank's share of the looks; all ranks call it together."""
+
+    def __init__(self, task: Task, engine: Engine) -> None:
+        self.task, self.engine = task, engine
+        self.dummy = dummy_batch()
+        self._decoder: Any = None
+
+    @torch.no_grad()
+    def look(self) -> dict[str, float]:
+        """The task's figures on what it holds out, `validation_<name>`, and `hr@10` and `ndcg@10`; dropout off."""
+        self.engine.module.eval()
+        figures = self._losses() | self._rankings()
+        self.engine.module.train()
+        return figures
+
+    def _losses(self) -> dict[str, float]:
+        batches, world = self.task.validation, self.engine.world
+        sums = Averages(("loss", *self.task.metric_names))
+        for start in range(0, len(batches), world):
+            mine = start + dist.get_rank()
+            arrays = batches[mine] if mine < len(batches) else {}
+            batch = Batch.from_numpy(arrays or self.dummy).to(self.engine.device)
+            logps, counts = self.engine.forward(batch)
+            if arrays:
+                loss = self.task.loss(logps, counts, arrays)
+                sums.add({"loss": (loss.total, loss.units), **loss.sums})
+        found = means(sums.collect(self.engine.device))
+        return {f"validation_{name}": found[name] for name in self.task.validated if name in found}
+
+    def _rankings(self) -> dict[str, float]:
+        held = self.task.held_out
+        if held is None:
+            return {}
+        from rosepo.evaluation.decode import Decoder
+        from rosepo.evaluation.metrics import hit_ratio, ndcg, target_ranks
+
+        if self._decoder is None:
+            self._decoder = Decoder(self.engine.module.model, held.builder, BEAMS)  # type: ignore[arg-type]
+        # With partitioned weights a forward pass takes all ranks, so all of them search for the same examples.
+        alone = slice(None) if self.engine.train.zero_stage == 3 else slice(dist.get_rank(), None, self.engine.world)
+        items, _ = self._decoder.top_k(held.prompts[alone], held.seen[alone], 10)
+        ranks = target_ranks(items, held.targets[alone])
+        sums = torch.tensor([hit_ratio(ranks, 10).sum(), ndcg(ranks, 10).sum(), len(ranks)], dtype=torch.float64)
+        hits, gains, count = all_sum(sums, self.engine.device).tolist()
+        return {"hr@10": hits / count, "ndcg@10": gains / count}
+
+
+def look_steps(train: TrainConfig, steps: int) -> frozenset[int]:
+    """The steps after which to look, the last one among them."""
+    if train.validate_every is None:
+        return frozenset(math.ceil(steps * look / LOOKS) for look in range(1, LOOKS + 1))
+    return frozenset({*range(train.validate_every, steps + 1, train.validate_every), steps})
+
+
+@dataclass
+class Best:
+    """The best look so far.
+
+    Attributes:
+        metric: what it goes by; None follows nothing.
+        patience: looks without a better one after which training stops; None never.
+        step: of the best look; None before the first.
+        figures: of that look.
+        waited: looks since.
+    """
+
+    metric: str | None
+    patience: int | None
+    step: int | None = None
+    figures: dict[str, float] | None = None
+    waited: int = 0
+
+    def update(self, step: int, figures: dict[str, float]) -> bool:
+        """Take a look in; whether it is the best one. Equal figures are no better, nor is what is no number."""
+        if self.metric is None or self.metric not in figures:
+            return False
+        sign = -1.0 if self.metric == "validation_loss" else 1.0
+        new = sign * figures[self.metric]
+        if not math.isnan(new) and (self.figures is None or new > sign * self.figures[self.metric]):
+            self.step, self.figures, self.waited = step, dict(figures), 0
+            return True
+        self.waited += 1
+        return False
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether it is time to stop."""
+        return self.patience is not None and self.waited >= self.patience
+
+    def facts(self) -> dict[str, Any]:
+        """What a checkpoint keeps."""
+        return {"best_step": self.step, "best_figures": self.figures, "waited": self.waited}
+
+    def restore(self, facts: dict[str, Any]) -> None:
+        """Go on from what `facts` gave."""
+        self.step, self.figures, self.waited = facts["best_step"], facts["best_figures"], facts["waited"]
+
+
+def check_best(train: TrainConfig, name: str, validation: Sequence[Arrays], remedy: str) -> None:
+    """Refuse to choose the best model by a loss that nothing is held out for.
+
+    Raises:
+        UserError: with the remedy.
+    """
+    if train.best_metric == "validation_loss" and not validation:
+        raise UserError(f"{name}.best_metric=validation_loss has nothing to be measured on: {remedy}")
+
+
+def dummy_batch() -> Arrays:
+    """One token, for a rank that has no row: its collectives must keep step with the other ranks'."""
+    token = np.zeros(1, dtype=np.int32)
+    return collate_numpy([group_row(token, [token])])
