@@ -34,7 +34,10 @@ TOLERANCE = {"float32": (0.01, 1e-3), "bfloat16": (0.3, 0.03)}
 """Absolute and relative difference that arithmetic alone may make; another model or template is nats away."""
 _LABELS = (*STRATEGIES, OWN_STRATEGY)
 _BY_STRATEGY = ("margin", "accuracy", "epsilon")
-_OVERALL = ("margin", "accuracy", "reward_chosen", "reward_rejected", "logp_chosen", "logp_rejected", "epsilon")
+_OVERALL = (
+    *("margin", "accuracy", "reward_chosen", "reward_rejected", "logp_chosen", "logp_rejected", "epsilon"),
+    "sft_loss",
+)
 
 
 @dataclass
@@ -68,7 +71,7 @@ class AlignTask:
 
     def __getstate__(self) -> dict[str, Any]:
         # Columns of the plan are for the feeding actors, which get the plan itself: not once more for every worker.
-        return self.__dict__ | {"plan": replace(self.plan, instead={})}
+        return self.__dict__ | {"plan": replace(self.plan, instead={}, offsets=None)}
 
     @property
     def train(self) -> TrainConfig:
@@ -85,7 +88,9 @@ class AlignTask:
     @property
     def figures(self) -> dict[str, Any]:
         """What is known of the training without it."""
-        known: dict[str, Any] = {"groups": self.plan.n_rows}
+        known: dict[str, Any] = {"groups": self.plan.n_table_rows}
+        if self.settings.rows == "trajectory":
+            known["users"] = self.plan.n_rows
         if self.settings.loss == "pairwise":
             known["epsilon_kind"] = self.settings.epsilon
         return known if self.epsilon_value is None else known | {"epsilon_value": self.epsilon_value}
@@ -121,6 +126,25 @@ class AlignTask:
                 )
 
     def loss(self, logps: Tensor, counts: Tensor, arrays: Arrays) -> Loss:
+        # Completions of groups come first, titles that are learned beside them follow.
+        groups, n_of_groups = len(arrays["epsilon"]), len(arrays["epsilon"]) + arrays["epsilon"].size
+        of_groups, others = logps[:n_of_groups], logps[n_of_groups:]
+        return self._with_sft(self._preferences(of_groups, arrays), of_groups.view(groups, -1)[:, 0], others)
+
+    def _with_sft(self, loss: Loss, chosen: Tensor, others: Tensor) -> Loss:
+        """The loss with `align.sft_weight` times the negative log-likelihood of titles: a mean over groups of the
+        `chosen` ones [G], or a mean over titles of those and all `others` [n] of the rows."""
+        weight = self.settings.sft_weight
+        if weight == 0.0:
+            return loss
+        titles = torch.cat([chosen, others])
+        summed = -titles.sum()
+        sums = loss.sums | {"sft_loss": (summed.detach(), titles.numel())}
+        if self.settings.sft_on == "row":
+            return replace(loss, titles=weight * summed, sums=sums)
+        return replace(loss, total=loss.total + weight * summed, sums=sums)
+
+    def _preferences(self, logps: Tensor, arrays: Arrays) -> Loss:
         reference, scores, stored, strategy = (
             torch.from_numpy(np.array(arrays[name])).to(logps.device)
             for name in ("ref_logps", "oracle_scores", "epsilon", "strategy")
