@@ -199,8 +199,16 @@ class AlignConfig(TrainConfig):
     """`ada_dpo`: largest scale of a pair, that of a clear one."""
     ada_rho: Annotated[float, Field(allow_inf_nan=False)] = round(0.1 - math.log(2), 4)
     """`ada_dpo`: cost of a unit of scale, between -log 2 and 0; the authors' code adds log 2 to it (0.1 here)."""
+    rows: Literal["group", "trajectory"] = "group"
+    """A row of the model is a `group`, or a user's `trajectory`: the longest prompt once, and every group whose prompt
+    begins alike branching off from it. Then `batch_size` and `micro_batch_size` count users, with all their groups."""
+    row_tokens: Count = 2048
+    """Tokens of a trajectory's row at most: longer ones are cut, at least one group a row. Used by `trajectory`."""
     sft_weight: NonNegative = Field(default_factory=lambda data: 1.0 if data.get("loss") == "rpo" else 0.0)
-    """Weight of the chosen title's negative log-likelihood, added to any loss. Unset: 1 for `rpo`, 0 for the others."""
+    """Weight of the negative log-likelihood of titles, added to any loss. Unset: 1 for `rpo`, 0 for the others."""
+    sft_on: Literal["chosen", "row"] = "chosen"
+    """Titles of that likelihood: the `chosen` ones, or every title of a trajectory's `row` that `sft` learns. Used with
+    `sft_weight`."""
 
     @property
     def smoothing(self) -> Smoothing | None:
@@ -212,6 +220,16 @@ class AlignConfig(TrainConfig):
         """Whether `epsilon_max` has a say."""
         kinds = ("oracle", "shuffled") if self.epsilon_value is not None else _EPSILON_USERS["epsilon_max"]
         return self.smoothing in kinds
+
+    @model_validator(mode="after")
+    def _rows(self) -> AlignConfig:
+        if "row_tokens" in self.model_fields_set and self.rows != "trajectory":
+            raise ValueError("align.row_tokens is used by align.rows=trajectory alone: leave it out, or set that")
+        if "sft_on" in self.model_fields_set and self.sft_weight == 0.0:
+            raise ValueError("align.sft_on is used with an align.sft_weight above 0 alone: set one, or leave it out")
+        if self.sft_on == "row" and self.rows != "trajectory":
+            raise ValueError("align.sft_on=row needs align.rows=trajectory: rows of one group share no titles")
+        return self
 
     @model_validator(mode="after")
     def _used(self) -> AlignConfig:

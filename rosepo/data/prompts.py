@@ -128,6 +128,12 @@ class PromptBuilder:
         dropped = len(items) - kept
         return np.concatenate([*opening, *self.pieces(items[dropped:]), self.tail]), dropped
 
+    def spans(self, history: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Begin and end of every title in the prompt of a history that is not cut: int64 [n, 2]."""
+        lengths = self._lengths[np.asarray(history, dtype=np.int64)]
+        begins = len(self.head) + np.cumsum(lengths + len(self.separator)) - lengths - len(self.separator)
+        return np.stack([begins, begins + lengths], axis=1)
+
     def _part(self, tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
         ids: list[int] = []
         for number, piece in enumerate(text.split("{eos}")):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,13 +19,14 @@ from rosepo.sampling.parts import write_part
 from rosepo.sampling.plan import Shard, read_shard
 from rosepo.sampling.sampler import Sampler, examples_of, strategies
 from rosepo.sampling.tables import lists, matrix, nested
+from rosepo.sampling.titles import title_spans
 
 if TYPE_CHECKING:
     from rosepo.sampling.models import Models
 
 COLUMNS = (
     "example_id", "user_id", "prompt_ids", "chosen_item", "chosen_ids", "rejected_items", "rejected_ids", "strategy",
-    "epsilon", "oracle_scores", "ref_logps",
+    "epsilon", "oracle_scores", "ref_logps", "title_spans",
 )  # fmt: skip
 """Columns of the groups table, in order; without scores it has no tokens and nothing behind `strategy`."""
 
@@ -99,9 +101,10 @@ class GroupsActor:
     def groups(self, table: pa.Table, examples: Examples, tally: Tally) -> pa.Table:
         """The groups of a table of examples (the same as arrays), in their order."""
         pairs = self.settings.pairs
+        dropped: Sequence[int] = ()
         if pairs.score or pairs.asks_policy:
             with tally.timed("prompts"):
-                examples = self._with_prompts(examples, tally)
+                examples, dropped = self._with_prompts(examples, tally)
         with tally.timed("sampling"):
             rejected = self.sampler(examples)
         if self.models is not None:
@@ -114,13 +117,17 @@ class GroupsActor:
                 tally.count_unscored(name, rejected.fallback[rejected.strategy == index])
         else:
             columns |= self._scored(examples, items, rejected, tally)
+            earlier = table["earlier"].to_pylist()
+            made = zip(examples.histories, dropped, earlier, strict=True)
+            columns["title_spans"] = lists([title_spans(self.scorer.builder, *about) for about in made])
         return pa.table({name: columns[name] for name in COLUMNS if name in columns})
 
-    def _with_prompts(self, examples: Examples, tally: Tally) -> Examples:
+    def _with_prompts(self, examples: Examples, tally: Tally) -> tuple[Examples, Sequence[int]]:
+        """The examples with their prompts, and how many history items each prompt leaves out."""
         assert self.models is not None
         prompts, dropped = zip(*(self.models.builder.prompt(history) for history in examples.histories), strict=True)
         tally.count_prompts(np.array([len(prompt) for prompt in prompts]), np.array(dropped))
-        return replace(examples, prompts=prompts)
+        return replace(examples, prompts=prompts), dropped
 
     def _titles(self, table: pa.Table, items: np.ndarray, rejected: Rejected) -> dict[str, Any]:
         item_ids, id_type = self.catalogue.item_ids[items], table["target"].type

@@ -22,6 +22,8 @@ from rosepo.sampling.plan import example_files
 TITLES = ("example_id", "chosen_item", "rejected_items", "strategy")
 SCORES = ("prompt_ids", "chosen_ids", "rejected_ids", "epsilon", "oracle_scores", "ref_logps")
 """What a table has beside its titles unless it was made with pairs.score=false."""
+SPANS = "title_spans"
+"""And, from version 2 of the table on, where the titles stand that `align.sft_on=row` learns."""
 UNLIKELY = 1e-6
 """Chance under which the slots of targets in candidate lists are not taken for random."""
 
@@ -127,7 +129,7 @@ def audit_candidates(examples: Path) -> dict[str, Any] | None:
 def _columns(path: Path) -> list[str]:
     """Those of a groups file."""
     names = pq.read_schema(path).names
-    wanted = [*TITLES, *(SCORES if set(SCORES) & set(names) else ())]
+    wanted = [*TITLES, *(SCORES if set(SCORES) & set(names) else ()), *([SPANS] if SPANS in names else [])]
     missing = [name for name in wanted if name not in names]
     if missing:
         raise UserError(f"{path} has no column '{missing[0]}': it is no groups table")
@@ -193,9 +195,16 @@ def _check_scores(path: Path, table: pa.Table, negatives: int) -> None:
 def _check_tokens(path: Path, table: pa.Table, source: pa.Table, catalogue: Catalogue, builder: PromptBuilder) -> int:
     """Compare one file's tokens with those that the evaluation would decode; returns how many histories were cut."""
     refuse = _refuser(path, table["example_id"].to_pylist())
-    made, dropped = zip(*(builder.prompt(history) for history in catalogue.index_lists(source["history"])), strict=True)
+    histories = catalogue.index_lists(source["history"])
+    made, dropped = zip(*(builder.prompt(history) for history in histories), strict=True)
     prompts = zip(table["prompt_ids"].to_pylist(), made)
     refuse(np.array([ids != other.tolist() for ids, other in prompts]), "has another prompt than its history gives")
+    if SPANS in table.column_names:
+        spans = [builder.spans(history[cut:]).ravel().tolist() for history, cut in zip(histories, dropped)]
+        # The first title of a prompt has none before it, and is never learned from it.
+        marked = zip(table[SPANS].to_pylist(), spans)
+        other = [found != own[max(2, len(own) - len(found)) :] for found, own in marked]
+        refuse(np.array(other), "has title_spans that are not those of its history")
     items = zip(
         catalogue.index(table["chosen_item"].to_numpy()).tolist(),
         np.split(catalogue.index(_flat(table["rejected_items"])), len(table)),

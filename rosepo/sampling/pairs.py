@@ -41,7 +41,7 @@ from rosepo.sampling.vllm_engine import check_engine
 from rosepo.session import work_dataset
 
 ITEMS_FILE = "_items.parquet"
-FORMAT = 1
+FORMAT = 2
 """To be raised with any change that gives other groups for the same settings."""
 RESTARTS = 3
 """Times that a lost actor is started again, and that its shard is given to one again."""

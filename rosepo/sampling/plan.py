@@ -25,6 +25,7 @@ SHARD_UNITS = 32
 TITLE_SHARD_UNITS = 128
 """The same for titles alone, which take a hundredth of the time."""
 COLUMNS = ("example_id", "user_id", "position", "history", "target")
+TRAJECTORIES = "_trajectories"
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,7 @@ def most_seen(examples: Path, newest: int | None) -> int:
 
 
 def read_shard(shard: Shard, newest: int | None, extra: tuple[str, ...] = ()) -> pa.Table:
-    """The examples of a shard: `COLUMNS`, `extra` ones, and `seen` (see `with_seen`).
+    """The examples of a shard: `COLUMNS`, `extra` ones, `earlier` (see `earlier_targets`) and `seen` (see `with_seen`).
 
     No more than its row groups are read of the file.
     """
@@ -133,4 +134,39 @@ def read_shard(shard: Shard, newest: int | None, extra: tuple[str, ...] = ()) ->
         starts = np.cumsum([0, *sizes])
         first, last = np.searchsorted(starts, rows[[0, -1]], side="right") - 1
         table = file.read_row_groups(list(range(first, last + 1)), columns=[*COLUMNS, *extra])
-    return with_seen(table.take(pa.array(rows - starts[first])), Path(shard.path))
+    table = table.take(pa.array(rows - starts[first])).append_column(
+        "earlier", pa.array(earlier_targets(shard.path, rows))
+    )
+    return with_seen(table, Path(shard.path))
+
+
+def earlier_targets(path: str, rows: np.ndarray) -> np.ndarray:
+    """How many of the last items in the history of each training example (`rows`, int64 [n], of an examples file) are
+    targets of training examples whose histories begin at the same item: int32 [n].
+
+    `_trajectories` beside the file has its training examples in the same order. Where a table was made without one,
+    none is known.
+
+    Raises:
+        UserError: both tables do not belong together.
+    """
+    source = Path(path).parent / TRAJECTORIES / Path(path).name
+    if not source.exists():
+        return np.zeros(len(rows), dtype=np.int32)
+    train, counts = _training_rows(path, Path(path).stat().st_mtime_ns), _target_counts(source)
+    if counts.sum() != len(train):
+        raise UserError(f"{source} does not hold the training examples of {path}: run `rosepo prepare` again")
+    ends = np.cumsum(counts)
+    place = np.searchsorted(train, rows)
+    run = np.searchsorted(ends, place, side="right")
+    return (place - (ends - counts)[run]).astype(np.int32)
+
+
+@lru_cache(maxsize=1)
+def _training_rows(path: str, changed: int) -> np.ndarray:
+    split = pq.read_table(path, columns=["split"], partitioning=None)["split"]
+    return np.flatnonzero(pc.equal(split, "train").to_numpy())
+
+
+def _target_counts(source: Path) -> np.ndarray:
+    return pq.read_table(source, columns=["n_targets"], partitioning=None)["n_targets"].to_numpy().astype(np.int64)

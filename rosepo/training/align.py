@@ -23,14 +23,20 @@ from rosepo.console import say
 from rosepo.data.catalogue import Catalogue
 from rosepo.errors import UserError
 from rosepo.evaluation.smoothing import read_epsilon
-from rosepo.models.folder import CATALOGUE, load_builder
-from rosepo.models.policy import read_settings
+from rosepo.models.folder import CATALOGUE, load_builder, read_settings
 from rosepo.objectives.registry import OBJECTIVES
 from rosepo.resources import stage_use_gpu
 from rosepo.sampling.validation import VALIDATION_FILE
 from rosepo.training.align_task import PROBED_GROUPS, AlignTask
-from rosepo.training.encoders import GROUP_COLUMNS, GroupEncoder
-from rosepo.training.feed import Arrays, FeedPlan, ParquetRows
+from rosepo.training.encoders import (
+    GROUP_COLUMNS,
+    SPANS_COLUMN,
+    USER_COLUMN,
+    GroupEncoder,
+    UserEncoder,
+    run_bounds,
+)
+from rosepo.training.feed import Arrays, Encoder, FeedPlan, ParquetRows
 from rosepo.training.loop import Report, fit_in_process
 from rosepo.training.saving import origin_of
 from rosepo.training.smoothing import smoothed, tracker_of
@@ -88,25 +94,26 @@ def align_task(config: Config, inputs: Outputs, max_groups: int | None = None) -
     read_settings(inputs.policy)
     read_settings(inputs.reference)
     train = config.align
-    free = OBJECTIVES[train.loss].reference_free
-    columns = tuple(name for name in GROUP_COLUMNS if not (free and name == "ref_logps"))
-    table = ParquetRows(inputs.groups, list(columns))
-    missing = [name for name in columns if name not in table.names]
-    if missing:
-        raise UserError(
-            f"{inputs.groups} has no column '{missing[0]}': groups of titles alone (pairs.score=false) cannot be "
-            "trained on; run `rosepo pairs --overwrite` with --set pairs.score=true"
-        )
-    rows = min(len(table), max_groups or len(table))
+    table = _groups_table(train, inputs)
+    encoder: Encoder = GroupEncoder(train.pack_tokens)
+    rows, offsets = min(len(table), max_groups or len(table)), None
+    if train.rows == "trajectory":
+        offsets = user_offsets(inputs.groups)
+        users = len(offsets) - 1
+        rows = max(1, users * rows // len(table))
+        titles = train.sft_on == "row"
+        suffix = len(load_builder(inputs.reference).tail) if titles else 0
+        encoder = UserEncoder(train.row_tokens, train.pack_tokens, titles, suffix)
     plan = FeedPlan(
         folder=inputs.groups.resolve(),
-        columns=columns,
-        encoder=GroupEncoder(train.pack_tokens, columns),
+        columns=tuple(table.columns or ()),
+        encoder=encoder,
         n_rows=rows,
         batch_size=train.batch_size,
         micro_batch_size=train.micro_batch_size,
         seed=config.seed,
         epochs=train.epochs,
+        offsets=offsets,
     )
     probed = table.take(np.arange(min(PROBED_GROUPS, len(table))))
     plan, value = smoothed(plan, train)
@@ -151,3 +158,42 @@ def _searched(config: Config, inputs: Outputs) -> HeldOut | None:
         return None
     catalogue = Catalogue.load(inputs.policy / CATALOGUE)
     return held_out(inputs.examples, load_builder(inputs.policy), catalogue, users, "align.validation_users")
+
+
+def user_offsets(groups: Path) -> np.ndarray:
+    """Where the rows of each user begin in a groups table, int64 [n_users + 1], read a row group at a time.
+
+    A user is a run of rows of one `user_id`.
+    """
+    parts, before, last = [np.zeros(1, dtype=np.int64)], 0, None
+    for chunk in ParquetRows(groups, [USER_COLUMN]).chunks():
+        column = chunk[USER_COLUMN]
+        begins = np.array(run_bounds(column)[:-1], dtype=np.int64) + before
+        parts.append(begins[1:] if last is None or last == column[0] else begins)
+        before, last = before + len(column), column[-1]
+    return np.concatenate([*parts, [before]])
+
+
+def _groups_table(train: AlignConfig, inputs: Outputs) -> ParquetRows:
+    """The groups with the columns that training reads.
+
+    Raises:
+        UserError: one of them is not there.
+    """
+    free = OBJECTIVES[train.loss].reference_free
+    columns = [name for name in GROUP_COLUMNS if not (free and name == "ref_logps")]
+    columns += [USER_COLUMN] if train.rows == "trajectory" else []
+    columns += [SPANS_COLUMN] if train.sft_on == "row" else []
+    table = ParquetRows(inputs.groups, columns)
+    missing = [name for name in columns if name not in table.names]
+    if missing == [SPANS_COLUMN]:
+        raise UserError(
+            f"{inputs.groups} has no column '{SPANS_COLUMN}', which align.sft_on=row reads: these groups are of an "
+            "earlier version, run `rosepo pairs --overwrite` again"
+        )
+    if missing:
+        raise UserError(
+            f"{inputs.groups} has no column '{missing[0]}': groups of titles alone (pairs.score=false) cannot be "
+            "trained on; run `rosepo pairs --overwrite` with --set pairs.score=true"
+        )
+    return table

@@ -20,7 +20,6 @@ from rosepo.models.folder import CATALOGUE
 from rosepo.models.policy import load_policy, load_tokenizer, save_policy
 from rosepo.objectives.registry import OBJECTIVES, Objective
 from rosepo.objectives.rewards import Metrics, reward_margins
-from rosepo.objectives.rivals import chosen_nll
 from rosepo.objectives.smoothing import RunningQuantile, clamp_epsilon, oracle_targets
 from rosepo.training.batch import Batch
 from rosepo.training.encoders import GroupEncoder
@@ -37,7 +36,10 @@ TOLERANCE = {"float32": (0.01, 1e-3), "bfloat16": (0.3, 0.03)}
 """Absolute and relative difference that arithmetic alone may make; another model or template is nats away."""
 _LABELS = (*STRATEGIES, OWN_STRATEGY)
 _BY_STRATEGY = ("margin", "accuracy", "epsilon")
-_OVERALL = ("margin", "accuracy", "reward_chosen", "reward_rejected", "logp_chosen", "logp_rejected", "epsilon")
+_OVERALL = (
+    *("margin", "accuracy", "reward_chosen", "reward_rejected", "logp_chosen", "logp_rejected", "epsilon"),
+    "sft_loss",
+)
 
 
 @dataclass
@@ -75,7 +77,7 @@ class AlignTask:
 
     def __getstate__(self) -> dict[str, Any]:
         # Columns of the plan are for the feeding actors, which get the plan itself: not once more for every worker.
-        return self.__dict__ | {"plan": replace(self.plan, instead={})}
+        return self.__dict__ | {"plan": replace(self.plan, instead={}, offsets=None)}
 
     @property
     def train(self) -> TrainConfig:
@@ -96,7 +98,9 @@ class AlignTask:
     @property
     def figures(self) -> dict[str, Any]:
         """What is known of the training without it."""
-        known: dict[str, Any] = {"groups": self.plan.n_rows}
+        known: dict[str, Any] = {"groups": self.plan.n_table_rows}
+        if self.settings.rows == "trajectory":
+            known["users"] = self.plan.n_rows
         if self.settings.smoothing is not None:
             known["epsilon_kind"] = self.settings.smoothing
         return known if self.epsilon_value is None else known | {"epsilon_value": self.epsilon_value}
@@ -138,20 +142,33 @@ class AlignTask:
     def loss(self, logps: Tensor, counts: Tensor, arrays: Arrays) -> Loss:
         align, strategy = self.settings, _tensor(arrays, "strategy", logps.device)
         groups, size = len(strategy), 1 + strategy.shape[1]
-        policy = logps[: groups * size].view(groups, size)
+        # Completions of groups come first, titles that are learned beside them follow.
+        policy, others = logps[: groups * size].view(groups, size), logps[groups * size :]
         inputs = self._inputs(policy, counts, arrays)
         options = {option: getattr(align, key) for option, key in self.objective.options.items()}
         losses, metrics = self.objective(policy, inputs, align.beta, **options)
-        if align.sft_weight > 0:
-            losses = losses + align.sft_weight * chosen_nll(policy)
         if "epsilon" in inputs:
             metrics |= {"epsilon": inputs["epsilon"]}
         sums = _sums(policy.detach(), strategy, metrics)
+        loss = self._with_sft(Loss(losses.sum(), float(groups), sums), policy[:, 0], others)
         if self.tracker is None:
-            return Loss(losses.sum(), float(groups), sums)
+            return loss
         if self.tracker.threshold is not None:
-            sums["spa_threshold"] = (self.tracker.threshold, 1)
-        return Loss(losses.sum(), float(groups), sums, self.tracker.statistics(metrics["margin"]))
+            loss.sums["spa_threshold"] = (self.tracker.threshold, 1)
+        return replace(loss, tracked=self.tracker.statistics(metrics["margin"]))
+
+    def _with_sft(self, loss: Loss, chosen: Tensor, others: Tensor) -> Loss:
+        """The loss with `align.sft_weight` times the negative log-likelihood of titles: a mean over groups of the
+        `chosen` ones [G], or a mean over titles of those and all `others` [n] of the rows."""
+        weight = self.settings.sft_weight
+        if weight == 0.0:
+            return loss
+        titles = torch.cat([chosen, others])
+        summed = -titles.sum()
+        sums = loss.sums | {"sft_loss": (summed.detach(), titles.numel())}
+        if self.settings.sft_on == "row":
+            return replace(loss, titles=weight * summed, sums=sums)
+        return replace(loss, total=loss.total + weight * summed, sums=sums)
 
     def _inputs(self, policy: Tensor, counts: Tensor, arrays: Arrays) -> dict[str, Tensor]:
         """What the objective reads beside policy [G, 1 + K]."""

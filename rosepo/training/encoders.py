@@ -5,8 +5,10 @@ Kept apart from the tasks, so that an actor that only puts arrays together loads
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,7 +18,8 @@ from rosepo.config import STRATEGIES
 from rosepo.data.catalogue import Catalogue
 from rosepo.data.prompts import PromptBuilder
 from rosepo.errors import UserError
-from rosepo.training.collate import collate_numpy
+from rosepo.training.collate import collate_numpy, padded_size
+from rosepo.training.families import Group, UserRow, user_rows
 from rosepo.training.feed import Arrays
 from rosepo.training.rows import Row, group_row, trajectory_rows
 
@@ -32,6 +35,9 @@ GROUP_COLUMNS = (
     "oracle_scores",
     "ref_logps",
 )
+USER_COLUMN = "user_id"
+SPANS_COLUMN = "title_spans"
+"""Flat pairs of begin and end in `prompt_ids` of titles of the history that `sft` learns from the same beginning."""
 
 
 @dataclass(frozen=True)
@@ -72,25 +78,129 @@ class GroupEncoder:
     """
 
     pack_tokens: int | None = None
-    columns: tuple[str, ...] = GROUP_COLUMNS
-    """Those of the table that are fed: all, or without `ref_logps`."""
 
     def __call__(self, rows: pa.Table, parts: int) -> list[Arrays]:
-        table = {name: rows[name].to_pylist() for name in self.columns}
-        completions = [[chosen, *rejected] for chosen, rejected in zip(table["chosen_ids"], table["rejected_ids"])]
-        one_size({len(group) - 1 for group in completions})
+        table = _lists(rows)
+        completions = _completions(table)
         made = [group_row(np.array(prompt, np.int32), ids) for prompt, ids in zip(table["prompt_ids"], completions)]
         batches: list[Arrays] = [{} for _ in range(parts)]
         for arrays, places in zip(batches, shared_out(made, parts, self.pack_tokens), strict=True):
             if places:
                 arrays |= collate_numpy([made[place] for place in places], pack_tokens=self.pack_tokens)
-                arrays["units"] = np.array(len(places), dtype=np.float64)
-                for name in ("ref_logps", "oracle_scores", "epsilon"):
-                    if name in table:
-                        arrays[name] = np.array([table[name][place] for place in places], dtype=np.float32)
-                codes = [[_code(name) for name in table["strategy"][place]] for place in places]
-                arrays["strategy"] = np.array(codes, dtype=np.int64)
+                arrays |= _beside(table, places)
         return batches
+
+
+@dataclass(frozen=True)
+class UserEncoder:
+    """Rows of the groups table, all of a user together, as micro-batches of trajectory rows.
+
+    The arrays are those of `GroupEncoder`, the completions of all groups first, in the order of `ref_logps`. With
+    `titles` those of further titles follow, and `titles` float64 says how many titles, chosen ones included, a
+    micro-batch teaches.
+
+    Attributes:
+        row_tokens: tokens of a row at most, see `user_rows`.
+        titles: also learn titles of the history, each once a user.
+        suffix: tokens of the template's suffix.
+    """
+
+    row_tokens: int
+    pack_tokens: int | None = None
+    titles: bool = False
+    suffix: int = 0
+
+    def __call__(self, rows: pa.Table, parts: int) -> list[Arrays]:
+        table = _lists(rows)
+        completions = _completions(table)
+        spans = rows[SPANS_COLUMN].to_pylist() if self.titles else [()] * len(rows)
+        groups = [
+            Group(
+                np.array(prompt, np.int32), [np.array(ids, np.int32) for ids in titles], [*zip(flat[::2], flat[1::2])]
+            )
+            for prompt, titles, flat in zip(table["prompt_ids"], completions, spans, strict=True)
+        ]
+        made: list[UserRow] = []
+        for start, stop in itertools.pairwise(run_bounds(rows[USER_COLUMN])):
+            for found in user_rows(groups[start:stop], self.row_tokens, self.suffix):
+                made.append(replace(found, groups=[start + place for place in found.groups]))
+        batches: list[Arrays] = [{} for _ in range(parts)]
+        for arrays, places in zip(batches, self._shared_out([found.row for found in made], parts), strict=True):
+            if places:
+                arrays |= self._micro_batch([made[place] for place in places], table)
+        return batches
+
+    def _shared_out(self, rows: list[Row], parts: int) -> list[list[int]]:
+        if self.pack_tokens is not None:
+            return shared_out(rows, parts, self.pack_tokens)
+        return shared_by_tokens([len(row) for row in rows], parts)
+
+    def _micro_batch(self, rows: list[UserRow], table: dict[str, list[Any]]) -> Arrays:
+        arrays = collate_numpy([found.row for found in rows], pack_tokens=self.pack_tokens)
+        arrays |= _beside(table, [place for found in rows for place in found.groups])
+        if self.titles:
+            of_groups = [np.arange(found.row.n_completions) < found.row.n_completions - found.titles for found in rows]
+            order = np.argsort(~np.concatenate(of_groups), kind="stable")
+            arrays["completion"] = np.argsort(order).astype(np.int32)[arrays["completion"]]
+            count = sum(found.titles + len(found.groups) for found in rows)
+            arrays["titles"] = np.array(count, dtype=np.float64)
+        return arrays
+
+
+def run_bounds(column: pa.ChunkedArray) -> list[int]:
+    """Where runs of equal values begin in a column of n ≥ 1 values, and n."""
+    values = column.combine_chunks()
+    changes = np.flatnonzero(pc.not_equal(values[1:], values[:-1]).to_numpy(zero_copy_only=False)) + 1
+    return [0, *changes.tolist(), len(values)]
+
+
+def shared_by_tokens(lengths: Sequence[int], parts: int) -> list[list[int]]:
+    """Places of rows in `parts` lists of rows of like length that take about as many tokens when they are padded.
+
+    Rows of users differ by far in length: as many rows in every list would put most tokens, and memory, into one.
+    """
+    order = np.argsort(lengths, kind="stable")
+    padded = [padded_size(lengths[place]) for place in order]
+    low, high = max(padded, default=0), len(padded) * max(padded, default=0)
+    while low < high:  # the smallest list that needs no more than `parts` of its size
+        middle = (low + high) // 2
+        low, high = (low, middle) if len(_filled(padded, middle)) <= parts else (middle + 1, high)
+    bounds = _filled(padded, low) if padded else []
+    bounds = [0, *bounds, *[len(order)] * (parts - len(bounds))]
+    return [order[start:stop].tolist() for start, stop in itertools.pairwise(bounds)]
+
+
+def _filled(padded: list[int], tokens: int) -> list[int]:
+    """Where lists of at most `tokens` padded tokens end, filled one after another with rows of growing length."""
+    ends, start = [], 0
+    for place, length in enumerate(padded):
+        if place > start and (place - start + 1) * length > tokens:
+            ends.append(place)
+            start = place
+    return [*ends, len(padded)]
+
+
+def _lists(rows: pa.Table) -> dict[str, list[Any]]:
+    # A loss that knows no reference is fed no `ref_logps`.
+    return {name: rows[name].to_pylist() for name in GROUP_COLUMNS if name in rows.column_names}
+
+
+def _completions(table: dict[str, list[Any]]) -> list[list[Any]]:
+    """The titles of every group, the chosen one first. Raises UserError where groups have more than one size."""
+    completions = [[chosen, *rejected] for chosen, rejected in zip(table["chosen_ids"], table["rejected_ids"])]
+    one_size({len(group) - 1 for group in completions})
+    return completions
+
+
+def _beside(table: dict[str, list[Any]], places: list[int]) -> Arrays:
+    """What the groups at `places` have beside their tokens, and their number."""
+    arrays: Arrays = {"units": np.array(len(places), dtype=np.float64)}
+    for name in ("ref_logps", "oracle_scores", "epsilon"):
+        if name in table:
+            arrays[name] = np.array([table[name][place] for place in places], dtype=np.float32)
+    codes = [[_code(name) for name in table["strategy"][place]] for place in places]
+    arrays["strategy"] = np.array(codes, dtype=np.int64)
+    return arrays
 
 
 def one_size(sizes: set[int]) -> int:

@@ -13,6 +13,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -20,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from rosepo.data.split import ranges
 from rosepo.errors import UserError
 from rosepo.resources import FEED_CPUS
 from rosepo.session import work_dataset
@@ -85,6 +87,11 @@ class ParquetRows:
             parts.append(self._read(int(group)).take(pa.array(indices[places] - self._starts[group])))
         return pa.concat_tables(parts).take(pa.array(np.argsort(order, kind="stable")))
 
+    def chunks(self) -> Iterator[pa.Table]:
+        """All rows in order, a row group at a time."""
+        for group in range(len(self._groups)):
+            yield self._read(group)
+
     def _read(self, group: int) -> pa.Table:
         if group not in self._kept:
             path, place = self._groups[group]
@@ -109,7 +116,11 @@ class FeedPlan:
     seed: int
     epochs: float
     instead: Mapping[str, np.ndarray] = field(default_factory=dict)
-    """Columns of numbers that take the place of the table's: [n_rows, k], by row of the schedule."""
+    """Columns of numbers that take the place of the table's: [n_table_rows, k], one row for each that is
+    trained on."""
+    offsets: np.ndarray | None = None
+    """int64 [n + 1]: where the schedule's row i is several rows of the table, offsets[i] … offsets[i + 1] - 1. None:
+    each is one row of it."""
 
     @property
     def schedule(self) -> Schedule:
@@ -118,10 +129,27 @@ class FeedPlan:
 
     def take(self, table: ParquetRows, rows: np.ndarray) -> pa.Table:
         """The schedule's `rows`, int64 [n], n ≥ 1, looked up in the plan's table."""
-        found = table.take(rows * len(table) // self.n_rows)
+        if self.offsets is None:
+            found, places = table.take(rows * len(table) // self.n_rows), rows
+        else:
+            units = rows * (len(self.offsets) - 1) // self.n_rows
+            starts, lengths = self.offsets[units], self.offsets[units + 1] - self.offsets[units]
+            found, places = table.take(ranges(starts, lengths)), ranges(self._before[rows], lengths)
         for name, values in self.instead.items():
-            found = found.drop_columns(name).append_column(name, pa.array(list(values[rows])))
+            found = found.drop_columns(name).append_column(name, pa.array(list(values[places])))
         return found
+
+    @property
+    def n_table_rows(self) -> int:
+        """Rows of the table that are trained on."""
+        return self.n_rows if self.offsets is None else int(self._before[-1])
+
+    @cached_property
+    def _before(self) -> np.ndarray:
+        """Rows of the table before each row of the schedule, int64 [n_rows + 1], of those that are trained on."""
+        assert self.offsets is not None
+        units = np.arange(self.n_rows) * (len(self.offsets) - 1) // self.n_rows
+        return np.append(0, np.cumsum(self.offsets[units + 1] - self.offsets[units]))
 
 
 def micro_batches(plan: FeedPlan, rank: int, world: int, steps: range | None = None) -> Iterator[Arrays]:

@@ -54,13 +54,13 @@ def mean_epsilon(plan: FeedPlan, maximum: float) -> float:
 
 
 def shuffled_epsilon(plan: FeedPlan, maximum: float) -> np.ndarray:
-    """The clamped epsilon of all pairs that are trained on, dealt out anew: float32 [n_rows, K], by row of the
-    schedule."""
+    """The clamped epsilon of all pairs that are trained on, dealt out anew: float32 [n_table_rows, K], in the
+    order of the table."""
     epsilon = np.empty((0, 0), dtype=np.float32)
     start = 0
     for part in _read(plan, maximum):
         if start == 0:
-            epsilon = np.empty((plan.n_rows, part.shape[1]), dtype=np.float32)
+            epsilon = np.empty((plan.n_table_rows, part.shape[1]), dtype=np.float32)
         epsilon[start : start + len(part)] = part
         start += len(part)
     return shuffled(epsilon, plan.seed)
@@ -81,4 +81,4 @@ def _read(plan: FeedPlan, maximum: float) -> Iterator[np.ndarray]:
         column = plan.take(table, rows)["epsilon"].combine_chunks()
         sizes |= set(pc.unique(pc.list_value_length(column)).to_pylist())
         flat = column.flatten().to_numpy(zero_copy_only=False).astype(np.float32)
-        yield np.clip(flat, 0.0, maximum).reshape(len(rows), one_size(sizes))
+        yield np.clip(flat, 0.0, maximum).reshape(len(column), one_size(sizes))
