@@ -30,19 +30,18 @@ Sources = Mapping[str, Source]
 
 
 def chosen(sources: Sources, only: list[str]) -> list[str]:
-    """Names of the rows to run.
+    """Names of the rows to run: for each of `only` the row of that name, or else those that begin with it and a dot.
 
     Raises:
         KeyError: no row is called or begins with one of `only`.
     """
+    found: set[str] = set()
     for wanted in only:
-        if not any(_is(name, wanted) for name in sources):
+        mine = {wanted} & set(sources) or {name for name in sources if name.startswith(f"{wanted}.")}
+        if not mine:
             raise KeyError(wanted)
-    return [name for name in sources if not only or any(_is(name, wanted) for wanted in only)]
-
-
-def _is(name: str, wanted: str) -> bool:
-    return name == wanted or name.startswith(f"{wanted}.")
+        found |= mine
+    return [name for name in sources if not only or name in found]
 
 
 def measure(sources: Sources, names: list[str], quick: bool) -> list[Row]:
@@ -62,7 +61,7 @@ def run(description: str | None, sources: Sources, targets: Mapping[str, float])
         metavar="NAME",
         action="append",
         default=[],
-        help="one row, or those that begin with NAME and a dot; may be given several times",
+        help="the row NAME, or those that begin with NAME and a dot; may be given several times",
     )
     parser.add_argument("--quick", action="store_true", help="smaller inputs and three turns: a minute a row")
     parser.add_argument("--threads", type=int, metavar="N", help="threads of torch (default: its own choice)")
