@@ -35,8 +35,9 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $(READY)
 
-## Pin what is installed now.
+## Pin what is installed now, with what the benchmarks measure against.
 constraints: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,bench]'
 	{ echo '# The versions that the tests ran on (Python 3.11, Linux). Made by `make constraints`.'; \
 	  $(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu$$//' | sort -f; } > constraints.txt
 

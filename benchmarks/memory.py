@@ -1,0 +1,42 @@
+"""Rows `train.memory.k1` and `train.memory.k7`: highest resident memory of a whole training process.
+
+The same trainings as in benchmarks/dpo.py, rosepo's and TRL's with its defaults (which recompute activations), each in
+a fresh process with its libraries, for two steps.
+"""
+
+from __future__ import annotations
+
+from benchmarks import trl_side
+from benchmarks.common import Row
+from benchmarks.dpo import GROUPS, QUICK_GROUPS, product, run_of
+from benchmarks.sides import Side, sides
+from benchmarks.trl_side import MOST_PAIRS, Setting
+
+STEPS = 2
+
+
+def k1(quick: bool) -> Row:
+    """One rejected title."""
+    return _measure("train.memory.k1", 1, quick)
+
+
+def k7(quick: bool) -> Row:
+    """Seven rejected titles; TRL is given the seven pairs."""
+    return _measure("train.memory.k7", 7, quick)
+
+
+def _measure(name: str, negatives: int, quick: bool) -> Row:
+    groups = (QUICK_GROUPS if quick else GROUPS)[negatives]
+    with run_of(groups, negatives) as outputs:
+        made = {
+            "rosepo": Side(product, outputs, groups, STEPS, "float32"),
+            "TRL": Side(trl_side.make, outputs, STEPS, "float32", Setting()),
+            "kept": Side(trl_side.make, outputs, STEPS, "float32", Setting(checkpointing=False)),
+        }
+        with sides(made):
+            peak = {side: process.turn()["peak"] for side, process in made.items()}
+    note = (
+        f"{groups} groups a step, at most {MOST_PAIRS} pairs in a forward pass of TRL; "
+        f"TRL without its activation checkpointing: {peak['kept']:.0f} MiB"
+    )
+    return Row(name, peak["rosepo"], "MiB", "TRL DPOTrainer, defaults", peak["TRL"], peak["TRL"] / peak["rosepo"], note)
