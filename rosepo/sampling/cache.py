@@ -1,9 +1,9 @@
 """Reference log-probabilities on disk, found again by what they depend on.
 
 An entry holds the groups of one shard. Its folder is named by the reference (weights, adapter, base, tokenizer,
-template, dtype, kind of device), its file by the ids of the groups and the tokens of every prompt and completion. So a
-second run, another β or ε read it, and a model that has changed by one bit does not. Entries are never
-changed; the folder may be deleted at any time.
+template, dtype, kind of device) and the version of the pass, its file by the ids of the groups and the tokens of every
+prompt and completion. So a second run, another β or ε read it, and a model that has changed by one bit does not.
+Entries are never changed; the folder may be deleted at any time.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ from rosepo.artifacts import digest, file_digest
 from rosepo.errors import StageError, UserError
 from rosepo.models.folder import read_settings
 
+PASS = 2
+"""Version of the pass (`reference.py`): to be raised with any change that gives other bits for the same groups."""
 SETTING_KEYS = ("template", "max_length")
 _MODEL_FILES = ("*.safetensors", "config.json", "adapter_config.json")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.*", "merges.txt")
@@ -159,6 +161,7 @@ def reference_key(folder: Path, device: str, dtype: str = "float32") -> str:
         "settings": {name: settings[name] for name in SETTING_KEYS},
         "dtype": dtype,
         "device": device,
+        "pass": PASS,
     }
     if (folder / "adapter_config.json").exists():
         from rosepo.models.loading import adapter_base, find_source

@@ -7,6 +7,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
+from rosepo.config import TemplateConfig
 from rosepo.sampling.reference import reference_logps
 from rosepo.training.logps import LogpsModel, plain_logps
 from tests.helpers import FAMILIES, tiny_builder, tiny_model
@@ -81,6 +82,44 @@ def test_groups_score_as_rows_of_their_own(max_tokens: int | None) -> None:
     prompts = [builder.prompt(history)[0] for history, _ in groups]
     completions = [[builder.completion(item) for item in items] for _, items in groups]
     check_as_plain(model, prompts, completions, max_tokens)
+
+
+def make_trajectories(suffix: str, negatives: int) -> tuple[list[np.ndarray], list[list[np.ndarray]]]:
+    """The groups of three users at every item boundary, in an order in which families mix."""
+    builder = tiny_builder(template=TemplateConfig(suffix=suffix))
+    walks = [[3, 1, 4, 15, 9, 2, 6], [5, 8, 20], [3, 1, 22, 23]]
+    random = np.random.default_rng(negatives)
+    groups = [
+        (builder.prompt(walk[:place])[0], [walk[place], *random.choice(np.arange(24, 30), negatives, replace=False)])
+        for walk in walks
+        for place in range(1, len(walk))
+    ]
+    groups = [groups[place] for place in random.permutation(len(groups))]
+    return [prompt for prompt, _ in groups], [[builder.completion(int(item)) for item in row] for _, row in groups]
+
+
+@pytest.mark.parametrize(("suffix", "attention", "max_tokens"), [("", "sdpa", None), ("Next: ", "eager", 120)])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_trajectories_score_as_rows_of_their_own(
+    family: str, suffix: str, attention: str, max_tokens: int | None
+) -> None:
+    model = tiny_model(family)
+    model.set_attn_implementation(attention)
+    check_as_plain(model, *make_trajectories(suffix, negatives=3), max_tokens)
+
+
+@pytest.mark.parametrize("suffix", ["", "Next: "])
+def test_what_prompts_have_in_common_is_computed_once(suffix: str) -> None:
+    model, (prompts, completions) = tiny_model(), make_trajectories(suffix, negatives=1)
+    computed: list[int] = []
+    model.model.register_forward_pre_hook(
+        lambda module, args, kwargs: computed.append(kwargs["input_ids"].numel()), with_kwargs=True
+    )
+    reference_logps(LogpsModel(model), prompts, completions)
+    apart = sum(map(len, prompts))
+    rests = sum(sum(map(len, group)) for group in completions) + len(prompts) * (2 + 2 * len(suffix))
+    longest = sum(sorted(map(len, prompts))[-3:])
+    assert sum(computed) < 1.6 * (rests + longest) < apart + rests
 
 
 def test_no_groups_take_no_time() -> None:
