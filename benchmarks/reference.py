@@ -25,7 +25,7 @@ from rosepo.training.logps import LogpsModel, plain_logps
 
 PROMPT, TITLE = 400, 8
 """Tokens."""
-PAIRS, QUICK_PAIRS = 56, 28
+PAIRS, QUICK_PAIRS = 56, 14
 """Pairs (chosen, rejected) that each call scores, at every K; multiples of 7."""
 TOLERANCE = 1e-4
 
