@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -38,6 +38,8 @@ class LoraConfig(Section):
     alpha: Positive = 32.0
     dropout: Rate = 0.05
     target_modules: str | tuple[str, ...] = "all-linear"
+    quantize: Literal["none", "nf4", "int8"] = "none"
+    """How the frozen base is held, in all stages: 4 bits a weight (QLoRA) or 8, with bitsandbytes."""
 
 
 class TemplateConfig(Section):

@@ -49,6 +49,24 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _quantized(self) -> Config:
+        quantize = "none" if self.model.lora is None else self.model.lora.quantize
+        if quantize == "none":
+            return self
+        for train in (self.sft, self.align):
+            if train.zero_stage == 3:
+                raise ValueError(
+                    f"model.lora.quantize={quantize}: {train.section}.zero_stage=3 cannot divide quantized weights: use"
+                    f" {train.section}.zero_stage=2"
+                )
+        if self.pairs.engine == "vllm":
+            raise ValueError(
+                f"model.lora.quantize={quantize}: pairs.engine=vllm would answer with another base than the adapter was"
+                " trained on: leave pairs.engine out"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _candidates(self) -> Config:
         if "candidates" in self.pairs.used and self.prepare.candidates < 2:
             raise ValueError(

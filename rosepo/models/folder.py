@@ -2,7 +2,7 @@
 
 config.json, model.safetensors, generation_config.json      or adapter_config.json, adapter_model.safetensors
 tokenizer.json, tokenizer_config.json, README.md
-rosepo.json          template, max_length, max_history, base, revision, stage
+rosepo.json          template, max_length, max_history, base, revision, quantize, stage
 catalogue.parquet    the items that it recommends from
 """
 
@@ -26,8 +26,8 @@ from rosepo.data.prompts import PromptBuilder
 from rosepo.errors import StageError, UserError
 from rosepo.models.card import model_card
 from rosepo.models.loading import load_policy, load_tokenizer
+from rosepo.models.quantized import SETTINGS, quantization_of
 
-SETTINGS = "rosepo.json"
 CATALOGUE = "catalogue.parquet"
 
 
@@ -146,6 +146,7 @@ def save_policy(
         "max_history": config.prepare.max_history,
         "base": config.model.path,
         "revision": config.model.revision,
+        "quantize": quantization_of(model),
         "stage": stage,
         "version": rosepo.__version__,
     }

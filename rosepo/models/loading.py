@@ -15,6 +15,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from rosepo.console import say
 from rosepo.errors import UserError
+from rosepo.models.quantized import quantization_config, saved_quantization
 
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack")
 _HUB_TIMEOUT = 10.0
@@ -98,24 +99,36 @@ def load_tokenizer(path: str | Path, revision: str | None = None) -> PreTrainedT
 
 
 def load_policy(
-    path: str | Path, revision: str | None = None, dtype: torch.dtype = torch.float32, trainable: bool = False
+    path: str | Path,
+    revision: str | None = None,
+    dtype: torch.dtype = torch.float32,
+    trainable: bool = False,
+    quantize: str = "none",
+    compute_dtype: torch.dtype | None = None,
 ) -> Any:
     """A causal LM in eval mode on the CPU: a `PreTrainedModel`, or a `PeftModel` for an adapter, not merged.
+
+    An adapter that was trained on a quantized base gets that base again, on the GPU where there is one.
 
     Args:
         path: model folder, adapter folder or hub id.
         revision: branch, tag or commit on the hub.
         dtype: of the weights in memory.
         trainable: let an adapter's weights take gradients; without an effect on whole models, whose weights all do.
+        quantize: of a whole model: none, nf4 or int8; see `quantization_config`.
+        compute_dtype: that nf4 weights are multiplied in; None takes `dtype`.
 
     Raises:
-        UserError: not a model that can be loaded, or one whose weights are incomplete.
+        UserError: not a model that can be loaded, one whose weights are incomplete, or no bitsandbytes.
     """
     source = find_source(str(path), revision)
     if source.adapter:
-        return _load_adapter(source, dtype, trainable)
+        return _load_adapter(source, dtype, trainable, compute_dtype)
     load_model_config(source)
     disable_progress_bar()
+    options = dict(source.options)
+    if quantize != "none":
+        options["quantization_config"] = quantization_config(quantize, compute_dtype or dtype)
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             source.path,
@@ -123,7 +136,7 @@ def load_policy(
             use_safetensors=True,
             trust_remote_code=False,
             output_loading_info=True,
-            **source.options,
+            **options,
         )
     except _FAULTS as error:
         raise UserError(
@@ -189,12 +202,14 @@ def adapter_base(source: Source) -> tuple[str, str | None]:
     return config.base_model_name_or_path, config.revision
 
 
-def _load_adapter(source: Source, dtype: torch.dtype, trainable: bool) -> Any:
+def _load_adapter(source: Source, dtype: torch.dtype, trainable: bool, compute_dtype: torch.dtype | None) -> Any:
     from peft import PeftModel
 
     base, revision = adapter_base(source)
     try:
-        base_model = load_policy(base, revision, dtype)
+        base_model = load_policy(
+            base, revision, dtype, quantize=saved_quantization(source.path), compute_dtype=compute_dtype
+        )
     except UserError as error:
         raise UserError(f"the adapter model.path={source.path} needs its base model: {error}") from error
     try:

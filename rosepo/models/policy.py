@@ -16,6 +16,7 @@ from rosepo.data.catalogue import Catalogue
 from rosepo.errors import UserError
 from rosepo.models.folder import Recommender, load_recommender, read_settings, save_policy
 from rosepo.models.loading import adapter_base, find_source, load_model_config, load_policy, load_tokenizer
+from rosepo.models.quantized import check_quantization, saved_quantization
 from rosepo.models.scratch import scratch_config, scratch_model, train_tokenizer, training_dropout
 
 __all__ = [
@@ -53,7 +54,14 @@ def initial_policy(config: Config, catalogue: Catalogue) -> tuple[Any, PreTraine
         return scratch_model(scratch, tokenizer, model_config.max_length, config.seed), tokenizer
     _check_adapter_use(model_config)
     tokenizer = load_tokenizer(model_config.path, model_config.revision)
-    model = load_policy(model_config.path, model_config.revision, trainable=True)
+    lora, bfloat16 = model_config.lora, config.sft.precision == "bfloat16"
+    model = load_policy(
+        model_config.path,
+        model_config.revision,
+        trainable=True,
+        quantize="none" if lora is None else lora.quantize,
+        compute_dtype=torch.bfloat16 if bfloat16 else None,
+    )
     check_length(model.config, model_config)
     rows = model.get_input_embeddings().num_embeddings
     if len(tokenizer) > rows:
@@ -61,10 +69,10 @@ def initial_policy(config: Config, catalogue: Catalogue) -> tuple[Any, PreTraine
             f"model.path={model_config.path}: the tokenizer has {len(tokenizer)} tokens, the model {rows} embeddings;"
             " they do not belong together"
         )
-    if model_config.lora is not None:
+    if lora is not None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
-            model = add_adapter(model, model_config.lora)
+            model = add_adapter(model, lora)
     return model, tokenizer
 
 
@@ -135,6 +143,7 @@ def validate_model(config: Config) -> dict[str, Any]:
 
     model_config = config.model
     adapter = "none" if model_config.lora is None else "new"
+    check_quantization(_quantization(model_config))
     if model_config.path is None:
         scratch = model_config.scratch_config
         settings: Any = scratch_config(scratch, scratch.vocab_size, model_config.max_length)
@@ -178,6 +187,13 @@ def validate_model(config: Config) -> dict[str, Any]:
         "weights_dtype": str(dtype).removeprefix("torch.") if dtype else "float32",
         "shared_prefix": settings.model_type in SHARED_FAMILIES,
     }
+
+
+def _quantization(config: ModelConfig) -> str:
+    """How the base is held: as asked for, or, for an adapter that is given, as it was."""
+    if config.lora is not None:
+        return config.lora.quantize
+    return "none" if config.path is None else saved_quantization(config.path)
 
 
 def _settings_of(config: ModelConfig) -> tuple[Any, bool]:

@@ -18,6 +18,7 @@ from rosepo.data.catalogue import Catalogue
 from rosepo.errors import StageError
 from rosepo.models.folder import CATALOGUE
 from rosepo.models.policy import load_policy, load_tokenizer, save_policy
+from rosepo.models.quantized import saved_quantization
 from rosepo.objectives.registry import OBJECTIVES, Objective
 from rosepo.objectives.rewards import Metrics, reward_margins
 from rosepo.objectives.smoothing import RunningQuantile, clamp_epsilon, oracle_targets
@@ -108,7 +109,10 @@ class AlignTask:
     def build(self) -> nn.Module:
         if self.tracker is not None:
             self.tracker.restart()
-        self._built = model = load_policy(self.start, trainable=True)
+        bfloat16 = self.train.precision == "bfloat16"
+        self._built = model = load_policy(
+            self.start, trainable=True, compute_dtype=torch.bfloat16 if bfloat16 else None
+        )
         disable_dropout(model)
         train = self.train
         checkpointing = train.activation_checkpointing
@@ -125,6 +129,8 @@ class AlignTask:
         absolute, relative = TOLERANCE[self.train.precision]
         if self.reference != self.start:
             logps, (absolute, relative) = _logps_of(self.reference), TOLERANCE["float32"]
+        if saved_quantization(str(self.reference)) != "none":
+            absolute, relative = TOLERANCE["bfloat16"]
         encoder = GroupEncoder()
         for place in range(len(self.probed)):
             (arrays,) = encoder(self.probed.slice(place, 1), 1)
@@ -226,7 +232,8 @@ def _tensor(arrays: Arrays, name: str, device: torch.device) -> Tensor:
 def _logps_of(folder: Path) -> Callable[[Arrays], Tensor]:
     """Log-probabilities of a micro-batch's completions under the model of a folder, on the CPU."""
     model = LogpsModel(load_policy(folder))
-    return lambda arrays: model(Batch.from_numpy(arrays))[0]
+    device = next(model.parameters()).device  # a quantized base is on the GPU where there is one
+    return lambda arrays: model(Batch.from_numpy(arrays).to(device))[0].cpu()
 
 
 def disable_dropout(model: nn.Module) -> None:

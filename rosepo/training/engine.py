@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from rosepo.config import TrainConfig
-from rosepo.errors import StageError
+from rosepo.errors import StageError, UserError
 
 
 @dataclass(frozen=True)
@@ -68,11 +68,16 @@ class Engine:
         train: stage, precision, clipping and learning rate.
         steps: optimizer steps of the whole run.
         micro_batches: calls of `accumulate` before every `step`.
+
+    Raises:
+        UserError: quantized weights under ZeRO-3.
     """
 
     def __init__(self, module: nn.Module, train: TrainConfig, steps: int, micro_batches: int) -> None:
         import deepspeed
 
+        if train.zero_stage == 3 and not all(parameter.is_floating_point() for parameter in module.parameters()):
+            raise UserError(f"{train.section}.zero_stage=3 cannot divide quantized weights: use zero_stage=2")
         self.train, self.steps, self.micro_batches = train, steps, micro_batches
         self.world = dist.get_world_size()
         self.done = 0
@@ -82,7 +87,9 @@ class Engine:
             _parameter_groups(module, train.weight_decay), lr=train.learning_rate, fused=True
         )
         self._engine, *_ = deepspeed.initialize(
-            model=module, optimizer=self._optimizer, config=deepspeed_config(train, micro_batches, self.world)
+            model=module,
+            optimizer=self._optimizer,
+            config=deepspeed_config(train, micro_batches, self.world, sum(map(math.prod, self._reload.values()))),
         )
 
     @property
@@ -179,8 +186,10 @@ class Engine:
         return torch.nn.utils.get_total_norm(gradients)
 
 
-def deepspeed_config(train: TrainConfig, micro_batches: int, world: int) -> dict[str, Any]:
-    """DeepSpeed's configuration for a section of ours."""
+def deepspeed_config(train: TrainConfig, micro_batches: int, world: int, parameters: int) -> dict[str, Any]:
+    """DeepSpeed's configuration for a section of ours, and a model of so many parameters."""
+    # Buckets are allocated in full: on a small model the default of 2 × 10^9 bytes is all there would be.
+    bucket = min(2**25, max(parameters, 2**10))
     config: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": train.micro_batch_size,
         "gradient_accumulation_steps": micro_batches,
@@ -189,9 +198,8 @@ def deepspeed_config(train: TrainConfig, micro_batches: int, world: int) -> dict
         "steps_per_print": None,
         "zero_optimization": {
             "stage": train.zero_stage,
-            # Buckets are allocated in full: on a small model the default of 2 × 10^9 bytes is all there would be.
-            "reduce_bucket_size": 2**25,
-            "allgather_bucket_size": 2**25,
+            "reduce_bucket_size": bucket,
+            "allgather_bucket_size": bucket,
             "overlap_comm": False,
         },
         # torch.optim.AdamW is passed in: by name it would mean FusedAdam, which is compiled on first use, and for

@@ -25,6 +25,7 @@ from rosepo.config import Config, TrainConfig
 from rosepo.data.catalogue import Catalogue
 from rosepo.data.prompts import PromptBuilder
 from rosepo.models.policy import initial_policy, load_tokenizer, save_policy, training_dropout
+from rosepo.models.quantized import check_quantization
 from rosepo.models.scratch import train_tokenizer
 from rosepo.resources import stage_use_gpu
 from rosepo.training.encoders import TrajectoryEncoder, collated
@@ -60,6 +61,7 @@ def sft(config: Config, inputs: Outputs, out: Path) -> dict[str, Any]:
 def sft_task(config: Config, inputs: Outputs) -> SftTask:
     """What the workers need for supervised fine-tuning."""
     catalogue = Catalogue.load(inputs.examples / "_items.parquet")
+    check_quantization("none" if config.model.lora is None else config.model.lora.quantize)
     if config.model.path is None:
         scratch = config.model.scratch_config
         tokenizer: PreTrainedTokenizerBase = train_tokenizer(

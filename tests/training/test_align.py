@@ -13,10 +13,12 @@ import torch
 from rosepo.artifacts import Outputs
 from rosepo.errors import StageError, UserError
 from rosepo.models.policy import load_recommender
+from rosepo.sampling.reference import reference_logps
 from rosepo.training.align import align_in_process, align_task
 from rosepo.training.align_task import disable_dropout
 from rosepo.training.encoders import GroupEncoder
 from rosepo.training.feed import micro_batches
+from rosepo.training.logps import LogpsModel
 from rosepo.training.loop import fit_in_process
 from rosepo.training.sft import sft_task
 from tests.training.conftest import lines, tiny_config, weights, write_groups
@@ -112,6 +114,31 @@ def test_an_adapter_is_trained_on_and_stays_an_adapter(tiny_run, alone, tmp_path
     before, after = weights(outputs.sft), weights(tmp_path / "out")
     assert before.keys() == after.keys()
     assert any(not torch.equal(before[name], after[name]) for name in before)
+
+
+def test_the_reference_of_an_adapter_is_the_adapter_and_not_its_base(tiny_run, alone, tmp_path):
+    lora = {"path": str(alone), "max_length": 128, "lora": {"rank": 2, "dropout": 0.0}}
+    outputs = Outputs(tmp_path)
+    fit_in_process(sft_task(tiny_config(model=lora, epochs=2, learning_rate=5e-2), tiny_run), outputs.sft)
+    write_groups(outputs)
+    base = Outputs(tmp_path / "base")
+    shutil.copytree(alone, base.sft)
+    prompts, completions, stored = [], [], []
+    for row in pq.read_table(outputs.groups / "part-00000.parquet").to_pylist():
+        prompts.append(np.array(row["prompt_ids"]))
+        completions.append([np.array(ids) for ids in (row["chosen_ids"], *row["rejected_ids"])])
+        stored.append(row["ref_logps"])
+    by_adapter, by_base = (
+        reference_logps(LogpsModel(load_recommender(run.sft).model), prompts, completions) for run in (outputs, base)
+    )
+    assert np.allclose(stored, by_adapter, atol=1e-3)
+    assert np.abs(np.array(stored) - np.array(by_base)).max() > 0.1
+    # What the base says of the same groups is refused, though an adapter starts as its base.
+    wrong = changed(outputs, tmp_path, "ref_logps", lambda row, value: [float(x) for x in by_base[row]])
+    with pytest.raises(StageError, match="has a reference log-probability of"):
+        align_in_process(tiny_config("align", model=lora, **ALIGN), wrong, tmp_path / "refused")
+    align_in_process(tiny_config("align", model=lora, **ALIGN), outputs, tmp_path / "out")
+    assert lines(tmp_path / "out")[1]["margin"] == pytest.approx(0.0, abs=1e-3)
 
 
 @pytest.mark.parametrize(

@@ -132,6 +132,27 @@ def test_chunks_of_the_output_layer_change_neither_values_nor_gradients(max_logi
         torch.testing.assert_close(grad, expected[name], atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize(("family", "tied"), [("llama", True), ("llama", False), ("gemma", True), ("gpt2", True)])
+@pytest.mark.parametrize("max_logits", [1, 400 * 7])
+def test_chunks_change_nothing_in_bfloat16(family: str, tied: bool, max_logits: int) -> None:
+    wrapped = LogpsModel(tiny_model(family, tie_word_embeddings=tied)).bfloat16()
+    embeddings = wrapped.model.get_input_embeddings()
+    assert (wrapped.model.get_output_embeddings().weight is embeddings.weight) == tied
+    batch = collate(rows_of(make_groups(2)))
+    whole, _ = wrapped(batch)
+    expected = gradients(wrapped, whole)
+    wrapped.max_logits = max_logits
+    chunked, _ = wrapped(batch)
+    assert chunked.dtype == torch.float32
+    torch.testing.assert_close(chunked, whole, atol=1e-2, rtol=1e-3)
+    found = gradients(wrapped, chunked)
+    assert found.keys() == expected.keys()
+    for name, grad in expected.items():
+        # Sums of the chunks' gradients are rounded to bfloat16 once a chunk.
+        difference, size = (found[name] - grad).float().norm(), grad.float().norm()
+        assert difference <= 0.03 * size, (name, float(difference / size))
+
+
 def test_token_log_probs_are_taken_in_float32() -> None:
     head = torch.nn.Linear(8, 50, bias=False, dtype=torch.bfloat16)
     hidden = torch.randn(4, 8, dtype=torch.bfloat16)
@@ -164,6 +185,40 @@ def test_models_that_cannot_share_a_prefix_take_the_plain_path_and_say_so_once(
     told = capfd.readouterr().err
     assert told.count("one row a completion") == 1
     assert word in told
+
+
+SLIDING = {
+    "mistral": {"sliding_window": 8},
+    "qwen2": {"sliding_window": 8, "use_sliding_window": True, "layer_types": ["full_attention", "sliding_attention"]},
+    "gemma2": {"sliding_window": 8, "attn_logit_softcapping": 5.0, "final_logit_softcapping": 3.0},
+    "gemma3_text": {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]},
+}
+SCALED = {"gemma2": {"final_logit_softcapping": 3.0}, "cohere": {"logit_scale": 0.3}, "granite": {"logits_scaling": 4.0}}
+
+
+@pytest.mark.parametrize("pack_tokens", [None, 70])
+@pytest.mark.parametrize(("family", "changes"), [*SLIDING.items(), *SCALED.items()])
+@torch.no_grad()
+def test_windows_and_scaled_logits_are_those_of_the_model_itself(
+    family: str, changes: dict[str, object], pack_tokens: int | None
+) -> None:
+    model, groups = tiny_model(family, **changes), make_groups(2)
+    batch = collate(rows_of(groups), pack_tokens=pack_tokens)
+    assert plain_reason(model, batch) is not None
+    found, _ = LogpsModel(model, attention="auto")(batch)
+    for place, (prompt, completion) in enumerate(zip(*flatten(groups), strict=True)):
+        # One sequence, unpadded, through the model's own forward: its own mask, scale and cap.
+        ids = torch.from_numpy(np.concatenate([prompt, completion]).astype(np.int64))
+        logps = model(input_ids=ids[None]).logits[0].log_softmax(-1)[len(prompt) - 1 : -1]
+        expected = logps.gather(1, ids[len(prompt) :, None]).sum()
+        torch.testing.assert_close(found[place], expected, atol=1e-4, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_a_window_matters_to_the_rows_of_the_tests_above() -> None:
+    groups = make_groups(2)
+    without, within = (plain_logps(tiny_model("mistral", sliding_window=w), *flatten(groups))[0] for w in (None, 8))
+    assert (without - within).abs().max() > 0.1
 
 
 def test_a_window_longer_than_the_rows_is_no_obstacle() -> None:
