@@ -23,9 +23,7 @@ from rosepo.training.task import Loss, Task
 from rosepo.training.validation import Best, Validator, dummy_batch, look_steps
 
 Report = Callable[[int, dict[str, float]], None]
-_FLEETING = frozenset(
-    {"epoch", "learning_rate", "grad_norm", "tokens_per_second", "wait_share", "checkpoint_share"}
-)
+_FLEETING = frozenset({"epoch", "learning_rate", "grad_norm", "tokens_per_second", "wait_share", "checkpoint_share"})
 
 
 def fit_in_process(task: Task, out: Path, show: Report | None = None, gpu: bool = False) -> dict[str, Any]:

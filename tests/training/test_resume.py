@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from rosepo.artifacts import Outputs
 from rosepo.config import Config
@@ -22,10 +21,10 @@ from rosepo.training.loop import fit_in_process, train_rank
 from rosepo.training.saving import agreed_start
 from rosepo.training.sft import SftTask, sft_task
 from tests.training.conftest import assert_same_training, lines, tiny_config, weights
-from tests.training.ranks import two_ranks
+from tests.training.ranks import forked_ranks
 
-KILLED = 13
-"""Micro-batches of a rank before it is killed, in the middle of the second epoch."""
+KILLED = 26
+"""Micro-batches of a rank before it is killed: thirteen steps, in the middle of the second epoch."""
 KEYS = ("loss", "token_loss", "epoch", "learning_rate", "grad_norm", "validation_loss", "pad_share", "hr@10")
 
 
@@ -54,11 +53,9 @@ def deadly(stream: Iterator[Arrays], killed: int | None) -> Iterator[Arrays]:
         yield arrays
 
 
-def train_each(rank: int, run: str, configs: dict[str, Config], out: str, killed: int | None) -> None:
-    """All trainings one after another; where `killed`, the last rank is killed in the middle of the only one."""
-    for name, config in configs.items():
-        task = sft_task(config, Outputs(Path(run)))
-        resumed(task, Path(out) / name, killed if rank == 1 else None)
+def train_rank_of(rank: int, run: str, config: Config, out: str, killed: int | None) -> None:
+    """One rank; the last one is killed where that is asked for."""
+    resumed(sft_task(config, Outputs(Path(run))), Path(out), killed if rank == 1 else None)
 
 
 @pytest.fixture(scope="module")
@@ -68,48 +65,29 @@ def base_model(tiny_run: Outputs, tmp_path_factory: pytest.TempPathFactory) -> P
     return out
 
 
-@pytest.fixture(scope="module")
-def configs(base_model: Path) -> dict[str, Config]:
-    return {
-        "full-2": config_of(2),
-        "full-3": config_of(3),
-        "lora-2": config_of(2, base_model),
-        "lora-3": config_of(3, base_model),
-    }
+@pytest.fixture(scope="module", params=["full-2", "full-3", "lora-2", "lora-3"])
+def trained(
+    request: pytest.FixtureRequest, tiny_run: Outputs, base_model: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Path, Path]:
+    """The folders of a training by two ranks that was never stopped, of the same with one rank killed in the middle,
+    and of the same gone on with."""
+    kind, _, stage = request.param.partition("-")
+    config = config_of(int(stage), base_model if kind == "lora" else None)
+    whole, killed, gone_on = (tmp_path_factory.mktemp(request.param) / name for name in ("whole", "killed", "gone-on"))
+    run = str(tiny_run.root)
+    assert forked_ranks(2, train_rank_of, run, config, str(whole), None) == [0, 0]
+    assert forked_ranks(2, train_rank_of, run, config, str(killed), KILLED)[1] == -signal.SIGKILL
+    shutil.copytree(killed, gone_on)
+    assert forked_ranks(2, train_rank_of, run, config, str(gone_on), None) == [0, 0]
+    return whole, killed, gone_on
 
 
-@pytest.fixture(scope="module")
-def undisturbed(tiny_run: Outputs, configs: dict[str, Config], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("undisturbed")
-    two_ranks(train_each, str(tiny_run.root), configs, str(out), None)
-    return out
-
-
-@pytest.fixture(scope="module")
-def killed(tiny_run: Outputs, configs: dict[str, Config], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Every training with one rank killed in the middle."""
-    out = tmp_path_factory.mktemp("killed")
-    for name, config in configs.items():
-        with pytest.raises(mp.ProcessExitedException, match="SIGKILL"):
-            two_ranks(train_each, str(tiny_run.root), {name: config}, str(out), KILLED * 2)
-        assert newest_checkpoint(out / name).step in (9, 12)
-    return out
-
-
-@pytest.fixture(scope="module")
-def gone_on(
-    tiny_run: Outputs, configs: dict[str, Config], killed: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
-    out = tmp_path_factory.mktemp("gone-on") / "all"
-    shutil.copytree(killed, out)
-    two_ranks(train_each, str(tiny_run.root), configs, str(out), None)
-    return out
-
-
-@pytest.mark.parametrize("name", ["full-2", "full-3", "lora-2", "lora-3"])
-def test_a_killed_training_ends_as_one_that_was_never_stopped(undisturbed: Path, gone_on: Path, name: str) -> None:
-    assert_same_training(undisturbed / name, gone_on / name, 1e-6)
-    first, second = lines(undisturbed / name), lines(gone_on / name)
+def test_a_killed_training_ends_as_one_that_was_never_stopped(trained: tuple[Path, Path, Path]) -> None:
+    whole, killed, gone_on = trained
+    assert newest_checkpoint(killed).step in (9, 12)
+    assert not (killed / "rosepo.json").exists()
+    assert_same_training(whole, gone_on, 1e-6)
+    first, second = lines(whole), lines(gone_on)
     assert [line["step"] for line in second] == [0, 2, 4, 5, 6, 8, 10, 12, 14, 15, 16]
     for one, other in zip(first, second, strict=True):
         assert {key: one[key] for key in KEYS if key in one} == pytest.approx(
