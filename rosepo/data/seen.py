@@ -48,8 +48,8 @@ def with_seen(table: pa.Table, path: Path) -> pa.Table:
     return table.append_column("seen", pa.LargeListArray.from_arrays(offsets, values).cast(pa.list_(values.type)))
 
 
-def read_split(folder: Path, split: str, limit: int | None = None) -> Iterator[pa.Table]:
-    """The examples of a split, file by file and in order: columns example_id, user_id, history, target, seen.
+def read_split(folder: Path, split: str, limit: int | None = None, extra: tuple[str, ...] = ()) -> Iterator[pa.Table]:
+    """The examples of a split, file by file and in order: columns example_id, user_id, history, target, seen, `extra`.
 
     Args:
         folder: the examples table.
@@ -59,11 +59,11 @@ def read_split(folder: Path, split: str, limit: int | None = None) -> Iterator[p
     paths = sorted(folder.glob("part-*.parquet"))
     threshold = None if limit is None else _threshold(paths, split, limit)
     for path in paths:
-        columns = [name for name in COLUMNS if name in pq.read_schema(path).names]
+        columns = [name for name in (*COLUMNS, *extra) if name in pq.read_schema(path).names]
         table = pq.read_table(path, columns=columns, filters=[("split", "==", split)])
         if threshold is not None:
             table = table.filter(pa.array(_hashes(table) <= threshold))
-        yield with_seen(table, path).select(["example_id", "user_id", "history", "target", "seen"])
+        yield with_seen(table, path).select(["example_id", "user_id", "history", "target", "seen", *extra])
 
 
 def _threshold(paths: Sequence[Path], split: str, limit: int) -> np.uint64 | None:

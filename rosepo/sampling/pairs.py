@@ -34,9 +34,10 @@ from rosepo.sampling.draws import round_seed
 from rosepo.sampling.figures import Tally
 from rosepo.sampling.mixture import max_negatives
 from rosepo.sampling.parts import complete, finished_parts
-from rosepo.sampling.plan import SHARD_UNITS, TITLE_SHARD_UNITS, UNIT, Shard, most_seen, plan_shards
+from rosepo.sampling.plan import SHARD_UNITS, TITLE_SHARD_UNITS, UNIT, VALIDATION, Shard, most_seen, plan_shards
 from rosepo.sampling.sampler import check_columns
 from rosepo.sampling.strategies import own_strategy
+from rosepo.sampling.validation import EXAMPLES_FILE, validation_shard
 from rosepo.sampling.vllm_engine import check_engine
 from rosepo.session import work_dataset
 
@@ -86,12 +87,15 @@ def pairs(config: Config, inputs: Outputs, out: Path) -> dict[str, Any]:
         origin=origin_of(inputs),
     )
     try:
-        run_shards(shards, actor, tally, of_round("pairs", inputs.round))
+        held_out = validation_shard(settings, inputs, catalogue, out)
+        run_shards(shards, actor, tally, of_round("pairs", inputs.round), held_out)
     finally:
+        (out / EXAMPLES_FILE).unlink(missing_ok=True)
         if actor.embeddings is not None:
             actor.embeddings.unlink(missing_ok=True)
     tally.count_seconds("wall", time.monotonic() - start)
-    return {**tally.figures(), "parts": len(shards), "actors": settings.actors}
+    held = {"validation_groups": held_out.count if held_out else 0}
+    return {**tally.figures(), **held, "parts": len(shards), "actors": settings.actors}
 
 
 def origin_of(inputs: Outputs) -> str:
@@ -102,29 +106,40 @@ def origin_of(inputs: Outputs) -> str:
     return digest([FORMAT, UNIT, rosepo.__version__, made])
 
 
-def run_shards(shards: Sequence[Shard], settings: ActorSettings, tally: Tally, label: str = "pairs") -> None:
+def run_shards(
+    shards: Sequence[Shard],
+    settings: ActorSettings,
+    tally: Tally,
+    label: str = "pairs",
+    held_out: Shard | None = None,
+) -> None:
     """Send every shard that is not finished through the actors, and add up the figures of all.
 
     Args:
         label: of the progress line.
+        held_out: of validation examples, made first; its groups count in no figure.
 
     Raises:
         StageError: an actor failed for good; the parts that are finished stay.
     """
-    done = finished_parts(settings.out, shards, settings.origin)
-    left = [shard for shard in shards if shard.number not in done]
-    total, before = sum(shard.count for shard in shards), sum(shard.count for shard in shards if shard.number in done)
+    everything = [*([held_out] if held_out is not None else []), *shards]
+    finished = finished_parts(settings.out, everything, settings.origin)
+    left = [shard for shard in everything if shard.number not in finished]
+    done = [shard for shard in shards if shard.number in finished]
+    total, before = sum(shard.count for shard in shards), sum(shard.count for shard in done)
     if done:
         say(f"  goes on from {len(done)} of {len(shards)} parts that an earlier run finished ({before:,} groups)")
     with Progress(label, total=total, unit="groups", before=before) as progress:
         try:
             for row in _answers(left, settings) if left else ():
-                progress.update(row["groups"])
+                if row["shard"] != VALIDATION:
+                    progress.update(row["groups"])
         except Exception as error:
             raise _own_error(error) or _lost(error, settings, shards) from error
-    for figures in finished_parts(settings.out, shards, settings.origin).values():
-        tally.add(figures)
-    complete(settings.out, shards)
+    for number, figures in finished_parts(settings.out, everything, settings.origin).items():
+        if number != VALIDATION:
+            tally.add(figures)
+    complete(settings.out, everything)
 
 
 def _answers(shards: Sequence[Shard], settings: ActorSettings) -> Iterator[dict[str, Any]]:

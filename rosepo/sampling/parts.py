@@ -19,12 +19,12 @@ import pyarrow.parquet as pq
 from rosepo.artifacts import write_json
 from rosepo.errors import StageError
 from rosepo.sampling.figures import Tally
-from rosepo.sampling.plan import Shard
+from rosepo.sampling.plan import VALIDATION, VALIDATION_FILE, Shard
 
 
 def part_path(folder: Path, shard: Shard) -> Path:
     """Where the groups of a shard stand."""
-    return folder / f"part-{shard.number:05d}.parquet"
+    return folder / (VALIDATION_FILE if shard.number == VALIDATION else f"part-{shard.number:05d}.parquet")
 
 
 def write_part(folder: Path, shard: Shard, origin: str, table: pa.Table, tally: Tally) -> None:

@@ -24,6 +24,10 @@ SHARD_UNITS = 32
 """Units of a shard at most: bounds an actor's memory, and the work that a lost actor repeats."""
 TITLE_SHARD_UNITS = 128
 """The same for titles alone, which take a hundredth of the time."""
+VALIDATION = -1
+"""Number of the shard of validation examples."""
+VALIDATION_FILE = "_validation.parquet"
+"""What holds its groups, in the folder of the others."""
 COLUMNS = ("example_id", "user_id", "position", "history", "target")
 TRAJECTORIES = "_trajectories"
 
@@ -33,7 +37,7 @@ class Shard:
     """Consecutive training examples of one file, which one actor turns into one part file.
 
     Attributes:
-        number: of the part file.
+        number: of the part file; VALIDATION for the examples that are held out, which stand in a file by themselves.
         path: the examples' file.
         first, count: place of the first one among the file's examples that become groups (`chosen_rows`), and how many.
     """
@@ -128,6 +132,8 @@ def read_shard(shard: Shard, newest: int | None, extra: tuple[str, ...] = ()) ->
 
     No more than its row groups are read of the file.
     """
+    if shard.number == VALIDATION:
+        return pq.read_table(shard.path)
     rows = chosen_rows(shard.path, newest)[shard.first : shard.first + shard.count]
     with pq.ParquetFile(shard.path) as file:
         sizes = [file.metadata.row_group(index).num_rows for index in range(file.num_row_groups)]

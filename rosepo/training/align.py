@@ -26,7 +26,7 @@ from rosepo.evaluation.smoothing import read_epsilon
 from rosepo.models.folder import CATALOGUE, load_builder, read_settings
 from rosepo.objectives.registry import OBJECTIVES
 from rosepo.resources import stage_use_gpu
-from rosepo.sampling.validation import VALIDATION_FILE
+from rosepo.sampling.plan import VALIDATION_FILE
 from rosepo.training.align_task import PROBED_GROUPS, AlignTask
 from rosepo.training.encoders import (
     GROUP_COLUMNS,

@@ -2,8 +2,8 @@
 
 Every rank writes the share of the training state that was dealt to it, `rank-00000-of-00002.safetensors`, in a thread
 beside the training, aside and then renamed; rank 0 adds `checkpoint.json` with what all ranks have in common. A
-checkpoint is complete when the JSON and the files of all its ranks are there, so nobody has to wait for anybody. Tensors
-are whole and stand under their names: any number of workers, and any ZeRO stage, can read them.
+checkpoint is complete when the JSON and the files of all its ranks are there, so nobody has to wait for anybody.
+Tensors are whole and stand under their names: any number of workers, and any ZeRO stage, can read them.
 
 Free of torch: the processes that feed training look here for the step to begin with.
 """
@@ -172,8 +172,8 @@ class CheckpointWriter:
             self._error = error
 
     def _tidy(self, about: dict[str, Any]) -> None:
-        """Remove what is older than the newest complete checkpoint, but for `keep` complete ones and the best they name;
-        of what is newer, other ranks may still be writing their share."""
+        """Remove what is older than the newest complete checkpoint, but for `keep` complete ones and the best they
+        name; of what is newer, other ranks may still be writing their share."""
         complete = complete_checkpoints(self.out)
         kept = complete[-self.keep :]
         if not kept:

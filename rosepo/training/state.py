@@ -39,6 +39,7 @@ def export_state(engine: Engine) -> dict[str, np.ndarray]:
     """
     from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
+    _link_moments(engine)
     trained = _trained(engine)
     owner = dealt_out({name: _size(parameter) for name, parameter in trained.items()}, engine.world)
     share: dict[str, np.ndarray] = {}
@@ -125,6 +126,12 @@ def _create_moments(engine: Engine, steps: int) -> None:
     for parameter in _flat_parameters(engine):
         count = torch.tensor(float(steps), dtype=torch.float32, device=parameter.device if fused else "cpu")
         optimizer.state[parameter] = {"step": count} | {part: torch.zeros_like(parameter) for part in MOMENTS}
+    _link_moments(engine)
+
+
+def _link_moments(engine: Engine) -> None:
+    """Tell ZeRO 1 and 2 where the moments are. DeepSpeed does that by itself once the first of its parameter groups has
+    made its first step, when the others have no moments yet."""
     wrapper = engine.deepspeed.optimizer
     if hasattr(wrapper, "_lazy_init_hp_params_optimizer_state"):
         wrapper._hp_optimizer_states_linked = False

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import multiprocessing.connection
 import os
 import tempfile
 from collections.abc import Callable
@@ -23,5 +25,41 @@ def _rank(rank: int, store: str, function: Callable[..., None], arguments: tuple
     torch.set_num_threads(1)
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
     dist.init_process_group("gloo", store=dist.FileStore(store, 2), rank=rank, world_size=2)
+    function(rank, *arguments)
+    dist.destroy_process_group()
+
+
+def forked_ranks(world: int, function: Callable[..., None], *arguments: Any) -> list[int]:
+    """Call ``function(rank, *arguments)`` in `world` fresh processes that share a process group; their exit codes.
+
+    Where one of them dies the others are ended. They are forked off a process that has imported all there is to import,
+    so that one start takes a moment: for tests that kill.
+    """
+    os.environ["DS_ACCELERATOR"] = "cpu"
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(
+        ["deepspeed", "rosepo.training.align", "rosepo.training.sft", "tests.training.ranks"]
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        store = str(Path(folder) / "store")
+        ranks = [
+            context.Process(target=_forked, args=(rank, world, store, function, arguments)) for rank in range(world)
+        ]
+        for process in ranks:
+            process.start()
+        while any(process.exitcode is None for process in ranks):
+            multiprocessing.connection.wait([process.sentinel for process in ranks if process.exitcode is None])
+            if any(process.exitcode for process in ranks):
+                for process in ranks:
+                    process.join(10.0)
+                    process.kill()
+                    process.join()
+        return [process.exitcode or 0 for process in ranks]
+
+
+def _forked(rank: int, world: int, store: str, function: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+    torch.set_num_threads(1)
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
+    dist.init_process_group("gloo", store=dist.FileStore(store, world), rank=rank, world_size=world)
     function(rank, *arguments)
     dist.destroy_process_group()
