@@ -62,9 +62,20 @@ def write_model(outputs: Outputs) -> None:
 
 
 def write_groups(outputs: Outputs, groups: Groups, users: Sequence[int] | None = None) -> None:
-    """The groups table of `outputs`, scored by its model; group i is user i's unless `users` says otherwise."""
+    """The groups table of `outputs`, scored by its model; see `write_table`."""
     model = LogpsModel(synthetic.model(synthetic.SHAPE.vocab_size))
-    logps = reference_logps(model, groups.prompts, groups.completions)
+    write_table(outputs, groups, reference_logps(model, groups.prompts, groups.completions), users)
+
+
+def write_table(
+    outputs: Outputs, groups: Groups, logps: Sequence[np.ndarray], users: Sequence[int] | None = None
+) -> None:
+    """The groups table of `outputs`.
+
+    Args:
+        logps: the reference's log-probabilities of every group's completions, float32 [1 + K].
+        users: user of every group; None makes group i user i's.
+    """
     negatives = len(groups.completions[0]) - 1
     made = [
         {

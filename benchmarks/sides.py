@@ -124,6 +124,8 @@ def _serve(pipe: Any, make: Callable[..., Take], arguments: Sequence[Any], threa
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)
     os.dup2(nowhere, 2)
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):  # a process group that this process has would be taken for ours
+        os.environ.pop(name, None)
     torch.set_num_threads(threads)
     try:
         take = make(*arguments)

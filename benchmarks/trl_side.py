@@ -89,9 +89,12 @@ def make(outputs: Outputs, steps: int, precision: str, setting: Setting, device:
 
     def take() -> dict[str, Any]:
         before = len(trainer.state.log_history)
+        if device == "cuda":
+            torch.cuda.reset_peak_memory_stats()
         trainer.train()
         losses = [line["loss"] for line in trainer.state.log_history[before:] if "loss" in line]
-        return {"seconds": clock.ended - clock.begun, "losses": losses, "peak": peak_mib()}
+        gib = torch.cuda.max_memory_allocated() / 2**30 if device == "cuda" else 0.0
+        return {"seconds": clock.ended - clock.begun, "losses": losses, "peak": peak_mib(), "gib": gib}
 
     return take
 
