@@ -40,11 +40,13 @@ _HELP = {
     popularity (popular items), mixed by pairs.strategies. Runs as Ray Data actors (pairs.actors). With pairs.rounds
     above 1, --round 2 samples from the model that the first round aligned, --round 3 from the second's, and so on.
     """,
-    "align": """Align the SFT model with the groups by the smoothed preference objective.
+    "align": """Align the SFT model with the groups by the smoothed preference objective, or by one of its rivals.
 
     align.beta ties the model to its reference, align.epsilon_max bounds the smoothing (0 is DPO); align.loss is
-    pairwise or softmax. align.epsilon takes the smoothing from the oracle or from a control: constant, shuffled, zero
-    or spa. --round 2 goes on from the model of the first round, on the groups of the second, and so on.
+    pairwise or softmax, or a rival: dpo, cdpo, spa, robust, ipo, simpo, rpo, sdpo, dmpo, ada_dpo. align.epsilon takes
+    the smoothing of pairwise from the oracle or from a control: constant, shuffled, zero or spa. A setting that the
+    loss does not use is refused. --round 2 goes on from the model of the first round, on the groups of the second, and
+    so on.
 
     Example: rosepo align --set align.beta=0.5 --out runs/ml --overwrite
     """,
@@ -84,7 +86,7 @@ def stage_help(name: str) -> str:
 
 
 def _setting(section: str, key: str, field: FieldInfo) -> str:
-    default = field.get_default(call_default_factory=True)
+    default = field.get_default(call_default_factory=True, validated_data={})
     parts = [part for part in (field.annotation, *get_args(field.annotation)) if isinstance(part, type)]
     nested = next((part for part in parts if issubclass(part, Section)), None)
     doc = " ".join((field.description or (nested.__doc__ if nested else None) or "").split())

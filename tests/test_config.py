@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
-from rosepo.config import Config, dump_config, load_config
+from rosepo.config import LOSSES, Config, dump_config, load_config
+from rosepo.config.losses import OPTIONS, LossName
 from rosepo.errors import UserError
 
 
@@ -39,8 +41,24 @@ from rosepo.errors import UserError
             "align={epsilon: constant, epsilon_value: 0.1, epsilon_max: 0.2}",
             ["align.epsilon_max is not used beside align.epsilon_value"],
         ),
-        ("align={loss: softmax, epsilon: zero}", ["align.epsilon=zero needs align.loss=pairwise"]),
-        ("align={loss: softmax, epsilon_value: 0.1}", ["align.epsilon_value is used by align.loss=pairwise alone"]),
+        (
+            "align={loss: softmax, epsilon: zero}",
+            ["align.epsilon is used by align.loss=pairwise alone, not by softmax"],
+        ),
+        (
+            "align={loss: softmax, epsilon_value: 0.1}",
+            ["align.epsilon_value is used by align.loss=pairwise, cdpo, spa or robust alone, not by softmax"],
+        ),
+        (
+            "align={loss: robust, epsilon_value: 0.1, epsilon_max: 0.2}",
+            ["align.epsilon_max is not used beside align.epsilon_value"],
+        ),
+        ("align={loss: robust, epsilon_value: 0.5}", ["align.epsilon_value", "less than 0.5"]),
+        ("align.loss=orpo", ["align.loss", "'simpo'", "'orpo'"]),
+        ("align={loss: ada_dpo, ada_rho: 0.1}", ["align.ada_rho=0.1 puts every pair at align.ada_tau_min", "-0.6931"]),
+        ("align={loss: ada_dpo, ada_rho: -0.7}", ["align.ada_rho=-0.7 puts every pair at align.ada_tau_max"]),
+        ("align={loss: ada_dpo, ada_tau_min: 6}", ["align.ada_tau_min=6 is above align.ada_tau_max=5"]),
+        ("align.sft_weight=-1", ["align.sft_weight", "greater than or equal to 0"]),
         ("model.revision=main", ["model.revision needs model.path"]),
         ("sweep.parameters={align.betta: [1, 2]}", ["did you mean 'align.beta'"]),
         ("sweep.parameters={align.beta: {low: 2, high: 1}}", ["low < high"]),
@@ -158,3 +176,65 @@ def test_a_section_is_replaced_as_a_whole_by_its_own_name() -> None:
     settings = ["oracle.folds=3", "oracle={kind: table, scores: s.parquet, tau: 2}"]
     oracle = load_config(None, settings).oracle
     assert (oracle.kind, oracle.scores, oracle.tau) == ("table", "s.parquet", 2.0)
+
+
+OPTION_VALUES: dict[str, object] = {
+    "epsilon": "oracle",
+    "epsilon_max": 0.3,
+    "epsilon_value": 0.2,
+    "spa_quantile": 0.2,
+    "target_min": 0.1,
+    "ipo_average": True,
+    "simpo_gamma": 1.0,
+    "ada_tau_min": 0.2,
+    "ada_tau_max": 4.0,
+    "ada_rho": -0.5,
+}
+TAKEN: dict[str, set[str]] = {
+    "pairwise": {"epsilon", "epsilon_max"},
+    "softmax": {"target_min"},
+    "dpo": set(),
+    "cdpo": {"epsilon_max", "epsilon_value"},
+    "spa": {"epsilon_value", "spa_quantile"},
+    "robust": {"epsilon_max", "epsilon_value"},
+    "ipo": {"ipo_average"},
+    "simpo": {"simpo_gamma"},
+    "rpo": set(),
+    "sdpo": set(),
+    "dmpo": set(),
+    "ada_dpo": {"ada_tau_min", "ada_tau_max", "ada_rho"},
+}
+"""What each loss takes where nothing else is set (`pairwise` takes the others with another `align.epsilon`)."""
+
+
+@pytest.mark.parametrize("loss", TAKEN)
+def test_a_loss_takes_its_own_options_and_refuses_all_others(loss: str) -> None:
+    for key, value in OPTION_VALUES.items():
+        settings = [f"align.loss={loss}", f"align.{key}={value}"]
+        if key in TAKEN[loss]:
+            assert getattr(load_config(None, settings).align, key) == value
+        else:
+            with pytest.raises(UserError, match=rf"align\.{key} is used by align\.(loss|epsilon)=.*not by"):
+                load_config(None, settings)
+
+
+def test_no_option_of_a_loss_is_left_out_of_the_test_above() -> None:
+    assert set(OPTION_VALUES) == set(OPTIONS)
+    assert set(TAKEN) == set(LOSSES) == set(get_args(LossName))
+
+
+def test_fine_tuning_beside_alignment_is_on_by_default_for_rpo_alone(tmp_path: Path) -> None:
+    weights = {loss: load_config(None, [f"align.loss={loss}"]).align.sft_weight for loss in TAKEN}
+    assert {loss for loss, weight in weights.items() if weight} == {"rpo"}
+    assert weights["rpo"] == 1.0
+    assert load_config(None, ["align={loss: rpo, sft_weight: 0}"]).align.sft_weight == 0.0
+    assert load_config(None, ["align.sft_weight=0.3"]).align.sft_weight == 0.3
+    # A default does not become a setting: another loss, as in a sweep, has its own.
+    assert "sft_weight" not in dump_config(load_config(None, ["align.loss=rpo"]))
+
+
+def test_a_choice_of_reference_is_refused_where_the_loss_has_none() -> None:
+    rounds = ["pairs.rounds=2", "pairs.reference=frozen"]
+    assert load_config(None, rounds).pairs.reference == "frozen"
+    with pytest.raises(UserError, match=r"pairs\.reference=frozen is not used: align\.loss=simpo knows no reference"):
+        load_config(None, [*rounds, "align.loss=simpo"])

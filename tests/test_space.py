@@ -76,6 +76,12 @@ def test_the_default_search_fits_the_loss() -> None:
         ("{epsilon: constant, epsilon_value: 0.1}", False),
         ("{epsilon: zero}", False),
         ("{epsilon: spa}", False),
+        ("{loss: cdpo}", True),
+        ("{loss: robust}", True),
+        ("{loss: robust, epsilon_value: 0.1}", False),
+        ("{loss: dpo}", False),
+        ("{loss: spa}", False),
+        ("{loss: simpo}", False),
     ],
 )
 def test_the_default_search_leaves_out_a_clamp_that_is_not_used(align: str, clamped: bool) -> None:
@@ -93,3 +99,13 @@ def test_a_sweep_searches_the_kind_of_smoothing() -> None:
     ]  # fmt: skip
     with pytest.raises(UserError, match=r"sweep trial .*'zero'.*align\.epsilon_max is used by"):
         check_space(_config(2, {"align.epsilon": ["oracle", "zero"], "align.epsilon_max": [0.2]}))
+
+
+def test_a_sweep_compares_losses_and_refuses_an_option_that_one_of_them_does_not_use() -> None:
+    losses = ["pairwise", "softmax", "dpo", "rpo", "sdpo", "dmpo", "ipo", "simpo", "ada_dpo", "robust", "cdpo", "spa"]
+    config = _config(12, {"align.loss": losses})
+    check_space(config)
+    trials = [with_settings(config, settings).align for settings in trial_settings(config)]
+    assert [(trial.loss, trial.sft_weight) for trial in trials] == [(loss, float(loss == "rpo")) for loss in losses]
+    with pytest.raises(UserError, match=r"sweep trial .*'dpo'.*align\.simpo_gamma is used by align\.loss=simpo alone"):
+        check_space(_config(2, {"align.loss": ["simpo", "dpo"], "align.simpo_gamma": [0.5]}))

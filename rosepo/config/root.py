@@ -11,6 +11,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from rosepo.config.base import Section, nearest
 from rosepo.config.data import DataConfig, PrepareConfig
+from rosepo.config.losses import LOSSES
 from rosepo.config.model import ModelConfig
 from rosepo.config.stages import EvaluateConfig, PairsConfig, RangeConfig, RayConfig, RecommendConfig, SweepConfig
 from rosepo.config.training import AlignConfig, OracleConfig, SftConfig
@@ -53,6 +54,15 @@ class Config(Section):
             raise ValueError(
                 "pairs.strategies.candidates draws from every example's own candidate list: set prepare.candidates to"
                 " at least 2"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _reference(self) -> Config:
+        if LOSSES[self.align.loss].reference_free and "reference" in self.pairs.model_fields_set:
+            raise ValueError(
+                f"pairs.reference={self.pairs.reference} is not used: align.loss={self.align.loss} knows no reference; "
+                "leave it out"
             )
         return self
 
@@ -143,6 +153,8 @@ def _explain(error: ValidationError) -> list[str]:
     lines = []
     for fault in error.errors():
         where = ".".join(str(part) for part in fault["loc"])
+        if fault["type"] == "default_factory_not_called":
+            continue  # a default that depends on another key: there is a fault in that section, which is told
         if fault["type"] == "extra_forbidden":
             known = _known_keys(fault["loc"][:-1])
             lines.append(f"unknown key '{where}'{nearest(str(fault['loc'][-1]), known)}")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from rosepo.config.base import Count, Gpu, NonNegative, Positive, Rate, Section, refuse_credentials
+from rosepo.config.losses import LOSSES, OPTIONS, LossName, Smoothing, users_of
 
 Epsilon = Annotated[float, Field(ge=0.0, lt=0.5, allow_inf_nan=False)]
 
@@ -113,19 +115,24 @@ class OracleConfig(Section):
 
 
 class AlignConfig(TrainConfig):
-    """The smoothed preference objective, from the SFT model, which is also the reference (see pairs.rounds)."""
+    """The smoothed preference objective or one of its rivals, from the SFT model, which is also the reference (see
+    pairs.rounds)."""
 
     learning_rate: Positive = 3e-5
     beta: Positive = 1.0
-    """Strength of the tie to the reference."""
-    loss: Literal["pairwise", "softmax"] = "pairwise"
-    epsilon: Literal["oracle", "constant", "shuffled", "zero", "spa"] = "oracle"
+    """Strength of the tie to the reference; `simpo`, which has none, multiplies log-probabilities a token by it."""
+    loss: LossName = "pairwise"
+    """`pairwise` and `softmax` are RosePO, the others its rivals (docs/method.md). All take any number of rejected
+    titles."""
+    epsilon: Smoothing = "oracle"
     """A pair's smoothing under `pairwise`: the `oracle`'s doubt about it; one `constant` for all pairs (cDPO); the
     oracle's, `shuffled` over all pairs; `zero` (DPO); `spa`: fixed for the pairs of least margin, no oracle."""
     epsilon_max: Epsilon = 0.4
-    """Upper clamp of the oracle's smoothing; 0 is DPO. Used by `oracle`, `shuffled`, and `constant` without a value."""
+    """Upper clamp of the oracle's smoothing; 0 is DPO. Used by `oracle`, `shuffled`, and `constant` without a value,
+    which `cdpo` and `robust` are too."""
     epsilon_value: Epsilon | None = None
-    """The smoothing of `constant` (unset: the mean of the oracle's, clamped) and of `spa` (unset: 0.1)."""
+    """The smoothing of `constant`, `cdpo` and `robust` (unset: the mean of the oracle's, clamped) and of `spa` (unset:
+    0.1)."""
     spa_quantile: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.1
     """Share of the pairs, those of least margin, that `spa` smooths."""
     target_min: Annotated[float, Field(ge=0.0, le=1.0)] = 0.5
@@ -135,17 +142,32 @@ class AlignConfig(TrainConfig):
     begins alike branching off from it. Then `batch_size` and `micro_batch_size` count users, with all their groups."""
     row_tokens: Count = 2048
     """Tokens of a trajectory's row at most: longer ones are cut, at least one group a row. Used by `trajectory`."""
-    sft_weight: NonNegative = 0.0
-    """Weight of the negative log-likelihood of the chosen titles beside the loss."""
+    ipo_average: bool = False
+    """`ipo` compares log-ratios a token, not summed over a title's tokens."""
+    simpo_gamma: Annotated[float, Field(allow_inf_nan=False)] = 0.5
+    """Margin that `simpo` wants between the rewards of a chosen and a rejected title."""
+    ada_tau_min: Positive = 0.1
+    """`ada_dpo`: least scale of a pair, that of an ambiguous one."""
+    ada_tau_max: Positive = 5.0
+    """`ada_dpo`: largest scale of a pair, that of a clear one."""
+    ada_rho: Annotated[float, Field(allow_inf_nan=False)] = round(0.1 - math.log(2), 4)
+    """`ada_dpo`: cost of a unit of scale, between -log 2 and 0; the authors' code adds log 2 to it (0.1 here)."""
+    sft_weight: NonNegative = Field(default_factory=lambda data: 1.0 if data.get("loss") == "rpo" else 0.0)
+    """Weight of the chosen title's negative log-likelihood, added to any loss. Unset: 1 for `rpo`, 0 for the others."""
     sft_on: Literal["chosen", "row"] = "chosen"
-    """Titles of that likelihood: the `chosen` ones, or every title of a trajectory's `row` that `sft` learns. Used with
-    `sft_weight`."""
+    """Titles of that likelihood: the `chosen` ones, or every title of a trajectory's `row` that `sft` learns (a mean
+    over them). Used with `sft_weight`."""
+
+    @property
+    def smoothing(self) -> Smoothing | None:
+        """The kind of smoothing in force, whatever the loss calls it; None where it takes none."""
+        return self.epsilon if self.loss == "pairwise" else LOSSES[self.loss].smoothing
 
     @property
     def clamps_epsilon(self) -> bool:
         """Whether `epsilon_max` has a say."""
         kinds = ("oracle", "shuffled") if self.epsilon_value is not None else _EPSILON_USERS["epsilon_max"]
-        return self.loss == "pairwise" and self.epsilon in kinds
+        return self.smoothing in kinds
 
     @model_validator(mode="after")
     def _rows(self) -> AlignConfig:
@@ -159,19 +181,31 @@ class AlignConfig(TrainConfig):
 
     @model_validator(mode="after")
     def _used(self) -> AlignConfig:
-        if self.loss == "pairwise" and "target_min" in self.model_fields_set:
-            raise ValueError("align.target_min is used by align.loss=softmax alone")
-        if self.loss == "softmax" and self.epsilon != "oracle":
-            raise ValueError(f"align.epsilon={self.epsilon} needs align.loss=pairwise: softmax takes no epsilon")
-        for key, users in _EPSILON_USERS.items():
+        for key in OPTIONS:
             if key not in self.model_fields_set or getattr(self, key) is None:
                 continue
-            if self.loss == "softmax":
-                raise ValueError(f"align.{key} is used by align.loss=pairwise alone")
-            if self.epsilon not in users:
-                raise ValueError(f"align.{key} is used by align.epsilon={' or '.join(users)}, not by {self.epsilon}")
+            users = users_of(key)
+            if self.loss not in users:
+                named = " or ".join(filter(None, [", ".join(users[:-1]), users[-1]]))
+                raise ValueError(f"align.{key} is used by align.loss={named} alone, not by {self.loss}: leave it out")
+            kinds = _EPSILON_USERS.get(key)
+            if self.loss == "pairwise" and kinds is not None and self.epsilon not in kinds:
+                raise ValueError(f"align.{key} is used by align.epsilon={' or '.join(kinds)}, not by {self.epsilon}")
             if key == "epsilon_max" and not self.clamps_epsilon:
                 raise ValueError("align.epsilon_max is not used beside align.epsilon_value: leave one of them out")
+        return self
+
+    @model_validator(mode="after")
+    def _tau(self) -> AlignConfig:
+        low, high, rho = self.ada_tau_min, self.ada_tau_max, self.ada_rho
+        if low > high:
+            raise ValueError(f"align.ada_tau_min={low:g} is above align.ada_tau_max={high:g}: lower it")
+        if low < high and not -math.log(2) < rho < 0:
+            end = "ada_tau_min" if rho >= 0 else "ada_tau_max"
+            raise ValueError(
+                f"align.ada_rho={rho:g} puts every pair at align.{end}: choose one between -0.6931 (-log 2) and 0, "
+                "such as -0.5931, which is 0.1 in the authors' code"
+            )
         return self
 
 

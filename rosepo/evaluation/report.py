@@ -215,7 +215,7 @@ def _oracle(config: Config, inputs: Outputs, manifests: Mapping[str, Any]) -> di
         "epsilon": _uri(figures.smoothing(counts, edges, ceiling)),
         "rows": strategy_rows(manifests.get(of_round("pairs", inputs.round), {}).get("figures", {}), clamped),
         "ceiling": ceiling,
-        "used": config.align.loss == "pairwise" and config.align.epsilon == "oracle",
+        "used": config.align.smoothing == "oracle",
         "shape": shape_of(config.align, _aligned(inputs, manifests)),
         "trained": manifests.get("oracle", {}).get("figures", {}),
         "calibration": calibration,

@@ -20,15 +20,23 @@ def shape_of(align: AlignConfig, figures: Mapping[str, Any]) -> str:
     """What the loss aims at, in a few words; `figures` of the manifest of `align` hold a value that it computed."""
     value = figures.get("epsilon_value", align.epsilon_value)
     fixed = "ε" if value is None else f"ε = {value:.3g}"
-    if align.loss == "softmax":
-        return f"target ≥ {align.target_min:g}"
-    return {
+    shapes = {
+        "softmax": f"target ≥ {align.target_min:g}",
+        "dpo": "ε = 0",
+        "rpo": "ε = 0",
+        "ipo": f"log-ratios {'a token' if align.ipo_average else 'summed over tokens'}",
+        "simpo": f"γ = {align.simpo_gamma:g}, no reference",
+        "sdpo": "one-hot target",
+        "dmpo": "the mean of the rejected titles' rewards",
+        "ada_dpo": f"τ from {align.ada_tau_min:g} to {align.ada_tau_max:g}, ρ = {align.ada_rho:g}",
         "oracle": f"ε ≤ {align.epsilon_max:g}",
         "shuffled": f"ε ≤ {align.epsilon_max:g}, shuffled over all pairs",
         "constant": f"one {fixed} for all pairs",
         "zero": "ε = 0",
         "spa": f"{fixed} for the {100 * align.spa_quantile:g} % of pairs with the least margin",
-    }[align.epsilon]
+    }
+    shape = shapes[align.smoothing or align.loss]
+    return f"{shape}, SFT weight {align.sft_weight:g}" if align.sft_weight > 0 else shape
 
 
 def read_epsilon(groups: Path, ceiling: float | None) -> tuple[dict[str, np.ndarray], np.ndarray, dict[str, float]]:

@@ -8,13 +8,8 @@ from typing import Any
 
 import yaml
 
-from rosepo.config import Config, TemplateConfig, dump_config
+from rosepo.config import LOSSES, Config, TemplateConfig, dump_config
 from rosepo.data.catalogue import Catalogue
-
-_STAGES = {
-    "sft": "supervised fine-tuning on next titles (completion tokens only)",
-    "align": "preference optimisation with smoothed labels (RosePO, arXiv 2410.12519) after supervised fine-tuning",
-}
 
 
 def model_card(
@@ -42,7 +37,7 @@ def model_card(
         _front_matter(config, adapter),
         f"# Recommender ({stage}) by rosepo\n",
         f"A causal language model that reads the titles that one person liked and writes the title of the next item. "
-        f"Trained by {_STAGES.get(stage, stage)}.\n",
+        f"Trained by {_trained_by(stage, config)}.\n",
         _facts(config, catalogue, adapter),
         _figures(figures or {}),
         f"## Use\n\nPlain {'PEFT' if adapter else 'Transformers'}, without rosepo, in this folder:\n\n"
@@ -53,6 +48,12 @@ def model_card(
         f"with this `config.yaml` (what it does not name is at its default):\n\n```yaml\n{dump_config(config)}```\n",
     ]
     return "\n".join(parts)
+
+
+def _trained_by(stage: str, config: Config) -> str:
+    if stage == "align":
+        return f"preference optimisation with {LOSSES[config.align.loss].described} after supervised fine-tuning"
+    return "supervised fine-tuning on next titles (completion tokens only)"
 
 
 def usage(template: TemplateConfig, history: list[str], max_new_tokens: int, adapter: bool) -> str:

@@ -13,11 +13,10 @@ oracle's distribution as target is this project's own.
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Metrics = dict[str, Tensor]
+from rosepo.objectives.rewards import Metrics, log_ratios, pair_margins, reward_metrics
 
 
 def pairwise(policy_logps: Tensor, ref_logps: Tensor, epsilon: Tensor, beta: float) -> tuple[Tensor, Metrics]:
@@ -32,13 +31,16 @@ def pairwise(policy_logps: Tensor, ref_logps: Tensor, epsilon: Tensor, beta: flo
         beta: > 0, strength of the tie to the reference.
 
     Returns:
-        Loss [G], float32 (float64 stays float64), and metrics [G] or [G, K] without gradient, see `_metrics`.
+        Loss [G], float32 (float64 stays float64), and metrics [G] or [G, K] without gradient, see `reward_metrics`.
+
+    Raises:
+        ValueError: see `log_ratios`.
     """
-    rewards = _rewards(policy_logps, ref_logps, beta)
-    margins = _margins(rewards)
+    rewards = beta * log_ratios(policy_logps, ref_logps)
+    margins = pair_margins(rewards)
     epsilon = epsilon.to(margins.dtype)
     losses = -(1 - epsilon) * F.logsigmoid(margins) - epsilon * F.logsigmoid(-margins)
-    return losses.mean(dim=1), _metrics(rewards, margins)
+    return losses.mean(dim=1), reward_metrics(rewards)
 
 
 def softmax(policy_logps: Tensor, ref_logps: Tensor, targets: Tensor, beta: float) -> tuple[Tensor, Metrics]:
@@ -51,39 +53,8 @@ def softmax(policy_logps: Tensor, ref_logps: Tensor, targets: Tensor, beta: floa
     Returns:
         Loss [G] and metrics as in `pairwise`. With K = 1 and q = (1 - epsilon, epsilon) both losses are equal.
     """
-    rewards = _rewards(policy_logps, ref_logps, beta)
+    rewards = beta * log_ratios(policy_logps, ref_logps)
     targets = targets.to(rewards.dtype)
     # log_softmax subtracts the row's maximum first, so that rewards of any size stay finite.
     losses = -(targets * F.log_softmax(rewards, dim=1)).sum(dim=1)
-    return losses, _metrics(rewards, _margins(rewards))
-
-
-@torch.no_grad()
-def reward_margins(policy_logps: Tensor, ref_logps: Tensor, beta: float) -> Tensor:
-    """u of every pair without gradient, [G, K]; arguments as in `pairwise`."""
-    return _margins(_rewards(policy_logps, ref_logps, beta))
-
-
-def _margins(rewards: Tensor) -> Tensor:
-    return rewards[:, :1] - rewards[:, 1:]
-
-
-def _rewards(policy_logps: Tensor, ref_logps: Tensor, beta: float) -> Tensor:
-    """beta * r, [G, 1 + K], at least float32: sums over tokens lose their differences in bfloat16."""
-    if policy_logps.shape != ref_logps.shape or policy_logps.dim() != 2 or policy_logps.shape[1] < 2:
-        raise ValueError(
-            f"log-probabilities must be [G, 1 + K] with K >= 1: {tuple(policy_logps.shape)}, {tuple(ref_logps.shape)}"
-        )
-    dtype = torch.promote_types(policy_logps.dtype, torch.float32)
-    return beta * (policy_logps.to(dtype) - ref_logps.to(dtype))
-
-
-@torch.no_grad()
-def _metrics(rewards: Tensor, margins: Tensor) -> Metrics:
-    """`reward_chosen` [G], `reward_rejected` [G, K], `margin` [G, K] and `accuracy` [G, K] (1 right, 1/2 a tie)."""
-    return {
-        "reward_chosen": rewards[:, 0].detach(),
-        "reward_rejected": rewards[:, 1:].detach(),
-        "margin": margins.detach(),
-        "accuracy": (margins > 0).to(margins.dtype) + 0.5 * (margins == 0).to(margins.dtype),
-    }
+    return losses, reward_metrics(rewards)

@@ -1,4 +1,4 @@
-"""The `align` stage: the smoothed preference objective on groups, from the SFT model, which is also the reference.
+"""The `align` stage: a preference objective on groups, from the SFT model, which is also the reference.
 
 In rounds after the first it starts from the model that the round before aligned; the reference stays the SFT model, or
 moves along.
@@ -22,6 +22,7 @@ from rosepo.console import say
 from rosepo.errors import UserError
 from rosepo.evaluation.smoothing import read_epsilon
 from rosepo.models.folder import load_builder, read_settings
+from rosepo.objectives.registry import OBJECTIVES
 from rosepo.resources import stage_use_gpu
 from rosepo.training.align_task import PROBED_GROUPS, AlignTask
 from rosepo.training.encoders import (
@@ -65,7 +66,7 @@ def align(config: Config, inputs: Outputs, out: Path, max_groups: int | None = N
 
 def _clamped(train: AlignConfig, groups: Path) -> dict[str, Any]:
     """Share of pairs whose epsilon the clamp lowered, overall and by strategy."""
-    if train.loss != "pairwise" or not train.clamps_epsilon:
+    if not train.clamps_epsilon:
         return {}
     return {"clamped": {name: round(share, 4) for name, share in read_epsilon(groups, train.epsilon_max)[2].items()}}
 
@@ -94,7 +95,7 @@ def align_task(config: Config, inputs: Outputs, max_groups: int | None = None) -
     read_settings(inputs.reference)
     train = config.align
     table = _groups_table(train, inputs)
-    encoder: Encoder = GroupEncoder(train.pack_tokens)
+    encoder: Encoder = GroupEncoder(train.pack_tokens, tuple(table.columns or ()))
     rows, offsets = min(len(table), max_groups or len(table)), None
     if train.rows == "trajectory":
         offsets = user_offsets(inputs.groups)
@@ -142,7 +143,8 @@ def _groups_table(train: AlignConfig, inputs: Outputs) -> ParquetRows:
     Raises:
         UserError: one of them is not there.
     """
-    columns = list(GROUP_COLUMNS)
+    free = OBJECTIVES[train.loss].reference_free
+    columns = [name for name in GROUP_COLUMNS if not (free and name == "ref_logps")]
     columns += [USER_COLUMN] if train.rows == "trajectory" else []
     columns += [SPANS_COLUMN] if train.sft_on == "row" else []
     table = ParquetRows(inputs.groups, columns)

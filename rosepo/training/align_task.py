@@ -18,7 +18,9 @@ from rosepo.data.catalogue import Catalogue
 from rosepo.errors import StageError
 from rosepo.models.folder import CATALOGUE
 from rosepo.models.policy import load_policy, load_tokenizer, save_policy
-from rosepo.objectives.rosepo import Metrics, pairwise, reward_margins, softmax
+from rosepo.objectives.registry import OBJECTIVES, Objective
+from rosepo.objectives.rewards import Metrics, reward_margins
+from rosepo.objectives.rivals import chosen_nll
 from rosepo.objectives.smoothing import RunningQuantile, clamp_epsilon, oracle_targets
 from rosepo.training.batch import Batch
 from rosepo.training.encoders import GroupEncoder
@@ -34,10 +36,7 @@ TOLERANCE = {"float32": (0.01, 1e-3), "bfloat16": (0.3, 0.03)}
 """Absolute and relative difference that arithmetic alone may make; another model or template is nats away."""
 _LABELS = (*STRATEGIES, OWN_STRATEGY)
 _BY_STRATEGY = ("margin", "accuracy", "epsilon")
-_OVERALL = (
-    *("margin", "accuracy", "reward_chosen", "reward_rejected", "logp_chosen", "logp_rejected", "epsilon"),
-    "sft_loss",
-)
+_OVERALL = ("margin", "accuracy", "reward_chosen", "reward_rejected", "logp_chosen", "logp_rejected", "epsilon")
 
 
 @dataclass
@@ -58,7 +57,7 @@ class AlignTask:
     round: int = 1
     validation: list[Arrays] = field(default_factory=list)
     epsilon_value: float | None = None
-    """The one epsilon of `constant`, `zero` and `spa`."""
+    """The one epsilon of smoothing by `constant`, `zero` and `spa`."""
     tracker: RunningQuantile | None = None
     """Of the margins, for `spa`."""
     name: ClassVar[str] = "align"
@@ -66,6 +65,8 @@ class AlignTask:
         *_OVERALL,
         *(f"{name}/{strategy}" for name in _BY_STRATEGY for strategy in _LABELS),
         "spa_threshold",
+        "ada_tau",
+        "title_nll",
     )
     _built: Any = None
 
@@ -81,6 +82,10 @@ class AlignTask:
     def settings(self) -> AlignConfig:
         return self.config.align
 
+    @cached_property
+    def objective(self) -> Objective:
+        return OBJECTIVES[self.settings.loss]
+
     @property
     def seed(self) -> int:
         return self.config.seed
@@ -91,8 +96,8 @@ class AlignTask:
         known: dict[str, Any] = {"groups": self.plan.n_table_rows}
         if self.settings.rows == "trajectory":
             known["users"] = self.plan.n_rows
-        if self.settings.loss == "pairwise":
-            known["epsilon_kind"] = self.settings.epsilon
+        if self.settings.smoothing is not None:
+            known["epsilon_kind"] = self.settings.smoothing
         return known if self.epsilon_value is None else known | {"epsilon_value": self.epsilon_value}
 
     def build(self) -> nn.Module:
@@ -103,11 +108,13 @@ class AlignTask:
         return LogpsModel(model, activation_checkpointing=self.train.activation_checkpointing).train()
 
     def verify(self, logps: Callable[[Arrays], Tensor]) -> None:
-        """Refuse groups whose reference log-probabilities are not those of the reference.
+        """Refuse groups whose reference log-probabilities are not those of the reference; a loss without one asks none.
 
         Where that is the model that training starts from, it is asked as it stands in the engine; another one is loaded
         for this alone, on the CPU, where training needs no room.
         """
+        if self.objective.reference_free:
+            return
         absolute, relative = TOLERANCE[self.train.precision]
         if self.reference != self.start:
             logps, (absolute, relative) = _logps_of(self.reference), TOLERANCE["float32"]
@@ -126,49 +133,56 @@ class AlignTask:
                 )
 
     def loss(self, logps: Tensor, counts: Tensor, arrays: Arrays) -> Loss:
-        # Completions of groups come first, titles that are learned beside them follow.
-        groups, n_of_groups = len(arrays["epsilon"]), len(arrays["epsilon"]) + arrays["epsilon"].size
-        of_groups, others = logps[:n_of_groups], logps[n_of_groups:]
-        return self._with_sft(self._preferences(of_groups, arrays), of_groups.view(groups, -1)[:, 0], others)
+        align, strategy = self.settings, _tensor(arrays, "strategy", logps.device)
+        groups, size = len(strategy), 1 + strategy.shape[1]
+        policy = logps[: groups * size].view(groups, size)
+        inputs = self._inputs(policy, counts, arrays)
+        options = {option: getattr(align, key) for option, key in self.objective.options.items()}
+        losses, metrics = self.objective(policy, inputs, align.beta, **options)
+        if align.sft_weight > 0 and align.sft_on == "chosen":
+            losses = losses + align.sft_weight * chosen_nll(policy)
+        if "epsilon" in inputs:
+            metrics |= {"epsilon": inputs["epsilon"]}
+        sums = _sums(policy.detach(), strategy, metrics)
+        titles, tracked = self._titles(policy, logps[groups * size :], sums), None
+        if self.tracker is not None:
+            tracked = self.tracker.statistics(metrics["margin"])
+            if self.tracker.threshold is not None:
+                sums["spa_threshold"] = (self.tracker.threshold, 1)
+        return Loss(losses.sum(), float(groups), sums, tracked, titles)
 
-    def _with_sft(self, loss: Loss, chosen: Tensor, others: Tensor) -> Loss:
-        """The loss with `align.sft_weight` times the negative log-likelihood of titles: a mean over groups of the
-        `chosen` ones [G], or a mean over titles of those and all `others` [n] of the rows."""
-        weight = self.settings.sft_weight
-        if weight == 0.0:
-            return loss
-        titles = torch.cat([chosen, others])
-        summed = -titles.sum()
-        sums = loss.sums | {"sft_loss": (summed.detach(), titles.numel())}
-        if self.settings.sft_on == "row":
-            return replace(loss, titles=weight * summed, sums=sums)
-        return replace(loss, total=loss.total + weight * summed, sums=sums)
+    def _titles(self, policy: Tensor, others: Tensor, sums: Sums) -> Tensor | None:
+        """The weighted negative log-likelihood of every title that rows teach, summed: the chosen ones of the groups
+        [G, 1 + K] and those that follow the groups' completions [n]. None where `align.sft_on` is another."""
+        if self.settings.sft_on != "row":
+            return None
+        summed = chosen_nll(policy).sum() - others.sum()
+        sums["title_nll"] = (summed.detach(), len(policy) + len(others))
+        return self.settings.sft_weight * summed
 
-    def _preferences(self, logps: Tensor, arrays: Arrays) -> Loss:
-        reference, scores, stored, strategy = (
-            torch.from_numpy(np.array(arrays[name])).to(logps.device)
-            for name in ("ref_logps", "oracle_scores", "epsilon", "strategy")
-        )
-        policy = logps.view_as(reference)
-        align = self.settings
-        if align.loss == "softmax":
-            losses, metrics = softmax(policy, reference, oracle_targets(scores, align.target_min), align.beta)
-            return Loss(losses.sum(), float(len(losses)), _sums(policy.detach(), strategy, metrics))
-        epsilon = self._epsilon(stored, reward_margins(policy, reference, align.beta))
-        losses, metrics = pairwise(policy, reference, epsilon, align.beta)
-        sums = _sums(policy.detach(), strategy, metrics | {"epsilon": epsilon})
-        if self.tracker is None:
-            return Loss(losses.sum(), float(len(losses)), sums)
-        if self.tracker.threshold is not None:
-            sums["spa_threshold"] = (self.tracker.threshold, 1)
-        return Loss(losses.sum(), float(len(losses)), sums, self.tracker.statistics(metrics["margin"]))
+    def _inputs(self, policy: Tensor, counts: Tensor, arrays: Arrays) -> dict[str, Tensor]:
+        """What the objective reads beside policy [G, 1 + K]."""
+        inputs: dict[str, Tensor] = {}
+        for name in self.objective.inputs:
+            if name == "epsilon":
+                inputs[name] = self._epsilon(_tensor(arrays, "epsilon", policy.device), policy, inputs["ref_logps"])
+            elif name == "targets":
+                scores = _tensor(arrays, "oracle_scores", policy.device)
+                inputs[name] = oracle_targets(scores, self.settings.target_min)
+            elif name == "counts":
+                inputs[name] = counts[: policy.numel()].view_as(policy)
+            else:
+                inputs[name] = _tensor(arrays, name, policy.device)
+        return inputs
 
-    def _epsilon(self, stored: Tensor, margins: Tensor) -> Tensor:
-        """Epsilon [G, K] of pairs whose epsilon in the table is `stored` and whose reward margins are `margins`."""
+    def _epsilon(self, stored: Tensor, policy: Tensor, reference: Tensor) -> Tensor:
+        """Epsilon [G, K] of pairs whose epsilon in the table is `stored`, from both models' log-probabilities."""
         if self.epsilon_value is None:
             return clamp_epsilon(stored, self.settings.epsilon_max)
         fixed = torch.full_like(stored, self.epsilon_value)
-        return fixed if self.tracker is None else fixed * self.tracker.below(margins)
+        if self.tracker is None:
+            return fixed
+        return fixed * self.tracker.below(reward_margins(policy, reference, self.settings.beta))
 
     def save(self, weights: dict[str, Tensor], folder: Path, figures: dict[str, Any]) -> None:
         save_policy(
@@ -192,6 +206,11 @@ class AlignTask:
         moved = self.reference == self.start
         reference = "the model of the round before" if moved else "the SFT model"
         return {"round": self.round, "reference": reference} if self.round > 1 else {}
+
+
+def _tensor(arrays: Arrays, name: str, device: torch.device) -> Tensor:
+    # A copy: arrays that come through Ray's object store cannot be written to, which torch warns of.
+    return torch.from_numpy(np.array(arrays[name])).to(device)
 
 
 def _logps_of(folder: Path) -> Callable[[Arrays], Tensor]:

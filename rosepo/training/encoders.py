@@ -72,15 +72,17 @@ def collated(rows: list[Row], parts: int, pack_tokens: int | None = None) -> lis
 @dataclass(frozen=True)
 class GroupEncoder:
     """Rows of the groups table as micro-batches: the arrays of a `Batch`, `units` (its groups), and for G groups of K
-    pairs `ref_logps` and `oracle_scores` float32 [G, 1 + K], `epsilon` float32 and `strategy` int64 [G, K].
+    pairs `ref_logps` (where fed) and `oracle_scores` float32 [G, 1 + K], `epsilon` float32 and `strategy` int64 [G, K].
 
     Strategies are numbered as in `config.STRATEGIES`, those by import path all by the number after them.
     """
 
     pack_tokens: int | None = None
+    columns: tuple[str, ...] = GROUP_COLUMNS
+    """Those of the table that are fed: all, or without `ref_logps`."""
 
     def __call__(self, rows: pa.Table, parts: int) -> list[Arrays]:
-        table = _lists(rows)
+        table = _lists(rows, self.columns)
         completions = _completions(table)
         made = [group_row(np.array(prompt, np.int32), ids) for prompt, ids in zip(table["prompt_ids"], completions)]
         batches: list[Arrays] = [{} for _ in range(parts)]
@@ -111,7 +113,7 @@ class UserEncoder:
     suffix: int = 0
 
     def __call__(self, rows: pa.Table, parts: int) -> list[Arrays]:
-        table = _lists(rows)
+        table = _lists(rows, rows.column_names)
         completions = _completions(table)
         spans = rows[SPANS_COLUMN].to_pylist() if self.titles else [()] * len(rows)
         groups = [
@@ -180,8 +182,8 @@ def _filled(padded: list[int], tokens: int) -> list[int]:
     return [*ends, len(padded)]
 
 
-def _lists(rows: pa.Table) -> dict[str, list[Any]]:
-    return {name: rows[name].to_pylist() for name in GROUP_COLUMNS}
+def _lists(rows: pa.Table, columns: Sequence[str]) -> dict[str, list[Any]]:
+    return {name: rows[name].to_pylist() for name in GROUP_COLUMNS if name in columns}
 
 
 def _completions(table: dict[str, list[Any]]) -> list[list[Any]]:
@@ -195,7 +197,8 @@ def _beside(table: dict[str, list[Any]], places: list[int]) -> Arrays:
     """What the groups at `places` have beside their tokens, and their number."""
     arrays: Arrays = {"units": np.array(len(places), dtype=np.float64)}
     for name in ("ref_logps", "oracle_scores", "epsilon"):
-        arrays[name] = np.array([table[name][place] for place in places], dtype=np.float32)
+        if name in table:
+            arrays[name] = np.array([table[name][place] for place in places], dtype=np.float32)
     codes = [[_code(name) for name in table["strategy"][place]] for place in places]
     arrays["strategy"] = np.array(codes, dtype=np.int64)
     return arrays

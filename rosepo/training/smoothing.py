@@ -1,4 +1,4 @@
-"""Which epsilon training takes (`align.epsilon`): the oracle's, pair by pair, or one of the controls beside it."""
+"""Which epsilon training takes (`align.smoothing`): the oracle's, pair by pair, or one of the controls beside it."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ def smoothed(plan: FeedPlan, align: AlignConfig) -> tuple[FeedPlan, float | None
     Raises:
         UserError: groups of more than one size.
     """
-    if align.loss != "pairwise" or align.epsilon == "oracle":
+    if align.smoothing is None or align.smoothing == "oracle":
         return plan, None
-    if align.epsilon == "zero":
+    if align.smoothing == "zero":
         return plan, 0.0
-    if align.epsilon == "spa":
+    if align.smoothing == "spa":
         return plan, SPA_EPSILON if align.epsilon_value is None else align.epsilon_value
-    if align.epsilon == "constant":
+    if align.smoothing == "constant":
         return plan, mean_epsilon(plan, align.epsilon_max) if align.epsilon_value is None else align.epsilon_value
     return replace(plan, instead={"epsilon": shuffled_epsilon(plan, align.epsilon_max)}), None
 
 
 def tracker_of(align: AlignConfig) -> RunningQuantile | None:
     """What follows the margins for `spa`; None for every other kind."""
-    return RunningQuantile(align.spa_quantile) if align.epsilon == "spa" else None
+    return RunningQuantile(align.spa_quantile) if align.smoothing == "spa" else None
 
 
 def mean_epsilon(plan: FeedPlan, maximum: float) -> float:

@@ -183,6 +183,16 @@ def test_numbers_are_written_with_a_true_minus_and_no_minus_zero() -> None:
         ({"epsilon": "zero"}, {"epsilon_value": 0.0}, "ε = 0"),
         ({"epsilon": "spa"}, {"epsilon_value": 0.1}, "ε = 0.1 for the 10 % of pairs with the least margin"),
         ({"loss": "softmax"}, {}, "target ≥ 0.5"),
+        ({"loss": "dpo"}, {}, "ε = 0"),
+        ({"loss": "robust"}, {"epsilon_value": 0.1}, "one ε = 0.1 for all pairs"),
+        ({"loss": "cdpo", "epsilon_value": 0.2}, {}, "one ε = 0.2 for all pairs"),
+        ({"loss": "spa"}, {"epsilon_value": 0.1}, "ε = 0.1 for the 10 % of pairs with the least margin"),
+        ({"loss": "ipo", "ipo_average": True}, {}, "log-ratios a token"),
+        ({"loss": "simpo"}, {}, "γ = 0.5, no reference"),
+        ({"loss": "rpo"}, {}, "ε = 0, SFT weight 1"),
+        ({"loss": "sdpo"}, {}, "one-hot target"),
+        ({"loss": "dmpo"}, {}, "the mean of the rejected titles' rewards"),
+        ({"loss": "ada_dpo"}, {}, "τ from 0.1 to 5, ρ = -0.5931"),
     ],
 )
 def test_the_kind_of_smoothing_is_named(align: dict[str, Any], figures: dict[str, Any], words: str) -> None:

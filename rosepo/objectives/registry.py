@@ -1,0 +1,76 @@
+"""The objectives by name (`align.loss`): what each one reads of a batch, and which settings it takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from rosepo.objectives import rivals, rosepo
+from rosepo.objectives.rewards import Metrics
+
+
+@dataclass(frozen=True)
+class Objective:
+    """One named objective.
+
+    Attributes:
+        name: what `align.loss` calls it.
+        function: the pure function behind it.
+        inputs: what it reads beside the policy's log-probabilities, as it names them: `ref_logps` [G, 1 + K], `epsilon`
+            [G, K], `targets` [G, 1 + K], `counts` [G, 1 + K].
+        options: its own hyper-parameters, beside beta, and the setting of `align` that holds each.
+    """
+
+    name: str
+    function: Callable[..., tuple[Tensor, Metrics]]
+    inputs: tuple[str, ...] = ("ref_logps",)
+    options: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def reference_free(self) -> bool:
+        """Whether the loss knows no reference model."""
+        return "ref_logps" not in self.inputs
+
+    def __call__(
+        self, policy_logps: Tensor, inputs: Mapping[str, Tensor], beta: float, **options: Any
+    ) -> tuple[Tensor, Metrics]:
+        """Loss [G] and metrics of policy_logps [G, 1 + K] and exactly the inputs and options that it uses.
+
+        Raises:
+            ValueError: one that is missing or that it does not use, a reference above all; see also the function.
+        """
+        if self.reference_free and "ref_logps" in inputs:
+            raise ValueError(f"{self.name} is reference-free: it takes no reference log-probabilities")
+        for kind, known, given in (("input", self.inputs, inputs), ("option", self.options, options)):
+            for name in [*known, *given]:
+                if name not in given or name not in known:
+                    verb = "needs" if name in known else "does not use"
+                    raise ValueError(f"{self.name} {verb} the {kind} {name}: it takes {', '.join(known) or 'none'}")
+        return self.function(policy_logps, beta=beta, **inputs, **options)
+
+
+_SMOOTHED = ("ref_logps", "epsilon")
+_ADA = {"tau_min": "ada_tau_min", "tau_max": "ada_tau_max", "rho": "ada_rho"}
+
+OBJECTIVES: dict[str, Objective] = {
+    objective.name: objective
+    for objective in (
+        Objective("pairwise", rosepo.pairwise, _SMOOTHED),
+        Objective("softmax", rosepo.softmax, ("ref_logps", "targets")),
+        Objective("dpo", rivals.dpo),
+        Objective("cdpo", rosepo.pairwise, _SMOOTHED),
+        Objective("spa", rosepo.pairwise, _SMOOTHED),
+        Objective("robust", rivals.robust, _SMOOTHED),
+        Objective("ipo", rivals.ipo, ("ref_logps", "counts"), {"average": "ipo_average"}),
+        Objective("simpo", rivals.simpo, ("counts",), {"gamma": "simpo_gamma"}),
+        # Its second term is `chosen_nll`, which `align.sft_weight` adds to any objective.
+        Objective("rpo", rivals.dpo),
+        Objective("sdpo", rivals.sdpo),
+        Objective("dmpo", rivals.dmpo),
+        Objective("ada_dpo", rivals.ada_dpo, ("ref_logps",), _ADA),
+    )
+}
+"""All of them take groups of any K."""

@@ -1,0 +1,124 @@
+"""Every loss of `align.loss` in training: where it starts, that it widens margins, and what it asks of the groups."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from rosepo.artifacts import Outputs
+from rosepo.config import LOSSES
+from rosepo.training.align import align_in_process, align_task
+from rosepo.training.feed import micro_batches
+from tests.training.conftest import lines, tiny_config, weights
+
+ALIGN: dict[str, Any] = {"log_every": 1, "learning_rate": 1e-3, "beta": 0.5, "zero_stage": 0, "epochs": 2}
+START = {
+    "pairwise": math.log(2),
+    "softmax": math.log(3),
+    "dpo": math.log(2),
+    "cdpo": math.log(2),
+    "spa": math.log(2),
+    "robust": math.log(2),
+    "ipo": 1 / (4 * 0.5**2),
+    "rpo": math.log(2),
+    "sdpo": math.log(3),
+    "dmpo": math.log(2),
+    "ada_dpo": 0.1 * (math.log(2) - 0.5931),
+}
+"""Loss where the policy still is the reference, for two rejected titles; `simpo` has no such place."""
+EPSILON = {"pairwise": "oracle", "cdpo": "constant", "spa": "spa", "robust": "constant"}
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_every_loss_starts_where_its_formula_says_and_widens_margins(run, tmp_path, loss):
+    options = {"target_min": 1.0} if loss == "softmax" else {}
+    figures = align_in_process(tiny_config("align", loss=loss, **options, **ALIGN), run, tmp_path)
+    found = [line for line in lines(tmp_path) if "loss" in line]
+    if loss in START:
+        also = -found[0]["logp_chosen"] if loss == "rpo" else 0.0
+        assert found[0]["loss"] == pytest.approx(START[loss] + also, abs=1e-4)
+        assert found[0]["margin"] == pytest.approx(0.0, abs=1e-3)
+    first, second = (sum(line["margin"] for line in found[part]) / 4 for part in (slice(0, 4), slice(4, 8)))
+    assert second > first + 0.005  # an epoch is the same groups as the one before
+    assert figures["steps"] == 8
+    assert figures.get("epsilon_kind") == EPSILON.get(loss)
+    assert ("epsilon" in found[-1]) == (loss in EPSILON)
+    assert ("ada_tau" in found[-1]) == (loss == "ada_dpo")
+    assert LOSSES[loss].described in (tmp_path / "README.md").read_text()
+
+
+def test_a_loss_under_a_rival_s_name_is_the_smoothed_loss_with_that_smoothing(run, tmp_path):
+    for name, other in (
+        ({"loss": "dpo"}, {"epsilon": "zero"}),
+        ({"loss": "cdpo", "epsilon_value": 0.2}, {"epsilon": "constant", "epsilon_value": 0.2}),
+        ({"loss": "spa", "epsilon_value": 0.2}, {"epsilon": "spa", "epsilon_value": 0.2}),
+        ({"loss": "sdpo"}, {"loss": "softmax", "target_min": 1.0}),
+        ({"loss": "rpo", "sft_weight": 0}, {"loss": "dpo"}),
+    ):
+        tasks = [align_task(tiny_config("align", **options, **ALIGN), run) for options in (name, other)]
+        for arrays in micro_batches(tasks[0].plan, 0, 1, range(3)):
+            logps = torch.from_numpy(arrays["ref_logps"].copy()).flatten()
+            logps = logps + torch.randn(logps.shape, generator=torch.Generator().manual_seed(len(logps)))
+            one, two = (task.loss(logps, torch.ones_like(logps), arrays) for task in tasks)
+            assert torch.equal(one.total, two.total), name
+            for task, made in zip(tasks, (one, two), strict=True):
+                if task.tracker is not None:
+                    task.tracker.update(made.tracked)
+
+
+def test_completions_behind_those_of_the_groups_are_not_compared(run):
+    for loss in ("pairwise", "ipo", "simpo"):
+        task = align_task(tiny_config("align", loss=loss, **ALIGN), run)
+        arrays = next(micro_batches(task.plan, 0, 1))
+        size = arrays["strategy"].size + len(arrays["strategy"])
+        logps, counts = -torch.rand(size + 5), torch.arange(1, size + 6)
+        assert torch.equal(task.loss(logps, counts, arrays).total, task.loss(logps[:size], counts[:size], arrays).total)
+
+
+def test_a_weight_adds_the_likelihood_of_the_chosen_titles_to_any_loss(run):
+    for loss in ("pairwise", "simpo", "softmax"):
+        plain, both = (
+            align_task(tiny_config("align", loss=loss, sft_weight=weight, **ALIGN), run) for weight in (0.0, 0.3)
+        )
+        arrays = next(micro_batches(plain.plan, 0, 1))
+        groups = len(arrays["strategy"])
+        logps = -torch.rand(arrays["strategy"].size + groups)
+        counts = torch.full(logps.shape, 4)
+        expected = plain.loss(logps, counts, arrays).total - 0.3 * logps.view(groups, -1)[:, 0].sum()
+        assert float(both.loss(logps, counts, arrays).total) == pytest.approx(float(expected), abs=1e-5)
+
+
+@pytest.mark.parametrize("loss", ["simpo", "rpo"])
+def test_micro_batches_do_not_change_a_rival(run, tmp_path, loss):
+    for name, micro in (("whole", 8), ("split", 3)):
+        align_in_process(tiny_config("align", loss=loss, micro_batch_size=micro, **ALIGN), run, tmp_path / name)
+    first, second = weights(tmp_path / "whole"), weights(tmp_path / "split")
+    assert all(torch.allclose(first[name], second[name], rtol=0, atol=1e-5) for name in first)
+
+
+def test_a_loss_without_a_reference_needs_no_log_probabilities_of_one(run, tmp_path):
+    other = without_reference(run, tmp_path)
+    task = align_task(tiny_config("align", loss="simpo", **ALIGN), other)
+    assert "ref_logps" not in next(micro_batches(task.plan, 0, 1))
+    align_in_process(tiny_config("align", loss="simpo", **ALIGN), other, tmp_path / "without")
+    align_in_process(tiny_config("align", loss="simpo", **ALIGN), run, tmp_path / "with")
+    one, two = weights(tmp_path / "without"), weights(tmp_path / "with")
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    line = lines(tmp_path / "without")[1]
+    assert line["reward_chosen"] > 0.5 * line["logp_chosen"]  # a mean over tokens, beta times
+
+
+def without_reference(run: Outputs, folder: Path) -> Outputs:
+    """The same run with groups that lack the reference's log-probabilities."""
+    other = Outputs(folder / "other")
+    other.groups.mkdir(parents=True)
+    other.sft.symlink_to(run.sft)
+    table = pa.concat_tables(pq.read_table(path) for path in sorted(run.groups.glob("part-*.parquet")))
+    pq.write_table(table.drop_columns("ref_logps"), other.groups / "part-00000.parquet")
+    return other
