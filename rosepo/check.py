@@ -142,10 +142,12 @@ def _work(config: Config, data: dict[str, Any], facts: dict[str, Any]) -> list[l
     groups = data["examples"]["train"]
     if config.pairs.groups_per_user is not None:
         groups = min(groups, config.pairs.groups_per_user * data["users"])
+    # Rows of a step are users where rows are trajectories; those without a training example are few.
+    aligned = groups if config.align.rows == "group" else min(groups, data["users"])
     rows = [["sft", data["trajectories"], _steps(config.sft, data["trajectories"]), _memory(config.sft, facts)]]
     for number in range(1, config.pairs.rounds + 1):
         rows.append([of_round("pairs", number), groups, "", ""])
-        rows.append([of_round("align", number), groups, _steps(config.align, groups), _memory(config.align, facts)])
+        rows.append([of_round("align", number), aligned, _steps(config.align, aligned), _memory(config.align, facts)])
     return rows
 
 

@@ -207,8 +207,8 @@ class AlignConfig(TrainConfig):
     sft_weight: NonNegative = Field(default_factory=lambda data: 1.0 if data.get("loss") == "rpo" else 0.0)
     """Weight of the negative log-likelihood of titles, added to any loss. Unset: 1 for `rpo`, 0 for the others."""
     sft_on: Literal["chosen", "row"] = "chosen"
-    """Titles of that likelihood: the `chosen` ones, or every title of a trajectory's `row` that `sft` learns. Used with
-    `sft_weight`."""
+    """Titles of that likelihood: the `chosen` ones, or every title of a trajectory's `row` that `sft` learns (a mean
+    over them). Used with `sft_weight`."""
 
     @property
     def smoothing(self) -> Smoothing | None:

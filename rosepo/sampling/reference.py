@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -169,7 +170,7 @@ def _cache_rows(cache: DynamicCache, rows: torch.Tensor, length: int) -> Dynamic
     """The first `length` keys and values of some rows of a cache, for one more step; the cache stays as it is."""
     chosen = DynamicCache()
     if length:
-        for number, layer in enumerate(cache.layers):
+        for number, layer in enumerate(cast(Any, cache).layers):
             keys, values = (part[:, :, :length].index_select(0, rows) for part in (layer.keys, layer.values))
             chosen.update(keys, values, number)
     return chosen

@@ -3,9 +3,10 @@
 In rounds after the first it starts from the model that the round before aligned; the reference stays the SFT model, or
 moves along.
 
-A group is one row: its prompt once, then the chosen and the rejected titles. The reference's log-probabilities come
-with the table, so no reference model is held, for adapters either. The loss of a step is a sum over its groups divided
-by their number over all micro-batches and ranks. Dropout is off: the policy is compared with a reference without it.
+A group is one row: its prompt once, then the chosen and the rejected titles; or all groups of a user are, where their
+prompts begin alike. The reference's log-probabilities come with the table, so no reference model is held, for adapters
+either. The loss of a step is a sum over its groups divided by their number over all micro-batches and ranks. Dropout is
+off: the policy is compared with a reference without it.
 """
 
 from __future__ import annotations
@@ -59,6 +60,11 @@ def align(config: Config, inputs: Outputs, out: Path, max_groups: int | None = N
         StageError: training failed or diverged, or the groups were made with another model or template.
     """
     use_gpu = stage_use_gpu(config, "align")
+    if config.align.rows == "trajectory" and config.prepare.window == "sliding":
+        say(
+            "  align.rows=trajectory: under prepare.window=sliding prompts beyond max_history begin with another title "
+            "each and share nothing; prepare.window=anchored keeps them prefixes of one another"
+        )
     task = align_task(config, inputs, max_groups)
     figures = fit(task, out, gpu=use_gpu, label=of_round("align", inputs.round))
     return figures | task.figures | _clamped(config.align, inputs.groups)

@@ -21,6 +21,7 @@ from rosepo.models.policy import load_policy, load_tokenizer, save_policy
 from rosepo.models.quantized import saved_quantization
 from rosepo.objectives.registry import OBJECTIVES, Objective
 from rosepo.objectives.rewards import Metrics, reward_margins
+from rosepo.objectives.rivals import chosen_nll
 from rosepo.objectives.smoothing import RunningQuantile, clamp_epsilon, oracle_targets
 from rosepo.training.batch import Batch
 from rosepo.training.encoders import GroupEncoder
@@ -37,10 +38,7 @@ TOLERANCE = {"float32": (0.01, 1e-3), "bfloat16": (0.3, 0.03)}
 """Absolute and relative difference that arithmetic alone may make; another model or template is nats away."""
 _LABELS = (*STRATEGIES, OWN_STRATEGY)
 _BY_STRATEGY = ("margin", "accuracy", "epsilon")
-_OVERALL = (
-    *("margin", "accuracy", "reward_chosen", "reward_rejected", "logp_chosen", "logp_rejected", "epsilon"),
-    "sft_loss",
-)
+_OVERALL = ("margin", "accuracy", "reward_chosen", "reward_rejected", "logp_chosen", "logp_rejected", "epsilon")
 
 
 @dataclass
@@ -73,6 +71,7 @@ class AlignTask:
         *(f"{name}/{strategy}" for name in _BY_STRATEGY for strategy in _LABELS),
         "spa_threshold",
         "ada_tau",
+        "title_nll",
     )
     _built: Any = None
 
@@ -148,33 +147,30 @@ class AlignTask:
     def loss(self, logps: Tensor, counts: Tensor, arrays: Arrays) -> Loss:
         align, strategy = self.settings, _tensor(arrays, "strategy", logps.device)
         groups, size = len(strategy), 1 + strategy.shape[1]
-        # Completions of groups come first, titles that are learned beside them follow.
-        policy, others = logps[: groups * size].view(groups, size), logps[groups * size :]
+        policy = logps[: groups * size].view(groups, size)
         inputs = self._inputs(policy, counts, arrays)
         options = {option: getattr(align, key) for option, key in self.objective.options.items()}
         losses, metrics = self.objective(policy, inputs, align.beta, **options)
+        if align.sft_weight > 0 and align.sft_on == "chosen":
+            losses = losses + align.sft_weight * chosen_nll(policy)
         if "epsilon" in inputs:
             metrics |= {"epsilon": inputs["epsilon"]}
         sums = _sums(policy.detach(), strategy, metrics)
-        loss = self._with_sft(Loss(losses.sum(), float(groups), sums), policy[:, 0], others)
-        if self.tracker is None:
-            return loss
-        if self.tracker.threshold is not None:
-            loss.sums["spa_threshold"] = (self.tracker.threshold, 1)
-        return replace(loss, tracked=self.tracker.statistics(metrics["margin"]))
+        titles, tracked = self._titles(policy, logps[groups * size :], sums), None
+        if self.tracker is not None:
+            tracked = self.tracker.statistics(metrics["margin"])
+            if self.tracker.threshold is not None:
+                sums["spa_threshold"] = (self.tracker.threshold, 1)
+        return Loss(losses.sum(), float(groups), sums, tracked, titles)
 
-    def _with_sft(self, loss: Loss, chosen: Tensor, others: Tensor) -> Loss:
-        """The loss with `align.sft_weight` times the negative log-likelihood of titles: a mean over groups of the
-        `chosen` ones [G], or a mean over titles of those and all `others` [n] of the rows."""
-        weight = self.settings.sft_weight
-        if weight == 0.0:
-            return loss
-        titles = torch.cat([chosen, others])
-        summed = -titles.sum()
-        sums = loss.sums | {"sft_loss": (summed.detach(), titles.numel())}
-        if self.settings.sft_on == "row":
-            return replace(loss, titles=weight * summed, sums=sums)
-        return replace(loss, total=loss.total + weight * summed, sums=sums)
+    def _titles(self, policy: Tensor, others: Tensor, sums: Sums) -> Tensor | None:
+        """The weighted negative log-likelihood of every title that rows teach, summed: the chosen ones of the groups
+        [G, 1 + K] and those that follow the groups' completions [n]. None where `align.sft_on` is another."""
+        if self.settings.sft_on != "row":
+            return None
+        summed = chosen_nll(policy).sum() - others.sum()
+        sums["title_nll"] = (summed.detach(), len(policy) + len(others))
+        return self.settings.sft_weight * summed
 
     def _inputs(self, policy: Tensor, counts: Tensor, arrays: Arrays) -> dict[str, Tensor]:
         """What the objective reads beside policy [G, 1 + K]."""

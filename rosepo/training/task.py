@@ -27,11 +27,11 @@ class Loss:
     """How many things the loss is a mean of: titles in `sft`, groups in `align`."""
     sums: Sums
     """Further figures."""
+    tracked: Tensor | None = None
+    """float64 [tracker.SIZE], what `Task.tracker` wants to know."""
     titles: Tensor | None = None
     """A second scalar with gradient, summed over the titles that the micro-batch's array `titles` counts: its mean over
     all titles of the step is added to that of `total` over all units."""
-    tracked: Tensor | None = None
-    """float64 [tracker.SIZE], what `Task.tracker` wants to know."""
 
     def summed(self, units: float, titles: float) -> Tensor:
         """Both sums as one, to be divided by `units`: units and titles are those of the whole step."""

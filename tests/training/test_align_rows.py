@@ -124,7 +124,7 @@ def test_every_title_of_a_step_weighs_the_same_in_its_likelihood(users, tmp_path
     loss = task.loss(logps, torch.ones_like(logps), arrays)
     plain = align_task(by_user(), users).loss(logps[: arrays["ref_logps"].size], torch.ones(1), arrays)
     titles = torch.cat([logps[: arrays["ref_logps"].size : 3], logps[arrays["ref_logps"].size :]])
-    assert arrays["titles"] == len(titles) == loss.sums["sft_loss"][1]
+    assert arrays["titles"] == len(titles) == loss.sums["title_nll"][1]
     expected = plain.total / loss.units - 0.5 * titles.mean()
     assert float(loss.summed(loss.units, len(titles)) / loss.units) == pytest.approx(float(expected), abs=1e-5)
 
@@ -185,5 +185,5 @@ def test_trajectory_rows_go_through_ray(users, ray_cluster, tmp_path):
     figures = align(config, users, tmp_path)
     assert figures["steps"] == 6
     assert figures["users"] == USERS
-    assert lines(tmp_path)[1]["sft_loss"] > 0
+    assert lines(tmp_path)[1]["title_nll"] > 0
     assert math.isfinite(figures["loss"])
