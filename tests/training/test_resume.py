@@ -7,17 +7,21 @@ import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch.distributed as dist
 
 from rosepo.artifacts import Outputs
 from rosepo.config import Config
 from rosepo.errors import StageError
-from rosepo.training.checkpoints import FOLDER, complete_checkpoints, newest_checkpoint
+from rosepo.training.align import align_task
+from rosepo.training.checkpoints import FOLDER, Checkpoint, complete_checkpoints, newest_checkpoint
 from rosepo.training.engine import prepare_process
 from rosepo.training.feed import Arrays, micro_batches
 from rosepo.training.loop import fit_in_process, train_rank
+from rosepo.training.metrics import cut_log
 from rosepo.training.saving import agreed_start
 from rosepo.training.sft import SftTask, sft_task
 from tests.training.conftest import assert_same_training, lines, tiny_config, weights
@@ -93,3 +97,114 @@ def test_a_killed_training_ends_as_one_that_was_never_stopped(trained: tuple[Pat
         assert {key: one[key] for key in KEYS if key in one} == pytest.approx(
             {key: other[key] for key in KEYS if key in other}, abs=2e-5
         )
+
+
+class Stop(Exception):
+    """Ends a training in the middle, in this process."""
+
+
+def stopped(stream: Iterator[Arrays], at: int) -> Iterator[Arrays]:
+    for number, arrays in enumerate(stream):
+        if number == at:
+            raise Stop
+        yield arrays
+
+
+def alone(task: Any, out: Path, at: int | None = None, start: Checkpoint | None = None) -> dict[str, Any]:
+    """A training by this process, which leaves its checkpoints behind; `at`: stopped before this micro-batch."""
+    prepare_process()
+    step = 0 if start is None else start.step
+    stream = micro_batches(task.plan, 0, 1, range(step, task.plan.schedule.steps))
+    try:
+        return train_rank(task, stream if at is None else stopped(stream, at), out, start=start, resumable=True)
+    except Stop:
+        return {}
+
+
+def test_the_number_of_workers_and_the_zero_stage_may_change(tiny_run: Outputs, tmp_path: Path) -> None:
+    # Without dropout: its masks are each rank's own.
+    plain = {"scratch": {**config_of(1).model.scratch_config.model_dump(), "dropout": 0.0}, "max_length": 128}
+    one, two = (
+        tiny_config(model=plain, zero_stage=stage, epochs=2, micro_batch_size=2, checkpoint_every=3, log_every=1)
+        for stage in (1, 3)
+    )
+    task = sft_task(one, tiny_run)
+    alone(task, tmp_path / "whole")
+    alone(task, tmp_path / "stopped", at=30)
+    shutil.copytree(tmp_path / "stopped", tmp_path / "alone")
+    assert forked_ranks(2, go_on, str(tiny_run.root), two, str(tmp_path / "stopped"), 10) == [1, 1]
+    assert newest_checkpoint(tmp_path / "stopped").facts["world"] == 2
+    alone(task, tmp_path / "stopped", start=newest_checkpoint(tmp_path / "stopped"))
+    assert_same_training(tmp_path / "whole", tmp_path / "stopped", 1e-5)
+
+
+def go_on(rank: int, run: str, config: Config, out: str, at: int) -> None:
+    """One of two ranks that go on from whatever checkpoint is there, and stop in the middle."""
+    prepare_process()
+    task = sft_task(config, Outputs(Path(run)))
+    start = newest_checkpoint(Path(out))
+    stream = micro_batches(task.plan, rank, 2, range(start.step, task.plan.schedule.steps))
+    train_rank(task, stopped(stream, at), Path(out), start=start, resumable=True)
+
+
+def test_as_many_checkpoints_are_kept_as_asked_for_and_the_best(tiny_run: Outputs, tmp_path: Path) -> None:
+    config = config_of(0, best_metric="validation_loss", validate_every=1, keep_checkpoints=3, learning_rate=0.2)
+    figures = alone(sft_task(config, tiny_run), tmp_path)
+    seen = {int(line["step"]): line["validation_loss"] for line in lines(tmp_path) if "validation_loss" in line}
+    best = min(seen, key=lambda step: (seen[step], step))
+    assert figures["best_step"] == best
+    assert figures["validation_loss"] == pytest.approx(seen[best], rel=1e-5)
+    kept = complete_checkpoints(tmp_path)
+    assert len([found for found in kept if found.step != best]) + (best in [found.step for found in kept[-3:]]) >= 3
+    assert len(kept) <= 4
+    assert figures["steps"] == 16
+    if best < 16:
+        found = dict(next(found for found in kept if found.step == best).tensors(("weight",)))
+        for name, value in weights(tmp_path).items():
+            assert np.array_equal(found[f"weight/model.{name}"], value.numpy())
+
+
+def test_training_stops_early_without_a_better_look(tiny_run: Outputs, tmp_path: Path) -> None:
+    settings = {"best_metric": "ndcg@10", "validation_users": 12, "validate_every": 1, "patience": 2}
+    figures = fit_in_process(sft_task(config_of(1, learning_rate=1e-6, **settings), tiny_run), tmp_path)
+    assert figures["stopped_early"]
+    assert figures["steps"] == figures["best_step"] + 2
+    assert [line["step"] for line in lines(tmp_path)][-1] == figures["steps"]
+    assert all(0.0 <= line["ndcg@10"] <= line["hr@10"] <= 1.0 for line in lines(tmp_path)[1:])
+    assert not (tmp_path / FOLDER).exists()
+
+
+def test_the_thresholds_of_spa_go_on_where_they_were(run: Outputs, tmp_path: Path) -> None:
+    settings = {"epsilon": "spa", "learning_rate": 3e-3, "checkpoint_every": 1, "log_every": 1, "epochs": 2}
+    task = align_task(tiny_config("align", **settings), run)
+    alone(task, tmp_path / "whole")
+    alone(task, tmp_path / "stopped", at=5)
+    alone(task, tmp_path / "stopped", start=agreed_start(task, tmp_path / "stopped"))
+    assert_same_training(tmp_path / "whole", tmp_path / "stopped", 1e-6)
+    whole, gone_on = ([line.get("spa_threshold") for line in lines(tmp_path / name)] for name in ("whole", "stopped"))
+    assert whole == gone_on
+    assert len(whole) == 9
+
+
+def test_a_checkpoint_of_other_settings_is_not_gone_on_from(tiny_run: Outputs, tmp_path: Path) -> None:
+    alone(sft_task(config_of(1), tiny_run), tmp_path, at=40)
+    assert newest_checkpoint(tmp_path) is not None
+    assert agreed_start(sft_task(config_of(1, learning_rate=1e-3), tiny_run), tmp_path) is None
+    assert newest_checkpoint(tmp_path) is None
+
+
+def test_a_folder_that_cannot_be_written_to_ends_training_with_a_sentence(tiny_run: Outputs, tmp_path: Path) -> None:
+    (tmp_path / FOLDER).write_text("no folder")
+    with pytest.raises(StageError, match=r"^sft: a checkpoint cannot be written to .*_checkpoints \(.*\): make room"):
+        alone(sft_task(config_of(1), tiny_run), tmp_path)
+
+
+def test_a_half_written_line_of_metrics_is_cut_away(tmp_path: Path) -> None:
+    log = tmp_path / "metrics.jsonl"
+    log.write_text('{"step": 0}\n{"step": 2}\n{"step": 4}\n{"step": 6, "lo')
+    cut_log(log, 4)
+    assert log.read_text() == '{"step": 0}\n{"step": 2}\n{"step": 4}\n'
+    cut_log(log, 3)
+    assert log.read_text() == '{"step": 0}\n{"step": 2}\n'
+    cut_log(log, 0)
+    assert log.read_text() == ""

@@ -1,0 +1,16 @@
+"""A whole job: `python -m tests.faults.job RUN` makes the SFT model of a run whose settings and examples are there."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from rosepo.config import load_config
+from rosepo.pipeline import run_stages
+from rosepo.session import ray_session
+
+if __name__ == "__main__":
+    root = Path(sys.argv[1])
+    settings = load_config(root / "job.yaml")
+    with ray_session(settings.ray):
+        run_stages(settings, root, ["sft"])

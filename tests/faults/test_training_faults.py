@@ -1,0 +1,109 @@
+"""What becomes of a training when a worker of Ray Train, or the whole job, is killed."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch.distributed as dist
+from torch import Tensor
+
+from rosepo.artifacts import MANIFEST, Outputs, read_manifest, write_json
+from rosepo.config import Config, dump_config
+from rosepo.stages import find_stage, stage_settings
+from rosepo.training.checkpoints import FOLDER, newest_checkpoint
+from rosepo.training.feed import Arrays
+from rosepo.training.sft import SftTask, sft_task
+from rosepo.training.task import Loss
+from rosepo.training.trainer import fit
+from tests.training.conftest import assert_same_training, lines, tiny_run  # noqa: F401 (a fixture)
+from tests.training.ranks import forked_ranks
+from tests.training.test_resume import base_model, config_of, train_rank_of  # noqa: F401 (a fixture)
+
+DEADLY_CALL = 26
+"""Call of the loss, looks at validation not counted, in which the worker is killed: the thirteenth step of sixteen."""
+
+
+@dataclass
+class Deadly(SftTask):
+    """Kills its second worker in the middle, as often as the file `deaths` says."""
+
+    deaths: Path = Path()
+    calls: int = 0
+
+    def loss(self, logps: Tensor, counts: Tensor, arrays: Arrays) -> Loss:
+        self.calls += logps.requires_grad
+        left = int(self.deaths.read_text())
+        if left and dist.get_rank() == 1 and self.calls == DEADLY_CALL:
+            self.deaths.write_text(str(left - 1))
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().loss(logps, counts, arrays)
+
+
+def deadly(config: Config, run: Outputs, scratch: Path, deaths: int) -> Deadly:
+    task = sft_task(config, run)
+    (scratch / "deaths").write_text(str(deaths))
+    return Deadly(
+        config, task.catalogue, task.plan, task.validation, task.held_out, task.origin, deaths=scratch / "deaths"
+    )
+
+
+@pytest.mark.parametrize("kind", ["full", "lora"])
+def test_a_killed_worker_is_started_again_and_the_training_ends_as_one_never_stopped(
+    kind: str,
+    ray_cluster: None,
+    tiny_run: Outputs,  # noqa: F811
+    base_model: Path,  # noqa: F811
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    stage, lora = (2, None) if kind == "full" else (3, base_model)
+    config = config_of(stage, lora, workers=2)
+    out, whole = tmp_path / "out", tmp_path / "whole"
+    out.mkdir()
+    figures = fit(deadly(config, tiny_run, tmp_path, deaths=1), out)
+    assert (tmp_path / "deaths").read_text() == "0"
+    assert figures["resumed_from"] in ([9], [12])
+    assert not (out / FOLDER).exists()
+    assert forked_ranks(2, train_rank_of, str(tiny_run.root), config, str(whole), None) == [0, 0]
+    assert_same_training(whole, out, 1e-6)
+    assert [line["step"] for line in lines(out)] == [line["step"] for line in lines(whole)]
+    assert figures["tokens"] > 0
+    assert figures["rows"] == 120
+
+
+def test_the_same_command_goes_on_after_the_whole_job_was_killed(tiny_run: Outputs, tmp_path: Path) -> None:  # noqa: F811
+    config = config_of(1, epochs=30, checkpoint_every=20, log_every=10, validate_every=100)
+    root, whole = tmp_path / "run", tmp_path / "whole"
+    shutil.copytree(tiny_run.examples, root / "examples")
+    made = {"fingerprint": "made", "settings": stage_settings(config, find_stage("prepare"))}
+    write_json(root / "examples" / MANIFEST, made)
+    (root / "job.yaml").write_text(dump_config(config))
+    command = [sys.executable, "-m", "tests.faults.job", str(root)]
+    with (tmp_path / "first.log").open("w") as log:
+        job = subprocess.Popen(command, stdout=log, stderr=log)
+        while job.poll() is None and not any(newest_checkpoint(part) for part in root.glob(".sft.*.partial")):
+            time.sleep(0.02)
+        job.send_signal(signal.SIGKILL)
+        job.wait()
+    assert job.returncode == -signal.SIGKILL, (tmp_path / "first.log").read_text()
+    assert not (root / "sft").exists()
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    told = re.search(r"sft goes on from step (\d+) of 240", done.stderr)
+    assert told is not None, done.stderr
+    assert 20 <= int(told[1]) < 240
+    assert not list(root.glob(".sft.*"))
+    assert not (root / "sft" / FOLDER).exists()
+    assert (read_manifest(root / "sft") or {})["figures"]["resumed_from"] == [int(told[1])]
+    assert forked_ranks(1, train_rank_of, str(root), config, str(whole), None) == [0]
+    assert_same_training(whole, root / "sft", 1e-6)
+    assert [line["step"] for line in lines(root / "sft")] == [line["step"] for line in lines(whole)]
