@@ -12,8 +12,8 @@
 Llama shapes `100m`, `1b`, `8b` with random weights; METHOD is `full` or `lora`, K the rejected titles of a group;
 prompts of 400 tokens, titles of 8. What does not fit in the device's memory has the value 0, and its note says so. A
 step is forward, DPO on cached reference log-probabilities, backward, clipping and AdamW in the product's DeepSpeed
-engine (ZeRO-1, one process) on a collated batch. benchmarks/flops.py says what MFU counts. Medians of five steps, after two that do not
-count (three after one with --quick).
+engine (ZeRO-1, one process) on a collated batch. benchmarks/flops.py says what MFU counts. Medians of five steps,
+after two that do not count (three after one with --quick).
 
 `--device cpu --shape tiny` shows that the program runs; its figures mean nothing.
 """

@@ -1,4 +1,4 @@
-"""Rows `trl.*` of benchmarks/gpu.py: the product's steps beside TRL's DPOTrainer with its defaults, on a CUDA device."""
+"""Rows `trl.*` of benchmarks/gpu.py: the product's steps beside TRL's DPOTrainer, on one CUDA device."""
 
 from __future__ import annotations
 
