@@ -111,7 +111,7 @@ class UserEncoder:
     suffix: int = 0
 
     def __call__(self, rows: pa.Table, parts: int) -> list[Arrays]:
-        table = _lists(rows, rows.column_names)
+        table = _lists(rows)
         completions = _completions(table)
         spans = rows[SPANS_COLUMN].to_pylist() if self.titles else [()] * len(rows)
         groups = [

@@ -212,8 +212,9 @@ def trainer_class() -> Any:
         _controller: Any = None
 
         def _initialize_and_run_controller(self, **arguments: Any) -> Any:
-            policy = Policy(self.run_config.failure_config)
-            return super()._initialize_and_run_controller(**arguments | {"failure_policy": policy})
+            policy = Policy(self.run_config.failure_config)  # type: ignore[arg-type]
+            run: Any = super()._initialize_and_run_controller  # type: ignore[misc]
+            return run(**arguments | {"failure_policy": policy})
 
         def _register_sigint_handler(self, controller: Any) -> None:
             self._controller = controller
