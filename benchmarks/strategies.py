@@ -33,7 +33,7 @@ from rosepo.data.examples import Recipe, write_bucket
 from rosepo.data.log import make_bucket
 from rosepo.sampling.actors import ActorSettings
 from rosepo.sampling.figures import Tally
-from rosepo.sampling.pairs import run_shards
+from rosepo.sampling.pool import run_shards
 from rosepo.sampling.plan import TITLE_SHARD_UNITS, Shard, plan_shards, read_shard
 from rosepo.session import ray_session
 

@@ -118,7 +118,7 @@ STAGES: dict[str, Stage] = {
             "pairs",
             "rosepo.sampling.pairs:pairs",
             "sample rejected titles",
-            without="pairs.rounds pairs.reference",
+            without="pairs.rounds pairs.reference pairs.stream",
             in_parts=True,
         ),
         _stage(
@@ -205,10 +205,13 @@ def stage_settings(config: Config, stage: Stage) -> dict[str, Any]:
     flat = _flatten(config.model_dump(mode="json"))
     searched = set(config.sweep_parameters) if stage.name == "sweep" else set()
     unused = {f"pairs.strategies.{name}" for name in config.pairs.strategies if name not in config.pairs.used}
+    # Parts of a streamed table are what training shuffles within: their size is then no matter of speed alone.
+    streamed = {"pairs.stream", "pairs.part_groups"} if config.pairs.stream and "align" in stage.sections else set()
     return {"seed": config.seed} | {
         key: value
         for key, value in flat.items()
-        if key not in unused
+        if key in streamed
+        or key not in unused
         and any(f"{key}.".startswith(f"{section}.") for section in stage.sections)
         and key.rsplit(".", 1)[-1] not in RESOURCE_KEYS
         and key not in searched

@@ -56,6 +56,18 @@ class Config(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _stream(self) -> Config:
+        align = self.align
+        whole = align.epsilon == "shuffled" or (align.epsilon == "constant" and align.epsilon_value is None)
+        if self.pairs.stream and align.loss == "pairwise" and whole:
+            remedy = "set align.epsilon_value, or " if align.epsilon == "constant" else ""
+            raise ValueError(
+                f"align.epsilon={align.epsilon} reads the whole table before the first step, which pairs.stream=true"
+                f" trains ahead of: {remedy}use pairs.stream=false"
+            )
+        return self
+
     @property
     def sweep_parameters(self) -> dict[str, tuple[Any, ...] | RangeConfig]:
         """What a sweep searches, the default filled in."""

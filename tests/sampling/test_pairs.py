@@ -21,7 +21,8 @@ from rosepo.models.oracle import Oracle
 from rosepo.models.sasrec import SASRec, SASRecConfig
 from rosepo.sampling.draws import Draws
 from rosepo.sampling.examples import Examples
-from rosepo.sampling.pairs import _own_error, pairs
+from rosepo.sampling.pairs import pairs
+from rosepo.sampling.pool import own_error
 from rosepo.training.logps import plain_logps
 from tests.helpers import tiny_catalogue, tiny_model, tiny_tokenizer
 
@@ -277,10 +278,10 @@ def test_a_later_round_draws_other_titles(run: Outputs, aligned: Path, in_proces
 @pytest.mark.parametrize("kind", [UserError, StageError])
 def test_what_an_actor_says_while_it_starts_is_passed_on(kind: type[Exception]) -> None:
     wrapped = RuntimeError(f"The actor died\n  File x\nrosepo.errors.{kind.__name__}: no such folder")
-    found = _own_error(wrapped)
+    found = own_error(wrapped)
     assert isinstance(found, kind)
     assert str(found) == "no such folder"
-    assert _own_error(RuntimeError("other")) is None
+    assert own_error(RuntimeError("other")) is None
 
 
 def first_ones(catalogue: Catalogue) -> Any:
