@@ -211,11 +211,13 @@ def stage_settings(config: Config, stage: Stage) -> dict[str, Any]:
         key: value
         for key, value in flat.items()
         if key in streamed
-        or key not in unused
-        and any(f"{key}.".startswith(f"{section}.") for section in stage.sections)
-        and key.rsplit(".", 1)[-1] not in RESOURCE_KEYS
-        and key not in searched
-        and key not in stage.without
+        or (
+            key not in unused
+            and any(f"{key}.".startswith(f"{section}.") for section in stage.sections)
+            and key.rsplit(".", 1)[-1] not in RESOURCE_KEYS
+            and key not in searched
+            and key not in stage.without
+        )
     }
 
 
