@@ -79,6 +79,11 @@ class Sampling:
         """The stage's name in its round."""
         return of_round("pairs", self.inputs.round)
 
+    @property
+    def origin(self) -> str:
+        """See `origin_of`."""
+        return origin_of(self.inputs)
+
     def run(self, out: Path, run: Callable[..., None] = run_shards) -> dict[str, Any]:
         """Write the table into `out`; `run` takes what `run_shards` takes. Returns and raises as `pairs` does."""
         start, tally = time.monotonic(), Tally()
@@ -104,7 +109,7 @@ class Sampling:
             embeddings=embeddings,
             cache=self.cache,
             device=self.device,
-            origin=origin_of(inputs),
+            origin=self.origin,
         )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -11,7 +10,7 @@ from typing import Any
 import ray
 
 from rosepo.console import Progress, say
-from rosepo.errors import StageError, UserError
+from rosepo.errors import StageError, own_error
 from rosepo.sampling.actors import ActorSettings, GroupsActor
 from rosepo.sampling.figures import Tally
 from rosepo.sampling.parts import complete, finished_parts
@@ -42,9 +41,17 @@ def run_shards(shards: Sequence[Shard], settings: ActorSettings, tally: Tally, l
                 progress.update(row["groups"])
         except Exception as error:
             raise own_error(error) or _lost(error, settings, shards) from error
-    for figures in finished_parts(settings.out, shards, settings.origin).values():
+    in_order = sorted(shards, key=lambda shard: shard.number)  # of the table, whatever is made first
+    for figures in finished_parts(settings.out, in_order, settings.origin).values():
         tally.add(figures)
     complete(settings.out, shards)
+
+
+def counted_run(shards: Sequence[Shard], settings: ActorSettings, label: str) -> dict[str, Any]:
+    """`run_shards` in a process of its own: the figures as `Tally.to_dict` gives them."""
+    tally = Tally()
+    run_shards(shards, settings, tally, label)
+    return tally.to_dict()
 
 
 def _answers(shards: Sequence[Shard], settings: ActorSettings) -> Iterator[dict[str, Any]]:
@@ -79,19 +86,3 @@ def _lost(error: Exception, settings: ActorSettings, shards: Sequence[Shard]) ->
         f"a sampling actor {why}, {RESTARTS + 1} times at most: {reason[:300]}; {finished} of {len(shards)} parts are "
         "finished and kept: run the same command again to go on from them (with fewer pairs.actors if memory was short)"
     )
-
-
-def own_error(error: BaseException | None) -> UserError | StageError | None:
-    """The error that an actor raised for a person to read, out of Ray's wrapping."""
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        for kind in (UserError, StageError):
-            if isinstance(error, kind):
-                return kind(str(getattr(error, "cause", None) or error))
-            # What an actor raises while it starts arrives as text alone.
-            told = re.findall(rf"^{kind.__module__}\.{kind.__name__}: (.+)$", str(error), flags=re.MULTILINE)
-            if told:
-                return kind(told[-1])
-        error = getattr(error, "cause", None) or error.__cause__ or error.__context__
-    return None

@@ -44,14 +44,15 @@ class AlignTask:
     Attributes:
         start: folder of the model that training starts from.
         reference: folder of the model whose log-probabilities the groups hold.
-        probed: the groups that `verify` looks at.
+        probed: the groups that `verify` looks at; where they are not made yet, None,
+        probed_rows: and their rows of the table, int64 [n], looked up when `verify` is called.
     """
 
     config: Config
     start: Path
     reference: Path
     plan: FeedPlan
-    probed: pa.Table
+    probed: pa.Table | None
     round: int = 1
     validation: list[Arrays] = field(default_factory=list)
     epsilon_value: float | None = None
@@ -64,6 +65,7 @@ class AlignTask:
         *(f"{name}/{strategy}" for name in _BY_STRATEGY for strategy in _LABELS),
         "spa_threshold",
     )
+    probed_rows: np.ndarray | None = None
     _built: Any = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -106,19 +108,23 @@ class AlignTask:
         absolute, relative = TOLERANCE[self.train.precision]
         if self.reference != self.start:
             logps, (absolute, relative) = _logps_of(self.reference), TOLERANCE["float32"]
-        encoder = GroupEncoder()
-        for place in range(len(self.probed)):
-            (arrays,) = encoder(self.probed.slice(place, 1), 1)
+        encoder, probed = GroupEncoder(), self._look_up() if self.probed is None else self.probed
+        for place in range(len(probed)):
+            (arrays,) = encoder(probed.slice(place, 1), 1)
             expected = arrays["ref_logps"][0]
             found = logps(arrays).float().numpy()
             off = np.abs(found - expected)
             if not (off <= absolute + relative * np.abs(expected)).all():
-                worst, example = int(np.argmax(off)), self.probed["example_id"][place].as_py()
+                worst, example = int(np.argmax(off)), probed["example_id"][place].as_py()
                 raise StageError(
                     f"the groups were made with another model, tokenizer or template than {self.reference}: example "
                     f"{example} has a reference log-probability of {expected[worst]:.3f} in the table and "
                     f"{found[worst]:.3f} under the model; run `rosepo pairs{self._option}` again"
                 )
+
+    def _look_up(self) -> pa.Table:
+        assert self.probed_rows is not None
+        return self.plan.open().take(self.probed_rows)
 
     def loss(self, logps: Tensor, counts: Tensor, arrays: Arrays) -> Loss:
         reference, scores, stored, strategy = (

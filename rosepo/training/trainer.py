@@ -6,6 +6,7 @@ import contextlib
 import os
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,12 @@ _LESS_MEMORY = "lower {name}.micro_batch_size or model.max_length, or set {name}
 
 
 def fit(
-    task: Task, out: Path, gpu: bool = False, show: Report | None = None, label: str | None = None
+    task: Task,
+    out: Path,
+    gpu: bool = False,
+    show: Report | None = None,
+    label: str | None = None,
+    beside: Callable[[], str] | None = None,
 ) -> dict[str, Any]:
     """Train with Ray Train: `task.train.workers` workers, data through `get_dataset_shard`. Ray must be initialised.
 
@@ -31,6 +37,7 @@ def fit(
 
     Args:
         label: what the progress line begins with; None takes the task's name.
+        beside: what the progress line also tells, of work that goes on at the same time.
 
     Returns:
         Figures: steps, rows, seconds, the last training figures, validation loss.
@@ -63,7 +70,7 @@ def fit(
         step = int(figures["step"])
         if not progress:
             # Begun with the first line, so that the speed leaves out what it took to start the workers.
-            progress.append(Progress(label or task.name, steps, "step"))
+            progress.append(Progress(label or task.name, steps, "step", beside=beside))
             begun.append(time.monotonic())
             return
         # Lines that are read together say nothing about speed yet.

@@ -14,7 +14,7 @@ import torch
 from rosepo.artifacts import Outputs, write_json
 from rosepo.config import Config, parse_config
 from rosepo.data.catalogue import Catalogue
-from rosepo.errors import StageError, UserError
+from rosepo.errors import StageError, UserError, own_error
 from rosepo.models.encoder import encode_titles, history_similarity
 from rosepo.models.folder import load_recommender, save_policy
 from rosepo.models.oracle import Oracle
@@ -22,7 +22,6 @@ from rosepo.models.sasrec import SASRec, SASRecConfig
 from rosepo.sampling.draws import Draws
 from rosepo.sampling.examples import Examples
 from rosepo.sampling.pairs import pairs
-from rosepo.sampling.pool import own_error
 from rosepo.training.logps import plain_logps
 from tests.helpers import tiny_catalogue, tiny_model, tiny_tokenizer
 
