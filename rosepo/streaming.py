@@ -159,7 +159,8 @@ class Production:
             while not ray.wait([self._pool], timeout=_LOOK)[0]:
                 left = [shard for shard in left if not part_path(actor.out, shard).exists()]
                 self._made = sum(self.table.rows) - sum(shard.count for shard in left)
-                if not self._told:  # training has no line yet that tells both
+                if self._made > progress.done and not self._told:  # training has no line yet that tells both
                     progress.update(self._made - progress.done)
-            tally.add(ray.get(self._pool))
+            made: dict[str, Any] = ray.get(self._pool)
+            tally.add(made)
             progress.done = sum(self.table.rows)
