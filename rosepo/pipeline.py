@@ -43,6 +43,7 @@ from rosepo.stages import (
     check_rounds,
     file_digests,
     find_stage,
+    seconds_in_all,
     stage_fingerprint,
     stage_settings,
     stages_of,
@@ -216,10 +217,11 @@ def _run_stage(config: Config, root: Path, plan: Plan, work: StageFunction | Non
 
 
 def _write_run_manifest(config: Config, root: Path) -> None:
-    stages = {}
+    stages, found = {}, {}
     for stage in stages_of(config).values():
         manifest = read_manifest(root / stage.folder)
         if manifest is not None:
+            found[stage.name] = manifest
             kept = {key: manifest[key] for key in ("fingerprint", "created", "seconds")}
             stages[stage.name] = {"manifest": f"{stage.folder}/{MANIFEST}", **kept}
     write_json(
@@ -228,7 +230,7 @@ def _write_run_manifest(config: Config, root: Path) -> None:
             {
                 "config": config.model_dump(mode="json", exclude_unset=True),
                 "stages": stages,
-                "seconds": round(sum(stage["seconds"] for stage in stages.values()), 2),
+                "seconds": round(seconds_in_all(found), 2),
                 "versions": versions(),
                 "revision": git_revision(),
             }

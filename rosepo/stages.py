@@ -231,6 +231,22 @@ def stage_fingerprint(config: Config, stage: Stage, inputs: Mapping[str, str]) -
     return digest(content)
 
 
+def together_with(stage: Stage, manifests: Mapping[str, Mapping[str, Any]]) -> str | None:
+    """The sampling that ran at the same time as this alignment, by the manifests of a run's stages; None for none."""
+    pairs = of_round("pairs", stage.round)
+    streamed = all(manifests.get(name, {}).get("figures", {}).get("streamed") for name in (stage.name, pairs))
+    return pairs if stage.kind == "align" and streamed else None
+
+
+def seconds_in_all(manifests: Mapping[str, Mapping[str, Any]]) -> float:
+    """Seconds that a run's stages took; of those that ran at the same time, what the longer one took."""
+    total = 0.0
+    for name, manifest in manifests.items():
+        pairs = together_with(find_stage(name), manifests)
+        total += manifest["seconds"] - (min(manifest["seconds"], manifests[pairs]["seconds"]) if pairs else 0.0)
+    return total
+
+
 def file_digests(config: Config, stage: Stage) -> dict[str, str]:
     """Digests of the content of the user's files that a stage reads: log and items, scores, a scorer's module."""
     if stage.name == "prepare":

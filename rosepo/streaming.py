@@ -17,7 +17,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rosepo.artifacts import Outputs
 from rosepo.config import Config
-from rosepo.console import Progress, say
+from rosepo.console import Progress, duration, say
 from rosepo.errors import StageError, own_error
 from rosepo.resources import check_together
 from rosepo.sampling.actors import ActorSettings
@@ -54,13 +54,15 @@ def align_streamed(config: Config, inputs: Outputs, out: Path, folder: Path, pai
     check_together(config, cluster_cpus(), cluster_gpus())
     maker = Production(plan_sampling(config, inputs), folder, pairs)
     try:
-        return align(config, inputs, out, maker=maker) | {"streamed": True}
+        figures = align(config, inputs, out, maker=maker)
     except BaseException as error:
         maker.stop()
         # What training says of groups that do not come is no more than that.
         if maker.error is not None and isinstance(error, Exception):
             raise maker.error from error
         raise
+    say(f"  training waited {duration(figures['wait_seconds'])} of {duration(figures['train_seconds'])} for groups")
+    return figures | {"streamed": True}
 
 
 class Production:

@@ -11,7 +11,7 @@ from rosepo.artifacts import MANIFEST, read_manifest, write_json
 from rosepo.config import Config, load_config
 from rosepo.errors import UserError
 from rosepo.pipeline import plan_stages, streamed_plans, with_streamed
-from rosepo.stages import STAGES, find_stage, stage_fingerprint, stage_settings, stages_of
+from rosepo.stages import STAGES, find_stage, seconds_in_all, stage_fingerprint, stage_settings, stages_of
 
 
 def configure(*overrides: str) -> Config:
@@ -95,6 +95,13 @@ def test_groups_that_are_not_there_are_streamed_into_the_alignment_of_their_roun
     finish(tmp_path / "other", configure(), "prepare", "sft", "oracle")
     with pytest.raises(UserError, match=r"align reads .*groups, which is not there"):
         plan_stages(configure(), tmp_path / "other", ["align"], overwrite=False)
+
+
+def test_stages_that_ran_at_the_same_time_are_counted_once() -> None:
+    manifests = {"sft": {"seconds": 5.0}, "pairs": {"seconds": 40.0, "figures": {"streamed": True}}}
+    assert seconds_in_all({**manifests, "align": {"seconds": 60.0, "figures": {"streamed": True}}}) == 65.0
+    assert seconds_in_all({**manifests, "align": {"seconds": 30.0, "figures": {"streamed": True}}}) == 45.0
+    assert seconds_in_all({**manifests, "align": {"seconds": 30.0, "figures": {}}}) == 75.0  # aligned again later
 
 
 def test_rounds_follow_the_first_alignment_each_in_folders_of_its_own() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -81,7 +82,10 @@ def _lost(error: Exception, settings: ActorSettings, shards: Sequence[Shard]) ->
     finished = len(list(settings.out.glob("part-*.parquet")))
     text = str(error)
     why = "ran out of memory" if "OutOfMemory" in text or "MemoryError" in text else "died or failed"
-    reason = next((line.strip() for line in reversed(text.splitlines()) if line.strip()), type(error).__name__)
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    # What the actor's own code raised comes before what Ray says about retries.
+    told = [line for line in lines if re.match(r"(?!ray\.)[\w.]*(Error|Exception): ", line)]
+    reason = (told or lines or [type(error).__name__])[-1]
     return StageError(
         f"a sampling actor {why}, {RESTARTS + 1} times at most: {reason[:300]}; {finished} of {len(shards)} parts are "
         "finished and kept: run the same command again to go on from them (with fewer pairs.actors if memory was short)"

@@ -67,7 +67,7 @@ class _Run:
         self.task, self.engine, self.steps = task, engine, steps
         self.averages = Averages(("loss", "tokens", "padded", "wait", *task.metric_names))
         self.dummy = _dummy()
-        self.tokens = 0.0
+        self.tokens = self.waited = 0.0
         self.every = min(task.train.log_every, steps)
         self.looks = {math.ceil(steps * look / VALIDATIONS) for look in range(1, VALIDATIONS + 1)}
 
@@ -106,6 +106,7 @@ class _Run:
             "rows": rows,
             "tokens": round(self.tokens),
             "train_seconds": round(seconds, 2),
+            "wait_seconds": round(self.waited, 2),
             "rows_per_second": round(rows / seconds, 2),
         }
 
@@ -149,6 +150,7 @@ class _Run:
         parts = self.averages.collect(self.engine.device)
         tokens, padded, waited = (parts.pop(name)[0] for name in ("tokens", "padded", "wait"))
         self.tokens += tokens
+        self.waited += waited / self.engine.world
         return means(parts) | {
             "epoch": step / self.task.plan.schedule.steps_per_epoch,
             "rows_per_second": steps * self.task.train.batch_size / interval,
