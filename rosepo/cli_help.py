@@ -44,7 +44,8 @@ _HELP = {
 
     align.beta ties the model to its reference, align.epsilon_max bounds the smoothing (0 is DPO); align.loss is
     pairwise or softmax. align.epsilon takes the smoothing from the oracle or from a control: constant, shuffled, zero
-    or spa. --round 2 goes on from the model of the first round, on the groups of the second, and so on.
+    or spa. --round 2 goes on from the model of the first round, on the groups of the second, and so on. With
+    pairs.stream=true, groups that are not there are sampled meanwhile: training takes them while they are made.
 
     Example: rosepo align --set align.beta=0.5 --out runs/ml --overwrite
     """,

@@ -103,6 +103,7 @@ class Production:
         return f"{self._sampling.label} {self._made:,}/{total:,} groups" if self._thread.is_alive() else ""
 
     def finish(self) -> None:
+        self._told = False  # training's line moves no more
         self._thread.join()
         if self.error is not None:
             raise self.error

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from rosepo.artifacts import Outputs, continuing, partial_folder
+from rosepo.artifacts import MANIFEST, Outputs, continuing, now, partial_folder, read_manifest, write_json
 from rosepo.config import Config, parse_config
 from rosepo.errors import StageError
 from rosepo.pipeline import plan_stages, run_stages
@@ -49,16 +49,20 @@ def ready(run: Outputs, tmp_path: Path) -> Outputs:  # noqa: F811
     for name in ("examples", "sft", "oracle"):
         shutil.copytree(run.root / name, tmp_path / name)
     finish(tmp_path, configure(), "prepare", "sft", "oracle")
+    for name in ("examples", "sft", "oracle"):
+        manifest = read_manifest(tmp_path / name) or {}
+        write_json(tmp_path / name / MANIFEST, manifest | {"created": now(), "seconds": 1.0})
     return Outputs(tmp_path)
 
 
-def watch(inputs: Outputs, config: Config, then: str) -> None:
-    """Have something happen in the part that training wants last."""
+def watch(inputs: Outputs, config: Config, then: str) -> list[int]:
+    """Have something happen in the part that training wants last; returns the order in which it wants them."""
     production = Production(plan_sampling(config, inputs), inputs.root / ".partial", lambda work: None)
     order = wanted_order(align_task(config, inputs, growing=production.table).plan, production.table)
     last = read_shard(plan_sampling(config, inputs).shards[order[-1]], None)["user_id"]
     about = {"user": last[len(last) // 2].as_py(), "run": str(inputs.root), "then": then}
     (SCRATCH / "watchful").write_text(json.dumps(about))
+    return order
 
 
 def test_a_streamed_run_trains_before_the_last_part_is_there_and_ends_as_one_that_was_not_streamed(
@@ -103,7 +107,7 @@ def test_a_streamed_run_trains_before_the_last_part_is_there_and_ends_as_one_tha
 
 def test_sampling_ends_at_once_when_training_fails(ready: Outputs, ray_cluster: None) -> None:
     config = configure()
-    watch(ready, config, "sleep")
+    order = watch(ready, config, "sleep")
     (SCRATCH / "asleep").unlink(missing_ok=True)
 
     def pairs(work: Any) -> None:
@@ -111,10 +115,10 @@ def test_sampling_ends_at_once_when_training_fails(ready: Outputs, ray_cluster: 
             work(config, ready, aside)
 
     production = Production(plan_sampling(config, ready), partial_folder(ready.groups, "key"), pairs)
-    production.start([])
+    production.start(order)
     while not (SCRATCH / "asleep").exists():
         time.sleep(0.1)
-    assert 0 < len(list(production.table.folder.glob("part-*.parquet"))) < 4
+    assert len(list(production.table.folder.glob("part-*.parquet"))) == 3
     production.stop()
     assert production.error is None
     assert not production.told()
@@ -124,7 +128,7 @@ def test_sampling_ends_at_once_when_training_fails(ready: Outputs, ray_cluster: 
         time.sleep(0.1)
     assert not running(int((SCRATCH / "asleep").read_text()))
     assert not ready.groups.exists()
-    assert len(list(production.table.folder.glob("part-*.parquet"))) > 0
+    assert len(list(production.table.folder.glob("part-*.parquet"))) == 3
 
 
 def running(process: int) -> bool:
