@@ -58,7 +58,7 @@ def align_streamed(config: Config, inputs: Outputs, out: Path, folder: Path, pai
     except BaseException as error:
         maker.stop()
         # What training says of groups that do not come is no more than that.
-        if maker.error is not None and isinstance(error, Exception):
+        if maker.error not in (None, error) and isinstance(error, Exception):
             raise maker.error from error
         raise
     say(f"  training waited {duration(figures['wait_seconds'])} of {duration(figures['train_seconds'])} for groups")
@@ -91,7 +91,7 @@ class Production:
         Raises:
             UserError, StageError: the stage ended before.
         """
-        self._order = [*order, *sorted(set(range(len(self.table.parts))) - set(order))]
+        self._order = order
         self._thread.start()
         self._begun.wait()
         if self.error is not None:
@@ -156,9 +156,12 @@ class Production:
         with self._guard:
             if self._stopped:
                 raise StageError("stopped")
-            self._pool = pool.remote([shards[number] for number in self._order], actor, label)
+            place = {number: place for place, number in enumerate(self._order)}
+            # What is no part of training's table comes first.
+            ordered = sorted(shards, key=lambda shard: place.get(shard.number, -1))
+            self._pool = pool.remote(ordered, actor, label)
         with Progress(label, sum(self.table.rows), "groups", before=self._made) as progress:
-            left = list(shards)
+            left = [shard for shard in shards if shard.number in place]
             while not ray.wait([self._pool], timeout=_LOOK)[0]:
                 left = [shard for shard in left if not part_path(actor.out, shard).exists()]
                 self._made = sum(self.table.rows) - sum(shard.count for shard in left)
