@@ -33,8 +33,8 @@ from rosepo.data.examples import Recipe, write_bucket
 from rosepo.data.log import make_bucket
 from rosepo.sampling.actors import ActorSettings
 from rosepo.sampling.figures import Tally
-from rosepo.sampling.pairs import run_shards
 from rosepo.sampling.plan import TITLE_SHARD_UNITS, Shard, plan_shards, read_shard
+from rosepo.sampling.pool import run_shards
 from rosepo.session import ray_session
 
 USERS, ITEMS, LENGTH = 1_000_000, 1_000_000, 16

@@ -9,6 +9,7 @@ import os
 import platform
 import shutil
 import subprocess
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -181,7 +182,7 @@ def continuing(folder: Path, key: str) -> Iterator[Path]:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with _locked(folder.parent, folder):
         _remove_stale(folder)
-        aside = folder.parent / f".{folder.name}.{key}.partial"
+        aside = partial_folder(folder, key)
         for stale in folder.parent.glob(f".{folder.name}.*.partial"):
             if stale != aside:
                 shutil.rmtree(stale, ignore_errors=True)
@@ -194,21 +195,50 @@ def continuing(folder: Path, key: str) -> Iterator[Path]:
                 aside.rmdir()
 
 
+def partial_folder(folder: Path, key: str) -> Path:
+    """Where `continuing` keeps the parts of `folder` until it is whole."""
+    return folder.parent / f".{folder.name}.{key}.partial"
+
+
+_locks: dict[Path, tuple[int, frozenset[str]]] = {}
+"""Directories that this process has locked: the handle, and the folders in it that are being written."""
+_locks_guard = threading.Lock()
+
+
 @contextmanager
 def _locked(directory: Path, folder: Path) -> Iterator[None]:
-    """One process at a time in `directory`; the system lets go of it when the process ends, however it ends."""
+    """One process at a time in `directory`, which may write several of its folders at once."""
+    directory, name = directory.resolve(), folder.name
+    with _locks_guard:
+        handle, names = _locks.get(directory) or (_lock(directory, folder), frozenset())
+        if name in names:
+            raise UserError(_WRITTEN.format(folder=folder))
+        _locks[directory] = (handle, names | {name})
+    try:
+        yield
+    finally:
+        with _locks_guard:
+            handle, names = _locks.pop(directory)
+            if names == {name}:
+                os.close(handle)
+            else:
+                _locks[directory] = (handle, names - {name})
+
+
+_WRITTEN = "another rosepo is writing {folder}: wait for it, or use another --out"
+
+
+def _lock(directory: Path, folder: Path) -> int:
+    """The handle that holds the lock; the system lets go of it when the process ends, however it ends."""
     handle = os.open(directory, os.O_RDONLY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(handle)
-        raise UserError(f"another rosepo is writing {folder}: wait for it, or use another --out") from None
+        raise UserError(_WRITTEN.format(folder=folder)) from None
     except OSError:
         pass  # a file system without locks
-    try:
-        yield
-    finally:
-        os.close(handle)
+    return handle
 
 
 def _remove_stale(folder: Path) -> None:

@@ -177,6 +177,9 @@ def _resources(config: Config) -> list[list[Any]]:
     for stage, section in asking_sections(config).items():
         need = need_of(config, section)
         rows.append([stage, f"{need.count_key}={need.count}", f"{need.cpus:g}", there])
+    if config.pairs.stream:
+        both = sum(need_of(config, section).cpus for section in ("pairs", "align"))
+        rows.append(["pairs and align at once", "pairs.stream=true", f"{both:g}", there])
     return rows
 
 

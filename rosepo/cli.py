@@ -261,7 +261,7 @@ def _run(
 
 
 def _run_stages(config: Config, out: Path, names: Sequence[str], overwrite: bool, debug: bool) -> None:
-    from rosepo.pipeline import plan_stages, run_stages
+    from rosepo.pipeline import plan_stages, run_stages, with_streamed
     from rosepo.refusals import check_named, check_resources
     from rosepo.session import ray_session
 
@@ -271,6 +271,7 @@ def _run_stages(config: Config, out: Path, names: Sequence[str], overwrite: bool
             "give an absolute path that every node sees"
         )
     check_named(config, names)
+    names = with_streamed(config, out, names)
     # Refusals come before Ray is started; run_stages plans again, on the same folder.
     if all(plan.state == "done" for plan in plan_stages(config, out, names, overwrite)):
         run_stages(config, out, names, overwrite)

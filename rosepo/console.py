@@ -74,8 +74,15 @@ class Progress:
     On a terminal the line is redrawn in place; elsewhere a line is printed every few seconds, and one at the end.
     """
 
-    def __init__(self, label: str, total: int, unit: str = "it", before: int = 0) -> None:
-        """`before`: units of the total that an earlier run did; they do not count for the speed."""
+    def __init__(
+        self, label: str, total: int, unit: str = "it", before: int = 0, beside: Callable[[], str] | None = None
+    ) -> None:
+        """
+        Args:
+            before: units of the total that an earlier run did; they do not count for the speed.
+            beside: how far other work is that goes on meanwhile, for the same line; empty for nothing to tell.
+        """
+        self._beside = beside or str
         self.label, self.total, self.unit = label, total, unit
         self.done = self.before = before
         self._figures: dict[str, float] = {}
@@ -110,6 +117,8 @@ class Progress:
             parts.append(f"{duration(elapsed)} in all")
         elif speed:
             parts.append(f"{duration((self.total - self.done) / speed)} left")
+        if meanwhile := self._beside():
+            parts.append(meanwhile)
         line = "  " + " · ".join(parts)
         if self._terminal:
             sys.stderr.write(f"\r\x1b[2K{line}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 
 class UserError(Exception):
     """Bad input or configuration: one sentence that names the file, row or key, the value and the remedy.
@@ -12,3 +14,19 @@ class UserError(Exception):
 
 class StageError(Exception):
     """Work that started and could not be finished, told in a sentence. Exits with 1."""
+
+
+def own_error(error: BaseException | None) -> UserError | StageError | None:
+    """The error that a process raised for a person to read, out of Ray's wrapping; None where there is none."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        for kind in (UserError, StageError):
+            if isinstance(error, kind):
+                return kind(str(getattr(error, "cause", None) or error))
+            # What an actor raises while it starts arrives as text alone.
+            told = re.findall(rf"^{kind.__module__}\.{kind.__name__}: (.+)$", str(error), flags=re.MULTILINE)
+            if told:
+                return kind(told[-1])
+        error = getattr(error, "cause", None) or error.__cause__ or error.__context__
+    return None

@@ -25,6 +25,8 @@ from rosepo.artifacts import (
     digest,
     git_revision,
     now,
+    of_round,
+    partial_folder,
     read_manifest,
     replacing,
     versions,
@@ -35,7 +37,17 @@ from rosepo.config import Config, dump_config, load_config
 from rosepo.console import duration, say
 from rosepo.errors import UserError
 from rosepo.redaction import redact, redact_tree
-from rosepo.stages import Stage, check_rounds, file_digests, find_stage, stage_fingerprint, stage_settings, stages_of
+from rosepo.stages import (
+    Stage,
+    StageFunction,
+    check_rounds,
+    file_digests,
+    find_stage,
+    seconds_in_all,
+    stage_fingerprint,
+    stage_settings,
+    stages_of,
+)
 
 CONFIG_FILE = "config.yaml"
 PUBLISHED = ("metrics.json", "report.html")
@@ -61,6 +73,7 @@ def plan_stages(config: Config, root: Path, names: Sequence[str], overwrite: boo
     """
     _check_root(root)
     check_rounds(config, names)
+    names = with_streamed(config, root, names)
     fingerprints: dict[str, str] = {}
     looked_at: set[str] = set()
     plans = []
@@ -107,23 +120,44 @@ def run_stages(config: Config, root: Path, names: Sequence[str], overwrite: bool
     plans = plan_stages(config, root, names, overwrite)
     root.mkdir(parents=True, exist_ok=True)
     write_text(root / CONFIG_FILE, dump_config(config))
-    manifests = {}
+    streamed = streamed_plans(config, plans)
     for number, plan in enumerate(plans, 1):
         label = f"[{number}/{len(plans)}] {plan.stage.name}"
         folder = root / plan.stage.folder
         if plan.state == "done":
             say(f"{label}: up to date → {folder}")
+        elif plan in streamed.values():
+            say(f"{label}: {plan.stage.purpose}, streamed into the training that follows")
+            continue
         else:
-            say(f"{label}: {plan.stage.purpose}")
+            pairs = streamed.get(plan.stage.name)
+            say(f"{label}: {plan.stage.purpose}{f', while {pairs.stage.name} samples' if pairs else ''}")
             with _own_interrupts():
-                manifest = _run_stage(config, root, plan)
+                manifest = _run_streamed(config, root, pairs, plan) if pairs else _run_stage(config, root, plan)
             say(f"{label}: {duration(manifest['seconds'])} → {folder}")
         if plan.stage.name == "evaluate":
             for name in PUBLISHED:
                 copy_file(folder / name, root / name)
-        manifests[plan.stage.name] = read_manifest(folder) or {}
         _write_run_manifest(config, root)
-    return manifests
+    return {plan.stage.name: read_manifest(root / plan.stage.folder) or {} for plan in plans}
+
+
+def with_streamed(config: Config, root: Path, names: Sequence[str]) -> list[str]:
+    """The named stages, and with `pairs.stream` the sampling of groups that a named alignment trains on and that are
+    not there."""
+    found = set(names)
+    for name in names if config.pairs.stream else ():
+        stage = find_stage(name)
+        if stage.kind == "align" and read_manifest(Outputs(root, stage.round).groups) is None:
+            found.add(of_round("pairs", stage.round))
+    return [*sorted(found - set(names)), *names]
+
+
+def streamed_plans(config: Config, plans: Sequence[Plan]) -> dict[str, Plan]:
+    """Plans of sampling that is done while its groups are trained on, by the name of the alignment."""
+    left = {plan.stage.name: plan for plan in plans if plan.state != "done"}
+    rounds = {name: of_round("pairs", plan.stage.round) for name, plan in left.items() if plan.stage.kind == "align"}
+    return {name: left[pairs] for name, pairs in rounds.items() if pairs in left} if config.pairs.stream else {}
 
 
 def resolve_config(root: Path, path: Path | None, overrides: Sequence[str]) -> Config:
@@ -145,12 +179,24 @@ def _own_interrupts() -> Iterator[None]:
         signal.signal(signal.SIGINT, handler)
 
 
-def _run_stage(config: Config, root: Path, plan: Plan) -> dict[str, Any]:
+def _run_streamed(config: Config, root: Path, pairs: Plan, align: Plan) -> dict[str, Any]:
+    """Run the sampling of a round beside its alignment; returns the manifest of the latter."""
+    from rosepo.streaming import align_streamed
+
+    def work(config: Config, inputs: Outputs, out: Path) -> dict[str, Any]:
+        folder = partial_folder(root / pairs.stage.folder, pairs.fingerprint)
+        return align_streamed(config, inputs, out, folder, lambda stage: _run_stage(config, root, pairs, stage))
+
+    return _run_stage(config, root, align, work)
+
+
+def _run_stage(config: Config, root: Path, plan: Plan, work: StageFunction | None = None) -> dict[str, Any]:
+    """Run a stage, with `work` in place of its function where it is given; returns its manifest."""
     started = time.monotonic()
     inputs = Outputs(root, plan.stage.round, moved=config.pairs.reference == "moved")
     folder = root / plan.stage.folder
     with continuing(folder, plan.fingerprint) if plan.stage.in_parts else replacing(folder) as aside:
-        figures = plan.stage.load()(config, inputs, aside)
+        figures = (work or plan.stage.load())(config, inputs, aside)
         names = (*plan.stage.needs, *plan.stage.uses)
         found = {name: read_manifest(root / find_stage(name).folder) for name in names}
         manifest = {
@@ -171,10 +217,11 @@ def _run_stage(config: Config, root: Path, plan: Plan) -> dict[str, Any]:
 
 
 def _write_run_manifest(config: Config, root: Path) -> None:
-    stages = {}
+    stages, found = {}, {}
     for stage in stages_of(config).values():
         manifest = read_manifest(root / stage.folder)
         if manifest is not None:
+            found[stage.name] = manifest
             kept = {key: manifest[key] for key in ("fingerprint", "created", "seconds")}
             stages[stage.name] = {"manifest": f"{stage.folder}/{MANIFEST}", **kept}
     write_json(
@@ -183,7 +230,7 @@ def _write_run_manifest(config: Config, root: Path) -> None:
             {
                 "config": config.model_dump(mode="json", exclude_unset=True),
                 "stages": stages,
-                "seconds": round(sum(stage["seconds"] for stage in stages.values()), 2),
+                "seconds": round(seconds_in_all(found), 2),
                 "versions": versions(),
                 "revision": git_revision(),
             }

@@ -7,8 +7,8 @@ from typing import Any
 
 from rosepo.config import Config
 from rosepo.errors import UserError
-from rosepo.resources import need_of, stage_use_gpu, use_gpu
-from rosepo.session import joins_cluster, local_cpus
+from rosepo.resources import check_together, need_of, stage_use_gpu, use_gpu
+from rosepo.session import cluster_cpus, cluster_gpus, joins_cluster, local_cpus
 
 SECTION_OF = {
     "sft": "sft",
@@ -42,6 +42,8 @@ def check_before_run(config: Config) -> dict[str, Any]:
     if not joins_cluster(config.ray):
         for section in asking_sections(config).values():
             use_gpu(need_of(config, section), local_cpus(config.ray), _local_gpus())
+        if config.pairs.stream:
+            check_together(config, local_cpus(config.ray), _local_gpus())
     data = inspect_data(config)
     validate_model(config)
     if data["exact"]:
@@ -87,6 +89,8 @@ def check_resources(config: Config, names: Sequence[str]) -> None:
     for kind in dict.fromkeys(find_stage(name).kind for name in names):
         if kind in sections:
             stage_use_gpu(config, sections[kind])
+    if config.pairs.stream and {"pairs", "align"} <= {find_stage(name).kind for name in names}:
+        check_together(config, cluster_cpus(), cluster_gpus())
 
 
 def asking_sections(config: Config) -> dict[str, str]:

@@ -110,6 +110,36 @@ def use_gpu(need: Need, cpus: float, gpus: float) -> bool:
     return True
 
 
+def check_together(config: Config, cpus: float, gpus: float) -> None:
+    """Refuse `pairs.stream=true` where sampling and training do not fit the cluster (`cpus`, `gpus`) at once.
+
+    Raises:
+        UserError: with the sums and the remedies.
+    """
+    needs = [need_of(config, section) for section in ("pairs", "align")]
+    with_gpus = [need for need in needs if use_gpu(need, cpus, gpus)]
+    asked = sum(need.cpus for need in needs)
+    if asked > cpus + 1e-6:
+        sums = " + ".join(_sum(need) for need in needs)
+        raise UserError(
+            f"pairs.stream=true runs pairs and align at once, which needs {asked:g} CPUs ({sums}), and the cluster has "
+            f"{cpus:g}: lower {needs[0].each_key}, {needs[0].count_key} or {needs[1].count_key}, give Ray more CPUs "
+            "(ray.num_cpus where it is started here), or use pairs.stream=false"
+        )
+    asked_gpus = sum(need.gpus for need in with_gpus)
+    if asked_gpus > gpus:
+        sums = " + ".join(f"{need.count_key}={need.count}" for need in with_gpus)
+        raise UserError(
+            f"pairs.stream=true runs pairs and align at once, which needs {asked_gpus} GPUs ({sums}), and the cluster "
+            f"has {gpus:g}: lower them, set pairs.gpu=no, or use pairs.stream=false"
+        )
+
+
+def _sum(need: Need) -> str:
+    beside = f" and {need.data_each:g} beside each" if need.data_each else ""
+    return f"{need.count_key}={need.count} × {need.cpus_each:g}{beside}"
+
+
 def stage_use_gpu(config: Config, section: str) -> bool:
     """`use_gpu` of a section on the running session."""
     from rosepo.session import cluster_cpus, cluster_gpus

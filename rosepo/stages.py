@@ -124,7 +124,7 @@ STAGES: dict[str, Stage] = {
             "pairs",
             "rosepo.sampling.pairs:pairs",
             "sample rejected titles",
-            without="pairs.rounds pairs.reference",
+            without="pairs.rounds pairs.reference pairs.stream",
             in_parts=True,
         ),
         _stage(
@@ -217,14 +217,19 @@ def stage_settings(config: Config, stage: Stage) -> dict[str, Any]:
     flat = _flatten(config.model_dump(mode="json"))
     searched = set(config.sweep_parameters) if stage.name == "sweep" else set()
     unused = {f"pairs.strategies.{name}" for name in config.pairs.strategies if name not in config.pairs.used}
+    # Parts of a streamed table are what training shuffles within: their size is then no matter of speed alone.
+    streamed = {"pairs.stream", "pairs.part_groups"} if config.pairs.stream and "align" in stage.sections else set()
     return {"seed": config.seed} | {
         key: value
         for key, value in flat.items()
-        if key not in unused
-        and any(f"{key}.".startswith(f"{section}.") for section in stage.sections)
-        and key.rsplit(".", 1)[-1] not in RESOURCE_KEYS
-        and key not in searched
-        and key not in stage.without
+        if key in streamed
+        or (
+            key not in unused
+            and any(f"{key}.".startswith(f"{section}.") for section in stage.sections)
+            and key.rsplit(".", 1)[-1] not in RESOURCE_KEYS
+            and key not in searched
+            and key not in stage.without
+        )
     }
 
 
@@ -236,6 +241,22 @@ def stage_fingerprint(config: Config, stage: Stage, inputs: Mapping[str, str]) -
     if files:
         content["files"] = files
     return digest(content)
+
+
+def together_with(stage: Stage, manifests: Mapping[str, Mapping[str, Any]]) -> str | None:
+    """The sampling that ran at the same time as this alignment, by the manifests of a run's stages; None for none."""
+    pairs = of_round("pairs", stage.round)
+    streamed = all(manifests.get(name, {}).get("figures", {}).get("streamed") for name in (stage.name, pairs))
+    return pairs if stage.kind == "align" and streamed else None
+
+
+def seconds_in_all(manifests: Mapping[str, Mapping[str, Any]]) -> float:
+    """Seconds that a run's stages took; of those that ran at the same time, what the longer one took."""
+    total = 0.0
+    for name, manifest in manifests.items():
+        pairs = together_with(find_stage(name), manifests)
+        total += manifest["seconds"] - (min(manifest["seconds"], manifests[pairs]["seconds"]) if pairs else 0.0)
+    return total
 
 
 def file_digests(config: Config, stage: Stage) -> dict[str, str]:

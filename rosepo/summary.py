@@ -11,7 +11,7 @@ from rosepo.artifacts import Outputs, read_manifest
 from rosepo.config import Config
 from rosepo.console import duration, say, table
 from rosepo.evaluation.verdict import no_baseline
-from rosepo.stages import Stage, find_stage, stages_of
+from rosepo.stages import Stage, find_stage, seconds_in_all, stages_of, together_with
 
 SHOWN = ("hr@1", "hr@10", "ndcg@10")
 NAMES = {
@@ -101,13 +101,16 @@ def _interval(figure: dict[str, float]) -> str:
 
 
 def _times(config: Config, root: Path) -> str:
-    rows, total = [], 0.0
-    for stage in stages_of(config).values():
-        manifest = read_manifest(root / stage.folder)
-        if manifest is not None:
-            total += manifest["seconds"]
-            rows.append([stage.name, duration(manifest["seconds"]), str(root / stage.folder)])
-    return table([*rows, ["all", duration(total), str(root)]], header=("stage", "time", "output"))
+    stages = stages_of(config)
+    read = {name: read_manifest(root / stage.folder) for name, stage in stages.items()}
+    manifests = {name: manifest for name, manifest in read.items() if manifest is not None}
+    rows = []
+    for name, manifest in manifests.items():
+        pairs = together_with(stages[name], manifests)
+        shown = f"{name} (with {pairs})" if pairs else name
+        rows.append([shown, duration(manifest["seconds"]), str(root / stages[name].folder)])
+    total = duration(seconds_in_all(manifests))
+    return table([*rows, ["all", total, str(root)]], header=("stage", "time", "output"))
 
 
 def _suggestions(outputs: Outputs) -> list[str]:

@@ -75,6 +75,21 @@ def test_a_bad_setting_is_refused_in_words_that_name_it(override: str, words: li
         assert word in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["align.epsilon=shuffled"], "align.epsilon=shuffled reads the whole table .*: use pairs.stream=false"),
+        (["align.epsilon=constant"], "align.epsilon=constant reads .*: set align.epsilon_value, or use pairs.stream"),
+        (["pairs.score=false"], "pairs.stream=true streams groups into align"),
+    ],
+)
+def test_what_needs_the_whole_table_or_gives_none_to_train_on_cannot_stream(overrides: list[str], words: str) -> None:
+    load_config(None, overrides)
+    with pytest.raises(UserError, match=words):
+        load_config(None, ["pairs.stream=true", *overrides])
+    load_config(None, ["pairs.stream=true", "align.epsilon=constant", "align.epsilon_value=0.1"])
+
+
 @pytest.mark.parametrize("url", ["s3://KEY:SECRET@bucket/log.csv", "s3://KEY:SEC/RET@bucket/log.csv"])
 def test_credentials_in_a_url_are_refused_and_not_repeated(url: str) -> None:
     with pytest.raises(UserError) as caught:

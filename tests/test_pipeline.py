@@ -10,8 +10,8 @@ import pytest
 from rosepo.artifacts import MANIFEST, read_manifest, write_json
 from rosepo.config import Config, load_config
 from rosepo.errors import UserError
-from rosepo.pipeline import plan_stages
-from rosepo.stages import STAGES, find_stage, stage_fingerprint, stage_settings, stages_of
+from rosepo.pipeline import plan_stages, streamed_plans, with_streamed
+from rosepo.stages import STAGES, find_stage, seconds_in_all, stage_fingerprint, stage_settings, stages_of
 
 
 def configure(*overrides: str) -> Config:
@@ -70,6 +70,38 @@ def test_a_sweep_is_made_again_when_its_measure_changes(done: Path) -> None:
 def states(config: Config, root: Path, overwrite: bool = True) -> dict[str, str]:
     """What a whole run would do with every stage."""
     return {plan.stage.name: plan.state for plan in plan_stages(config, root, list(stages_of(config)), overwrite)}
+
+
+def test_streaming_makes_the_alignment_another_one_and_no_group(done: Path) -> None:
+    # Training shuffles within a part: its size is then one of the settings of its result.
+    changed = {"align", "sweep", "evaluate"}
+    for overrides in (["pairs.stream=true"], ["pairs.stream=true", "pairs.part_groups=512"]):
+        config = configure(*overrides)
+        assert {name for name, state in states(config, done).items() if state != "done"} == changed
+        finish(done, config, "align", "sweep", "evaluate")
+
+
+def test_groups_that_are_not_there_are_streamed_into_the_alignment_of_their_round(tmp_path: Path) -> None:
+    config = configure("pairs.stream=true", "pairs.rounds=2")
+    finish(tmp_path, config, "prepare", "sft", "oracle")
+    assert with_streamed(config, tmp_path, ["align"]) == ["pairs", "align"]
+    plans = plan_stages(config, tmp_path, [name for name in stages_of(config) if name != "sweep"], overwrite=False)
+    streamed = streamed_plans(config, plans)
+    assert {name: plan.stage.name for name, plan in streamed.items()} == {"align": "pairs", "align-2": "pairs-2"}
+    assert not streamed_plans(configure("pairs.rounds=2"), plans)
+    finish(tmp_path, config, "pairs")
+    assert with_streamed(config, tmp_path, ["align"]) == ["align"]
+    assert not streamed_plans(config, plan_stages(config, tmp_path, ["align"], overwrite=False))
+    finish(tmp_path / "other", configure(), "prepare", "sft", "oracle")
+    with pytest.raises(UserError, match=r"align reads .*groups, which is not there"):
+        plan_stages(configure(), tmp_path / "other", ["align"], overwrite=False)
+
+
+def test_stages_that_ran_at_the_same_time_are_counted_once() -> None:
+    manifests = {"sft": {"seconds": 5.0}, "pairs": {"seconds": 40.0, "figures": {"streamed": True}}}
+    assert seconds_in_all({**manifests, "align": {"seconds": 60.0, "figures": {"streamed": True}}}) == 65.0
+    assert seconds_in_all({**manifests, "align": {"seconds": 30.0, "figures": {"streamed": True}}}) == 45.0
+    assert seconds_in_all({**manifests, "align": {"seconds": 30.0, "figures": {}}}) == 75.0  # aligned again later
 
 
 def test_rounds_follow_the_first_alignment_each_in_folders_of_its_own() -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from rosepo.config import load_config
 from rosepo.errors import UserError
-from rosepo.resources import need_of, use_gpu
+from rosepo.resources import check_together, need_of, use_gpu
 
 
 def ask(section: str, cpus: float, gpus: float, *overrides: str) -> bool:
@@ -49,3 +49,25 @@ def test_trials_of_a_sweep_take_gpus_as_alignment_does() -> None:
 def test_a_sweep_of_trainers_names_the_workers_that_are_too_many() -> None:
     with pytest.raises(UserError, match=r"lower align.workers"):
         ask("sweep", 4, 0, "sweep.mode=trainer", "align.workers=4")
+
+
+def together(cpus: float, gpus: float, *overrides: str) -> None:
+    check_together(load_config(None, ["pairs.stream=true", *overrides]), cpus, gpus)
+
+
+def test_streaming_needs_room_for_sampling_and_training_at_once() -> None:
+    workers = ("align.workers=2", "pairs.actors=2")
+    with pytest.raises(
+        UserError,
+        match=r"needs 4.5 CPUs \(pairs.actors=2 × 1 \+ align.workers=2 × 1 and 0.25 beside each\), and the cluster has"
+        r" 4: .*pairs.stream=false",
+    ):
+        together(4, 0, *workers)
+    together(4, 0, *workers, "pairs.cpus_per_actor=0.75")
+
+
+def test_streaming_needs_gpus_for_sampling_and_training_at_once() -> None:
+    with pytest.raises(UserError, match=r"needs 2 GPUs \(pairs.actors=1 \+ align.workers=1\), and the cluster has 1:"):
+        together(8, 1)
+    together(8, 1, "pairs.gpu=no")
+    together(8, 2)

@@ -84,6 +84,19 @@ class Config(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _stream(self) -> Config:
+        align = self.align
+        constant = align.smoothing == "constant" and align.epsilon_value is None
+        if self.pairs.stream and (constant or align.smoothing == "shuffled"):
+            setting = f"align.epsilon={align.epsilon}" if align.loss == "pairwise" else f"align.loss={align.loss}"
+            remedy = "set align.epsilon_value, or " if constant else ""
+            raise ValueError(
+                f"{setting} reads the whole table before the first step, which pairs.stream=true"
+                f" trains ahead of: {remedy}use pairs.stream=false"
+            )
+        return self
+
     @property
     def sweep_parameters(self) -> dict[str, tuple[Any, ...] | RangeConfig]:
         """What a sweep searches, the default filled in."""

@@ -70,6 +70,9 @@ class PairsConfig(ActorsConfig):
     alone; no model or oracle is loaded that no strategy asks."""
     part_groups: Count | None = None
     """Groups a part file, in whole units of 256; None goes by the size of the table. Changes no group."""
+    stream: bool = False
+    """Groups flow into `align` while they are sampled: pairs and align run at the same time, and the table is written
+    on the way. Training then shuffles within the groups of a part file (pairs.part_groups), not within 65,536."""
     reference_cache: Annotated[str, BeforeValidator(word)] = "auto"
     """Folder of reference log-probabilities, keyed by what they depend on, which runs share: `auto` is
     $ROSEPO_CACHE/reference or ~/.cache/rosepo/reference, `no` keeps none. On a cluster, a folder that all nodes see."""
@@ -116,6 +119,8 @@ class PairsConfig(ActorsConfig):
                 )
         if not self.score and "reference_cache" in self.model_fields_set:
             raise ValueError("pairs.reference_cache is used by pairs.score=true alone: leave it out")
+        if not self.score and self.stream:
+            raise ValueError("pairs.stream=true streams groups into align, which reads none of pairs.score=false")
         if not self.score and self.rounds > 1:
             raise ValueError(f"pairs.rounds={self.rounds} aligns in between, which pairs.score=false leaves no way to")
         if "engine" in self.model_fields_set and not self.asks_policy:

@@ -7,45 +7,40 @@ compete with the actors for CPUs, and the output is the same for any number of a
 
 from __future__ import annotations
 
-import re
+import contextlib
 import time
-import warnings
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import ray
+import pyarrow as pa
 
 import rosepo
 from rosepo.artifacts import Outputs, digest, of_round, read_manifest
 from rosepo.config import Config
-from rosepo.console import Progress, say
 from rosepo.data.catalogue import Catalogue
 from rosepo.errors import StageError, UserError
 from rosepo.models.encoder import encode_titles
 from rosepo.models.folder import CATALOGUE, read_settings
 from rosepo.models.scorers import load_scorer
 from rosepo.resources import stage_use_gpu
-from rosepo.sampling.actors import ActorSettings, GroupsActor
+from rosepo.sampling.actors import ActorSettings
 from rosepo.sampling.cache import open_cache
 from rosepo.sampling.draws import round_seed
 from rosepo.sampling.figures import Tally
 from rosepo.sampling.mixture import max_negatives
-from rosepo.sampling.parts import complete, finished_parts
-from rosepo.sampling.plan import SHARD_UNITS, TITLE_SHARD_UNITS, UNIT, VALIDATION, Shard, most_seen, plan_shards
+from rosepo.sampling.plan import UNIT, Shard, most_seen, shards_of
+from rosepo.sampling.pool import run_shards
 from rosepo.sampling.sampler import check_columns
 from rosepo.sampling.strategies import own_strategy
-from rosepo.sampling.validation import EXAMPLES_FILE, validation_shard
+from rosepo.sampling.validation import validation_examples, validation_shard, written
 from rosepo.sampling.vllm_engine import check_engine
-from rosepo.session import work_dataset
 
 ITEMS_FILE = "_items.parquet"
 FORMAT = 2
 """To be raised with any change that gives other groups for the same settings."""
-RESTARTS = 3
-"""Times that a lost actor is started again, and that its shard is given to one again."""
 
 
 def pairs(config: Config, inputs: Outputs, out: Path) -> dict[str, Any]:
@@ -59,43 +54,93 @@ def pairs(config: Config, inputs: Outputs, out: Path) -> dict[str, Any]:
         chosen title, and the share at the ceiling; see `Tally.figures`.
 
     Raises:
-        UserError: more rejected titles asked for than the catalogue allows, more CPUs or GPUs than the cluster has, an
-            engine that cannot run there, no training examples, or inputs that do not belong together.
+        UserError: see `plan_sampling`.
         StageError: an actor failed for good, or the disk is full.
     """
-    start = time.monotonic()
+    return plan_sampling(config, inputs).run(out)
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """The pairs stage, planned and checked.
+
+    Attributes:
+        shards: of the whole table, by number.
+        device: `cpu` or `cuda`, of the actors.
+        cache: folder of reference log-probabilities, None keeps none.
+        held_out: validation examples that become groups beside the table; None where there are none.
+    """
+
+    config: Config
+    inputs: Outputs
+    catalogue: Catalogue
+    shards: Sequence[Shard]
+    device: str
+    cache: Path | None
+    held_out: pa.Table | None
+
+    @property
+    def label(self) -> str:
+        """The stage's name in its round."""
+        return of_round("pairs", self.inputs.round)
+
+    @property
+    def origin(self) -> str:
+        """See `origin_of`."""
+        return origin_of(self.inputs)
+
+    def run(self, out: Path, run: Callable[..., None] = run_shards) -> dict[str, Any]:
+        """Write the table into `out`; `run` takes what `run_shards` takes. Returns and raises as `pairs` does."""
+        start, tally = time.monotonic(), Tally()
+        with contextlib.ExitStack() as stack:
+            shards = [*self.held_out_shards(out), *self.shards]
+            if self.held_out is not None:
+                stack.enter_context(written(self.held_out, out))
+            embeddings = _embeddings(self.config, self.catalogue, self.inputs, out, tally)
+            if embeddings is not None:
+                stack.callback(embeddings.unlink, missing_ok=True)
+            run(shards, self._actor(out, embeddings), tally, self.label)
+        tally.count_seconds("wall", time.monotonic() - start)
+        held = {"validation_groups": 0 if self.held_out is None else len(self.held_out)}
+        return {**tally.figures(), **held, "parts": len(self.shards), "actors": self.config.pairs.actors}
+
+    def held_out_shards(self, out: Path) -> list[Shard]:
+        """The shard of validation examples, if there are any, of a table that is written into `out`."""
+        return [] if self.held_out is None else [validation_shard(self.held_out, out)]
+
+    def _actor(self, out: Path, embeddings: Path | None) -> ActorSettings:
+        inputs = self.inputs
+        return ActorSettings(
+            pairs=self.config.pairs,
+            seed=round_seed(self.config.seed, inputs.round),
+            catalogue=(inputs.examples / ITEMS_FILE).resolve(),
+            policy=inputs.policy.resolve(),
+            reference=inputs.reference.resolve(),
+            oracle=inputs.oracle.resolve(),
+            out=out.resolve(),
+            embeddings=embeddings,
+            cache=self.cache,
+            device=self.device,
+            origin=self.origin,
+        )
+
+
+def plan_sampling(config: Config, inputs: Outputs) -> Sampling:
+    """What the pairs stage will do; nothing is written.
+
+    Raises:
+        UserError: more rejected titles asked for than the catalogue allows, more CPUs or GPUs than the cluster has, an
+            engine that cannot run there, no training examples, or inputs that do not belong together.
+    """
     settings = config.pairs
     device = "cuda" if stage_use_gpu(config, "pairs") else "cpu"
     check_engine(settings, device)
     catalogue = _check_inputs(config, inputs)
-    most_units = SHARD_UNITS if settings.score else TITLE_SHARD_UNITS
-    shards = plan_shards(inputs.examples, settings.groups_per_user, settings.part_groups, most_units)
+    shards = shards_of(settings, inputs.examples)
     _check_negatives(config, catalogue, inputs.examples)
-    tally = Tally()
     cache = open_cache(settings.reference_cache, inputs.reference, device) if settings.score else None
-    actor = ActorSettings(
-        pairs=settings,
-        seed=round_seed(config.seed, inputs.round),
-        catalogue=(inputs.examples / ITEMS_FILE).resolve(),
-        policy=inputs.policy.resolve(),
-        reference=inputs.reference.resolve(),
-        oracle=inputs.oracle.resolve(),
-        out=out.resolve(),
-        embeddings=_embeddings(config, catalogue, inputs, out, tally),
-        cache=None if cache is None else cache.folder,
-        device=device,
-        origin=origin_of(inputs),
-    )
-    try:
-        held_out = validation_shard(settings, inputs, catalogue, out)
-        run_shards(shards, actor, tally, of_round("pairs", inputs.round), held_out)
-    finally:
-        (out / EXAMPLES_FILE).unlink(missing_ok=True)
-        if actor.embeddings is not None:
-            actor.embeddings.unlink(missing_ok=True)
-    tally.count_seconds("wall", time.monotonic() - start)
-    held = {"validation_groups": held_out.count if held_out else 0}
-    return {**tally.figures(), **held, "parts": len(shards), "actors": settings.actors}
+    held_out = validation_examples(settings, inputs, catalogue)
+    return Sampling(config, inputs, catalogue, shards, device, None if cache is None else cache.folder, held_out)
 
 
 def origin_of(inputs: Outputs) -> str:
@@ -104,75 +149,6 @@ def origin_of(inputs: Outputs) -> str:
     sources = {inputs.examples, inputs.policy, inputs.reference, inputs.oracle}
     made = {path.name: read_manifest(path) for path in sources}
     return digest([FORMAT, UNIT, rosepo.__version__, made])
-
-
-def run_shards(
-    shards: Sequence[Shard],
-    settings: ActorSettings,
-    tally: Tally,
-    label: str = "pairs",
-    held_out: Shard | None = None,
-) -> None:
-    """Send every shard that is not finished through the actors, and add up the figures of all.
-
-    Args:
-        label: of the progress line.
-        held_out: of validation examples, made first; its groups count in no figure.
-
-    Raises:
-        StageError: an actor failed for good; the parts that are finished stay.
-    """
-    everything = [*([held_out] if held_out is not None else []), *shards]
-    finished = finished_parts(settings.out, everything, settings.origin)
-    left = [shard for shard in everything if shard.number not in finished]
-    done = [shard for shard in shards if shard.number in finished]
-    total, before = sum(shard.count for shard in shards), sum(shard.count for shard in done)
-    if done:
-        say(f"  goes on from {len(done)} of {len(shards)} parts that an earlier run finished ({before:,} groups)")
-    with Progress(label, total=total, unit="groups", before=before) as progress:
-        try:
-            for row in _answers(left, settings) if left else ():
-                if row["shard"] != VALIDATION:
-                    progress.update(row["groups"])
-        except Exception as error:
-            raise _own_error(error) or _lost(error, settings, shards) from error
-    for number, figures in finished_parts(settings.out, everything, settings.origin).items():
-        if number != VALIDATION:
-            tally.add(figures)
-    complete(settings.out, everything)
-
-
-def _answers(shards: Sequence[Shard], settings: ActorSettings) -> Iterator[dict[str, Any]]:
-    pairs = settings.pairs
-    plan = work_dataset([asdict(shard) for shard in shards])
-    with warnings.catch_warnings():
-        # Ray 2.60 warns that extra arguments will go, and has no other way to bound restarts. By itself it restarts for
-        # ever: a shard that kills whoever takes it would never end.
-        warnings.simplefilter("ignore", DeprecationWarning)
-        done = plan.map_batches(
-            GroupsActor,
-            fn_constructor_args=(settings,),
-            compute=ray.data.ActorPoolStrategy(size=min(pairs.actors, len(shards))),
-            batch_size=None,
-            batch_format="pyarrow",
-            num_cpus=pairs.cpus_per_actor,
-            num_gpus=1.0 if settings.device == "cuda" else 0.0,
-            max_restarts=RESTARTS,
-            max_task_retries=RESTARTS,
-        )
-    return iter(done.iter_rows())
-
-
-def _lost(error: Exception, settings: ActorSettings, shards: Sequence[Shard]) -> StageError:
-    """An actor that died again and again, in one sentence."""
-    finished = len(list(settings.out.glob("part-*.parquet")))
-    text = str(error)
-    why = "ran out of memory" if "OutOfMemory" in text or "MemoryError" in text else "died or failed"
-    reason = next((line.strip() for line in reversed(text.splitlines()) if line.strip()), type(error).__name__)
-    return StageError(
-        f"a sampling actor {why}, {RESTARTS + 1} times at most: {reason[:300]}; {finished} of {len(shards)} parts are "
-        "finished and kept: run the same command again to go on from them (with fewer pairs.actors if memory was short)"
-    )
 
 
 def _embeddings(config: Config, catalogue: Catalogue, inputs: Outputs, out: Path, tally: Tally) -> Path | None:
@@ -207,22 +183,6 @@ def _check_inputs(config: Config, inputs: Outputs) -> Catalogue:
             own_strategy(name, catalogue)
     check_columns(settings, inputs.examples)
     return catalogue
-
-
-def _own_error(error: BaseException | None) -> UserError | StageError | None:
-    """The error that an actor raised for a person to read, out of Ray's wrapping."""
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        for kind in (UserError, StageError):
-            if isinstance(error, kind):
-                return kind(str(getattr(error, "cause", None) or error))
-            # What an actor raises while it starts arrives as text alone.
-            told = re.findall(rf"^{kind.__module__}\.{kind.__name__}: (.+)$", str(error), flags=re.MULTILINE)
-            if told:
-                return kind(told[-1])
-        error = getattr(error, "cause", None) or error.__cause__ or error.__context__
-    return None
 
 
 def _check_negatives(config: Config, catalogue: Catalogue, examples: Path) -> None:

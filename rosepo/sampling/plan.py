@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -11,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from rosepo.config import PairsConfig
 from rosepo.data.filtering import segment_starts
 from rosepo.data.seen import with_seen
 from rosepo.errors import UserError
@@ -79,6 +81,20 @@ def plan_shards(
     size = UNIT * units
     parts = [(path, low, min(size, n - low)) for path, n in counts.items() for low in range(0, n, size)]
     return [Shard(number, *part) for number, part in enumerate(parts)]
+
+
+def shards_of(pairs: PairsConfig, examples: Path) -> list[Shard]:
+    """The shards that the settings of `pairs` make of an examples table; see `plan_shards`."""
+    most_units = SHARD_UNITS if pairs.score else TITLE_SHARD_UNITS
+    return plan_shards(examples, pairs.groups_per_user, pairs.part_groups, most_units)
+
+
+def planned_users(examples: Path, newest: int | None) -> Iterator[pa.ChunkedArray]:
+    """The user of every group in the order of the table, file by file: known before there is a group."""
+    for path in example_files(examples):
+        yield pq.read_table(path, columns=["user_id"], partitioning=None)["user_id"].take(
+            pa.array(chosen_rows(str(path), newest))
+        )
 
 
 def example_files(examples: Path) -> list[Path]:

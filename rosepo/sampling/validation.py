@@ -6,6 +6,8 @@ stand beside them in a file of their own that readers of Parquet folders pass ov
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -23,9 +25,8 @@ from rosepo.sampling.plan import UNIT, VALIDATION, Shard
 EXAMPLES_FILE = "_validation_examples.parquet"
 
 
-def validation_shard(pairs: PairsConfig, inputs: Outputs, catalogue: Catalogue, out: Path) -> Shard | None:
-    """At most one unit of validation examples, those with the smallest hash, written into `out` for the actor that
-    turns them into groups; None where there can be no such groups.
+def validation_examples(pairs: PairsConfig, inputs: Outputs, catalogue: Catalogue) -> pa.Table | None:
+    """At most one unit of validation examples, those with the smallest hash; None where there can be no groups of them.
 
     Titles alone are not trained on, and a table of scores knows the pairs of training alone. Examples that leave too
     few titles to reject are left out.
@@ -37,8 +38,20 @@ def validation_shard(pairs: PairsConfig, inputs: Outputs, catalogue: Catalogue, 
     lengths = [len(seen) for seen in table["seen"].to_pylist()]
     fits = np.array([pairs.negatives <= max_negatives(catalogue, length) for length in lengths], dtype=bool)
     table = table.filter(pa.array(fits))
-    if not len(table):
-        return None
+    return table if len(table) else None
+
+
+def validation_shard(examples: pa.Table, out: Path) -> Shard:
+    """The shard of such examples, of a table of groups that is written into `out`."""
+    return Shard(VALIDATION, str(out.resolve() / EXAMPLES_FILE), 0, len(examples))
+
+
+@contextmanager
+def written(examples: pa.Table, out: Path) -> Iterator[None]:
+    """Such examples in the file of their shard, for the actor that turns them into groups."""
     path = out.resolve() / EXAMPLES_FILE
-    pq.write_table(table, path)
-    return Shard(VALIDATION, str(path), 0, len(table))
+    try:
+        pq.write_table(examples, path)
+        yield
+    finally:
+        path.unlink(missing_ok=True)

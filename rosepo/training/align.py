@@ -11,11 +11,12 @@ off: the policy is compared with a reference without it.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
+import pyarrow as pa
 
 import rosepo
 from rosepo.artifacts import Outputs, of_round, read_manifest
@@ -27,7 +28,7 @@ from rosepo.evaluation.smoothing import read_epsilon
 from rosepo.models.folder import CATALOGUE, load_builder, read_settings
 from rosepo.objectives.registry import OBJECTIVES
 from rosepo.resources import stage_use_gpu
-from rosepo.sampling.plan import VALIDATION_FILE
+from rosepo.sampling.plan import VALIDATION_FILE, planned_users, shards_of
 from rosepo.training.align_task import PROBED_GROUPS, AlignTask
 from rosepo.training.encoders import (
     GROUP_COLUMNS,
@@ -37,19 +38,24 @@ from rosepo.training.encoders import (
     UserEncoder,
     run_bounds,
 )
-from rosepo.training.feed import Arrays, Encoder, FeedPlan, ParquetRows
+from rosepo.training.feed import Encoder, FeedPlan, ParquetRows
+from rosepo.training.growing import Growing, Maker, wanted_order
 from rosepo.training.loop import Report, fit_in_process
 from rosepo.training.saving import origin_of
+from rosepo.training.schedule import WINDOW
 from rosepo.training.smoothing import smoothed, tracker_of
 from rosepo.training.trainer import fit
 from rosepo.training.validation import HeldOut, check_best, held_out
 
 
-def align(config: Config, inputs: Outputs, out: Path, max_groups: int | None = None) -> dict[str, Any]:
+def align(
+    config: Config, inputs: Outputs, out: Path, max_groups: int | None = None, maker: Maker | None = None
+) -> dict[str, Any]:
     """Align `inputs.policy` (round 1: `<run>/sft`) on `inputs.groups` into the model folder `out`, with Ray Train.
 
     Args:
         max_groups: groups trained on, spread over the table; None takes all.
+        maker: who makes the groups meanwhile; started when training is planned, and waited for at the end.
 
     Returns:
         Figures: steps, rows, groups, seconds, loss, margin, accuracy, … of the last line of metrics; where the loss
@@ -65,8 +71,13 @@ def align(config: Config, inputs: Outputs, out: Path, max_groups: int | None = N
             "  align.rows=trajectory: under prepare.window=sliding prompts beyond max_history begin with another title "
             "each and share nothing; prepare.window=anchored keeps them prefixes of one another"
         )
-    task = align_task(config, inputs, max_groups)
-    figures = fit(task, out, gpu=use_gpu, label=of_round("align", inputs.round))
+    task = align_task(config, inputs, max_groups, None if maker is None else maker.table)
+    if maker is not None:
+        maker.start(wanted_order(task.plan, maker.table))
+    beside = None if maker is None else maker.told
+    figures = fit(task, out, gpu=use_gpu, label=of_round("align", inputs.round), beside=beside)
+    if maker is not None:
+        maker.finish()
     return figures | task.figures | _clamped(config.align, inputs.groups)
 
 
@@ -95,18 +106,23 @@ def align_in_process(
     return fit_in_process(task, out, report, gpu=gpu) | task.figures
 
 
-def align_task(config: Config, inputs: Outputs, max_groups: int | None = None) -> AlignTask:
-    """What the workers need for alignment."""
+def align_task(
+    config: Config, inputs: Outputs, max_groups: int | None = None, growing: Growing | None = None
+) -> AlignTask:
+    """What the workers need for alignment; `growing`: the groups, where they are still being made."""
     read_settings(inputs.policy)
     read_settings(inputs.reference)
     train = config.align
-    table = _groups_table(train, inputs)
+    columns = _columns(train)
+    table = _groups_table(columns, inputs) if growing is None else growing.open(columns)
     encoder: Encoder = GroupEncoder(train.pack_tokens)
     rows, offsets = min(len(table), max_groups or len(table)), None
     if train.rows == "trajectory":
-        offsets = user_offsets(inputs.groups)
-        users = len(offsets) - 1
-        rows = max(1, users * rows // len(table))
+        users = (
+            _users(inputs.groups) if growing is None else planned_users(inputs.examples, config.pairs.groups_per_user)
+        )
+        offsets = user_offsets(users)
+        rows = max(1, (len(offsets) - 1) * rows // len(table))
         titles = train.sft_on == "row"
         suffix = len(load_builder(inputs.reference).tail) if titles else 0
         encoder = UserEncoder(train.row_tokens, train.pack_tokens, titles, suffix)
@@ -120,11 +136,17 @@ def align_task(config: Config, inputs: Outputs, max_groups: int | None = None) -
         seed=config.seed,
         epochs=train.epochs,
         offsets=offsets,
+        window=_window(config, inputs, rows / len(table)),
+        growing=growing,
     )
-    probed = table.take(np.arange(min(PROBED_GROUPS, len(table))))
+    # Of a table that grows, the first rows that training takes: they are made first.
+    first = plan.table_rows(plan.schedule.indices(0), len(table))[:PROBED_GROUPS]
+    probed = table.take(np.arange(min(PROBED_GROUPS, len(table)))) if growing is None else None
     plan, value = smoothed(plan, train)
     start, reference = inputs.policy.resolve(), inputs.reference.resolve()
-    made_from = [read_manifest(folder) for folder in (inputs.policy, inputs.reference, inputs.groups)]
+    # A table that is streamed has no manifest at first, and the same groups.
+    sources = (inputs.policy, inputs.reference, *(() if config.pairs.stream else (inputs.groups,)))
+    made_from = [read_manifest(folder) for folder in sources]
     return AlignTask(
         config,
         start,
@@ -132,30 +154,27 @@ def align_task(config: Config, inputs: Outputs, max_groups: int | None = None) -
         plan,
         probed,
         inputs.round,
-        validation_groups(config, inputs.groups),
+        validation_file(config, inputs.groups, growing),
         value,
         tracker_of(train),
         _searched(config, inputs),
         origin_of(train, rosepo.__version__, config.seed, inputs.round, rows, *made_from),
+        probed_rows=first,
     )
 
 
-def validation_groups(config: Config, groups: Path) -> list[Arrays]:
-    """The held-out groups that `pairs` made beside the others, as micro-batches; none where there are none.
+def validation_file(config: Config, groups: Path, growing: Growing | None) -> Path | None:
+    """The held-out groups that `pairs` makes beside the others, before them; None where there are none.
 
     Raises:
         UserError: `align.best_metric` goes by a loss that has no groups to be measured on.
     """
-    train, path = config.align, groups / VALIDATION_FILE
-    batches: list[Arrays] = []
-    if path.exists():
-        table = pq.read_table(path)
-        parts = -(-len(table) // train.micro_batch_size)
-        batches = [part for part in GroupEncoder(train.pack_tokens)(table, parts) if part]
-    else:
+    path = groups / VALIDATION_FILE
+    there = path.exists() if growing is None else growing.held_out
+    if not there:
         say(f"  {groups} holds no groups of validation examples, so align shows no validation loss")
-    check_best(train, "align", batches, f"{path} is not there; run `rosepo pairs --overwrite`, or leave it out")
-    return batches
+    check_best(config.align, "align", there, f"{path} is not there; run `rosepo pairs --overwrite`, or leave it out")
+    return path if there else None
 
 
 def _searched(config: Config, inputs: Outputs) -> HeldOut | None:
@@ -166,30 +185,41 @@ def _searched(config: Config, inputs: Outputs) -> HeldOut | None:
     return held_out(inputs.examples, load_builder(inputs.policy), catalogue, users, "align.validation_users")
 
 
-def user_offsets(groups: Path) -> np.ndarray:
-    """Where the rows of each user begin in a groups table, int64 [n_users + 1], read a row group at a time.
+def user_offsets(users: Iterable[pa.ChunkedArray]) -> np.ndarray:
+    """Where the rows of each user begin in a groups table, int64 [n_users + 1].
 
-    A user is a run of rows of one `user_id`.
+    Args:
+        users: the column `user_id` in order, chunk by chunk. A user is a run of rows of one value.
     """
     parts, before, last = [np.zeros(1, dtype=np.int64)], 0, None
-    for chunk in ParquetRows(groups, [USER_COLUMN]).chunks():
-        column = chunk[USER_COLUMN]
+    for column in users:
+        if not len(column):
+            continue
         begins = np.array(run_bounds(column)[:-1], dtype=np.int64) + before
         parts.append(begins[1:] if last is None or last == column[0] else begins)
         before, last = before + len(column), column[-1]
     return np.concatenate([*parts, [before]])
 
 
-def _groups_table(train: AlignConfig, inputs: Outputs) -> ParquetRows:
-    """The groups with the columns that training reads.
+def _users(groups: Path) -> Iterator[pa.ChunkedArray]:
+    """The column `user_id` of a finished table, a row group at a time."""
+    return (chunk[USER_COLUMN] for chunk in ParquetRows(groups, [USER_COLUMN]).chunks())
 
-    Raises:
-        UserError: one of them is not there.
-    """
+
+def _columns(train: AlignConfig) -> list[str]:
+    """The columns of groups that training reads."""
     free = OBJECTIVES[train.loss].reference_free
     columns = [name for name in GROUP_COLUMNS if not (free and name == "ref_logps")]
     columns += [USER_COLUMN] if train.rows == "trajectory" else []
-    columns += [SPANS_COLUMN] if train.sft_on == "row" else []
+    return columns + ([SPANS_COLUMN] if train.sft_on == "row" else [])
+
+
+def _groups_table(columns: list[str], inputs: Outputs) -> ParquetRows:
+    """The finished groups.
+
+    Raises:
+        UserError: there are none, or a column is not there.
+    """
     table = ParquetRows(inputs.groups, columns)
     missing = [name for name in columns if name not in table.names]
     if missing == [SPANS_COLUMN]:
@@ -203,3 +233,11 @@ def _groups_table(train: AlignConfig, inputs: Outputs) -> ParquetRows:
             "trained on; run `rosepo pairs --overwrite` with --set pairs.score=true"
         )
     return table
+
+
+def _window(config: Config, inputs: Outputs, share: float) -> int:
+    """Rows that are shuffled together, of a schedule with `share` times the rows of the table: with `pairs.stream` as
+    many as a part file holds, so that the first steps need no more than a part; also where the table is finished."""
+    if not config.pairs.stream:
+        return WINDOW
+    return max(1, round(share * max(shard.count for shard in shards_of(config.pairs, inputs.examples))))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from torch import Tensor, nn
 
@@ -48,16 +49,18 @@ class AlignTask:
     Attributes:
         start: folder of the model that training starts from.
         reference: folder of the model whose log-probabilities the groups hold.
-        probed: the groups that `verify` looks at.
+        probed: the groups that `verify` looks at; where they are not made yet, None,
+        probed_rows: and their rows of the table, int64 [n], looked up when `verify` is called.
     """
 
     config: Config
     start: Path
     reference: Path
     plan: FeedPlan
-    probed: pa.Table
+    probed: pa.Table | None
     round: int = 1
-    validation: list[Arrays] = field(default_factory=list)
+    validation_file: Path | None = None
+    """Groups that are held out; they too may not be made yet."""
     epsilon_value: float | None = None
     """The one epsilon of smoothing by `constant`, `zero` and `spa`."""
     tracker: RunningQuantile | None = None
@@ -73,6 +76,7 @@ class AlignTask:
         "ada_tau",
         "title_nll",
     )
+    probed_rows: np.ndarray | None = None
     _built: Any = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -130,19 +134,34 @@ class AlignTask:
             logps, (absolute, relative) = _logps_of(self.reference), TOLERANCE["float32"]
         if saved_quantization(str(self.reference)) != "none":
             absolute, relative = TOLERANCE["bfloat16"]
-        encoder = GroupEncoder()
-        for place in range(len(self.probed)):
-            (arrays,) = encoder(self.probed.slice(place, 1), 1)
+        encoder, probed = GroupEncoder(), self._look_up() if self.probed is None else self.probed
+        for place in range(len(probed)):
+            (arrays,) = encoder(probed.slice(place, 1), 1)
             expected = arrays["ref_logps"][0]
             found = logps(arrays).float().numpy()
             off = np.abs(found - expected)
             if not (off <= absolute + relative * np.abs(expected)).all():
-                worst, example = int(np.argmax(off)), self.probed["example_id"][place].as_py()
+                worst, example = int(np.argmax(off)), probed["example_id"][place].as_py()
                 raise StageError(
                     f"the groups were made with another model, tokenizer or template than {self.reference}: example "
                     f"{example} has a reference log-probability of {expected[worst]:.3f} in the table and "
                     f"{found[worst]:.3f} under the model; run `rosepo pairs{self._option}` again"
                 )
+
+    @cached_property
+    def validation(self) -> list[Arrays]:
+        """Micro-batches of the groups that are held out; waits for those that are not made yet."""
+        if self.validation_file is None:
+            return []
+        growing = self.plan.growing
+        name = self.validation_file.name
+        table = pq.read_table(self.validation_file) if growing is None else growing.read(name)
+        parts = -(-len(table) // self.train.micro_batch_size)
+        return [part for part in GroupEncoder(self.train.pack_tokens)(table, parts) if part]
+
+    def _look_up(self) -> pa.Table:
+        assert self.probed_rows is not None
+        return self.plan.open().take(self.probed_rows)
 
     def loss(self, logps: Tensor, counts: Tensor, arrays: Arrays) -> Loss:
         align, strategy = self.settings, _tensor(arrays, "strategy", logps.device)

@@ -22,10 +22,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rosepo.data.split import ranges
-from rosepo.errors import UserError
+from rosepo.errors import UserError, own_error
 from rosepo.resources import FEED_CPUS
 from rosepo.session import work_dataset
-from rosepo.training.schedule import Schedule
+from rosepo.training.schedule import WINDOW, Schedule
 
 if TYPE_CHECKING:
     from ray.data import DataIterator, Dataset
@@ -38,6 +38,16 @@ STREAM_BYTES = 64 * 2**20
 """Ready batches that one rank's stream may hold in the object store."""
 _KEPT_ROW_GROUPS = 4
 _READY_BATCHES = 4
+
+
+class Table(Protocol):
+    """Where a plan's rows come from, if not from a folder that holds them all."""
+
+    def open(self, columns: list[str]) -> ParquetRows:
+        """Rows with these columns; called where they are read."""
+
+    def read(self, name: str) -> pa.Table:
+        """One file of it, waited for."""
 
 
 class Encoder(Protocol):
@@ -94,12 +104,18 @@ class ParquetRows:
 
     def _read(self, group: int) -> pa.Table:
         if group not in self._kept:
-            path, place = self._groups[group]
-            self._kept[group] = pq.ParquetFile(path).read_row_group(place, columns=self.columns)
+            self._kept[group] = self._load(group)
             while len(self._kept) > _KEPT_ROW_GROUPS:
                 self._kept.popitem(last=False)
         self._kept.move_to_end(group)
         return self._kept[group]
+
+    def _load(self, group: int) -> pa.Table:
+        path, place = self._groups[group]
+        return pq.ParquetFile(path).read_row_group(place, columns=self.columns)
+
+    def ready(self, indices: np.ndarray) -> None:
+        """Return when the rows at `indices`, int64 [n], can be read: at once, for a table that is there."""
 
 
 @dataclass(frozen=True)
@@ -121,20 +137,34 @@ class FeedPlan:
     offsets: np.ndarray | None = None
     """int64 [n + 1]: where the schedule's row i is several rows of the table, offsets[i] … offsets[i + 1] - 1. None:
     each is one row of it."""
+    window: int = WINDOW
+    """Rows of the schedule that are shuffled together."""
+    growing: Table | None = None
+    """The table, where it is still being written."""
 
     @property
     def schedule(self) -> Schedule:
         """The rows of every step."""
-        return Schedule(self.n_rows, self.batch_size, self.seed, self.epochs)
+        return Schedule(self.n_rows, self.batch_size, self.seed, self.epochs, self.window)
+
+    def open(self) -> ParquetRows:
+        """The table that `take` looks rows up in."""
+        columns = list(self.columns)
+        return ParquetRows(self.folder, columns) if self.growing is None else self.growing.open(columns)
+
+    def table_rows(self, rows: np.ndarray, table_length: int) -> np.ndarray:
+        """Where the schedule's `rows`, int64 [n], stand in a table of so many rows: int64."""
+        if self.offsets is None:
+            return rows * table_length // self.n_rows
+        units = rows * (len(self.offsets) - 1) // self.n_rows
+        return ranges(self.offsets[units], self.offsets[units + 1] - self.offsets[units])
 
     def take(self, table: ParquetRows, rows: np.ndarray) -> pa.Table:
         """The schedule's `rows`, int64 [n], n ≥ 1, looked up in the plan's table."""
-        if self.offsets is None:
-            found, places = table.take(rows * len(table) // self.n_rows), rows
-        else:
-            units = rows * (len(self.offsets) - 1) // self.n_rows
-            starts, lengths = self.offsets[units], self.offsets[units + 1] - self.offsets[units]
-            found, places = table.take(ranges(starts, lengths)), ranges(self._before[rows], lengths)
+        found = table.take(self.table_rows(rows, len(table)))
+        places = (
+            rows if self.offsets is None else ranges(self._before[rows], self._before[rows + 1] - self._before[rows])
+        )
         for name, values in self.instead.items():
             found = found.drop_columns(name).append_column(name, pa.array(list(values[places])))
         return found
@@ -177,7 +207,7 @@ def streamed(shard: DataIterator, start: int = 0) -> Iterator[Arrays]:
                 ready.put(unpack(batch))
             ready.put(None)
         except BaseException as error:
-            ready.put(error)
+            ready.put(own_error(error) or error)
 
     threading.Thread(target=fill, name="rosepo-feed", daemon=True).start()
 
@@ -193,11 +223,9 @@ def streamed(shard: DataIterator, start: int = 0) -> Iterator[Arrays]:
 def plan_dataset(plan: FeedPlan, first: int = 0) -> Dataset:
     """The Ray data set to give to a trainer together with `feed_config`: blocks of (first step, last step + 1), from
     the step `first` on."""
-    return _steps_dataset(plan.schedule.steps, first)
-
-
-def _steps_dataset(steps: int, first: int) -> Dataset:
-    block = max(STEPS_A_BLOCK, math.ceil(steps / 4096))
+    steps = plan.schedule.steps
+    # What a block holds is sent on together: one of many steps would wait for groups that its first step does not need.
+    block = max(STEPS_A_BLOCK if plan.growing is None else 1, math.ceil(steps / 4096))
     return work_dataset([{"start": start, "stop": min(start + block, steps)} for start in range(first, steps, block)])
 
 
@@ -212,7 +240,7 @@ def feed_config(plan: FeedPlan, first: Callable[[], int] = int) -> Any:
     from ray.data import ActorPoolStrategy, ExecutionOptions, ExecutionResources
 
     # Through the object store: of all the processes that Ray Train starts, only the feeding actors need to unpack it.
-    kept, steps = ray.put(plan), plan.schedule.steps
+    kept = ray.put(plan)
 
     class FeedConfig(ray.train.DataConfig):
         def __init__(self) -> None:
@@ -223,12 +251,13 @@ def feed_config(plan: FeedPlan, first: Callable[[], int] = int) -> Any:
             self, datasets: Mapping[str, Dataset], world_size: int, *_: object, **__: object
         ) -> list[dict[str, DataIterator]]:
             begin = first()
-            left = {name: _steps_dataset(steps, begin) if begin else ds for name, ds in datasets.items()}
+            left = {name: plan_dataset(plan, begin) if begin else ds for name, ds in datasets.items()}
             return [{name: stream(ds, rank, world_size) for name, ds in left.items()} for rank in range(world_size)]
 
     def stream(dataset: Dataset, rank: int, world: int) -> DataIterator:
         copy = dataset.copy(dataset)
         copy.context.target_max_block_size = BLOCK_BYTES
+        copy.context.execution_no_progress_timeout_s = -1  # Ray 2.60 ends a stream that waits for half an hour
         copy.context.execution_options = ExecutionOptions(
             preserve_order=True, resource_limits=ExecutionResources(object_store_memory=STREAM_BYTES)
         )
@@ -251,10 +280,12 @@ class RankReader:
     def __init__(self, plan: FeedPlan, rank: int, world: int) -> None:
         self.plan, self.rank, self.world = plan, rank, world
         self.schedule = plan.schedule
-        self.table = ParquetRows(plan.folder, list(plan.columns))
+        self.table = plan.open()
 
     def step(self, step: int) -> list[Arrays]:
         """The micro-batches of a step; their number is the same on every rank and in every step."""
+        # All ranks wait for the same rows, those of the whole step: none is long ahead of the others' collectives.
+        self.table.ready(self.plan.table_rows(self.schedule.indices(step), len(self.table)))
         share = self.schedule.share(step, self.rank, self.world, self.plan.micro_batch_size)
         rows = np.concatenate(share)
         return self.plan.encoder(self.plan.take(self.table, rows), len(share)) if len(rows) else [{} for _ in share]

@@ -92,7 +92,7 @@ class _Run:
         self.every = min(task.train.log_every, steps)
         looks = task.validation or task.held_out is not None
         self.looks = look_steps(task.train, steps) if looks else frozenset()
-        self.done, self.tokens = 0, 0.0
+        self.done, self.tokens, self.waited = 0, 0.0, 0.0
         self.figures: dict[str, Any] = {}
         self.resumed: list[int] = []
         # Seconds of training, of checkpoints, and since the last line, before this process took over.
@@ -109,6 +109,7 @@ class _Run:
         """Go on from a checkpoint."""
         facts = start.facts
         self.done, self.tokens, self.figures = start.step, facts["tokens"], facts["figures"]
+        self.waited = facts["wait_seconds"]
         self.seconds, self.saving, self.since = facts["seconds"], facts["saving"], facts["since"]
         self.resumed = [*facts["resumed"], start.step]
         self.best.restore(facts)
@@ -158,6 +159,7 @@ class _Run:
             "figures": dict(self.figures),
             "seconds": seconds,
             "saving": self.saving,
+            "wait_seconds": self.waited,
             "since": since,
             "resumed": list(self.resumed),
             "tracker": tracker.state() if tracker else None,
@@ -182,6 +184,7 @@ class _Run:
             "rows": rows,
             "tokens": round(self.tokens),
             "train_seconds": round(seconds, 2),
+            "wait_seconds": round(self.waited, 2),
             "rows_per_second": round(rows / seconds, 2),
             "checkpoint_share": round(self.saving / seconds, 4),
         }
@@ -227,6 +230,7 @@ class _Run:
         parts = self.averages.collect(self.engine.device)
         tokens, padded, waited, saved = (parts.pop(name)[0] for name in ("tokens", "padded", "wait", "saving"))
         self.tokens += tokens
+        self.waited += waited / self.engine.world
         return means(parts) | {
             "epoch": step / self.task.plan.schedule.steps_per_epoch,
             "rows_per_second": steps * self.task.train.batch_size / interval,

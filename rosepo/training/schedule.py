@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -63,6 +64,11 @@ class Schedule:
         last = int(np.searchsorted(offsets, stop, side="left"))
         parts = [self._window_rows(epoch, int(order[place])) for place in range(first, last)]
         return np.concatenate(parts)[start - int(offsets[first]) : stop - int(offsets[first])]
+
+    def windows(self, epoch: int) -> Iterator[np.ndarray]:
+        """Rows that are shuffled together, in the order in which an epoch takes them: int64 [n], ascending."""
+        for window in self._window_order(epoch)[0]:
+            yield np.arange(window * self.window, min((window + 1) * self.window, self.n_rows), dtype=np.int64)
 
     def micro_batches(self, world: int, micro_batch_size: int) -> int:
         """Micro-batches a rank puts through the model in every step: the same on every rank and in every step."""

@@ -83,7 +83,7 @@ def sft_task(config: Config, inputs: Outputs) -> SftTask:
     )
     examples = sample_examples(inputs.examples, "validation", VALIDATION_EXAMPLES, config.seed)
     validation = validation_batches(examples, builder, catalogue, config.sft)
-    check_best(config.sft, "sft", validation, f"{inputs.examples} holds no validation examples; leave it out")
+    check_best(config.sft, "sft", bool(validation), f"{inputs.examples} holds no validation examples; leave it out")
     held = held_out(inputs.examples, builder, catalogue, config.sft.validation_users, "sft.validation_users")
     made_from = [config.model.model_dump(mode="json"), plan.n_rows, read_manifest(inputs.examples)]
     origin = origin_of(config.sft, rosepo.__version__, config.seed, *made_from)

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,12 @@ _LESS_MEMORY = "lower {name}.micro_batch_size or model.max_length, or set {name}
 
 
 def fit(
-    task: Task, out: Path, gpu: bool = False, show: Report | None = None, label: str | None = None
+    task: Task,
+    out: Path,
+    gpu: bool = False,
+    show: Report | None = None,
+    label: str | None = None,
+    beside: Callable[[], str] | None = None,
 ) -> dict[str, Any]:
     """Train with Ray Train: `task.train.workers` workers, data through `get_dataset_shard`. Ray must be initialised.
 
@@ -36,6 +42,7 @@ def fit(
 
     Args:
         label: what the progress line begins with; None takes the task's name.
+        beside: what the progress line also tells, of work that goes on at the same time.
 
     Returns:
         Figures: steps, rows, seconds, the last training figures, validation loss; `resumed_from`, the steps that it
@@ -78,7 +85,7 @@ def fit(
         step = int(figures["step"])
         if not progress:
             # Begun with the first line, so that the speed leaves out what it took to start the workers.
-            progress.append(Progress(name, steps, "step", before=step))
+            progress.append(Progress(name, steps, "step", before=step, beside=beside))
             begun.append(time.monotonic())
             return
         if step <= progress[0].done:

@@ -7,7 +7,6 @@ evaluation does: constrained beams over the whole catalogue, nothing that was se
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -179,13 +178,13 @@ class Best:
         self.step, self.figures, self.waited = facts["best_step"], facts["best_figures"], facts["waited"]
 
 
-def check_best(train: TrainConfig, name: str, validation: Sequence[Arrays], remedy: str) -> None:
-    """Refuse to choose the best model by a loss that nothing is held out for.
+def check_best(train: TrainConfig, name: str, held_out: bool, remedy: str) -> None:
+    """Refuse to choose the best model by a loss that nothing is `held_out` for.
 
     Raises:
         UserError: with the remedy.
     """
-    if train.best_metric == "validation_loss" and not validation:
+    if train.best_metric == "validation_loss" and not held_out:
         raise UserError(f"{name}.best_metric=validation_loss has nothing to be measured on: {remedy}")
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import resource
 import signal
+import time
 from pathlib import Path
 
 import numpy as np
@@ -62,3 +64,32 @@ def hungry(catalogue: Catalogue) -> Strategy:
             resource.setrlimit(resource.RLIMIT_AS, limit)
 
     return strategy
+
+
+def watchful(catalogue: Catalogue) -> Strategy:
+    """Uniform; at the examples of a user it does what the file `watchful` says (`user`, `run`, `then`), after the
+    alignment of that run has taken its first step: goes on, raises, or sleeps and leaves its process's number."""
+    even = uniform(len(catalogue))
+
+    def strategy(examples: Examples, count: int, draws: Draws) -> np.ndarray:
+        about = json.loads((SCRATCH / "watchful").read_text())
+        if examples.users is not None and about["user"] in examples.users:
+            if about["then"] == "sleep":
+                (SCRATCH / "asleep").write_text(str(os.getpid()))
+                time.sleep(600)
+            wait_for_training(Path(about["run"]))
+            if about["then"] == "raise":
+                raise ValueError("no titles today")
+        return even(examples, count, draws)
+
+    return strategy
+
+
+def wait_for_training(run: Path) -> None:
+    """Return when an alignment of a run has told of its first step; raises after three minutes without."""
+    for _ in range(1800):
+        for path in run.glob(".aligned*/metrics.jsonl"):
+            if any(json.loads(line).get("step", 0) >= 1 for line in path.read_text().splitlines()[:-1]):
+                return
+        time.sleep(0.1)
+    raise TimeoutError("training took no step while this part was missing")

@@ -10,7 +10,8 @@ import pytest
 
 from rosepo.artifacts import Outputs
 from rosepo.errors import StageError
-from rosepo.sampling.pairs import RESTARTS, pairs
+from rosepo.sampling.pairs import pairs
+from rosepo.sampling.pool import RESTARTS
 from tests.faults.strategies import SCRATCH
 from tests.sampling.runs import configure, read
 

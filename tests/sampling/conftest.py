@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from rosepo.artifacts import Outputs
-from rosepo.sampling import pairs
+from rosepo.sampling import pool
 from rosepo.sampling.actors import ActorSettings, GroupsActor
 from rosepo.sampling.plan import Shard
 from tests.sampling.runs import make_run
@@ -24,7 +24,7 @@ def in_process(ray_cluster: None, monkeypatch: pytest.MonkeyPatch) -> None:
             actor.write(shard)
             yield {"shard": shard.number, "groups": shard.count}
 
-    monkeypatch.setattr(pairs, "_answers", answers)
+    monkeypatch.setattr(pool, "_answers", answers)
 
 
 @pytest.fixture(scope="module")

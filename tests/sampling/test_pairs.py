@@ -13,11 +13,11 @@ import torch
 
 from rosepo.artifacts import Outputs
 from rosepo.data.catalogue import Catalogue
-from rosepo.errors import StageError, UserError
+from rosepo.errors import StageError, UserError, own_error
 from rosepo.models.folder import load_recommender
 from rosepo.models.oracle import Oracle
 from rosepo.models.sasrec import SASRec, SASRecConfig
-from rosepo.sampling.pairs import _own_error, pairs
+from rosepo.sampling.pairs import pairs
 from rosepo.training.logps import plain_logps
 from tests.helpers import tiny_catalogue
 from tests.sampling.runs import N_ITEMS, borrow, configure, read, save_oracle
@@ -168,10 +168,10 @@ def test_a_model_of_another_catalogue_is_refused(run: Outputs, in_process: None,
 @pytest.mark.parametrize("kind", [UserError, StageError])
 def test_what_an_actor_says_while_it_starts_is_passed_on(kind: type[Exception]) -> None:
     wrapped = RuntimeError(f"The actor died\n  File x\nrosepo.errors.{kind.__name__}: no such folder")
-    found = _own_error(wrapped)
+    found = own_error(wrapped)
     assert isinstance(found, kind)
     assert str(found) == "no such folder"
-    assert _own_error(RuntimeError("other")) is None
+    assert own_error(RuntimeError("other")) is None
 
 
 def test_what_was_seen_before_a_cut_history_is_never_rejected(run: Outputs, in_process: None, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from rosepo.config import parse_config
 from rosepo.errors import UserError
 from rosepo.models.policy import load_recommender
 from rosepo.sampling.titles import title_spans
-from rosepo.training.align import align, align_in_process, align_task, user_offsets
+from rosepo.training.align import align, align_in_process, align_task
 from rosepo.training.engine import prepare_process
 from rosepo.training.feed import ParquetRows, micro_batches
 from rosepo.training.logps import plain_logps
@@ -140,7 +140,7 @@ def test_the_pad_share_is_that_of_the_batches(users, tmp_path):
 
 def test_users_are_found_across_parts_and_row_groups(users):
     names = pa.concat_tables([pq.read_table(path) for path in sorted(users.groups.glob("*"))])["user_id"].to_pylist()
-    offsets = user_offsets(users.groups)
+    offsets = align_task(by_user(), users).plan.offsets
     assert [set(names[start:stop]) for start, stop in itertools.pairwise(offsets)] == [{f"u{n}"} for n in range(USERS)]
     assert offsets[-1] == len(names)
 

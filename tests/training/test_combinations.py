@@ -131,7 +131,9 @@ def test_settings_are_refused_where_and_only_where_no_stage_does_them():
             if (stage, offload) not in REFUSED:
                 parse_config(tree)
                 continue
-            with pytest.raises(UserError, match=rf"{section}.offload={offload} needs {section}.zero_stage=[13].* {stage}:"):
+            with pytest.raises(
+                UserError, match=rf"{section}.offload={offload} needs {section}.zero_stage=[13].* {stage}:"
+            ):
                 parse_config(tree)
 
 

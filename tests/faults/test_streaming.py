@@ -1,0 +1,139 @@
+"""Pairs and align at the same time: the same model as one after the other, and one stops when the other does."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rosepo.artifacts import MANIFEST, Outputs, continuing, now, partial_folder, read_manifest, write_json
+from rosepo.config import Config, parse_config
+from rosepo.errors import StageError
+from rosepo.pipeline import plan_stages, run_stages
+from rosepo.sampling.audit import audit_groups
+from rosepo.sampling.pairs import plan_sampling
+from rosepo.sampling.plan import planned_users, read_shard
+from rosepo.streaming import Production
+from rosepo.training.align import align_in_process, align_task
+from rosepo.training.growing import wanted_order
+from tests.faults.strategies import SCRATCH
+from tests.sampling.test_pairs import read, run  # noqa: F401 (a fixture)
+from tests.test_pipeline import finish
+from tests.training.conftest import assert_same_training
+
+WATCHFUL = "tests.faults.strategies:watchful"
+
+
+def configure(**align: Any) -> Config:
+    train = {"batch_size": 64, "learning_rate": 1e-3, "log_every": 1, "cpus_per_worker": 0.5, "epochs": 1.5, **align}
+    return parse_config(
+        {
+            "seed": 5,
+            "data": {"dataset": "movietweetings-100k"},
+            "model": {"max_length": 128},
+            "oracle": {"folds": 1, "hidden_size": 16},
+            "pairs": {"strategies": {WATCHFUL: 1.0}, "reference_cache": "no", "stream": True, "cpus_per_actor": 0.5},
+            "align": train,
+        }
+    )
+
+
+@pytest.fixture
+def ready(run: Outputs, tmp_path: Path) -> Outputs:  # noqa: F811
+    """A run's folder in which the stages before pairs are done."""
+    for name in ("examples", "sft", "oracle"):
+        shutil.copytree(run.root / name, tmp_path / name)
+    finish(tmp_path, configure(), "prepare", "sft", "oracle")
+    for name in ("examples", "sft", "oracle"):
+        manifest = read_manifest(tmp_path / name) or {}
+        write_json(tmp_path / name / MANIFEST, manifest | {"created": now(), "seconds": 1.0})
+    return Outputs(tmp_path)
+
+
+def watch(inputs: Outputs, config: Config, then: str) -> list[int]:
+    """Have something happen in the part that training wants last; returns the order in which it wants them."""
+    production = Production(plan_sampling(config, inputs), inputs.root / ".partial", lambda work: None)
+    order = wanted_order(align_task(config, inputs, growing=production.table).plan, production.table)
+    last = read_shard(plan_sampling(config, inputs).shards[order[-1]], None)["user_id"]
+    about = {"user": last[len(last) // 2].as_py(), "run": str(inputs.root), "then": then}
+    (SCRATCH / "watchful").write_text(json.dumps(about))
+    return order
+
+
+def test_a_streamed_run_trains_before_the_last_part_is_there_and_ends_as_one_that_was_not_streamed(
+    ready: Outputs,
+    ray_cluster: None,
+    tmp_path_factory: pytest.TempPathFactory,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    config = configure()
+    # The actors stop for good in the last part, while training waits for it.
+    watch(ready, config, "raise")
+    with pytest.raises(StageError, match=r"^a sampling actor died or failed.*no titles today; 3 of 4 parts"):
+        run_stages(config, ready.root, ["align"])
+    assert not ready.groups.exists()
+    assert not ready.aligned.exists()
+    (partial,) = ready.root.glob(".groups.*.partial")
+    kept = {path.name: path.stat().st_ino for path in partial.glob("part-*.parquet")}
+    assert len(kept) == 3
+    capsys.readouterr()
+    # Now that part waits for training's first step.
+    watch(ready, config, "go on")
+    made = run_stages(config, ready.root, ["align"])
+    told = capsys.readouterr().err
+    assert "pairs goes on from 3 of 4 parts" in told
+    assert "align: align with preferences, while pairs samples" in told
+    now = {path.name: path.stat().st_ino for path in ready.groups.glob("*")}
+    assert kept.items() <= now.items()
+    assert set(now) == {f"part-{number:05d}.parquet" for number in range(4)} | {"_manifest.json"}
+    assert made["pairs"]["figures"]["groups"] == audit_groups(ready.groups, ready.examples)["groups"]
+    assert made["pairs"]["figures"]["streamed"]
+    assert made["align"]["figures"]["streamed"]
+    assert made["align"]["inputs"]["pairs"] == made["pairs"]["fingerprint"]
+    assert not [path for path in ready.root.iterdir() if path.name.startswith(".")]
+    # The next command finds both up to date, and training on the finished table gives the same model.
+    assert [plan.state for plan in plan_stages(config, ready.root, ["pairs", "align"], False)] == ["done", "done"]
+    again = tmp_path_factory.mktemp("again")
+    align_in_process(config, ready, again)
+    assert_same_training(ready.aligned, again, 1e-6)
+    users = [user for column in planned_users(ready.examples, None) for user in column.to_pylist()]
+    assert users == read(ready.groups)["user_id"].to_pylist()
+
+
+def test_sampling_ends_at_once_when_training_fails(ready: Outputs, ray_cluster: None) -> None:
+    config = configure()
+    order = watch(ready, config, "sleep")
+    (SCRATCH / "asleep").unlink(missing_ok=True)
+
+    def pairs(work: Any) -> None:
+        with continuing(ready.groups, "key") as aside:
+            work(config, ready, aside)
+
+    production = Production(plan_sampling(config, ready), partial_folder(ready.groups, "key"), pairs)
+    production.start(order)
+    while not (SCRATCH / "asleep").exists():
+        time.sleep(0.1)
+    assert len(list(production.table.folder.glob("part-*.parquet"))) == 3
+    production.stop()
+    assert production.error is None
+    assert not production.told()
+    for _ in range(300):
+        if not running(int((SCRATCH / "asleep").read_text())):
+            break
+        time.sleep(0.1)
+    assert not running(int((SCRATCH / "asleep").read_text()))
+    assert not ready.groups.exists()
+    assert len(list(production.table.folder.glob("part-*.parquet"))) == 3
+
+
+def running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
