@@ -219,9 +219,9 @@ def trainer_class() -> Any:
         _controller: Any = None
 
         def _initialize_and_run_controller(self, **arguments: Any) -> Any:
-            policy = Policy(self.run_config.failure_config)  # type: ignore[arg-type]
-            run: Any = super()._initialize_and_run_controller  # type: ignore[misc]
-            return run(**arguments | {"failure_policy": policy})
+            settings: Any = self.run_config.failure_config
+            start: Any = getattr(super(), "_initialize_and_run_controller")  # noqa: B009  (no public name)
+            return start(**arguments | {"failure_policy": Policy(settings)})
 
         def _register_sigint_handler(self, controller: Any) -> None:
             self._controller = controller

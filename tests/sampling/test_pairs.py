@@ -47,7 +47,22 @@ def test_the_table_has_one_group_a_training_example_in_their_order(groups: Any, 
         "oracle_scores": "list<element: float>",
         "ref_logps": "list<element: float>",
     }
-    assert all(path.name.startswith("part-") for path in groups[0].iterdir())  # nothing that only a rerun needs
+    others = {path.name for path in groups[0].iterdir() if not path.name.startswith("part-")}
+    assert others == {"_validation.parquet"}  # nothing that only a rerun needs
+
+
+def test_validation_examples_become_groups_of_their_own_file(groups: Any, run: Outputs) -> None:
+    held_out, table = pq.read_table(groups[0] / "_validation.parquet"), read(groups[0])
+    assert held_out.schema == table.schema
+    examples = {row["example_id"]: row for row in read(run.examples).to_pylist() if row["split"] == "validation"}
+    assert 0 < len(held_out) <= 256
+    assert len(held_out) == groups[1]["validation_groups"] == min(256, len(examples))
+    for row in held_out.to_pylist():
+        example = examples[row["example_id"]]
+        assert row["chosen_item"] == example["target"]
+        assert not {*example["history"], example["target"]} & set(row["rejected_items"])
+        assert len(set(row["rejected_items"])) == 2
+    assert groups[1]["groups"] == len(table)
 
 
 def test_rejected_titles_keep_their_promises(groups: Any, run: Outputs) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ import torch.distributed as dist
 
 from rosepo.artifacts import Outputs
 from rosepo.config import Config
-from rosepo.errors import StageError
+from rosepo.errors import StageError, UserError
 from rosepo.training.align import align_task
 from rosepo.training.checkpoints import FOLDER, Checkpoint, complete_checkpoints, newest_checkpoint
 from rosepo.training.engine import prepare_process
@@ -184,6 +185,40 @@ def test_the_thresholds_of_spa_go_on_where_they_were(run: Outputs, tmp_path: Pat
     whole, gone_on = ([line.get("spa_threshold") for line in lines(tmp_path / name)] for name in ("whole", "stopped"))
     assert whole == gone_on
     assert len(whole) == 9
+
+
+def test_align_looks_at_held_out_groups(run: Outputs, tmp_path: Path) -> None:
+    inputs = Outputs(tmp_path / "run")
+    shutil.copytree(run.root, inputs.root)
+    path = inputs.groups / "part-00000.parquet"
+    shutil.copyfile(path, inputs.groups / "_validation.parquet")
+    task = align_task(tiny_config("align", epsilon="zero", validate_every=2, log_every=1, epochs=2), inputs)
+    assert task.plan.n_rows == 32
+    fit_in_process(task, tmp_path)
+    looks = [line for line in lines(tmp_path) if "validation_loss" in line]
+    assert [line["step"] for line in looks] == [2, 4, 6, 8]
+    # The same groups, held out: the last look is at what training has reached.
+    assert looks[-1]["validation_margin"] > looks[0]["validation_margin"] > 0
+    assert looks[-1]["validation_loss"] < looks[0]["validation_loss"] < np.log(2)
+    assert 0.5 <= looks[-1]["validation_accuracy"] <= 1.0
+
+
+def test_a_best_model_by_a_loss_without_held_out_groups_is_refused(run: Outputs) -> None:
+    with pytest.raises(UserError, match=r"align.best_metric=validation_loss has nothing .*_validation.parquet is not"):
+        align_task(tiny_config("align", best_metric="validation_loss"), run)
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"patience": 2}, "sft.patience=2 waits for a better sft.best_metric, which is unset"),
+        ({"best_metric": "hr@10"}, "sft.best_metric=hr@10 is measured on sft.validation_users, of which there are 0"),
+        ({"checkpoint_every": 0, "keep_checkpoints": 3}, "sft.keep_checkpoints is not used beside"),
+    ],
+)
+def test_settings_without_a_use_are_refused(settings: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(UserError, match=re.escape(sentence)):
+        tiny_config(**settings)
 
 
 def test_a_checkpoint_of_other_settings_is_not_gone_on_from(tiny_run: Outputs, tmp_path: Path) -> None:
