@@ -123,9 +123,7 @@ def _attend(
     attend = _compiled() if query.is_cuda else flex_attention
     dtype = value.dtype  # under autocast the rotary embedding leaves queries and keys in float32
     groups = query.shape[1] != key.shape[1]
-    seen = attend(
-        query.to(dtype), key.to(dtype), value, block_mask=attention_mask, scale=scaling, enable_gqa=groups
-    )
+    seen = attend(query.to(dtype), key.to(dtype), value, block_mask=attention_mask, scale=scaling, enable_gqa=groups)
     return seen.transpose(1, 2).contiguous(), None
 
 

@@ -193,7 +193,11 @@ SLIDING = {
     "gemma2": {"sliding_window": 8, "attn_logit_softcapping": 5.0, "final_logit_softcapping": 3.0},
     "gemma3_text": {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]},
 }
-SCALED = {"gemma2": {"final_logit_softcapping": 3.0}, "cohere": {"logit_scale": 0.3}, "granite": {"logits_scaling": 4.0}}
+SCALED = {
+    "gemma2": {"final_logit_softcapping": 3.0},
+    "cohere": {"logit_scale": 0.3},
+    "granite": {"logits_scaling": 4.0},
+}
 
 
 @pytest.mark.parametrize("pack_tokens", [None, 70])
