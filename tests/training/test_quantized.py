@@ -61,7 +61,7 @@ def test_zero_3_is_refused(section):
 
 def test_an_engine_that_loads_the_base_by_itself_is_refused():
     tree = {"model": {"path": "x", "lora": {"quantize": "nf4"}}, "pairs": {"engine": "vllm"}}
-    with pytest.raises(UserError, match="nf4: pairs.engine=vllm would answer with another base"):
+    with pytest.raises(UserError, match=r"nf4: pairs.engine=vllm would answer with another base"):
         parse_config(tree)
 
 
