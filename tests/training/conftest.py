@@ -97,6 +97,8 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 def assert_same_training(one: Path, other: Path, tolerance: float) -> None:
     assert losses(one) == pytest.approx(losses(other), abs=10 * tolerance)
+    norms = [[line["grad_norm"] for line in lines(folder) if "grad_norm" in line] for folder in (one, other)]
+    assert norms[0] == pytest.approx(norms[1], rel=10 * tolerance, abs=10 * tolerance)
     first, second = weights(one), weights(other)
     assert first.keys() == second.keys()
     for name, value in first.items():

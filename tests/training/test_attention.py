@@ -1,4 +1,4 @@
-"""Attention by blocks is attention by mask, and what cannot be computed by blocks is refused. Gradients: test_gpu.py."""
+"""Attention by blocks is attention by mask, and refused where it cannot be. Its gradients: test_gpu.py."""
 
 from __future__ import annotations
 

@@ -10,13 +10,14 @@ import torch
 
 from rosepo.artifacts import Outputs
 from rosepo.evaluation.decode import Decoder
+from rosepo.training.align_task import disable_dropout
 from rosepo.training.batch import collate
 from rosepo.training.logps import LogpsModel
 from rosepo.training.loop import fit_in_process
 from rosepo.training.sft import sft_task
-from tests.helpers import tiny_builder, tiny_model
-from tests.training.conftest import losses, tiny_config, weights
-from tests.training.test_logps import make_groups, rows_of
+from tests.helpers import FAMILIES, tiny_builder, tiny_model
+from tests.training.conftest import assert_same_training, losses, tiny_config, weights
+from tests.training.test_logps import gradients, make_groups, rows_of
 
 DEVICE = "cuda"
 pytestmark = [
@@ -34,6 +35,31 @@ def test_log_probs_on_cuda_are_those_of_the_cpu(pack_tokens: int | None) -> None
     assert found.device.type == DEVICE
     assert found_counts.tolist() == counts.tolist()
     torch.testing.assert_close(found.cpu(), expected, atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("pack_tokens", [None, 70])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_attention_by_blocks_gives_the_gradients_of_attention_by_mask(family: str, pack_tokens: int | None) -> None:
+    batch = collate([*rows_of(make_groups(2)), *rows_of(make_groups(2, seed=1))], pack_tokens=pack_tokens).to(DEVICE)
+    model = tiny_model(family, **({"n_embd": 64} if family == "gpt2" else {"head_dim": 16})).to(DEVICE)
+    disable_dropout(model)
+    expected, _ = LogpsModel(model, attention="sdpa")(batch)
+    expected_grads = gradients(model, expected)
+    found, _ = LogpsModel(model, attention="flex", activation_checkpointing=True).train()(batch)
+    found_grads = gradients(model, found)
+    torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-5)
+    for name, grad in expected_grads.items():
+        torch.testing.assert_close(found_grads[name], grad, atol=1e-3, rtol=1e-3, msg=name)
+
+
+@pytest.mark.parametrize(
+    ("stage", "offload"), [(1, "optimizer"), (2, "optimizer"), (3, "optimizer"), (3, "parameters")]
+)
+def test_offloading_does_not_change_training(stage: int, offload: str, tiny_run: Outputs, tmp_path: Path) -> None:
+    for name, settings in (("kept", {}), ("offloaded", {"offload": offload})):
+        config = tiny_config(zero_stage=stage, epochs=1, **settings)
+        fit_in_process(sft_task(config, tiny_run), tmp_path / name, gpu=True)
+    assert_same_training(tmp_path / "kept", tmp_path / "offloaded", 1e-5)
 
 
 def test_training_on_cuda_in_bfloat16_lowers_the_loss(tiny_run: Outputs, tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ def flatten(groups: Groups) -> tuple[list[np.ndarray], list[np.ndarray]]:
 def gradients(model: torch.nn.Module, logps: torch.Tensor) -> dict[str, torch.Tensor]:
     """Gradients of a sum with different weights, so that one completion cannot stand in for another."""
     model.zero_grad()
-    (logps * torch.arange(1, len(logps) + 1)).sum().backward()
+    (logps * torch.arange(1, len(logps) + 1, device=logps.device)).sum().backward()
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
