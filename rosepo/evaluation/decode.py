@@ -16,7 +16,7 @@ from torch import nn
 from rosepo.console import say
 from rosepo.data.prompts import PromptBuilder
 from rosepo.errors import UserError
-from rosepo.evaluation.forward import PlainRows, SharedPrompts, batch_tokens
+from rosepo.evaluation.forward import PlainRows, SharedPrompts, batch_tokens, partitioned
 from rosepo.evaluation.trie import Exclusion, TitleTrie
 from rosepo.training.logps import sharing_obstacle
 
@@ -46,7 +46,6 @@ class Decoder:
         self.max_tokens = max_tokens or batch_tokens(model)
         self._told = False
 
-    @torch.inference_mode()
     def top_k(
         self, prompts: Sequence[np.ndarray], excluded: Sequence[np.ndarray], k: int
     ) -> tuple[np.ndarray, np.ndarray]:
@@ -72,9 +71,11 @@ class Decoder:
         scores = np.full((len(prompts), k), -np.inf, dtype=np.float32)
         # Longest first: prompts of like length share a batch, and too large a batch shows at once.
         order = np.argsort([-len(prompt) for prompt in prompts], kind="stable")
-        for rows in self._batches(prompts, order):
-            found = self._search([prompts[row] for row in rows], [excluded[row] for row in rows], k)
-            items[rows], scores[rows] = found
+        # Weights that ZeRO-3 gathers on the way are trained on afterwards, which tensors of inference mode cannot be.
+        with torch.no_grad() if partitioned(self.model) else torch.inference_mode():
+            for rows in self._batches(prompts, order):
+                found = self._search([prompts[row] for row in rows], [excluded[row] for row in rows], k)
+                items[rows], scores[rows] = found
         return items, scores
 
     def _batches(self, prompts: Sequence[np.ndarray], order: np.ndarray) -> list[np.ndarray]:

@@ -192,9 +192,19 @@ def _gather(logits_of: Any, states: torch.Tensor, beam: np.ndarray, token: np.nd
     return out
 
 
+def partitioned(module: nn.Module) -> bool:
+    """Whether ZeRO-3 holds the weights in parts, so that a forward pass gathers them and takes all ranks."""
+    return any(hasattr(parameter, "ds_id") for parameter in module.parameters())
+
+
 def _float32_logits(head: nn.Module, states: torch.Tensor) -> torch.Tensor:
     """Logits in float32 also where the weights are bfloat16: rounded logits would tie among the best titles."""
     if type(head) is nn.Linear and head.weight.dtype != torch.float32:
+        if partitioned(head):
+            import deepspeed
+
+            with deepspeed.zero.GatheredParameters(list(head.parameters())):
+                return F.linear(states.float(), head.weight.float(), None if head.bias is None else head.bias.float())
         bias = None if head.bias is None else head.bias.float()
         return F.linear(states.float(), head.weight.float(), bias)
     logits: torch.Tensor = head(states).float()

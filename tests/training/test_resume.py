@@ -243,3 +243,26 @@ def test_a_half_written_line_of_metrics_is_cut_away(tmp_path: Path) -> None:
     assert log.read_text() == '{"step": 0}\n{"step": 2}\n'
     cut_log(log, 0)
     assert log.read_text() == ""
+
+
+def test_two_ranks_of_any_zero_stage_search_the_catalogue_as_one_does(tiny_run: Outputs, tmp_path: Path) -> None:
+    plain = {"scratch": {**config_of(1).model.scratch_config.model_dump(), "dropout": 0.0}, "max_length": 128}
+    settings = {"model": plain, "validation_users": 9, "micro_batch_size": 4, "learning_rate": 2e-2}
+    fit_in_process(sft_task(tiny_config(zero_stage=1, **settings), tiny_run), tmp_path / "alone")
+    expected = [line["ndcg@10"] for line in lines(tmp_path / "alone") if "ndcg@10" in line]
+    assert len(expected) == 4
+    assert max(expected) > 0
+    configs = {
+        f"{precision}-{stage}": tiny_config(zero_stage=stage, precision=precision, **settings)
+        for stage, precision in ((2, "float32"), (3, "float32"), (3, "bfloat16"))
+    }
+    assert forked_ranks(2, train_each, str(tiny_run.root), configs, str(tmp_path)) == [0, 0]
+    for name in configs:
+        found = [line["ndcg@10"] for line in lines(tmp_path / name) if "ndcg@10" in line]
+        assert found == pytest.approx(expected, abs=0.3 if name.startswith("bfloat16") else 1e-6), name
+
+
+def train_each(rank: int, run: str, configs: dict[str, Config], out: str) -> None:
+    """One rank of several trainings, one after another."""
+    for name, config in configs.items():
+        resumed(sft_task(config, Outputs(Path(run))), Path(out) / name)
