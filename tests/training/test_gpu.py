@@ -63,7 +63,7 @@ def test_offloading_does_not_change_training(stage: int, offload: str, tiny_run:
 
 
 def test_training_on_cuda_in_bfloat16_lowers_the_loss(tiny_run: Outputs, tmp_path: Path) -> None:
-    fit_in_process(sft_task(tiny_config(precision="bfloat16", epochs=6), tiny_run), tmp_path)
+    fit_in_process(sft_task(tiny_config(precision="bfloat16", epochs=6), tiny_run), tmp_path, gpu=True)
     found = losses(tmp_path)
     assert found[-1] < 0.8 * found[0]
     assert all(torch.isfinite(value).all() for value in weights(tmp_path).values())

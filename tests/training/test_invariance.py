@@ -80,7 +80,7 @@ def test_loss_gradient_norm_and_weights_do_not_depend_on_the_split(trained: Path
 def test_the_trajectory_went_somewhere(trained: Path, run: Outputs) -> None:
     # Trajectories that stand still are equal too.
     found = lines(trained / "8x1x1-padded")
-    assert found[-1]["loss"] < found[1]["loss"] - 0.02
+    assert found[-1]["loss"] < found[1]["loss"] - 0.005
     assert min(line["grad_norm"] for line in found[1:]) > 1e-2
     before, after = weights(run.sft), weights(trained / "8x1x1-padded")
     assert max((after[name] - before[name]).abs().max() for name in before) > 2e-3
