@@ -117,6 +117,6 @@ def bare_rank(rank: int, world: int, outputs: Outputs, steps: int) -> dict[str, 
         torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        float(loss)
+        float(loss.detach())
         taken.append(time.perf_counter() - started)
     return {"seconds": statistics.median(taken[SKIPPED:])}

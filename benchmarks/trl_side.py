@@ -88,11 +88,10 @@ def make(outputs: Outputs, steps: int, precision: str, setting: Setting, device:
     trainer.add_callback(clock)
 
     def take() -> dict[str, Any]:
-        before = len(trainer.state.log_history)
         if device == "cuda":
             torch.cuda.reset_peak_memory_stats()
         trainer.train()
-        losses = [line["loss"] for line in trainer.state.log_history[before:] if "loss" in line]
+        losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
         gib = torch.cuda.max_memory_allocated() / 2**30 if device == "cuda" else 0.0
         return {"seconds": clock.ended - clock.begun, "losses": losses, "peak": peak_mib(), "gib": gib}
 
