@@ -127,16 +127,23 @@ class FeedPlan:
         """The rows of every step."""
         return Schedule(self.n_rows, self.batch_size, self.seed, self.epochs)
 
+    def table_rows(self, rows: np.ndarray, table_length: int) -> np.ndarray:
+        """Where the schedule's `rows`, int64 [n], stand in a table of so many rows: int64, several of a row with
+        `offsets`."""
+        if self.offsets is None:
+            return rows * table_length // self.n_rows
+        units = rows * (len(self.offsets) - 1) // self.n_rows
+        return ranges(self.offsets[units], self.offsets[units + 1] - self.offsets[units])
+
     def take(self, table: ParquetRows, rows: np.ndarray) -> pa.Table:
         """The schedule's `rows`, int64 [n], n ≥ 1, looked up in the plan's table."""
-        if self.offsets is None:
-            found, places = table.take(rows * len(table) // self.n_rows), rows
-        else:
-            units = rows * (len(self.offsets) - 1) // self.n_rows
-            starts, lengths = self.offsets[units], self.offsets[units + 1] - self.offsets[units]
-            found, places = table.take(ranges(starts, lengths)), ranges(self._before[rows], lengths)
-        for name, values in self.instead.items():
-            found = found.drop_columns(name).append_column(name, pa.array(list(values[places])))
+        found = table.take(self.table_rows(rows, len(table)))
+        if self.instead:
+            places = rows
+            if self.offsets is not None:
+                places = ranges(self._before[rows], self._before[rows + 1] - self._before[rows])
+            for name, values in self.instead.items():
+                found = found.drop_columns(name).append_column(name, pa.array(list(values[places])))
         return found
 
     @property

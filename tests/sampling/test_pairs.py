@@ -105,6 +105,7 @@ def test_the_table_has_one_group_a_training_example_in_their_order(groups: Any, 
         "epsilon": "list<element: float>",
         "oracle_scores": "list<element: float>",
         "ref_logps": "list<element: float>",
+        "title_spans": "list<element: int32>",
     }
     assert all(path.name.startswith("part-") for path in groups[0].iterdir())  # nothing that only a rerun needs
 
