@@ -153,7 +153,8 @@ class FeedPlan:
         return ParquetRows(self.folder, columns) if self.growing is None else self.growing.open(columns)
 
     def table_rows(self, rows: np.ndarray, table_length: int) -> np.ndarray:
-        """Where the schedule's `rows`, int64 [n], stand in a table of so many rows: int64."""
+        """Where the schedule's `rows`, int64 [n], stand in a table of so many rows: int64, several of a row with
+        `offsets`."""
         if self.offsets is None:
             return rows * table_length // self.n_rows
         units = rows * (len(self.offsets) - 1) // self.n_rows
@@ -162,11 +163,12 @@ class FeedPlan:
     def take(self, table: ParquetRows, rows: np.ndarray) -> pa.Table:
         """The schedule's `rows`, int64 [n], n ≥ 1, looked up in the plan's table."""
         found = table.take(self.table_rows(rows, len(table)))
-        places = (
-            rows if self.offsets is None else ranges(self._before[rows], self._before[rows + 1] - self._before[rows])
-        )
-        for name, values in self.instead.items():
-            found = found.drop_columns(name).append_column(name, pa.array(list(values[places])))
+        if self.instead:
+            places = rows
+            if self.offsets is not None:
+                places = ranges(self._before[rows], self._before[rows + 1] - self._before[rows])
+            for name, values in self.instead.items():
+                found = found.drop_columns(name).append_column(name, pa.array(list(values[places])))
         return found
 
     @property

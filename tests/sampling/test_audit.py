@@ -15,13 +15,15 @@ import pytest
 from rosepo.data.prompts import PromptBuilder
 from rosepo.errors import UserError
 from rosepo.sampling.audit import SCORES, audit_candidates, audit_groups
+from rosepo.sampling.titles import title_spans
 from tests.helpers import tiny_builder, tiny_catalogue
 
 Change = Callable[[list[dict[str, Any]]], object]
 
 
-def write_run(root: Path, change: Change = lambda rows: None) -> tuple[Path, Path]:
-    """Examples of ten users in two files, whose histories show one item of two, and groups of two rejected titles."""
+def write_run(root: Path, change: Change = lambda rows: None, shown: int = 1) -> tuple[Path, Path]:
+    """Examples of ten users in two files, whose histories show one item of two (or `shown`), and groups of two rejected
+    titles."""
     groups, examples = root / "groups", root / "examples"
     for folder in (groups, examples / "_sequences"):
         folder.mkdir(parents=True)
@@ -35,7 +37,7 @@ def write_run(root: Path, change: Change = lambda rows: None) -> tuple[Path, Pat
             past, target = [items[user], items[user + 1]], items[user + 2]
             sequences.append({"user_id": user, "items": [*past, target]})
             rows.append({"example_id": f"{user}:2", "user_id": user, "split": "train", "position": 2,
-                         "history": past[1:], "target": target})  # fmt: skip
+                         "history": past[-shown:], "target": target})  # fmt: skip
             made.append({"example_id": f"{user}:2", "prompt_ids": [1], "chosen_item": target, "chosen_ids": [5, 2],
                          "rejected_items": [items[user + 5], items[user + 6]], "rejected_ids": [[6, 2], [7, 2]],
                          "strategy": ["uniform", "self_hard"], "epsilon": [0.0, 0.4],
@@ -82,6 +84,36 @@ def with_tokens(builder: PromptBuilder, change: Change = lambda rows: None) -> C
         change(rows)
 
     return fill
+
+
+def with_spans(builder: PromptBuilder, change: Change = lambda rows: None) -> Change:
+    """Groups whose prompts show two items, of which the second is learned too."""
+
+    def fill(rows: list[dict[str, Any]]) -> None:
+        with_tokens(builder)(rows)
+        catalogue = tiny_catalogue(20)
+        for row in rows:
+            history = catalogue.index([row["chosen_item"] - 2, row["chosen_item"] - 1])
+            row["prompt_ids"] = builder.prompt(history)[0].tolist()
+            row["title_spans"] = title_spans(builder, history, dropped=0, earlier=1).tolist()
+        change(rows)
+
+    return fill
+
+
+def test_titles_that_are_learned_beside_the_groups_are_those_of_the_history(tmp_path: Path) -> None:
+    builder = tiny_builder(20)
+    audit_groups(*write_run(tmp_path / "right", with_spans(builder), shown=2), builder)
+    none = with_spans(builder, lambda rows: [row.update(title_spans=[]) for row in rows])
+    audit_groups(*write_run(tmp_path / "none", none, shown=2), builder)
+    for number, wrong in enumerate(([1, 3], [0, 1, 0, 1])):
+        change = with_spans(builder, lambda rows, wrong=wrong: rows[6].update(title_spans=wrong))
+        with pytest.raises(UserError, match="6:2 has title_spans that are not those of its history"):
+            audit_groups(*write_run(tmp_path / str(number), change, shown=2), builder)
+    whole = builder.spans([4, 5]).ravel().tolist()
+    change = with_spans(builder, lambda rows: rows[4].update(title_spans=whole))
+    with pytest.raises(UserError, match="4:2 has title_spans"):  # nothing stands before a prompt's first title
+        audit_groups(*write_run(tmp_path / "first", change, shown=2), builder)
 
 
 def test_tokens_are_those_that_the_evaluation_decodes(tmp_path: Path) -> None:

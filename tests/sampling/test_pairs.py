@@ -46,6 +46,7 @@ def test_the_table_has_one_group_a_training_example_in_their_order(groups: Any, 
         "epsilon": "list<element: float>",
         "oracle_scores": "list<element: float>",
         "ref_logps": "list<element: float>",
+        "title_spans": "list<element: int32>",
     }
     others = {path.name for path in groups[0].iterdir() if not path.name.startswith("part-")}
     assert others == {"_validation.parquet"}  # nothing that only a rerun needs
