@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-gpu lint format constraints clean
+.PHONY: demo test test-gpu test-qlora lint format constraints clean
 
 ## The whole pipeline on the embedded data: about five minutes on two cores, after the install.
 demo: $(READY)
@@ -17,6 +17,11 @@ test: $(READY) lint
 ## Tests that need a CUDA device.
 test-gpu: $(READY)
 	$(BIN)/pytest -m gpu
+
+## Tests of base models in four and eight bits, which need bitsandbytes.
+test-qlora: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,qlora]'
+	$(BIN)/pytest tests/training/test_quantized.py
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -35,9 +40,9 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $(READY)
 
-## Pin what is installed now, with what the benchmarks measure against.
+## Pin what is installed now, with what is left out of `dev`.
 constraints: $(READY)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,bench]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,qlora]'
 	{ echo '# The versions that the tests ran on (Python 3.11, Linux). Made by `make constraints`.'; \
 	  $(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu$$//' | sort -f; } > constraints.txt
 

@@ -169,7 +169,9 @@ class Engine:
                 with deepspeed.zero.GatheredParameters([parameter]):
                     full = parameter.detach().clone()
             full = parameter.detach() if full is None else full
-            if full.numel() == 0 or list(full.shape) != self._reload.get(name, list(full.shape)):
+            # What is frozen in four bits takes other shapes as it is used; it is not what is saved.
+            whole = not full.is_floating_point() or list(full.shape) == self._reload.get(name, list(full.shape))
+            if full.numel() == 0 or not whole:
                 raise StageError(f"weight {name} was gathered with shape {list(full.shape)}: nothing was saved")
             if keeps:
                 weights[name] = full.to("cpu", copy=True)

@@ -75,9 +75,9 @@ def test_an_engine_that_loads_the_base_by_itself_is_refused():
 
 
 def train_both(rank: int, root: str, base: str, quantize: str) -> None:
-    """Fine-tuning at every stage, in both precisions."""
+    """Fine-tuning without and with ZeRO, in both precisions."""
     prepare_process()
-    for stage in (0, 1, 2):
+    for stage in (0, 2):
         for precision in ("float32", "bfloat16"):
             fixed = {"micro_batch_size": 2, "epochs": 0.4, "log_every": 1}
             config = tiny_config(model=lora(Path(base), quantize), zero_stage=stage, precision=precision, **fixed)
@@ -95,7 +95,7 @@ def test_training_on_a_quantized_base_is_the_same_in_all_stages_and_on_two_worke
     one = tmp_path / "one"
     config = tiny_config(model=lora(wide, quantize), zero_stage=0, epochs=0.4, log_every=1)
     fit_in_process(sft_task(config, tiny_run), one)
-    for stage in (0, 1, 2):
+    for stage in (0, 2):
         found = tmp_path / f"{quantize}-float32-{stage}"
         # Rows are put together otherwise; int8 rounds what it multiplies, so that a last bit becomes a step of 1/127.
         assert losses(found) == pytest.approx(losses(one), rel=1e-5 if quantize == "nf4" else 1e-3)
@@ -128,7 +128,8 @@ def test_every_stage_sees_the_base_that_the_adapter_was_trained_on(quantize, pre
     (outputs.sft / "rosepo.json").rename(tmp_path / "aside")
     other = reference_logps(LogpsModel(load_policy(outputs.sft)), prompts, completions)
     (tmp_path / "aside").rename(outputs.sft / "rosepo.json")
-    assert np.abs(np.array(found) - np.array(other)).max() > 0.005
+    # Without the record the base would be whole: by far more than arithmetic alone makes (1e-5).
+    assert np.abs(np.array(found) - np.array(other)).max() > {"nf4": 5e-3, "int8": 2e-4}[quantize]
     config = tiny_config("align", model=lora(wide, quantize), precision=precision, zero_stage=2, **ALIGN)
     fit_in_process(align_task(config, outputs), outputs.aligned)
     assert lines(outputs.aligned)[1]["margin"] == pytest.approx(0.0, abs=1e-3 if precision == "float32" else 0.2)
