@@ -119,10 +119,10 @@ def product(outputs: Outputs, groups: int, steps: int, precision: str, **align: 
                 losses.append(figures["loss"])
 
         try:
-            align_in_process(config, outputs, out, report=report)
+            tokens = align_in_process(config, outputs, out, report=report)["tokens"]
         finally:
             shutil.rmtree(out, ignore_errors=True)
-        return {"seconds": seen[steps] - seen[0], "losses": losses, "peak": peak_mib()}
+        return {"seconds": seen[steps] - seen[0], "losses": losses, "peak": peak_mib(), "tokens": tokens}
 
     return take
 

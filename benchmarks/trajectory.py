@@ -2,33 +2,31 @@
 
 The user's prompts are prefixes of one another, eight tokens (a title) apart, the longest of 400 tokens; every group has
 its chosen title and fifteen rejected ones. Both sides are `align` in one process, as in benchmarks/dpo.py, and see the
-same losses. The note also has the ratio of the tokens that the two put through the model, padding included, and the
-speed with titles of three tokens, which is what a tokenizer trained on the catalogue makes of them.
+same losses. The note also has the ratio of the tokens that the two put through the model, and the speed
+with titles of three tokens, about what a tokenizer trained on the catalogue makes of them.
 """
 
 from __future__ import annotations
 
 import shutil
 import tempfile
-import time
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
-from benchmarks import synthetic
+from benchmarks import dpo, synthetic
 from benchmarks.common import Pair, Row, rate_row
 from benchmarks.dpo import same_losses
-from benchmarks.groups_run import Groups, settings, write_groups, write_model
+from benchmarks.groups_run import Groups, write_groups, write_model
 from benchmarks.reference import PROMPT, TITLE
-from benchmarks.sides import Side, Take, Turns, in_turns, peak_mib, sides
+from benchmarks.sides import Side, Take, Turns, in_turns, sides
 from rosepo.artifacts import Outputs
 from rosepo.models.scratch import EOS, SPECIAL_TOKENS
 
 BOUNDARIES, NEGATIVES = 8, 15
 SHORT_TITLE = 3
+ROW_TOKENS = 4096
 STEPS, QUICK_STEPS = 3, 1
 TOLERANCE = 1e-3
 
@@ -82,53 +80,7 @@ def prefixes(longest: int, title: int, vocabulary: int) -> Groups:
 
 def product(outputs: Outputs, steps: int, together: bool) -> Take:
     """`align` in this process on all groups at once, as a trajectory row or as rows of their own."""
-    from rosepo.training.align import align_task
-    from rosepo.training.feed import micro_batches
-    from rosepo.training.loop import fit_in_process
-
-    size = BOUNDARIES
-    config = settings(batch_size=size, micro_batch_size=size, epochs=steps, log_every=1)
-    task = align_task(config, outputs)
     if together:
-        task = replace(task, plan=replace(task.plan, encoder=OneUser()))
-    tokens = next(micro_batches(task.plan, 0, 1))["input_ids"].size
-
-    def take() -> dict[str, Any]:
-        out = Path(tempfile.mkdtemp(prefix="rosepo-benchmark-aligned-"))
-        seen: dict[int, float] = {}
-        losses: list[float] = []
-
-        def report(step: int, figures: dict[str, float]) -> None:
-            seen[step] = time.perf_counter()
-            if step:
-                losses.append(figures["loss"])
-
-        try:
-            fit_in_process(task, out, report)
-        finally:
-            shutil.rmtree(out, ignore_errors=True)
-        return {"seconds": seen[steps] - seen[0], "losses": losses, "peak": peak_mib(), "tokens": tokens}
-
-    return take
-
-
-@dataclass(frozen=True)
-class OneUser:
-    """All rows of a step as one trajectory row: the longest prompt once, every group attached where its own ends."""
-
-    def __call__(self, rows: pa.Table, parts: int) -> list[dict[str, np.ndarray]]:
-        from rosepo.training.collate import collate_numpy
-        from rosepo.training.encoders import GroupEncoder
-        from rosepo.training.rows import Branch, build_row
-
-        (arrays,) = GroupEncoder()(rows, parts)
-        table = {name: rows[name].to_pylist() for name in ("prompt_ids", "chosen_ids", "rejected_ids")}
-        order = np.argsort([len(ids) for ids in table["prompt_ids"]])
-        branches = [
-            Branch(len(table["prompt_ids"][place]), np.zeros(0, np.int32), np.array(ids, np.int32))
-            for place in order
-            for ids in (table["chosen_ids"][place], *table["rejected_ids"][place])
-        ]
-        trunk = table["prompt_ids"][order[-1]] + table["chosen_ids"][order[-1]][:-1]
-        arrays |= collate_numpy([build_row(np.array(trunk, np.int32), branches)])
-        return [arrays]
+        whole: dict[str, Any] = {"rows": "trajectory", "batch_size": 1, "micro_batch_size": 1, "row_tokens": ROW_TOKENS}
+        return dpo.product(outputs, BOUNDARIES, steps, "float32", **whole)
+    return dpo.product(outputs, BOUNDARIES, steps, "float32")

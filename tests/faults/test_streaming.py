@@ -22,7 +22,7 @@ from rosepo.streaming import Production
 from rosepo.training.align import align_in_process, align_task
 from rosepo.training.growing import wanted_order
 from tests.faults.strategies import SCRATCH
-from tests.sampling.test_pairs import read, run  # noqa: F401 (a fixture)
+from tests.sampling.runs import read
 from tests.test_pipeline import finish
 from tests.training.conftest import assert_same_training
 
@@ -44,7 +44,7 @@ def configure(**align: Any) -> Config:
 
 
 @pytest.fixture
-def ready(run: Outputs, tmp_path: Path) -> Outputs:  # noqa: F811
+def ready(run: Outputs, tmp_path: Path) -> Outputs:
     """A run's folder in which the stages before pairs are done."""
     for name in ("examples", "sft", "oracle"):
         shutil.copytree(run.root / name, tmp_path / name)
