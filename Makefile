@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-gpu test-qlora lint format constraints clean
+.PHONY: demo test test-slow test-gpu test-qlora lint format constraints clean
 
 ## The whole pipeline on the embedded data: about five minutes on two cores, after the install.
 demo: $(READY)
@@ -13,6 +13,10 @@ demo: $(READY)
 ## What CI runs.
 test: $(READY) lint
 	$(BIN)/pytest
+
+## Tests that CI leaves out because they take minutes.
+test-slow: $(READY)
+	$(BIN)/pytest -m slow
 
 ## Tests that need a CUDA device.
 test-gpu: $(READY)

@@ -90,7 +90,7 @@ def test_a_streamed_run_trains_before_the_last_part_is_there_and_ends_as_one_tha
     assert "align: align with preferences, while pairs samples" in told
     now = {path.name: path.stat().st_ino for path in ready.groups.glob("*")}
     assert kept.items() <= now.items()
-    assert set(now) == {f"part-{number:05d}.parquet" for number in range(4)} | {"_manifest.json"}
+    assert set(now) == {f"part-{number:05d}.parquet" for number in range(4)} | {"_manifest.json", "_validation.parquet"}
     assert made["pairs"]["figures"]["groups"] == audit_groups(ready.groups, ready.examples)["groups"]
     assert made["pairs"]["figures"]["streamed"]
     assert made["align"]["figures"]["streamed"]
