@@ -15,13 +15,13 @@ PAD = -1
 
 
 def padded_size(n: int, multiple: int = 16) -> int:
-    """The smallest of a few sizes that holds n: multiples of ``multiple``, from 8 of them on four sizes an octave.
+    """The smallest of a few sizes that holds n: multiples of ``multiple``, from 16 of them on eight sizes an octave.
 
-    Few sizes, because on a CPU every new bfloat16 shape costs a compilation; beyond 4 * multiple at most a fifth of the
+    Few sizes, because on a CPU every new bfloat16 shape costs a compilation; beyond 8 * multiple at most a ninth of the
     size is padding.
     """
     step = multiple
-    while n > 8 * step:
+    while n > 16 * step:
         step *= 2
     return max(step, -(-n // step) * step)
 
