@@ -163,8 +163,8 @@ def test_packing_leaves_little_padding() -> None:
 
 def test_sizes_are_few_and_waste_little() -> None:
     sizes = {padded_size(n) for n in range(1, 513)}
-    assert len(sizes) <= 16
-    assert all(n <= padded_size(n) <= max(64, 1.25 * n + 1) for n in range(1, 4096))
+    assert len(sizes) <= 24
+    assert all(n <= padded_size(n) <= max(n + 15, 1.125 * n + 1) for n in range(1, 4096))
     assert padded_size(1, 8) == 8
 
 
