@@ -25,10 +25,9 @@ from benchmarks.sides import Side, Take, in_turns, peak_mib, sides
 from benchmarks.trl_side import Setting
 from rosepo.artifacts import Outputs
 
-GROUPS = {1: 8, 7: 4}
-QUICK_GROUPS = {1: 8, 7: 2}
+GROUPS = {1: 4, 7: 2}
 """Groups a step, by rejected titles a group."""
-STEPS, QUICK_STEPS = 3, 2
+STEPS, QUICK_STEPS = 2, 1
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.03}
 """Between the two sides' losses of a step. In bfloat16 TRL rounds policy and reference alike, while a table's reference
 log-probabilities are float32."""
@@ -66,7 +65,7 @@ def k7_live_bf16(quick: bool) -> Row:
 
 def _measure(name: str, negatives: int, precision: str, rival: Setting, quick: bool) -> Row:
     """Raises ValueError where the losses of the two differ."""
-    groups = (QUICK_GROUPS if quick else GROUPS)[negatives]
+    groups = GROUPS[negatives]
     steps = QUICK_STEPS if quick else STEPS
     with run_of(groups, negatives) as outputs:
         made = {
