@@ -1,6 +1,6 @@
 """Rows `train.memory.k1` and `train.memory.k7`: highest resident memory of a whole training process.
 
-The same trainings as in benchmarks/dpo.py, rosepo's and TRL's with its defaults (which recompute activations), each in
+The trainings of benchmarks/dpo.py with more groups a step, rosepo's and TRL's with its defaults (which recompute activations), each in
 a fresh process with its libraries, for two steps.
 """
 
@@ -8,10 +8,13 @@ from __future__ import annotations
 
 from benchmarks import trl_side
 from benchmarks.common import Row
-from benchmarks.dpo import GROUPS, QUICK_GROUPS, product, run_of
+from benchmarks.dpo import product, run_of
 from benchmarks.sides import Side, sides
 from benchmarks.trl_side import MOST_PAIRS, Setting
 
+GROUPS = {1: 8, 7: 4}
+QUICK_GROUPS = {1: 8, 7: 2}
+"""Groups a step, by rejected titles a group."""
 STEPS = 2
 
 
