@@ -1,7 +1,7 @@
 """Rows `train.memory.k1` and `train.memory.k7`: highest resident memory of a whole training process.
 
-The trainings of benchmarks/dpo.py with more groups a step, rosepo's and TRL's with its defaults (which recompute activations), each in
-a fresh process with its libraries, for two steps.
+The trainings of benchmarks/dpo.py with more groups a step, rosepo's and TRL's with its defaults (which recompute
+activations), each in a fresh process with its libraries, for two steps.
 """
 
 from __future__ import annotations
