@@ -17,8 +17,8 @@ PAD = -1
 def padded_size(n: int, multiple: int = 16) -> int:
     """The smallest of a few sizes that holds n: multiples of ``multiple``, from 16 of them on eight sizes an octave.
 
-    Few sizes, because on a CPU every new bfloat16 shape costs a compilation; beyond 8 * multiple at most a ninth of the size
-    is padding.
+    Few sizes, because on a CPU every new bfloat16 shape costs a compilation; beyond 8 * multiple at most a ninth of the
+    size is padding.
     """
     step = multiple
     while n > 16 * step:
