@@ -2,7 +2,8 @@
 
 `scaling.workers.2` is two workers against one, ZeRO-1; `scaling.zero.1`, `.2` and `.3` are ZeRO stages against ZeRO-0,
 two workers each. The notes say where the time of rank 0 goes: waiting for data, inside collectives (in which it also
-waits for the other rank), writing checkpoints, and everything else, which is computation.
+waits for the other rank), taking checkpoints (after every second step, far more often than by itself), and everything
+else, which is computation.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ from rosepo.artifacts import Outputs
 
 GROUPS = 8
 STEPS, QUICK_STEPS = 6, 3
+CHECKPOINT_EVERY = 2
+"""Steps; far more often than by itself, so that a few counted steps meet some, the quick ones too."""
 COLLECTIVES = (
     "all_reduce",
     "reduce",
@@ -84,7 +87,12 @@ def rank_training(rank: int, world: int, outputs: Outputs, steps: int, stage: in
     from rosepo.training.loop import train_rank
 
     config = settings(
-        batch_size=GROUPS, micro_batch_size=GROUPS // world, zero_stage=stage, epochs=1 + steps, log_every=1
+        batch_size=GROUPS,
+        micro_batch_size=GROUPS // world,
+        zero_stage=stage,
+        epochs=1 + steps,
+        log_every=1,
+        checkpoint_every=CHECKPOINT_EVERY,
     )
     task = align_task(config, outputs)
     prepare_process()
@@ -109,7 +117,7 @@ def rank_training(rank: int, world: int, outputs: Outputs, steps: int, stage: in
 
     out = Path(tempfile.mkdtemp(prefix="rosepo-benchmark-aligned-"))
     try:
-        train_rank(task, fed(), out, report)
+        train_rank(task, fed(), out, report, resumable=True)
     finally:
         shutil.rmtree(out, ignore_errors=True)
     if rank:
