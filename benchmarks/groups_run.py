@@ -3,6 +3,7 @@ log-probabilities."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -95,6 +96,15 @@ def write_table(
     ]
     outputs.groups.mkdir(exist_ok=True)
     pq.write_table(pa.Table.from_pylist(made), outputs.groups / "part-00000.parquet")
+
+
+def split_table(outputs: Outputs, parts: int) -> None:
+    """Make the one file of a groups table into so many of about as many groups each."""
+    path = outputs.groups / "part-00000.parquet"
+    table = pq.read_table(path)
+    bounds = [len(table) * part // parts for part in range(parts + 1)]
+    for part, (start, stop) in enumerate(itertools.pairwise(bounds)):
+        pq.write_table(table.slice(start, stop - start), outputs.groups / f"part-{part:05d}.parquet")
 
 
 def read_groups(outputs: Outputs) -> Groups:

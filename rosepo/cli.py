@@ -270,8 +270,8 @@ def _run_stages(config: Config, out: Path, names: Sequence[str], overwrite: bool
             f"--out {out} is relative, and a Ray job runs in a copy of the submitted folder that Ray removes: "
             "give an absolute path that every node sees"
         )
-    check_named(config, names)
     names = with_streamed(config, out, names)
+    check_named(config, names)
     # Refusals come before Ray is started; run_stages plans again, on the same folder.
     if all(plan.state == "done" for plan in plan_stages(config, out, names, overwrite)):
         run_stages(config, out, names, overwrite)

@@ -136,7 +136,7 @@ def follow(path: Path, show: Callable[[dict[str, Any]], None], interval: float =
 
     Training runs in other processes, possibly on other machines; its metrics file is the one thing that this process
     can read in any case, so the progress line is drawn from it. What stands in it before is passed over, and where it
-    is cut back, lines are read from there on.
+    is cut back, lines are read from there on; where it has also grown past the old end since the last look, from there.
     """
     stop = threading.Event()
     before = path.stat().st_size if path.exists() else 0
@@ -151,7 +151,8 @@ def follow(path: Path, show: Callable[[dict[str, Any]], None], interval: float =
                     file.seek(position)
                     while (line := file.readline()).endswith("\n"):
                         position = file.tell()
-                        show(json.loads(line))
+                        if (figures := _json_line(line)) is not None:
+                            show(figures)
             except FileNotFoundError:
                 pass
             if ending:
@@ -165,3 +166,12 @@ def follow(path: Path, show: Callable[[dict[str, Any]], None], interval: float =
     finally:
         stop.set()
         thread.join(timeout=5.0)
+
+
+def _json_line(line: str) -> dict[str, Any] | None:
+    """None for the rest of a line, which is no JSON: a file that was cut back may have grown past the old position."""
+    try:
+        figures: dict[str, Any] = json.loads(line)
+    except ValueError:
+        return None
+    return figures

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,8 @@ from rosepo.errors import UserError
 if TYPE_CHECKING:
     from ray.data import Dataset
 
+RESTARTS = 3
+"""Times that a lost actor or process is started again, and that what it was at is given to one again."""
 LOCAL_CPUS = 4
 """CPUs that a local Ray schedules at least: two training workers, and Ray Data beside them on the same real cores."""
 
@@ -119,6 +122,17 @@ def work_dataset(rows: Sequence[dict[str, Any]]) -> Dataset:
     import ray.data
 
     return ray.data.from_items(list(rows), override_num_blocks=len(rows))
+
+
+def map_by_actors(dataset: Dataset, actor: type[Any], **options: Any) -> Dataset:
+    """`dataset.map_batches` by actors; one that is lost is started again `RESTARTS` times.
+
+    By itself Ray Data restarts for ever: work that kills whoever takes it would never end.
+    """
+    with warnings.catch_warnings():
+        # Ray 2.60 warns that extra arguments will go, and has no other way to bound restarts.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return dataset.map_batches(actor, max_restarts=RESTARTS, max_task_retries=RESTARTS, **options)
 
 
 def _quiet_ray_data(debug: bool) -> None:

@@ -20,6 +20,8 @@ RESOURCE_KEYS = frozenset(
         "gpu",
         "attention",
         "offload",
+        "micro_batch_size",
+        "activation_checkpointing",
         "actors",
         "cpus_per_actor",
         "log_every",
@@ -31,7 +33,8 @@ RESOURCE_KEYS = frozenset(
         "retries",
     }
 )
-"""Keys that change where and how fast the work is done, not its result: they do not make a stage stale."""
+"""Keys that change where, how fast and in how much memory the work is done, not its result but for rounding and, in
+`sft`, for the masks of dropout: they do not make a stage stale, and a training goes on from checkpoints of others."""
 
 StageFunction = Callable[[Config, Outputs, Path], dict[str, Any]]
 

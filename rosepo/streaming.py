@@ -26,7 +26,7 @@ from rosepo.sampling.pairs import Sampling, plan_sampling
 from rosepo.sampling.parts import finished_parts, part_path
 from rosepo.sampling.plan import VALIDATION, VALIDATION_FILE, Shard
 from rosepo.sampling.pool import counted_run
-from rosepo.session import cluster_cpus, cluster_gpus
+from rosepo.session import RESTARTS, cluster_cpus, cluster_gpus
 from rosepo.stages import StageFunction
 from rosepo.training.growing import MAKING, Growing
 
@@ -61,7 +61,7 @@ def align_streamed(config: Config, inputs: Outputs, out: Path, folder: Path, pai
         if maker.error not in (None, error) and isinstance(error, Exception):
             raise maker.error from error
         raise
-    say(f"  training waited {duration(figures['wait_seconds'])} of {duration(figures['train_seconds'])} for groups")
+    say(f"  training waited {duration(figures['wait_seconds'])} of {duration(figures['train_seconds'])} for data")
     return figures | {"streamed": True}
 
 
@@ -158,7 +158,8 @@ class Production:
     def _shards(self, shards: Sequence[Shard], actor: ActorSettings, tally: Tally, label: str) -> None:
         """`run_shards` in a process of its own, in the order that training wants."""
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        pool = ray.remote(counted_run).options(num_cpus=0, max_retries=0, scheduling_strategy=here)
+        # Another try goes on from the parts that are finished; one that is cancelled gets none.
+        pool = ray.remote(counted_run).options(num_cpus=0, max_retries=RESTARTS, scheduling_strategy=here)
         with self._guard:
             if self._stopped:
                 raise StageError("stopped")
@@ -173,6 +174,28 @@ class Production:
                 self._made = sum(self.table.rows) - sum(shard.count for shard in left)
                 if self._made > progress.done and not self._told:  # training has no line yet that tells both
                     progress.update(self._made - progress.done)
-            made: dict[str, Any] = ray.get(self._pool)
-            tally.add(made)
+            tally.add(_figures_of(self._pool))
             progress.done = sum(self.table.rows)
+
+
+def _figures_of(pool: ray.ObjectRef[Any]) -> dict[str, Any]:
+    """What the process of a pool returned.
+
+    Raises:
+        UserError, StageError: what the pool raised, or that the process was lost.
+    """
+    try:
+        figures: dict[str, Any] = ray.get(pool)
+    except Exception as error:
+        raise own_error(error) or lost_process(error) from error
+    return figures
+
+
+def lost_process(error: Exception) -> StageError:
+    """What to say of a sampling process that died or failed otherwise than by an error of ours."""
+    cause = getattr(error, "cause", None) or error
+    told = str(cause).strip().splitlines() or ["no message"]
+    return StageError(
+        f"the sampling process was lost ({type(cause).__name__}: {told[0][:200]}): run the same command again; "
+        "finished parts are kept"
+    )

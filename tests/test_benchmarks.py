@@ -14,7 +14,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks import dpo, gpu, reference, synthetic, trajectory
 from benchmarks.command import Source, chosen
 from benchmarks.flops import Size, Work, peak_flops, size_of, step_flops, work_of
-from benchmarks.groups_run import make_run, write_groups, write_model
+from benchmarks.groups_run import make_run, read_groups, split_table, write_groups, write_model
+from benchmarks.ranks import on_ranks
+from benchmarks.scaling import rank_training
 from rosepo.artifacts import Outputs
 from rosepo.training.batch import collate
 from rosepo.training.logps import LogpsModel
@@ -122,3 +124,22 @@ def test_a_turn_of_the_product_trains_on_all_groups_of_its_run(tmp_path: Path, m
     assert figures["losses"][0] == pytest.approx(np.log(2), abs=1e-4)
     assert figures["losses"][1] < figures["losses"][0]
     assert figures["seconds"] > 0
+
+
+def test_a_split_table_holds_the_same_groups_in_as_many_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(synthetic, "SHAPE", TINY)
+    monkeypatch.setattr(reference, "PROMPT", 40)
+    outputs = make_run(tmp_path, 7, 1)
+    whole = read_groups(outputs)
+    split_table(outputs, 3)
+    assert len(list(outputs.groups.iterdir())) == 3
+    for one, other in zip(whole.prompts, read_groups(outputs).prompts, strict=True):
+        assert np.array_equal(one, other)
+
+
+def test_counted_steps_of_a_rank_meet_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(synthetic, "SHAPE", TINY)
+    monkeypatch.setattr(reference, "PROMPT", 40)
+    figures = on_ranks(1, 1, rank_training, make_run(tmp_path, 8, 1), 3, 1)
+    assert figures["checkpoints"] > 0
+    assert figures["compute"] > 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -16,10 +15,7 @@ from rosepo.sampling.actors import ActorSettings, GroupsActor
 from rosepo.sampling.figures import Tally
 from rosepo.sampling.parts import complete, finished_parts
 from rosepo.sampling.plan import VALIDATION, Shard
-from rosepo.session import work_dataset
-
-RESTARTS = 3
-"""Times that a lost actor is started again, and that its shard is given to one again."""
+from rosepo.session import RESTARTS, map_by_actors, work_dataset
 
 
 def run_shards(shards: Sequence[Shard], settings: ActorSettings, tally: Tally, label: str = "pairs") -> None:
@@ -63,21 +59,16 @@ def _answers(shards: Sequence[Shard], settings: ActorSettings) -> Iterator[dict[
     pairs = settings.pairs
     plan = work_dataset([asdict(shard) for shard in shards])
     plan.context.execution_no_progress_timeout_s = -1  # by itself Ray 2.60 ends it where a shard takes half an hour
-    with warnings.catch_warnings():
-        # Ray 2.60 warns that extra arguments will go, and has no other way to bound restarts. By itself it restarts for
-        # ever: a shard that kills whoever takes it would never end.
-        warnings.simplefilter("ignore", DeprecationWarning)
-        done = plan.map_batches(
-            GroupsActor,
-            fn_constructor_args=(settings,),
-            compute=ray.data.ActorPoolStrategy(size=min(pairs.actors, len(shards))),
-            batch_size=None,
-            batch_format="pyarrow",
-            num_cpus=pairs.cpus_per_actor,
-            num_gpus=1.0 if settings.device == "cuda" else 0.0,
-            max_restarts=RESTARTS,
-            max_task_retries=RESTARTS,
-        )
+    done = map_by_actors(
+        plan,
+        GroupsActor,
+        fn_constructor_args=(settings,),
+        compute=ray.data.ActorPoolStrategy(size=min(pairs.actors, len(shards))),
+        batch_size=None,
+        batch_format="pyarrow",
+        num_cpus=pairs.cpus_per_actor,
+        num_gpus=1.0 if settings.device == "cuda" else 0.0,
+    )
     return iter(done.iter_rows())
 
 

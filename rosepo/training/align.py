@@ -74,10 +74,9 @@ def align(
     task = align_task(config, inputs, max_groups, None if maker is None else maker.table)
     if maker is not None:
         maker.start(wanted_order(task.plan, maker.table))
-    beside = None if maker is None else maker.told
-    figures = fit(task, out, gpu=use_gpu, label=of_round("align", inputs.round), beside=beside)
-    if maker is not None:
-        maker.finish()
+    # Groups that cannot be made to the end leave the checkpoints of a training that has stopped early.
+    beside, last = (None, None) if maker is None else (maker.told, maker.finish)
+    figures = fit(task, out, gpu=use_gpu, label=of_round("align", inputs.round), beside=beside, last=last)
     return figures | task.figures | _clamped(config.align, inputs.groups)
 
 
@@ -116,13 +115,14 @@ def align_task(
     columns = _columns(train)
     table = _groups_table(columns, inputs) if growing is None else growing.open(columns)
     encoder: Encoder = GroupEncoder(train.pack_tokens)
-    rows, offsets = min(len(table), max_groups or len(table)), None
+    rows, offsets, users_a_group = min(len(table), max_groups or len(table)), None, 1.0
     if train.rows == "trajectory":
         users = (
             _users(inputs.groups) if growing is None else planned_users(inputs.examples, config.pairs.groups_per_user)
         )
         offsets = user_offsets(users)
         rows = max(1, (len(offsets) - 1) * rows // len(table))
+        users_a_group = (len(offsets) - 1) / len(table)
         titles = train.sft_on == "row"
         suffix = len(load_builder(inputs.reference).tail) if titles else 0
         encoder = UserEncoder(train.row_tokens, train.pack_tokens, titles, suffix)
@@ -136,7 +136,7 @@ def align_task(
         seed=config.seed,
         epochs=train.epochs,
         offsets=offsets,
-        window=_window(config, inputs, rows / len(table)),
+        window=_window(config, inputs, rows / len(table), users_a_group),
         growing=growing,
     )
     # Of a table that grows, the first rows that training takes: they are made first.
@@ -144,8 +144,9 @@ def align_task(
     probed = table.take(np.arange(min(PROBED_GROUPS, len(table)))) if growing is None else None
     plan, value = smoothed(plan, train)
     start, reference = inputs.policy.resolve(), inputs.reference.resolve()
-    # A table that is streamed has no manifest at first, and the same groups.
-    sources = (inputs.policy, inputs.reference, *(() if config.pairs.stream else (inputs.groups,)))
+    # A table that is streamed has no manifest at first: what it is made from has.
+    groups = (inputs.oracle, inputs.examples) if config.pairs.stream else (inputs.groups,)
+    sources = (inputs.policy, inputs.reference, *groups)
     made_from = [read_manifest(folder) for folder in sources]
     return AlignTask(
         config,
@@ -167,7 +168,7 @@ def validation_file(config: Config, groups: Path, growing: Growing | None) -> Pa
     """The held-out groups that `pairs` makes beside the others, before them; None where there are none.
 
     Raises:
-        UserError: `align.best_metric` goes by a loss that has no groups to be measured on.
+        UserError: `align.best_metric` or `align.validate_every` asks for what there are no groups for.
     """
     path = groups / VALIDATION_FILE
     there = path.exists() if growing is None else growing.held_out
@@ -235,9 +236,10 @@ def _groups_table(columns: list[str], inputs: Outputs) -> ParquetRows:
     return table
 
 
-def _window(config: Config, inputs: Outputs, share: float) -> int:
+def _window(config: Config, inputs: Outputs, share: float, users_a_group: float) -> int:
     """Rows that are shuffled together, of a schedule with `share` times the rows of the table: with `pairs.stream` as
-    many as a part file holds, so that the first steps need no more than a part; also where the table is finished."""
+    many as a part file holds, so that the first steps need no more than a part; also where the table is finished.
+    Else rows of about `WINDOW` groups, where one row is all groups of a user too."""
     if not config.pairs.stream:
-        return WINDOW
+        return max(1, round(WINDOW * users_a_group))
     return max(1, round(share * max(shard.count for shard in shards_of(config.pairs, inputs.examples))))

@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from rosepo.data.split import ranges
 from rosepo.errors import UserError, own_error
 from rosepo.resources import FEED_CPUS
-from rosepo.session import work_dataset
+from rosepo.session import map_by_actors, work_dataset
 from rosepo.training.schedule import WINDOW, Schedule
 
 if TYPE_CHECKING:
@@ -36,7 +36,8 @@ STEPS_A_BLOCK = 16
 BLOCK_BYTES = 8 * 2**20
 STREAM_BYTES = 64 * 2**20
 """Ready batches that one rank's stream may hold in the object store."""
-_KEPT_ROW_GROUPS = 4
+_KEPT_BYTES = 256 * 2**20
+"""Of row groups that a table keeps in memory; the last one that was read stays, however large."""
 _READY_BATCHES = 4
 
 
@@ -58,10 +59,12 @@ class Encoder(Protocol):
 
 
 class ParquetRows:
-    """Random access to the rows of a Parquet table of many files, a few row groups held in memory.
+    """Random access to the rows of a Parquet table of many files; row groups read last are held in memory.
 
     Rows are numbered through the files in the order of their names.
     """
+
+    _kept_bytes = 0
 
     def __init__(self, folder: Path, columns: list[str] | None = None) -> None:
         """
@@ -104,9 +107,10 @@ class ParquetRows:
 
     def _read(self, group: int) -> pa.Table:
         if group not in self._kept:
-            self._kept[group] = self._load(group)
-            while len(self._kept) > _KEPT_ROW_GROUPS:
-                self._kept.popitem(last=False)
+            self._kept[group] = found = self._load(group)
+            self._kept_bytes += found.nbytes
+            while len(self._kept) > 1 and self._kept_bytes > _KEPT_BYTES:
+                self._kept_bytes -= self._kept.popitem(last=False)[1].nbytes
         self._kept.move_to_end(group)
         return self._kept[group]
 
@@ -263,7 +267,8 @@ def feed_config(plan: FeedPlan, first: Callable[[], int] = int) -> Any:
         copy.context.execution_options = ExecutionOptions(
             preserve_order=True, resource_limits=ExecutionResources(object_store_memory=STREAM_BYTES)
         )
-        ready = copy.map_batches(
+        ready = map_by_actors(
+            copy,
             Fetcher,
             fn_constructor_args=(kept, rank, world),
             batch_size=None,

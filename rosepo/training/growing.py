@@ -89,7 +89,7 @@ class Growing:
 
 
 class GrowingRows(ParquetRows):
-    """Random access to the rows of a growing table; the rows of a few parts are held in memory."""
+    """Random access to the rows of a growing table; parts read last are held in memory."""
 
     def __init__(self, table: Growing, columns: list[str]) -> None:
         self.table, self.columns, self.names = table, columns, columns

@@ -2,7 +2,7 @@
 
 The shared path runs the decoder body once over a row, gathers the hidden states that predict something and puts only
 those through the output layer. It is exact for the families of `SHARED_FAMILIES`; all other models take the plain path,
-one row a completion through the model's own forward, and say so once.
+one row a completion through the model's own forward, and know why.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from torch import nn
 from torch.nn.attention.flex_attention import BlockMask
 from torch.utils.checkpoint import checkpoint
 
-from rosepo.console import say
 from rosepo.training.attention import BY_BLOCKS, SHARED_FAMILIES, block_mask, set_attention
 from rosepo.training.batch import Batch, dense_mask
 from rosepo.training.collate import padded_size
@@ -54,7 +53,8 @@ class LogpsModel(nn.Module):
         super().__init__()
         self.model = model
         self.max_logits = max_logits
-        self._told = False
+        self.obstacle: str | None = None
+        """Why the last batch that took the plain path did; None before one does."""
         if attention is not None:
             set_attention(base_causal_lm(model), attention)
         self._attention = attention
@@ -84,9 +84,7 @@ class LogpsModel(nn.Module):
         obstacle = plain_reason(self.model, batch)
         if obstacle is None:
             return self._shared(batch), counts
-        if not self._told:
-            say(f"shared-prefix rows are off, one row a completion instead: {obstacle}")
-            self._told = True
+        self.obstacle = obstacle
         prompts, completions = separate(batch)
         return plain_logps(self.model, prompts, completions)[0], counts
 

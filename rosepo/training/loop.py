@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
+from rosepo.console import say
 from rosepo.errors import StageError
 from rosepo.training.batch import Batch
 from rosepo.training.checkpoints import Checkpoint, remove_checkpoints
@@ -32,9 +33,11 @@ def fit_in_process(task: Task, out: Path, show: Report | None = None, gpu: bool 
     prepare_process("nccl" if gpu else "gloo")
     remove_checkpoints(out)
     try:
-        return train_rank(task, micro_batches(task.plan, 0, 1), out, show)
+        figures = train_rank(task, micro_batches(task.plan, 0, 1), out, show)
     finally:
         remove_checkpoints(out)
+    tell_plain_rows(task.name, figures)
+    return figures
 
 
 def train_rank(
@@ -51,6 +54,9 @@ def train_rank(
         stream: micro-batches from the step after `start` on.
         start: the checkpoint to go on from, the same on every rank.
         resumable: take checkpoints as `checkpoint_every` says. Without, the best model alone is kept in one.
+
+    Returns:
+        Figures; `plain_rows` among them, the reason, where the model could not share the prefixes of rows.
     """
     rank, world, train = dist.get_rank(), dist.get_world_size(), task.train
     schedule = task.plan.schedule
@@ -70,8 +76,17 @@ def train_rank(
     weights = engine.state_dict()
     if weights is not None:
         task.save(weights, out, figures)
+    if engine.module.obstacle is not None:
+        figures["plain_rows"] = engine.module.obstacle
     engine.close()
     return figures | {"seconds": round(time.monotonic() - started, 2)}
+
+
+def tell_plain_rows(name: str, figures: Mapping[str, Any]) -> None:
+    """Say why the model of a training could not share the prefixes of rows, where it could not: what workers say
+    themselves is seen by nobody."""
+    if "plain_rows" in figures:
+        say(f"  {name}: shared-prefix rows were off, one row a completion instead: {figures['plain_rows']}")
 
 
 def rows_of(schedule: Schedule, steps: int | None = None) -> int:

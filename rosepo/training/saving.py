@@ -11,6 +11,7 @@ import torch.distributed as dist
 
 from rosepo.artifacts import digest
 from rosepo.config import TrainConfig
+from rosepo.stages import RESOURCE_KEYS
 from rosepo.training.checkpoints import FOLDER, Checkpoint, CheckpointWriter, complete_checkpoints, newest_checkpoint
 from rosepo.training.engine import Engine
 from rosepo.training.metrics import Averages, all_sum
@@ -22,10 +23,8 @@ SHARE = 20
 """Checkpoints in a run where `checkpoint_every` is unset, …"""
 LEAST_STEPS = 10
 """… this many steps apart at least."""
-_RESOURCES = {
-    "workers", "cpus_per_worker", "gpu", "log_every", "checkpoint_every", "keep_checkpoints", "retries"
-}  # fmt: skip
-"""Settings that do not change what is computed."""
+_RESOURCES = set(TrainConfig.model_fields) & RESOURCE_KEYS
+"""Settings of a training that do not change what is computed."""
 
 
 def checkpoint_interval(train: TrainConfig, steps: int) -> int:
@@ -84,8 +83,8 @@ class Saver:
     def restore(self, start: Checkpoint, averages: Averages) -> None:
         """Put a checkpoint into the engine, the random generators and the running figures; every rank must call it.
 
-        Where the number of ranks has changed, the first one takes over what all had counted, and ranks that are new
-        begin their masks of dropout anew.
+        Where the number of ranks has changed, rank r takes over what the ranks r, r + world, … had counted, and ranks
+        that are new begin their masks of dropout anew.
         """
         import_state(self.engine, start)
         rank = dist.get_rank()

@@ -19,7 +19,7 @@ from rosepo.errors import StageError, UserError
 from rosepo.training.checkpoints import remove_checkpoints, steps_done
 from rosepo.training.engine import prepare_process
 from rosepo.training.feed import feed_config, plan_dataset, streamed
-from rosepo.training.loop import Report, train_rank
+from rosepo.training.loop import Report, tell_plain_rows, train_rank
 from rosepo.training.metrics import METRICS_FILE
 from rosepo.training.saving import agreed_start
 from rosepo.training.task import Task
@@ -34,6 +34,7 @@ def fit(
     show: Report | None = None,
     label: str | None = None,
     beside: Callable[[], str] | None = None,
+    last: Callable[[], None] | None = None,
 ) -> dict[str, Any]:
     """Train with Ray Train: `task.train.workers` workers, data through `get_dataset_shard`. Ray must be initialised.
 
@@ -43,12 +44,14 @@ def fit(
     Args:
         label: what the progress line begins with; None takes the task's name.
         beside: what the progress line also tells, of work that goes on at the same time.
+        last: called when the model is there and its checkpoints still are, which stay where it raises.
 
     Returns:
         Figures: steps, rows, seconds, the last training figures, validation loss; `resumed_from`, the steps that it
         went on from, if any.
 
     Raises:
+        UserError: a worker raised it.
         StageError: a worker failed, or was lost more than `retries` times; the sentence holds the root cause.
     """
     import ray
@@ -102,6 +105,8 @@ def fit(
             with follow(out / METRICS_FILE, line):
                 result = trainer.fit()
     except ray.train.TrainingFailedError as error:
+        if isinstance(own := told_by_worker(error), UserError):
+            raise UserError(str(own)) from error
         reason = root_cause(task.name, train.workers, error)
         if lost_worker(error):
             times = f" {train.retries + 1} times" if train.retries else ""
@@ -114,8 +119,11 @@ def fit(
         shutil.rmtree(storage, ignore_errors=True)
     if not (out / METRICS_FILE).exists():
         raise StageError(f"{task.name}: the workers wrote {out} on another machine: use an --out that all nodes share")
-    remove_checkpoints(out)
     figures: dict[str, Any] = result.return_value
+    tell_plain_rows(name, figures)
+    if last is not None:
+        last()
+    remove_checkpoints(out)
     return figures
 
 
@@ -146,11 +154,9 @@ def _worker(config: dict[str, Any]) -> dict[str, Any] | None:
 
 def root_cause(name: str, workers: int, error: BaseException) -> str:
     """One sentence about the first worker that failed, without Ray's tracebacks."""
-    failures: dict[int, BaseException] = getattr(error, "worker_failures", None) or {}
-    causes = {rank: _innermost(failure) for rank, failure in failures.items()}
-    for cause in causes.values():
-        if isinstance(cause, (StageError, UserError)):
-            return str(cause)
+    if (own := told_by_worker(error)) is not None:
+        return str(own)
+    causes = _causes(error)
     # A rank whose peer died complains about the connection: the peer knows better.
     for rank, cause in sorted(causes.items(), key=lambda pair: (not _died(pair[1]), "onnection" in str(pair[1]))):
         text = str(cause).strip().splitlines() or ["no message"]
@@ -168,16 +174,26 @@ def root_cause(name: str, workers: int, error: BaseException) -> str:
 def lost_worker(error: BaseException) -> bool:
     """Whether workers failed because a process or a connection was lost, so that another try may go well: not by an
     error of the training itself, which would come again."""
-    failures: dict[int, BaseException] = getattr(error, "worker_failures", None) or {}
-    causes = [_innermost(failure) for failure in failures.values()]
-    if any(isinstance(cause, (StageError, UserError)) for cause in causes):
+    if told_by_worker(error) is not None:
         return False
     return any(
         (_died(cause) and not isinstance(cause, torch.OutOfMemoryError))
         or isinstance(cause, torch.distributed.DistError)
         or (isinstance(cause, RuntimeError) and re.search(r"gloo|NCCL|[Cc]onnection", str(cause)) is not None)
-        for cause in causes
+        for cause in _causes(error).values()
     )
+
+
+def told_by_worker(error: BaseException) -> UserError | StageError | None:
+    """The error that a worker raised for a person to read; None where there is none."""
+    own = [cause for cause in _causes(error).values() if isinstance(cause, (UserError, StageError))]
+    return own[0] if own else None
+
+
+def _causes(error: BaseException) -> dict[int, BaseException]:
+    """Why each worker that failed did, by rank."""
+    failures: dict[int, BaseException] = getattr(error, "worker_failures", None) or {}
+    return {rank: _innermost(failure) for rank, failure in failures.items()}
 
 
 def _died(cause: BaseException) -> bool:
@@ -191,7 +207,8 @@ def _innermost(error: BaseException) -> BaseException:
     while id(error) not in seen:
         seen.add(id(error))
         inner = getattr(error, "cause", None) or error.__cause__
-        if not isinstance(inner, BaseException) or isinstance(error, (StageError, UserError)):
+        # What Ray Data raises of a lost actor names a cause of its own, which tells nothing.
+        if not isinstance(inner, BaseException) or isinstance(error, (StageError, UserError)) or _died(error):
             break
         error = inner
     return error

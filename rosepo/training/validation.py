@@ -179,13 +179,18 @@ class Best:
 
 
 def check_best(train: TrainConfig, name: str, held_out: bool, remedy: str) -> None:
-    """Refuse to choose the best model by a loss that nothing is `held_out` for.
+    """Refuse to choose the best model by a loss that nothing is `held_out` for, and to look where nothing is.
 
     Raises:
         UserError: with the remedy.
     """
     if train.best_metric == "validation_loss" and not held_out:
         raise UserError(f"{name}.best_metric=validation_loss has nothing to be measured on: {remedy}")
+    if train.validate_every is not None and not held_out and not train.validation_users:
+        raise UserError(
+            f"{name}.validate_every={train.validate_every} has nothing to look at: {remedy}, or set "
+            f"{name}.validation_users"
+        )
 
 
 def dummy_batch() -> Arrays:

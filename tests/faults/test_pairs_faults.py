@@ -11,7 +11,7 @@ import pytest
 from rosepo.artifacts import Outputs
 from rosepo.errors import StageError
 from rosepo.sampling.pairs import pairs
-from rosepo.sampling.pool import RESTARTS
+from rosepo.session import RESTARTS
 from tests.faults.strategies import SCRATCH
 from tests.sampling.runs import configure, read
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from ray.exceptions import WorkerCrashedError
 
 from rosepo.artifacts import MANIFEST, Outputs, continuing, now, partial_folder, read_manifest, write_json
 from rosepo.config import Config, parse_config
@@ -17,10 +19,11 @@ from rosepo.errors import StageError
 from rosepo.pipeline import plan_stages, run_stages
 from rosepo.sampling.audit import audit_groups
 from rosepo.sampling.pairs import plan_sampling
-from rosepo.sampling.plan import planned_users, read_shard
-from rosepo.streaming import Production
+from rosepo.sampling.parts import part_path
+from rosepo.sampling.plan import planned_users, read_shard, shards_of
+from rosepo.streaming import Production, lost_process
 from rosepo.training.align import align_in_process, align_task
-from rosepo.training.growing import wanted_order
+from rosepo.training.growing import Growing, wanted_order
 from tests.faults.strategies import SCRATCH
 from tests.sampling.runs import read
 from tests.test_pipeline import finish
@@ -129,6 +132,29 @@ def test_sampling_ends_at_once_when_training_fails(ready: Outputs, ray_cluster: 
     assert not running(int((SCRATCH / "asleep").read_text()))
     assert not ready.groups.exists()
     assert len(list(production.table.folder.glob("part-*.parquet"))) == 3
+
+
+def test_a_streamed_training_of_another_oracle_does_not_go_on_from_a_checkpoint(ready: Outputs) -> None:
+    config = configure()
+    shards = shards_of(config.pairs, ready.examples)
+    names = tuple(part_path(ready.groups, shard).name for shard in shards)
+    table = Growing(ready.root / ".partial", ready.groups, names, tuple(shard.count for shard in shards))
+
+    def origin() -> str:
+        return align_task(config, ready, growing=table).origin
+
+    first = origin()
+    assert origin() == first
+    for folder in (ready.oracle, ready.examples):
+        write_json(folder / MANIFEST, (read_manifest(folder) or {}) | {"fingerprint": "another"})
+        assert origin() != first
+        first = origin()
+
+
+def test_a_lost_sampling_process_is_told_of_in_a_sentence() -> None:
+    told = str(lost_process(WorkerCrashedError()))
+    assert re.match(r"the sampling process was lost \(WorkerCrashedError: .+\): run the same command again; ", told)
+    assert "\n" not in told
 
 
 def running(process: int) -> bool:

@@ -24,6 +24,7 @@ from rosepo.training.engine import prepare_process
 from rosepo.training.feed import ParquetRows, micro_batches
 from rosepo.training.logps import plain_logps
 from rosepo.training.loop import train_rank
+from rosepo.training.schedule import WINDOW
 from tests.training.conftest import ITEMS, assert_same_training, lines, tiny_config
 from tests.training.ranks import two_ranks
 
@@ -143,6 +144,12 @@ def test_users_are_found_across_parts_and_row_groups(users):
     offsets = align_task(by_user(), users).plan.offsets
     assert [set(names[start:stop]) for start, stop in itertools.pairwise(offsets)] == [{f"u{n}"} for n in range(USERS)]
     assert offsets[-1] == len(names)
+
+
+def test_rows_of_users_are_shuffled_among_about_as_many_groups(users):
+    alone, together = (align_task(config, users).plan for config in (by_group(), by_user()))
+    assert alone.window == WINDOW
+    assert together.window * together.n_table_rows / together.n_rows == pytest.approx(WINDOW, rel=1e-3)
 
 
 def test_fewer_groups_are_those_of_whole_users(users, tmp_path):

@@ -1,17 +1,26 @@
 from __future__ import annotations
 
+import os
+import signal
+from types import SimpleNamespace
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ray.exceptions import ActorDiedError
 
+from rosepo import session
 from rosepo.errors import UserError
+from rosepo.training import feed
 from rosepo.training.encoders import shared_out
 from rosepo.training.feed import ParquetRows, micro_batches, pack, unpack
+from rosepo.training.growing import Growing
 from rosepo.training.rows import group_row
 from rosepo.training.sft import sft_task
+from rosepo.training.trainer import lost_worker, root_cause
 from tests.training.conftest import tiny_config
 
 
@@ -34,6 +43,60 @@ def test_rows_come_back_in_the_order_asked_across_files_and_row_groups(table, as
     taken = rows.take(np.array(asked))
     assert taken["row"].to_pylist() == asked
     assert taken["text"].to_pylist() == [f"t{n}" for n in asked]
+
+
+def sixteen_parts(folder, kind):
+    """A table of sixteen parts, a row group of a hundred rows each, finished or growing."""
+    for part in range(16):
+        pq.write_table(pa.table({"row": np.arange(100 * part, 100 * part + 100)}), folder / f"part-{part:05d}.parquet")
+    names = tuple(f"part-{part:05d}.parquet" for part in range(16))
+    return ParquetRows(folder) if kind == "finished" else Growing(folder, folder, names, (100,) * 16).open(["row"])
+
+
+def counted(rows, monkeypatch):
+    """The row groups that are read from now on."""
+    loaded, load = [], rows._load
+    monkeypatch.setattr(rows, "_load", lambda group: (loaded.append(group), load(group))[1])
+    return loaded
+
+
+@pytest.mark.parametrize("kind", ["finished", "growing"])
+def test_steps_that_take_rows_of_all_parts_read_each_once(kind, tmp_path, monkeypatch):
+    rows = sixteen_parts(tmp_path, kind)
+    loaded = counted(rows, monkeypatch)
+    for indices in np.random.default_rng(0).permutation(1600).reshape(50, 32):
+        assert rows.take(indices)["row"].to_pylist() == indices.tolist()
+    assert sorted(loaded) == list(range(16))
+
+
+@pytest.mark.parametrize(("groups", "kept"), [(3.5, 3), (0.1, 1)])
+def test_row_groups_are_kept_up_to_their_bytes_and_one_at_least(groups, kept, tmp_path, monkeypatch):
+    rows = sixteen_parts(tmp_path, "finished")
+    monkeypatch.setattr(feed, "_KEPT_BYTES", groups * 800)
+    loaded = counted(rows, monkeypatch)
+    for part in range(16):
+        assert rows.take(np.array([100 * part + 7]))["row"].to_pylist() == [100 * part + 7]
+    for part in reversed(range(16)):
+        rows.take(np.array([100 * part]))
+    assert loaded == [*range(16), *reversed(range(16 - kept))]
+
+
+class Deadly:
+    """Kills whoever encodes."""
+
+    def __call__(self, rows, parts):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_feeding_actor_that_dies_again_and_again_ends_the_stream_as_a_lost_process(ray_cluster, table, monkeypatch):
+    monkeypatch.setattr(session, "RESTARTS", 1)
+    plan = feed.FeedPlan(table, ("row",), Deadly(), n_rows=32, batch_size=8, micro_batch_size=8, seed=0, epochs=1.0)
+    (shards,) = feed.feed_config(plan).configure({"train": feed.plan_dataset(plan)}, 1)
+    with pytest.raises(ActorDiedError) as raised:
+        list(feed.streamed(shards["train"]))
+    failure = SimpleNamespace(worker_failures={0: raised.value})
+    assert lost_worker(failure)
+    assert root_cause("sft", 2, failure).startswith("sft: worker 0 of 2 died, as a process does that takes more memory")
 
 
 def test_a_folder_without_rows_is_refused(tmp_path):

@@ -3,21 +3,31 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from torch import nn
 
-from rosepo.errors import StageError
+from rosepo.errors import StageError, UserError
 from rosepo.training.align import align, align_in_process
-from rosepo.training.sft import SftTask, sft, sft_task
-from rosepo.training.trainer import fit
+from rosepo.training.checkpoints import FOLDER, newest_checkpoint
+from rosepo.training.sft import SftTask, sft_task
+from rosepo.training.trainer import fit, told_by_worker
 from tests.training.conftest import assert_same_training, lines, tiny_config
 
 
 def test_two_workers_fed_by_ray_data_train_as_one_process(ray_cluster, tiny_run, alone, tmp_path):
     config = tiny_config(workers=2, micro_batch_size=2, zero_stage=2, epochs=2)
-    figures = sft(config, tiny_run, tmp_path)
+    seen = []
+
+    def last():
+        # What comes after training may still fail: its checkpoints are there until then, and the model is too.
+        seen.extend([newest_checkpoint(tmp_path).step, (tmp_path / "rosepo.json").exists()])
+
+    figures = fit(sft_task(config, tiny_run), tmp_path, last=last)
+    assert seen == [10, True]
+    assert not (tmp_path / FOLDER).exists()
     assert_same_training(alone, tmp_path, 1e-5)
     assert (figures["steps"], figures["rows"]) == (16, 120)
     assert figures["validation_loss"] < 20
@@ -48,3 +58,10 @@ def test_a_failing_worker_is_told_in_one_sentence(ray_cluster, tiny_run, tmp_pat
     broken = Broken(task.config, task.catalogue, task.plan, task.validation)
     with pytest.raises(StageError, match=r"^sft: worker [01] of 2 failed with ValueError: the weights are gone$"):
         fit(broken, tmp_path)
+
+
+def test_what_a_worker_tells_the_user_is_found_whatever_else_failed():
+    failures: Any = {0: RuntimeError("Connection closed by peer"), 1: UserError("the scores hold no item 7")}
+    assert told_by_worker(SimpleNamespace(worker_failures=failures)) is failures[1]
+    del failures[1]
+    assert told_by_worker(SimpleNamespace(worker_failures=failures)) is None

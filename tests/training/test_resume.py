@@ -15,16 +15,18 @@ import pytest
 import torch.distributed as dist
 
 from rosepo.artifacts import Outputs
-from rosepo.config import Config
+from rosepo.config import Config, TrainConfig
 from rosepo.errors import StageError, UserError
+from rosepo.stages import find_stage, stage_settings
 from rosepo.training.align import align_task
 from rosepo.training.checkpoints import FOLDER, Checkpoint, complete_checkpoints, newest_checkpoint
 from rosepo.training.engine import prepare_process
 from rosepo.training.feed import Arrays, micro_batches
 from rosepo.training.loop import fit_in_process, train_rank
 from rosepo.training.metrics import cut_log
-from rosepo.training.saving import agreed_start
+from rosepo.training.saving import agreed_start, origin_of
 from rosepo.training.sft import SftTask, sft_task
+from rosepo.training.validation import check_best
 from tests.training.conftest import assert_same_training, lines, tiny_config, weights
 from tests.training.ranks import forked_ranks
 
@@ -125,18 +127,45 @@ def alone(task: Any, out: Path, at: int | None = None, start: Checkpoint | None 
 def test_the_number_of_workers_and_the_zero_stage_may_change(tiny_run: Outputs, tmp_path: Path) -> None:
     # Without dropout: its masks are each rank's own.
     plain = {"scratch": {**config_of(1).model.scratch_config.model_dump(), "dropout": 0.0}, "max_length": 128}
-    one, two = (
-        tiny_config(model=plain, zero_stage=stage, epochs=2, micro_batch_size=2, checkpoint_every=3, log_every=1)
-        for stage in (1, 3)
-    )
+    settings = {"model": plain, "epochs": 2, "checkpoint_every": 3, "log_every": 1}
+    one = tiny_config(zero_stage=1, micro_batch_size=2, **settings)
+    two = tiny_config(zero_stage=3, micro_batch_size=1, workers=2, **settings)
+    three = tiny_config(zero_stage=3, micro_batch_size=4, activation_checkpointing=True, **settings)
     task = sft_task(one, tiny_run)
     alone(task, tmp_path / "whole")
     alone(task, tmp_path / "stopped", at=30)
     shutil.copytree(tmp_path / "stopped", tmp_path / "alone")
-    assert forked_ranks(2, go_on, str(tiny_run.root), two, str(tmp_path / "stopped"), 10) == [1, 1]
+    assert forked_ranks(2, go_on, str(tiny_run.root), two, str(tmp_path / "stopped"), 20) == [1, 1]
     assert newest_checkpoint(tmp_path / "stopped").facts["world"] == 2
-    alone(task, tmp_path / "stopped", start=newest_checkpoint(tmp_path / "stopped"))
+    last = sft_task(three, tiny_run)
+    start = agreed_start(last, tmp_path / "stopped")
+    assert start is not None
+    alone(last, tmp_path / "stopped", start=start)
     assert_same_training(tmp_path / "whole", tmp_path / "stopped", 1e-5)
+
+
+OTHERS = {
+    "workers": 3, "cpus_per_worker": 2.0, "gpu": "no", "zero_stage": 2, "precision": "bfloat16",
+    "activation_checkpointing": True, "attention": "eager", "offload": "optimizer", "epochs": 7.0, "batch_size": 4,
+    "micro_batch_size": 4, "pack_tokens": 64, "learning_rate": 1e-6, "warmup_fraction": 0.5, "min_learning_rate": 1e-7,
+    "weight_decay": 0.3, "max_grad_norm": 0.1, "log_every": 3, "validate_every": 3, "validation_users": 5,
+    "best_metric": "validation_loss", "patience": 3, "checkpoint_every": 3, "keep_checkpoints": 3, "retries": 0,
+}  # fmt: skip
+"""A value that `tiny_config` has not, of every setting of a training."""
+RESOURCES = {
+    "workers", "cpus_per_worker", "gpu", "activation_checkpointing", "attention", "offload", "micro_batch_size",
+    "log_every", "checkpoint_every", "keep_checkpoints", "retries",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("key", TrainConfig.model_fields)
+def test_checkpoints_are_gone_on_from_where_the_stage_is_the_same(key: str) -> None:
+    config = tiny_config()
+    other = config.model_copy(update={"sft": config.sft.model_copy(update={key: OTHERS[key]})})
+    sft = find_stage("sft")
+    assert getattr(config.sft, key) != OTHERS[key]
+    assert (stage_settings(config, sft) == stage_settings(other, sft)) == (key in RESOURCES)
+    assert (origin_of(config.sft) == origin_of(other.sft)) == (key in RESOURCES)
 
 
 def go_on(rank: int, run: str, config: Config, out: str, at: int) -> None:
@@ -206,6 +235,43 @@ def test_align_looks_at_held_out_groups(run: Outputs, tmp_path: Path) -> None:
 def test_a_best_model_by_a_loss_without_held_out_groups_is_refused(run: Outputs) -> None:
     with pytest.raises(UserError, match=r"align.best_metric=validation_loss has nothing .*_validation.parquet is not"):
         align_task(tiny_config("align", best_metric="validation_loss"), run)
+
+
+@pytest.mark.parametrize("searched", [0, 4])
+def test_looks_that_have_nothing_to_look_at_are_refused(searched: int) -> None:
+    train = tiny_config("align", validate_every=3, validation_users=searched).align
+    check_best(train, "align", True, "make some")
+    check_best(tiny_config("align").align, "align", False, "make some")
+    if searched:
+        check_best(train, "align", False, "make some")
+        return
+    with pytest.raises(
+        UserError, match=r"align.validate_every=3 has nothing to look at: make some, or set align.valid"
+    ):
+        check_best(train, "align", False, "make some")
+
+
+class Unshared(SftTask):
+    """Trains a model of a family that is not known to share prefixes."""
+
+    def build(self) -> Any:
+        built: Any = super().build()
+        built.model.config.model_type = "novel"
+        return built
+
+
+def test_rows_that_cannot_be_shared_are_told_of_once(
+    tiny_run: Outputs, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    task = sft_task(config_of(1, epochs=0.4, validate_every=1), tiny_run)
+    assert "plain_rows" not in fit_in_process(task, tmp_path / "shared")
+    assert "one row a completion" not in capsys.readouterr().err
+    other = Unshared(task.config, task.catalogue, task.plan, task.validation)
+    figures = fit_in_process(other, tmp_path / "plain")
+    assert figures["plain_rows"].startswith("model type novel is not one of ")
+    told = capsys.readouterr().err
+    assert told.count("sft: shared-prefix rows were off, one row a completion instead: model type novel") == 1
+    assert told.count("one row a completion") == 1
 
 
 @pytest.mark.parametrize(
