@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +11,7 @@ from rosepo.console import say, table
 from rosepo.refusals import asking_sections, check_before_run
 from rosepo.resources import need_of
 from rosepo.session import joins_cluster, local_cpus
+from rosepo.training.schedule import Schedule
 
 if TYPE_CHECKING:
     from rosepo.data.prompts import PromptBuilder
@@ -20,6 +20,8 @@ SAMPLED_TITLES = 20_000
 """Titles whose tokens are counted."""
 BYTES_A_STATE = {"float32": (4, 4, 8), "bfloat16": (2, 4, 12)}
 """Bytes a trained parameter: weights, gradients, optimizer (AdamW's two moments; float32 masters under bfloat16)."""
+BYTES_QUANTIZED = {"none": 0.0, "nf4": 0.5, "int8": 1.0}
+"""Bytes a weight of a quantized base."""
 
 
 def run_check(config: Config, root: Path) -> None:
@@ -152,22 +154,28 @@ def _work(config: Config, data: dict[str, Any], facts: dict[str, Any]) -> list[l
 
 
 def _steps(train: TrainConfig, rows: int) -> int:
-    return math.ceil(train.epochs * math.ceil(rows / train.batch_size))
+    return Schedule(rows, train.batch_size, seed=0, epochs=train.epochs).steps
 
 
 def _memory(train: TrainConfig, facts: dict[str, Any]) -> str:
-    """One worker's weights, gradients and optimizer states as ZeRO shares them out, and a micro-batch's activations."""
-    weights, gradients, optimizer = BYTES_A_STATE[train.precision]
-    total, trained = facts["parameters"], facts["trainable_parameters"] or 0
+    """One worker's weights, gradients and optimizer states as ZeRO shares them out, and a micro-batch's activations;
+    without what is offloaded, which lies in the CPU's memory."""
+    # bfloat16 with ZeRO-0 is autocast: the weights stay as they are (`Engine`).
+    weights, gradients, optimizer = BYTES_A_STATE["float32" if train.zero_stage == 0 else train.precision]
+    trained, quantized = facts["trainable_parameters"] or 0, facts["quantized_parameters"]
+    whole = facts["parameters"] - quantized + (trained if facts["adapter"] == "new" else 0)
     share = 1.0 / train.workers
-    states = total * weights * (share if train.zero_stage >= 3 else 1.0)
+    states = quantized * BYTES_QUANTIZED[facts["quantize"]]
+    if train.offload != "parameters":
+        states += whole * weights * (share if train.zero_stage >= 3 else 1.0)
     states += trained * gradients * (share if train.zero_stage >= 2 else 1.0)
-    states += trained * optimizer * (share if train.zero_stage >= 1 else 1.0)
+    if train.offload == "none":
+        states += trained * optimizer * (share if train.zero_stage >= 1 else 1.0)
     # Korthikanti et al. (arXiv 2205.05198), equation 1: 34 bytes a token, layer and hidden unit at two bytes a number.
     a_layer = 2 if train.activation_checkpointing else 34
-    states += (
-        a_layer * weights / 2 * facts["layers"] * facts["hidden_size"] * facts["row_tokens"] * train.micro_batch_size
-    )
+    number = 2 if train.precision == "bfloat16" else 4
+    tokens = facts["row_tokens"] * train.micro_batch_size
+    states += a_layer * number / 2 * facts["layers"] * facts["hidden_size"] * tokens
     return f"{states / 2**30:,.2f} GiB"
 
 

@@ -4,8 +4,52 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
+import pytest
+
+from rosepo.check import _memory, _steps
+from rosepo.config import TrainConfig
+from rosepo.training.schedule import Schedule
 from tests.test_cli import call
+
+FACTS = {
+    "parameters": 2**30,
+    "quantize": "none",
+    "quantized_parameters": 0,
+    "adapter": "none",
+    "trainable_parameters": 2**30,
+    "layers": 0,
+    "hidden_size": 64,
+    "row_tokens": 100,
+}
+"""Of a model whose activations take no room."""
+ADAPTER = {"adapter": "new", "trainable_parameters": 2**25}
+
+
+@pytest.mark.parametrize(
+    ("train", "facts", "gibibytes"),
+    [
+        ({"zero_stage": 0}, {}, 16.0),
+        ({"zero_stage": 1, "workers": 2}, {}, 12.0),
+        ({"zero_stage": 1, "precision": "bfloat16"}, {}, 18.0),
+        ({"zero_stage": 0, "precision": "bfloat16"}, {}, 16.0),
+        ({"zero_stage": 2, "workers": 2, "offload": "optimizer"}, {}, 6.0),
+        ({"zero_stage": 3, "workers": 2, "offload": "optimizer"}, {}, 4.0),
+        ({"zero_stage": 3, "workers": 2, "offload": "parameters"}, {}, 2.0),
+        ({"zero_stage": 0}, ADAPTER, 4.5),
+        ({"zero_stage": 0}, ADAPTER | {"quantize": "nf4", "quantized_parameters": 2**29}, 2.75),
+        ({"zero_stage": 0}, ADAPTER | {"quantize": "int8", "quantized_parameters": 2**29}, 3.0),
+    ],
+)
+def test_memory_counts_what_a_process_holds(train: dict[str, Any], facts: dict[str, Any], gibibytes: float) -> None:
+    assert _memory(TrainConfig(**train), FACTS | facts) == f"{gibibytes:.2f} GiB"
+
+
+@pytest.mark.parametrize(("epochs", "steps"), [(1.0, 4), (0.3 * 10 / 3, 4), (2.5, 10), (0.01, 1), (0.1 + 0.2, 2)])
+def test_steps_are_those_of_the_schedule(epochs: float, steps: int) -> None:
+    train = TrainConfig(batch_size=32, epochs=epochs)
+    assert _steps(train, 100) == steps == Schedule(100, 32, 0, epochs).steps
 
 
 def write_log(folder: Path, longest: str) -> list[str]:

@@ -7,9 +7,10 @@ from typing import get_args
 
 import pytest
 
-from rosepo.config import LOSSES, Config, dump_config, load_config
+from rosepo.config import LOSSES, AlignConfig, Config, dump_config, load_config
 from rosepo.config.losses import OPTIONS, LossName
 from rosepo.errors import UserError
+from rosepo.stages import RESOURCE_KEYS
 
 
 @pytest.mark.parametrize(
@@ -180,6 +181,10 @@ def test_a_configuration_cannot_be_changed_after_it_was_checked() -> None:
         (["oracle={kind: scorer, scorer: my_module}"], r"oracle\.scorer=my_module is not an import path"),
         (["oracle={kind: table, scores: 's3://me:pw@bucket/s.parquet'}"], r"oracle\.scores carries credentials"),
         (["oracle.tau=0"], r"oracle\.tau"),
+        (
+            ["oracle={kind: table, scores: s.parquet}", "align.best_metric=validation_loss"],
+            r"align\.best_metric=validation_loss needs groups of validation examples.*use hr@10 or ndcg@10",
+        ),
     ],
 )
 def test_settings_of_one_kind_of_oracle_are_refused_with_another(settings: list[str], message: str) -> None:
@@ -242,10 +247,17 @@ def test_fine_tuning_beside_alignment_is_on_by_default_for_rpo_alone(tmp_path: P
     weights = {loss: load_config(None, [f"align.loss={loss}"]).align.sft_weight for loss in TAKEN}
     assert {loss for loss, weight in weights.items() if weight} == {"rpo"}
     assert weights["rpo"] == 1.0
-    assert load_config(None, ["align={loss: rpo, sft_weight: 0}"]).align.sft_weight == 0.0
+    with pytest.raises(UserError, match=r"rpo with align\.sft_weight=0 is dpo: use align\.loss=dpo"):
+        load_config(None, ["align={loss: rpo, sft_weight: 0}"])
     assert load_config(None, ["align.sft_weight=0.3"]).align.sft_weight == 0.3
     # A default does not become a setting: another loss, as in a sweep, has its own.
     assert "sft_weight" not in dump_config(load_config(None, ["align.loss=rpo"]))
+
+
+@pytest.mark.parametrize("key", sorted(RESOURCE_KEYS & AlignConfig.model_fields.keys()))
+def test_what_changes_no_result_is_not_searched(key: str) -> None:
+    with pytest.raises(UserError, match=rf"parameters\.align\.{key} changes no result: leave it out"):
+        load_config(None, [f"sweep.parameters={{align.{key}: [1, 2]}}"])
 
 
 def test_a_choice_of_reference_is_refused_where_the_loss_has_none() -> None:

@@ -46,25 +46,35 @@ class Config(Section):
                 f"pairs.rounds={self.pairs.rounds}: later rounds draw titles that nobody knows yet, which no table "
                 "(oracle.kind=table) has scores of: use oracle.kind=scorer"
             )
+        if self.oracle.kind == "table" and self.align.best_metric == "validation_loss":
+            raise ValueError(
+                "align.best_metric=validation_loss needs groups of validation examples, which no table "
+                "(oracle.kind=table) has scores of: use hr@10 or ndcg@10 with align.validation_users"
+            )
         return self
 
     @model_validator(mode="after")
     def _quantized(self) -> Config:
         quantize = "none" if self.model.lora is None else self.model.lora.quantize
+        obstacle = self.quantized_obstacle(quantize)
+        if obstacle is not None:
+            raise ValueError(f"model.lora.quantize={quantize}: {obstacle}")
+        return self
+
+    def quantized_obstacle(self, quantize: str) -> str | None:
+        """What stands against a base that is held as none, nf4 or int8, with its remedy; None for nothing."""
         if quantize == "none":
-            return self
+            return None
         for train in (self.sft, self.align):
             if train.zero_stage == 3:
-                raise ValueError(
-                    f"model.lora.quantize={quantize}: {train.section}.zero_stage=3 cannot divide quantized weights: use"
-                    f" {train.section}.zero_stage=2"
-                )
+                name = train.section
+                return f"{name}.zero_stage=3 cannot divide quantized weights: use {name}.zero_stage=2"
         if self.pairs.engine == "vllm":
-            raise ValueError(
-                f"model.lora.quantize={quantize}: pairs.engine=vllm would answer with another base than the adapter was"
-                " trained on: leave pairs.engine out"
+            return (
+                "pairs.engine=vllm would answer with another base than the adapter was trained on: leave pairs.engine"
+                " out"
             )
-        return self
+        return None
 
     @model_validator(mode="after")
     def _candidates(self) -> Config:

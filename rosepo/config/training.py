@@ -232,6 +232,12 @@ class AlignConfig(TrainConfig):
         return self
 
     @model_validator(mode="after")
+    def _rpo(self) -> AlignConfig:
+        if self.loss == "rpo" and self.sft_weight == 0.0:
+            raise ValueError("align.loss=rpo with align.sft_weight=0 is dpo: use align.loss=dpo, or raise the weight")
+        return self
+
+    @model_validator(mode="after")
     def _used(self) -> AlignConfig:
         for key in OPTIONS:
             if key not in self.model_fields_set or getattr(self, key) is None:

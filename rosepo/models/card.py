@@ -8,8 +8,10 @@ from typing import Any
 
 import yaml
 
-from rosepo.config import LOSSES, Config, TemplateConfig, dump_config
+from rosepo.config import LOSSES, AlignConfig, Config, TemplateConfig, dump_config
+from rosepo.config.losses import LossName, Smoothing
 from rosepo.data.catalogue import Catalogue
+from rosepo.evaluation.smoothing import shape_of
 
 
 def model_card(
@@ -19,6 +21,7 @@ def model_card(
     catalogue: Catalogue,
     max_new_tokens: int,
     adapter: bool = False,
+    quantize: str = "none",
     figures: Mapping[str, Any] | None = None,
     command: str | None = None,
 ) -> str:
@@ -30,6 +33,7 @@ def model_card(
         catalogue: what it recommends from; its first titles make the example.
         max_new_tokens: tokens of the longest title, EOS included.
         adapter: a PEFT adapter, not a whole model.
+        quantize: none, nf4 or int8: how its base is held.
         figures: name → number or text: metrics and counts worth a row each.
         command: the command that made the model; None names the stage's own.
     """
@@ -37,11 +41,11 @@ def model_card(
         _front_matter(config, adapter),
         f"# Recommender ({stage}) by rosepo\n",
         f"A causal language model that reads the titles that one person liked and writes the title of the next item. "
-        f"Trained by {_trained_by(stage, config)}.\n",
-        _facts(config, catalogue, adapter),
+        f"Trained by {_trained_by(stage, config, figures or {})}.\n",
+        _facts(config, catalogue, adapter, quantize),
         _figures(figures or {}),
         f"## Use\n\nPlain {'PEFT' if adapter else 'Transformers'}, without rosepo, in this folder:\n\n"
-        f"```python\n{usage(config.model.template, catalogue.titles[:3], max_new_tokens, adapter)}```\n\n"
+        f"```python\n{usage(config.model.template, catalogue.titles[:3], max_new_tokens, adapter, quantize)}```\n\n"
         "Free generation may write a title that does not exist. `rosepo recommend` searches the titles of"
         " `catalogue.parquet` alone and leaves the history out.\n",
         f"## How it was made\n\n```sh\n{command or f'rosepo {stage} --config config.yaml --out RUN'}\n```\n\n"
@@ -50,13 +54,22 @@ def model_card(
     return "\n".join(parts)
 
 
-def _trained_by(stage: str, config: Config) -> str:
+def _trained_by(stage: str, config: Config, figures: Mapping[str, Any]) -> str:
     if stage == "align":
-        return f"preference optimisation with {LOSSES[config.align.loss].described} after supervised fine-tuning"
+        loss = f"{_loss(config.align)} ({shape_of(config.align, figures)})"
+        return f"preference optimisation with {loss} after supervised fine-tuning"
     return "supervised fine-tuning on next titles (completion tokens only)"
 
 
-def usage(template: TemplateConfig, history: list[str], max_new_tokens: int, adapter: bool) -> str:
+def _loss(align: AlignConfig) -> str:
+    """The loss by the name that its smoothing has among the losses."""
+    rivals: dict[Smoothing | None, LossName] = {"constant": "cdpo", "zero": "dpo", "spa": "spa"}
+    return LOSSES[rivals.get(align.smoothing, "pairwise") if align.loss == "pairwise" else align.loss].described
+
+
+def usage(
+    template: TemplateConfig, history: list[str], max_new_tokens: int, adapter: bool, quantize: str = "none"
+) -> str:
     """A Python script that completes a prompt in plain Transformers or PEFT, run inside the model folder."""
     auto = "AutoPeftModelForCausalLM" if adapter else "AutoModelForCausalLM"
     imports = (
@@ -64,13 +77,17 @@ def usage(template: TemplateConfig, history: list[str], max_new_tokens: int, ada
         if adapter
         else ["from transformers import AutoModelForCausalLM, AutoTokenizer"]
     )
+    held = _QUANTIZED.get(quantize, [])
+    if held:
+        imports[-1] = "from transformers import AutoTokenizer, BitsAndBytesConfig"
     lines = [
         "import torch",
         *imports,
         "",
         'folder = "."',
         "tokenizer = AutoTokenizer.from_pretrained(folder)",
-        f"model = {auto}.from_pretrained(folder).eval()",
+        *held,
+        f"model = {auto}.from_pretrained(folder{', quantization_config=held' if held else ''}).eval()",
         "",
         "",
         *_ids_function(template),
@@ -85,7 +102,7 @@ def usage(template: TemplateConfig, history: list[str], max_new_tokens: int, ada
     if template.suffix:
         lines.append(f"prompt += ids({template.suffix!r})")
     lines += [
-        "inputs = torch.tensor([prompt])",
+        f"inputs = torch.tensor([prompt]{', device=model.device' if held else ''})",
         "answer = model.generate(",
         "    input_ids=inputs,",
         "    attention_mask=torch.ones_like(inputs),",
@@ -95,6 +112,24 @@ def usage(template: TemplateConfig, history: list[str], max_new_tokens: int, ada
         "print(tokenizer.decode(answer[0, len(prompt) :], skip_special_tokens=True))",
     ]
     return "\n".join(lines) + "\n"
+
+
+_QUANTIZED = {
+    "nf4": [
+        "# The adapter was trained on its base in four bits; bitsandbytes holds it so.",
+        "held = BitsAndBytesConfig(",
+        "    load_in_4bit=True,",
+        '    bnb_4bit_quant_type="nf4",',
+        "    bnb_4bit_use_double_quant=True,",
+        "    bnb_4bit_compute_dtype=torch.float32,",
+        ")",
+    ],
+    "int8": [
+        "# The adapter was trained on its base in eight bits; bitsandbytes holds it so.",
+        "held = BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=0.0)",
+    ],
+}
+"""`quantization_config` in plain Transformers."""
 
 
 def _ids_function(template: TemplateConfig) -> list[str]:
@@ -125,13 +160,15 @@ def _front_matter(config: Config, adapter: bool) -> str:
     return f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n"
 
 
-def _facts(config: Config, catalogue: Catalogue, adapter: bool) -> str:
+def _facts(config: Config, catalogue: Catalogue, adapter: bool, quantize: str) -> str:
     model, data = config.model, config.data
     if model.path is None:
         base = "none: a small Llama from random weights, with a tokenizer trained on the catalogue's titles"
     else:
         base = f"`{model.path}`" + (f" at revision `{model.revision}`" if model.revision else "")
     weights = f"LoRA adapter of rank {model.lora.rank}" if model.lora else "the adapter" if adapter else "all weights"
+    if quantize != "none":
+        weights += f", on a base in {quantize}"
     source = data.dataset or f"`{data.interactions}` and `{data.items}`"
     template = model.template
     rows = {

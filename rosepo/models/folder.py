@@ -140,13 +140,14 @@ def save_policy(
     ).save_pretrained(folder)
     _save_tokenizer(folder, tokenizer, catalogue.titles)
     catalogue.save(folder / CATALOGUE)
+    quantize = quantization_of(model)
     settings = {
         "template": config.model.template.model_dump(),
         "max_length": config.model.max_length,
         "max_history": config.prepare.max_history,
         "base": config.model.path,
         "revision": config.model.revision,
-        "quantize": quantization_of(model),
+        "quantize": quantize,
         "stage": stage,
         "version": rosepo.__version__,
     }
@@ -157,6 +158,7 @@ def save_policy(
         catalogue=catalogue,
         max_new_tokens=builder.longest_completion,
         adapter=adapter,
+        quantize=quantize,
         figures=figures,
         command=command,
     )

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
+from transformers.pytorch_utils import Conv1D
 
 from rosepo.config import Config, LoraConfig, ModelConfig
 from rosepo.data.catalogue import Catalogue
@@ -130,9 +131,10 @@ def validate_model(config: Config) -> dict[str, Any]:
     """What can be known of the model before any work, from its config and tokenizer alone; no weights are loaded.
 
     Returns:
-        source, model_type, adapter ("none", "new" or "given"), parameters and trainable_parameters (None for a given
-        adapter; for scratch an upper bound, since the catalogue may not fill the vocabulary), vocabulary,
-        max_positions, max_length, hidden_size, layers, weights_dtype, shared_prefix.
+        source, model_type, adapter ("none", "new" or "given"), parameters (of the base; for scratch an upper bound,
+        since the catalogue may not fill the vocabulary), quantize, quantized_parameters (how many of them are),
+        trainable_parameters (None for a given adapter), vocabulary, max_positions, max_length, hidden_size, layers,
+        weights_dtype, shared_prefix.
 
     Raises:
         UserError: whatever `initial_policy` would refuse, weights that do not match their config excepted.
@@ -143,7 +145,11 @@ def validate_model(config: Config) -> dict[str, Any]:
 
     model_config = config.model
     adapter = "none" if model_config.lora is None else "new"
-    check_quantization(_quantization(model_config))
+    quantize = _quantization(model_config)
+    check_quantization(quantize)
+    obstacle = config.quantized_obstacle(quantize)
+    if obstacle is not None:
+        raise UserError(f"model.path={model_config.path} is an adapter on a base in {quantize}: {obstacle}")
     if model_config.path is None:
         scratch = model_config.scratch_config
         settings: Any = scratch_config(scratch, scratch.vocab_size, model_config.max_length)
@@ -162,6 +168,7 @@ def validate_model(config: Config) -> dict[str, Any]:
     with torch.device("meta"):
         model: Any = AutoModelForCausalLM.from_config(settings)
         total = model.num_parameters()
+        quantized = 0 if quantize == "none" else _in_linear_layers(model)
         if model_config.lora is not None:
             model = add_adapter(model, model_config.lora)
     for train in (config.sft, config.align):
@@ -178,6 +185,8 @@ def validate_model(config: Config) -> dict[str, Any]:
         "model_type": settings.model_type,
         "adapter": adapter,
         "parameters": total,
+        "quantize": quantize,
+        "quantized_parameters": quantized,
         "trainable_parameters": trainable if adapter != "given" else None,
         "vocabulary": vocabulary,
         "max_positions": max_positions(settings),
@@ -194,6 +203,14 @@ def _quantization(config: ModelConfig) -> str:
     if config.lora is not None:
         return config.lora.quantize
     return "none" if config.path is None else saved_quantization(config.path)
+
+
+def _in_linear_layers(model: Any) -> int:
+    """Parameters that bitsandbytes would hold in fewer bits: those of linear layers, but for the output layer."""
+    head = model.get_output_embeddings()
+    layers = [module for module in model.modules() if isinstance(module, (nn.Linear, Conv1D)) and module is not head]
+    sizes: list[int] = [layer.weight.numel() for layer in layers]
+    return sum(sizes)
 
 
 def _settings_of(config: ModelConfig) -> tuple[Any, bool]:

@@ -1,9 +1,9 @@
 """Reference log-probabilities on disk, found again by what they depend on.
 
-An entry holds the groups of one shard. Its folder is named by the reference (weights, adapter, base, tokenizer,
-template, dtype, kind of device) and the version of the pass, its file by the ids of the groups and the tokens of every
-prompt and completion. So a second run, another β or ε read it, and a model that has changed by one bit does not.
-Entries are never changed; the folder may be deleted at any time.
+An entry holds the groups of one shard. Its folder is named by the reference (weights, adapter, base and how it is held,
+tokenizer, template, dtype, kind of device) and the version of the pass, its file by the ids of the groups and the
+tokens of every prompt and completion. So a second run, another β or ε read it, and a model that has changed by one bit
+does not. Entries are never changed; the folder may be deleted at any time.
 """
 
 from __future__ import annotations
@@ -159,6 +159,7 @@ def reference_key(folder: Path, device: str, dtype: str = "float32") -> str:
         "model": _digests(folder, _MODEL_FILES),
         "tokenizer": _digests(folder, _TOKENIZER_FILES),
         "settings": {name: settings[name] for name in SETTING_KEYS},
+        "quantize": settings.get("quantize", "none"),
         "dtype": dtype,
         "device": device,
         "pass": PASS,

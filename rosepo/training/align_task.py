@@ -125,7 +125,7 @@ class AlignTask:
         """Refuse groups whose reference log-probabilities are not those of the reference; a loss without one asks none.
 
         Where that is the model that training starts from, it is asked as it stands in the engine; another one is loaded
-        for this alone, on the CPU, where training needs no room.
+        for this alone: on the CPU, where training needs no room, or with a quantized base where `load_policy` puts it.
         """
         if self.objective.reference_free:
             return
@@ -245,7 +245,8 @@ def _tensor(arrays: Arrays, name: str, device: torch.device) -> Tensor:
 
 
 def _logps_of(folder: Path) -> Callable[[Arrays], Tensor]:
-    """Log-probabilities of a micro-batch's completions under the model of a folder, on the CPU."""
+    """Log-probabilities of a micro-batch's completions under the model of a folder, on the CPU; it is itself
+    where `load_policy` puts it."""
     model = LogpsModel(load_policy(folder))
     device = next(model.parameters()).device  # a quantized base is on the GPU where there is one
     return lambda arrays: model(Batch.from_numpy(arrays).to(device))[0].cpu()

@@ -129,7 +129,9 @@ def _attend(
 
 @cache
 def _compiled() -> Any:
-    return torch.compile(flex_attention)
+    # One line or many, one block or many, with gradients or without: each is compiled for itself, more often than
+    # Dynamo's limit of 8, beyond which it would compute all scores without a word.
+    return torch.compile(flex_attention, dynamic=True, recompile_limit=64)  # type: ignore[call-overload]
 
 
 ALL_ATTENTION_FUNCTIONS.register(BY_BLOCKS, _attend)

@@ -82,14 +82,14 @@ class Engine:
         self.world = dist.get_world_size()
         self.done = 0
         self._accumulated = 0
-        self._reload = {name: list(parameter.shape) for name, parameter in module.named_parameters()}
+        self._shapes = {name: list(parameter.shape) for name, parameter in module.named_parameters()}
         self._optimizer = torch.optim.AdamW(
             _parameter_groups(module, train.weight_decay), lr=train.learning_rate, fused=True
         )
         self._engine, *_ = deepspeed.initialize(
             model=module,
             optimizer=self._optimizer,
-            config=deepspeed_config(train, micro_batches, self.world, sum(map(math.prod, self._reload.values()))),
+            config=deepspeed_config(train, micro_batches, self.world, sum(map(math.prod, self._shapes.values()))),
         )
 
     @property
@@ -170,7 +170,7 @@ class Engine:
                     full = parameter.detach().clone()
             full = parameter.detach() if full is None else full
             # What is frozen in four bits takes other shapes as it is used; it is not what is saved.
-            whole = not full.is_floating_point() or list(full.shape) == self._reload.get(name, list(full.shape))
+            whole = not full.is_floating_point() or list(full.shape) == self._shapes.get(name, list(full.shape))
             if full.numel() == 0 or not whole:
                 raise StageError(f"weight {name} was gathered with shape {list(full.shape)}: nothing was saved")
             if keeps:

@@ -59,7 +59,8 @@ class LogpsModel(nn.Module):
             set_attention(base_causal_lm(model), attention)
         self._attention = attention
         if activation_checkpointing:
-            cast(Any, model).gradient_checkpointing_enable({"use_reentrant": False})
+            settings = {"use_reentrant": False}
+            cast(Any, model).activation_checkpointing_enable(activation_checkpointing_kwargs=settings)
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> LogpsModel:
         # A cast to bfloat16 would round the rotary frequencies too, while a model that is loaded has exact ones: at

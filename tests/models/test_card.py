@@ -1,9 +1,15 @@
 from __future__ import annotations
 
+from typing import Any
+
+import pytest
+import torch
 import yaml
+from transformers import BitsAndBytesConfig
 
 from rosepo.config import TemplateConfig, parse_config
 from rosepo.models.card import model_card, usage
+from rosepo.models.quantized import quantization_config
 from tests.helpers import tiny_builder, tiny_catalogue, tiny_tokenizer
 
 
@@ -42,6 +48,42 @@ def test_the_card_names_base_data_template_metrics_and_command() -> None:
         "someone/base",
     ):
         assert part in card
+
+
+def card_of(align: dict[str, object], figures: dict[str, object] | None = None) -> str:
+    config = parse_config({"align": align})
+    return model_card(stage="align", config=config, catalogue=tiny_catalogue(), max_new_tokens=9, figures=figures)
+
+
+def test_a_loss_is_credited_to_what_its_smoothing_makes_of_it() -> None:
+    assert "RosePO, arXiv 2410.12519) (ε ≤ 0.3) after" in card_of({"epsilon_max": 0.3})
+    for align, words in (
+        ({"epsilon": "zero"}, "DPO (arXiv 2305.18290) (ε = 0)"),
+        ({"epsilon": "spa"}, "DPO with SPA smoothing (arXiv 2406.04412)"),
+        ({"epsilon": "constant", "epsilon_value": 0.2}, "conservative DPO (one ε = 0.2 for all pairs)"),
+        ({"loss": "simpo", "sft_weight": 0.3}, "SimPO (arXiv 2405.14734) (γ = 0.5, no reference, SFT weight 0.3)"),
+    ):
+        card = card_of(align)
+        assert words in card
+        assert "2410.12519" not in card
+    assert "one ε = 0.123 for" in card_of({"epsilon": "constant"}, {"epsilon_value": 0.123})
+
+
+def test_the_card_of_an_adapter_on_a_quantized_base_says_so_and_loads_it_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rosepo.models.quantized.check_quantization", lambda quantize: None)
+    for quantize in ("nf4", "int8"):
+        config = parse_config({"model": {"path": "someone/base", "lora": {"rank": 8, "quantize": quantize}}})
+        card = model_card(
+            stage="sft", config=config, catalogue=tiny_catalogue(), max_new_tokens=9, adapter=True, quantize=quantize
+        )
+        assert f"LoRA adapter of rank 8, on a base in {quantize} |" in card
+        script = card.split("```python\n")[1].split("```")[0]
+        scope: dict[str, Any] = {"torch": torch, "BitsAndBytesConfig": BitsAndBytesConfig}
+        exec(script[script.index("held =") : script.index("model =")], scope)
+        assert scope["held"].to_dict() == quantization_config(quantize, torch.float32).to_dict()
+        assert "from_pretrained(folder, quantization_config=held)" in script
+        assert "import AutoTokenizer, BitsAndBytesConfig\n" in script
+    assert "BitsAndBytes" not in card_of({})
 
 
 def test_a_local_base_stays_out_of_the_front_matter(tmp_path: object) -> None:

@@ -89,16 +89,19 @@ def test_a_model_that_changed_by_one_weight_has_another_key(reference: Path, tmp
     assert reference_key(tmp_path / "other", "cpu") != before
 
 
-def test_template_tokenizer_dtype_and_device_are_part_of_the_key(reference: Path) -> None:
+def test_template_tokenizer_quantization_dtype_and_device_are_part_of_the_key(reference: Path) -> None:
     keys = {reference_key(reference, "cpu"), reference_key(reference, "cuda"), reference_key(reference, "cpu", "bf16")}
     settings = json.loads((reference / SETTINGS).read_text())
     settings["template"]["separator"] = " | "
     (reference / SETTINGS).write_text(json.dumps(settings))
     keys.add(reference_key(reference, "cpu"))
+    settings["quantize"] = "nf4"
+    (reference / SETTINGS).write_text(json.dumps(settings))
+    keys.add(reference_key(reference, "cpu"))
     path = reference / "tokenizer.json"
     path.write_text(path.read_text() + "\n")
     keys.add(reference_key(reference, "cpu"))
-    assert len(keys) == 5
+    assert len(keys) == 6
 
 
 def test_no_keeps_nothing_and_auto_goes_to_the_users_cache(

@@ -93,7 +93,18 @@ def train_split(rank: int, run: str, configs: dict[str, Any], out: str) -> None:
         train_rank(task, micro_batches(task.plan, rank, 2), Path(out) / name)
 
 
-@pytest.mark.parametrize("beside", [{}, {"sft_weight": 0.3}, {"epsilon": "shuffled"}, {"loss": "softmax"}])
+@pytest.mark.parametrize(
+    "beside",
+    [
+        {},
+        {"sft_weight": 0.3},
+        {"epsilon": "shuffled"},
+        {"epsilon": "spa"},
+        {"loss": "softmax"},
+        {"loss": "simpo"},
+        {"loss": "ipo", "ipo_average": True},
+    ],
+)
 def test_trajectory_rows_train_as_rows_of_one_group(users, tmp_path, beside):
     groups = align_in_process(by_group(**beside), users, tmp_path / "groups")
     figures = align_in_process(by_user(**beside), users, tmp_path / "users")
@@ -128,6 +139,20 @@ def test_every_title_of_a_step_weighs_the_same_in_its_likelihood(users, tmp_path
     assert arrays["titles"] == len(titles) == loss.sums["title_nll"][1]
     expected = plain.total / loss.units - 0.5 * titles.mean()
     assert float(loss.summed(loss.units, len(titles)) / loss.units) == pytest.approx(float(expected), abs=1e-5)
+
+
+def test_the_validation_loss_is_the_same_whatever_titles_rows_teach(users, tmp_path):
+    held = Outputs(tmp_path / "run")
+    shutil.copytree(users.root, held.root)
+    shutil.copyfile(held.groups / "part-00000.parquet", held.groups / "_validation.parquet")
+    still = {"learning_rate": 1e-12, "weight_decay": 0.0, "epochs": 1}
+    found = [
+        align_in_process(by_user(**still, **sft), held, tmp_path / str(number))["validation_loss"]
+        for number, sft in enumerate({"sft_weight": 0.5, "sft_on": on} for on in ("chosen", "row"))
+    ]
+    without = align_in_process(by_user(**still), held, tmp_path / "without")["validation_loss"]
+    assert found[0] == pytest.approx(found[1], rel=1e-6)
+    assert found[0] > without + 1.0
 
 
 def test_the_pad_share_is_that_of_the_batches(users, tmp_path):

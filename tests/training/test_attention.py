@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from torch.nn.attention.flex_attention import create_mask
+from torch.nn.attention.flex_attention import create_mask, flex_attention
 
 from rosepo.config import parse_config
 from rosepo.errors import UserError
 from rosepo.models.policy import validate_model
 from rosepo.resources import need_of, use_gpu
+from rosepo.training import attention
 from rosepo.training.align_task import disable_dropout
 from rosepo.training.attention import BY_BLOCKS, block_mask
 from rosepo.training.batch import Batch, collate, dense_mask
 from rosepo.training.logps import LogpsModel, plain_logps
-from rosepo.training.rows import trajectory_rows
+from rosepo.training.rows import group_row, trajectory_rows
 from tests.helpers import FAMILIES, tiny_builder, tiny_model, tiny_tokenizer
 from tests.training.test_logps import flatten, make_groups, rows_of
 
@@ -41,6 +45,31 @@ def batches() -> dict[str, Batch]:
         "long": collate(groups, pad_to=160),  # more than one block
         "trajectories": collate(trajectory),
     }
+
+
+@pytest.fixture
+def compiled(monkeypatch):
+    """The compiled attention, its graphs run as they are: Dynamo alone decides how often it is compiled."""
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+    torch._dynamo.reset()
+    attention._compiled.cache_clear()
+    yield attention._compiled()
+    attention._compiled.cache_clear()
+    torch._dynamo.reset()
+
+
+def test_lines_blocks_heads_and_gradients_together_do_not_exceed_the_limit_of_compiling(compiled):
+    rng = np.random.default_rng(0)
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+        for lines, pad_to, groups, grad in itertools.product((1, 2), (100, 300), (1, 2), (True, False)):
+            ids = [rng.integers(3, 400, 20), [rng.integers(3, 400, 4)]]
+            mask = block_mask(collate([group_row(*ids)] * lines, pad_to=pad_to))
+            query, key = torch.randn(lines, 2 * groups, mask.shape[-1], 16), torch.randn(lines, 2, mask.shape[-1], 16)
+            with torch.set_grad_enabled(grad):
+                options = {"block_mask": mask, "scale": 0.25, "enable_gqa": groups > 1}
+                torch.testing.assert_close(
+                    compiled(query, key, key, **options), flex_attention(query, key, key, **options)
+                )
 
 
 @pytest.mark.parametrize("kind", ["padded", "packed", "long", "trajectories"])

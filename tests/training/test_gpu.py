@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,19 +12,30 @@ import torch
 from rosepo.artifacts import Outputs
 from rosepo.evaluation.decode import Decoder
 from rosepo.training.align_task import disable_dropout
+from rosepo.training.attention import flex_obstacle
 from rosepo.training.batch import collate
 from rosepo.training.logps import LogpsModel
 from rosepo.training.loop import fit_in_process
 from rosepo.training.sft import sft_task
 from tests.helpers import FAMILIES, tiny_builder, tiny_model
-from tests.training.conftest import assert_same_training, losses, tiny_config, weights
+from tests.training.conftest import assert_same_training, lines, losses, tiny_config, weights
 from tests.training.test_logps import gradients, make_groups, rows_of
 
 DEVICE = "cuda"
+SCRATCH = {"hidden_size": 32, "layers": 2, "heads": 2, "intermediate_size": 32, "vocab_size": 300, "dropout": 0.0}
+MODEL = {"scratch": SCRATCH, "max_length": 128}
+"""Heads of 16, which attention by blocks takes."""
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device on this machine"),
 ]
+
+
+@pytest.fixture(autouse=True)
+def no_silent_fallback() -> Iterator[None]:
+    """Where attention by blocks would be compiled too often it would go on uncompiled: an error here."""
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+        yield
 
 
 @pytest.mark.parametrize("pack_tokens", [None, 70])
@@ -57,14 +69,19 @@ def test_attention_by_blocks_gives_the_gradients_of_attention_by_mask(family: st
 )
 def test_offloading_does_not_change_training(stage: int, offload: str, tiny_run: Outputs, tmp_path: Path) -> None:
     for name, settings in (("kept", {}), ("offloaded", {"offload": offload})):
-        config = tiny_config(zero_stage=stage, epochs=1, **settings)
+        config = tiny_config(model=MODEL, zero_stage=stage, epochs=1, **settings)
         fit_in_process(sft_task(config, tiny_run), tmp_path / name, gpu=True)
     assert_same_training(tmp_path / "kept", tmp_path / "offloaded", 1e-5)
 
 
 def test_training_on_cuda_in_bfloat16_lowers_the_loss(tiny_run: Outputs, tmp_path: Path) -> None:
-    fit_in_process(sft_task(tiny_config(precision="bfloat16", epochs=6), tiny_run), tmp_path, gpu=True)
+    task = sft_task(tiny_config(model=MODEL, precision="bfloat16", epochs=6, micro_batch_size=3), tiny_run)
+    assert flex_obstacle(task.build().model) is None
+    fit_in_process(task, tmp_path, gpu=True)
     found = losses(tmp_path)
+    looks = [line["validation_loss"] for line in lines(tmp_path) if "validation_loss" in line]
+    assert len(looks) == 4
+    assert looks[-1] < looks[0]
     assert found[-1] < 0.8 * found[0]
     assert all(torch.isfinite(value).all() for value in weights(tmp_path).values())
 

@@ -59,7 +59,7 @@ def test_a_loss_under_a_rival_s_name_is_the_smoothed_loss_with_that_smoothing(ru
         ({"loss": "cdpo", "epsilon_value": 0.2}, {"epsilon": "constant", "epsilon_value": 0.2}),
         ({"loss": "spa", "epsilon_value": 0.2}, {"epsilon": "spa", "epsilon_value": 0.2}),
         ({"loss": "sdpo"}, {"loss": "softmax", "target_min": 1.0}),
-        ({"loss": "rpo", "sft_weight": 0}, {"loss": "dpo"}),
+        ({"loss": "rpo"}, {"loss": "dpo", "sft_weight": 1}),
     ):
         tasks = [align_task(tiny_config("align", **options, **ALIGN), run) for options in (name, other)]
         for arrays in micro_batches(tasks[0].plan, 0, 1, range(3)):
