@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import peft
@@ -128,7 +129,9 @@ def test_training_on_a_quantized_base_is_the_same_in_all_stages_and_on_two_worke
 
 @needs_bitsandbytes
 @pytest.mark.parametrize(("quantize", "precision"), [("nf4", "float32"), ("nf4", "bfloat16"), ("int8", "float32")])
-def test_every_stage_sees_the_base_that_the_adapter_was_trained_on(quantize, precision, tiny_run, wide, tmp_path):
+def test_every_stage_sees_the_base_that_the_adapter_was_trained_on(
+    quantize, precision, tiny_run, wide, tmp_path, monkeypatch
+):
     outputs = Outputs(tmp_path)
     config = tiny_config(model=lora(wide, quantize), precision=precision, learning_rate=2e-2)
     fit_in_process(sft_task(config, tiny_run), outputs.sft)
@@ -139,6 +142,11 @@ def test_every_stage_sees_the_base_that_the_adapter_was_trained_on(quantize, pre
     assert quantization_of(model) == quantize
     kinds = {type(module).__name__ for module in model.modules()}
     assert {"nf4": "Linear4bit", "int8": "Linear8bitLt"}[quantize] in kinds
+    script = (outputs.sft / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    scope: dict[str, Any] = {}
+    monkeypatch.chdir(outputs.sft)
+    exec(script, scope)
+    assert quantization_of(scope["model"]) == quantize
     write_groups(outputs)
     table = pq.read_table(outputs.groups / "part-00000.parquet").to_pylist()
     prompts = [np.array(row["prompt_ids"]) for row in table]
