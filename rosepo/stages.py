@@ -10,31 +10,12 @@ from typing import Any
 
 from rosepo.artifacts import Outputs, digest, file_digest, of_round
 from rosepo.config import Config, PairsConfig
+from rosepo.config.training import SAME_RESULT
 from rosepo.errors import UserError
 from rosepo.imports import module_digest
 
-RESOURCE_KEYS = frozenset(
-    {
-        "workers",
-        "cpus_per_worker",
-        "gpu",
-        "attention",
-        "offload",
-        "micro_batch_size",
-        "activation_checkpointing",
-        "actors",
-        "cpus_per_actor",
-        "log_every",
-        "concurrent",
-        "part_groups",
-        "reference_cache",
-        "checkpoint_every",
-        "keep_checkpoints",
-        "retries",
-    }
-)
-"""Keys that change where, how fast and in how much memory the work is done, not its result but for rounding and, in
-`sft`, for the masks of dropout: they do not make a stage stale, and a training goes on from checkpoints of others."""
+RESOURCE_KEYS = SAME_RESULT | {"actors", "cpus_per_actor", "concurrent", "part_groups", "reference_cache"}
+"""Keys that do not make a stage stale."""
 
 StageFunction = Callable[[Config, Outputs, Path], dict[str, Any]]
 

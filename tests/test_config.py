@@ -7,10 +7,10 @@ from typing import get_args
 
 import pytest
 
-from rosepo.config import LOSSES, AlignConfig, Config, dump_config, load_config
+from rosepo.config import LOSSES, Config, dump_config, load_config
 from rosepo.config.losses import OPTIONS, LossName
+from rosepo.config.training import SAME_RESULT
 from rosepo.errors import UserError
-from rosepo.stages import RESOURCE_KEYS
 
 
 @pytest.mark.parametrize(
@@ -254,7 +254,7 @@ def test_fine_tuning_beside_alignment_is_on_by_default_for_rpo_alone(tmp_path: P
     assert "sft_weight" not in dump_config(load_config(None, ["align.loss=rpo"]))
 
 
-@pytest.mark.parametrize("key", sorted(RESOURCE_KEYS & AlignConfig.model_fields.keys()))
+@pytest.mark.parametrize("key", sorted(SAME_RESULT))
 def test_what_changes_no_result_is_not_searched(key: str) -> None:
     with pytest.raises(UserError, match=rf"parameters\.align\.{key} changes no result: leave it out"):
         load_config(None, [f"sweep.parameters={{align.{key}: [1, 2]}}"])

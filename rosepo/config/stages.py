@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from rosepo.config.base import STRATEGIES, Count, Gpu, NonNegative, Positive, Section, nearest, word
-from rosepo.config.training import AlignConfig
+from rosepo.config.training import SAME_RESULT, AlignConfig
 
 
 class ActorsConfig(Section):
@@ -162,22 +162,6 @@ class RangeConfig(Section):
         return self
 
 
-_SAME_RESULT = frozenset(
-    {
-        "workers",
-        "cpus_per_worker",
-        "gpu",
-        "attention",
-        "offload",
-        "log_every",
-        "checkpoint_every",
-        "keep_checkpoints",
-        "retries",
-    }
-)
-"""Keys of `align` that say where and how it is computed: trials of them would tell nothing."""
-
-
 class SweepConfig(Section):
     """Ray Tune over `align.*` keys on the same groups."""
 
@@ -207,7 +191,7 @@ class SweepConfig(Section):
                 raise ValueError(
                     f"sweep.parameters has no key '{key}' to search{nearest(key, known)}: keys of align.* alone"
                 )
-            if name in _SAME_RESULT:
+            if name in SAME_RESULT:
                 raise ValueError(f"sweep.parameters.{key} changes no result: leave it out of sweep.parameters")
         if self.parameters is not None and not self.parameters:
             raise ValueError("sweep.parameters is empty: name at least one align.* key")

@@ -13,6 +13,24 @@ from rosepo.config.losses import LOSSES, OPTIONS, LossName, Smoothing, users_of
 
 Epsilon = Annotated[float, Field(ge=0.0, lt=0.5, allow_inf_nan=False)]
 
+SAME_RESULT = frozenset(
+    {
+        "workers",
+        "cpus_per_worker",
+        "gpu",
+        "attention",
+        "offload",
+        "micro_batch_size",
+        "activation_checkpointing",
+        "log_every",
+        "checkpoint_every",
+        "keep_checkpoints",
+        "retries",
+    }
+)
+"""Keys of a training that say where, how fast and in how much memory it is computed. They change nothing but rounding
+and, in `sft`, the masks of dropout: another value goes on from the same checkpoint, and a sweep does not search it."""
+
 
 class TrainConfig(Section):
     """What `sft` and `align` share: a Ray Train TorchTrainer running a DeepSpeed engine."""

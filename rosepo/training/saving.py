@@ -11,7 +11,7 @@ import torch.distributed as dist
 
 from rosepo.artifacts import digest
 from rosepo.config import TrainConfig
-from rosepo.stages import RESOURCE_KEYS
+from rosepo.config.training import SAME_RESULT
 from rosepo.training.checkpoints import FOLDER, Checkpoint, CheckpointWriter, complete_checkpoints, newest_checkpoint
 from rosepo.training.engine import Engine
 from rosepo.training.metrics import Averages, all_sum
@@ -23,8 +23,6 @@ SHARE = 20
 """Checkpoints in a run where `checkpoint_every` is unset, …"""
 LEAST_STEPS = 10
 """… this many steps apart at least."""
-_RESOURCES = set(TrainConfig.model_fields) & RESOURCE_KEYS
-"""Settings of a training that do not change what is computed."""
 
 
 def checkpoint_interval(train: TrainConfig, steps: int) -> int:
@@ -36,7 +34,7 @@ def checkpoint_interval(train: TrainConfig, steps: int) -> int:
 
 def origin_of(train: TrainConfig, *made_from: Any) -> str:
     """Digest of the settings that a training depends on and of what it is made from (JSON-able)."""
-    return digest([train.model_dump(mode="json", exclude=_RESOURCES), *made_from])
+    return digest([train.model_dump(mode="json", exclude=set(SAME_RESULT)), *made_from])
 
 
 def agreed_start(task: Task, out: Path) -> Checkpoint | None:
