@@ -13,8 +13,9 @@ from rosepo.config.base import Section, nearest
 from rosepo.config.data import DataConfig, PrepareConfig
 from rosepo.config.losses import LOSSES
 from rosepo.config.model import ModelConfig
+from rosepo.config.oracle import OracleConfig
 from rosepo.config.stages import EvaluateConfig, PairsConfig, RangeConfig, RayConfig, RecommendConfig, SweepConfig
-from rosepo.config.training import AlignConfig, OracleConfig, SftConfig
+from rosepo.config.training import AlignConfig, SftConfig
 from rosepo.errors import UserError
 
 

@@ -38,12 +38,13 @@ from rosepo.training.encoders import (
     UserEncoder,
     run_bounds,
 )
-from rosepo.training.feed import Encoder, FeedPlan, ParquetRows
+from rosepo.training.feed import Encoder, FeedPlan
 from rosepo.training.growing import Growing, Maker, wanted_order
 from rosepo.training.loop import Report, fit_in_process
 from rosepo.training.saving import origin_of
 from rosepo.training.schedule import WINDOW
 from rosepo.training.smoothing import smoothed, tracker_of
+from rosepo.training.table import ParquetRows
 from rosepo.training.trainer import fit
 from rosepo.training.validation import HeldOut, check_best, held_out
 

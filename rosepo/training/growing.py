@@ -19,7 +19,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rosepo.errors import StageError
-from rosepo.training.feed import FeedPlan, ParquetRows
+from rosepo.training.feed import FeedPlan
+from rosepo.training.table import ParquetRows
 
 MAKING = "_making"
 _LOOK = 0.1

@@ -29,10 +29,11 @@ from rosepo.models.quantized import check_quantization
 from rosepo.models.scratch import train_tokenizer
 from rosepo.resources import stage_use_gpu
 from rosepo.training.encoders import TrajectoryEncoder, collated
-from rosepo.training.feed import Arrays, FeedPlan, ParquetRows
+from rosepo.training.feed import Arrays, FeedPlan
 from rosepo.training.logps import LogpsModel
 from rosepo.training.rows import group_row
 from rosepo.training.saving import origin_of
+from rosepo.training.table import ParquetRows
 from rosepo.training.task import Loss
 from rosepo.training.trainer import fit
 from rosepo.training.validation import HeldOut, check_best, held_out

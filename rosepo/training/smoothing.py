@@ -11,7 +11,8 @@ import pyarrow.compute as pc
 from rosepo.config import AlignConfig
 from rosepo.objectives.smoothing import RunningQuantile
 from rosepo.training.encoders import one_size
-from rosepo.training.feed import FeedPlan, ParquetRows
+from rosepo.training.feed import FeedPlan
+from rosepo.training.table import ParquetRows
 
 SPA_EPSILON = 0.1
 """Smoothing of `spa` where `align.epsilon_value` is unset."""

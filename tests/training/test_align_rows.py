@@ -21,10 +21,11 @@ from rosepo.models.policy import load_recommender
 from rosepo.sampling.titles import title_spans
 from rosepo.training.align import align, align_in_process, align_task
 from rosepo.training.engine import prepare_process
-from rosepo.training.feed import ParquetRows, micro_batches
+from rosepo.training.feed import micro_batches
 from rosepo.training.logps import plain_logps
 from rosepo.training.loop import train_rank
 from rosepo.training.schedule import WINDOW
+from rosepo.training.table import ParquetRows
 from tests.training.conftest import ITEMS, assert_same_training, lines, tiny_config
 from tests.training.ranks import two_ranks
 

@@ -15,11 +15,13 @@ from ray.exceptions import ActorDiedError
 from rosepo import session
 from rosepo.errors import UserError
 from rosepo.training import feed
+from rosepo.training import table as parquet
 from rosepo.training.encoders import shared_out
-from rosepo.training.feed import ParquetRows, micro_batches, pack, unpack
+from rosepo.training.feed import micro_batches, pack, unpack
 from rosepo.training.growing import Growing
 from rosepo.training.rows import group_row
 from rosepo.training.sft import sft_task
+from rosepo.training.table import ParquetRows
 from rosepo.training.trainer import lost_worker, root_cause
 from tests.training.conftest import tiny_config
 
@@ -72,7 +74,7 @@ def test_steps_that_take_rows_of_all_parts_read_each_once(kind, tmp_path, monkey
 @pytest.mark.parametrize(("groups", "kept"), [(3.5, 3), (0.1, 1)])
 def test_row_groups_are_kept_up_to_their_bytes_and_one_at_least(groups, kept, tmp_path, monkeypatch):
     rows = sixteen_parts(tmp_path, "finished")
-    monkeypatch.setattr(feed, "_KEPT_BYTES", groups * 800)
+    monkeypatch.setattr(parquet, "_KEPT_BYTES", groups * 800)
     loaded = counted(rows, monkeypatch)
     for part in range(16):
         assert rows.take(np.array([100 * part + 7]))["row"].to_pylist() == [100 * part + 7]

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 
 from rosepo.errors import StageError
 from rosepo.training.encoders import GroupEncoder
-from rosepo.training.feed import FeedPlan, ParquetRows
+from rosepo.training.feed import FeedPlan
 from rosepo.training.growing import MAKING, Growing, wanted_order
+from rosepo.training.table import ParquetRows
 
 SIZES = (5, 2, 9, 4)
 

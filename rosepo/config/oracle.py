@@ -1,0 +1,75 @@
+"""Settings of the preference oracle."""
+
+from __future__ import annotations
+
+import re
+from typing import Literal
+
+from pydantic import model_validator
+
+from rosepo.config.base import Count, Gpu, NonNegative, Positive, Rate, Section, refuse_credentials
+
+
+class OracleConfig(Section):
+    """The preference oracle: SASRec (arXiv 1808.09781) over the full catalogue, or one of your own."""
+
+    kind: Literal["sasrec", "scorer", "table"] = "sasrec"
+    """`sasrec` is trained here and takes all settings but `scorer` and `scores`; the others take none beside `tau`."""
+    scorer: str | None = None
+    """Kind `scorer`: import path of your scorer's maker, `module:callable` (rosepo/models/scorers.py has the
+    signature)."""
+    scores: str | None = None
+    """Kind `table`: Parquet with columns example_id, item_id, score (higher is preferred); a file, a folder or a glob;
+    a local path or a URL."""
+    tau: Positive | None = None
+    """Temperature of the scores: sigmoid((a - b) / tau) is the chance that a is preferred. None fits it on
+    validation."""
+    workers: Count = 1
+    cpus_per_worker: Positive = 1.0
+    gpu: Gpu = "auto"
+    folds: Count = 2
+    """Users are dealt into this many folds, each scored by a model that did not train on it. 1: one model, in sample,
+    which is sure of what it was trained on and drives every epsilon to 0. Training takes 1 + folds models."""
+    hidden_size: Count = 64
+    layers: Count = 2
+    heads: Count = 2
+    dropout: Rate = 0.5
+    learning_rate: Positive = 3e-3
+    weight_decay: NonNegative = 0.01
+    batch_size: Count = 64
+    """Users a step over all workers."""
+    max_epochs: Count = 200
+    evaluate_every: Count = 1
+    """Epochs between two looks at validation."""
+    patience: Count = 10
+    """Looks without a better NDCG@10 on validation before stopping."""
+    max_seconds: Positive | None = None
+    """Also stop after this long; None trains to the end."""
+
+    @model_validator(mode="after")
+    def _kind(self) -> OracleConfig:
+        for kind, key in (("scorer", "scorer"), ("table", "scores")):
+            value = getattr(self, key)
+            if self.kind == kind and value is None:
+                raise ValueError(f"oracle.kind={kind} needs oracle.{key}: set it")
+            if self.kind != kind and value is not None:
+                raise ValueError(f"oracle.{key} is used by oracle.kind={kind} alone, and oracle.kind is {self.kind}")
+        if self.kind != "sasrec":
+            unused = sorted(self.model_fields_set - {"kind", "scorer", "scores", "tau"})
+            if unused:
+                raise ValueError(
+                    f"oracle.{' and oracle.'.join(unused)} {'is' if len(unused) == 1 else 'are'} used by "
+                    f"oracle.kind=sasrec alone: leave out what oracle.kind={self.kind} does not use "
+                    f"(--set 'oracle={{kind: {self.kind}, …}}' replaces the whole section)"
+                )
+        if self.scorer is not None and not re.fullmatch(r"[\w.]+:\w+", self.scorer):
+            raise ValueError(f"oracle.scorer={self.scorer} is not an import path: write module:callable")
+        if self.scores is not None:
+            refuse_credentials("oracle.scores", self.scores)
+        return self
+
+    @model_validator(mode="after")
+    def _heads(self) -> OracleConfig:
+        if self.hidden_size % self.heads:
+            raise ValueError(f"oracle.hidden_size={self.hidden_size} must be a multiple of oracle.heads={self.heads}")
+        return self
