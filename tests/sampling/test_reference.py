@@ -57,9 +57,13 @@ def test_prompts_that_fill_the_models_positions_are_scored() -> None:
     check_as_plain(tiny_model("gpt2", max_length=longest), prompts, completions, None)
 
 
-def test_a_window_shorter_than_the_prompt_is_scored_row_by_row(capsys: pytest.CaptureFixture[str]) -> None:
-    check_as_plain(tiny_model("mistral", sliding_window=24), *make_groups(1, (40, 10)), None)
-    assert "one row a completion" in capsys.readouterr().err
+def test_a_window_shorter_than_the_prompt_is_scored_row_by_row() -> None:
+    model = LogpsModel(tiny_model("mistral", sliding_window=24))
+    prompts, completions = make_groups(1, (40, 10))
+    check_as_plain(model.model, prompts, completions, None)
+    reference_logps(model, prompts, completions)
+    assert model.obstacle is not None
+    assert "slides over 24 tokens" in model.obstacle
 
 
 def test_an_adapter_is_part_of_the_reference() -> None:
