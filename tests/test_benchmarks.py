@@ -90,6 +90,7 @@ def test_a_name_means_its_row_or_else_all_that_begin_with_it() -> None:
         chosen(sources, ["train.k"])
 
 
+@pytest.mark.slow
 def test_the_gpu_program_runs_on_a_cpu_with_a_tiny_model(tmp_path: Path, capsys: Any) -> None:
     arguments = ["--device", "cpu", "--shape", "tiny", "--quick", "--only", "parity", "--only", "speed"]
     assert gpu.main([*arguments, "--json", str(tmp_path / "rows.json")]) == 0

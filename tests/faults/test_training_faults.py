@@ -1,4 +1,7 @@
-"""What becomes of a training when a worker of Ray Train, or the whole job, is killed."""
+"""What becomes of a training when a worker of Ray Train, or the whole job, is killed.
+
+Two minutes each; tests/training/test_resume.py kills ranks without Ray, at every stage, in seconds.
+"""
 
 from __future__ import annotations
 
@@ -28,6 +31,8 @@ from tests.training.conftest import assert_same_training, lines, tiny_run  # noq
 from tests.training.ranks import forked_ranks
 from tests.training.test_resume import base_model, config_of, train_rank_of  # noqa: F401 (a fixture)
 
+pytestmark = pytest.mark.slow
+
 DEADLY_CALL = 26
 """Call of the loss, looks at validation not counted, in which the worker is killed: the thirteenth step of sixteen."""
 
@@ -56,7 +61,7 @@ def deadly(config: Config, run: Outputs, scratch: Path, deaths: int) -> Deadly:
     )
 
 
-@pytest.mark.parametrize("kind", [pytest.param("full", marks=pytest.mark.slow), "lora"])
+@pytest.mark.parametrize("kind", ["full", "lora"])
 def test_a_killed_worker_is_started_again_and_the_training_ends_as_one_never_stopped(
     kind: str,
     ray_cluster: None,
