@@ -52,7 +52,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(("reference", "compared_with"), [("frozen", "sft"), ("moved", "aligned")])
+@pytest.mark.parametrize(
+    ("reference", "compared_with"), [pytest.param("frozen", "sft", marks=pytest.mark.slow), ("moved", "aligned")]
+)
 def test_the_second_round_goes_on_from_the_first_under_its_reference(
     folder: Path, reference: str, compared_with: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

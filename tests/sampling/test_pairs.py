@@ -117,7 +117,7 @@ def test_figures_agree_with_the_table(groups: Any) -> None:
     assert figures["prompt_tokens_max"] == max(len(row["prompt_ids"]) for row in table)
 
 
-@pytest.mark.parametrize(("actors", "part_groups"), [(2, None), (4, 300)])
+@pytest.mark.parametrize(("actors", "part_groups"), [(2, None), pytest.param(4, 300, marks=pytest.mark.slow)])
 def test_actors_and_sizes_of_parts_change_no_byte_of_a_group(
     actors: int, part_groups: int | None, groups: Any, run: Outputs, tmp_path: Path
 ) -> None:

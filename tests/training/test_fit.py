@@ -35,6 +35,7 @@ def test_two_workers_fed_by_ray_data_train_as_one_process(ray_cluster, tiny_run,
     assert list((tmp_path / "tensorboard").glob("events*"))
 
 
+@pytest.mark.slow
 def test_a_shuffled_epsilon_reaches_two_workers_through_ray_data(ray_cluster, run, tmp_path):
     settings = {"epsilon": "shuffled", "log_every": 1, "learning_rate": 3e-3, "zero_stage": 0}
     align_in_process(tiny_config("align", **settings), run, tmp_path / "alone")
