@@ -43,6 +43,9 @@ def times(out: Path) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for folder in folders for path in (out / folder).rglob("*")}
 
 
+pytestmark = pytest.mark.slow  # whole runs; tests/training/test_rounds.py holds what a round trains on
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Path:
     """A log, and a run of its first round."""
@@ -52,9 +55,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(
-    ("reference", "compared_with"), [("frozen", "sft"), pytest.param("moved", "aligned", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize(("reference", "compared_with"), [("frozen", "sft"), ("moved", "aligned")])
 def test_the_second_round_goes_on_from_the_first_under_its_reference(
     folder: Path, reference: str, compared_with: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
