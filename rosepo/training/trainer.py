@@ -54,15 +54,40 @@ def fit(
         UserError: a worker raised it.
         StageError: a worker failed, or was lost more than `retries` times; the sentence holds the root cause.
     """
+    import ray.train
+
+    storage = out / "_ray_train"
+    shutil.rmtree(storage, ignore_errors=True)
+    steps, name = task.plan.schedule.steps, label or task.name
+    before = steps_done(out, task.origin)
+    if before:
+        say(f"  {name} goes on from step {before:,} of {steps:,} that an earlier run reached")
+    try:
+        reached = partial(steps_done, out, task.origin)
+        with _Watch(name, steps, reached, show, beside) as watch, follow(out / METRICS_FILE, watch.line):
+            result = _trainer(task, out, storage, gpu).fit()
+    except ray.train.TrainingFailedError as error:
+        raise _told(task, out, error) from error
+    finally:
+        shutil.rmtree(storage, ignore_errors=True)
+    if not (out / METRICS_FILE).exists():
+        raise StageError(f"{task.name}: the workers wrote {out} on another machine: use an --out that all nodes share")
+    figures: dict[str, Any] = result.return_value
+    tell_plain_rows(name, figures)
+    if last is not None:
+        last()
+    remove_checkpoints(out)
+    return figures
+
+
+def _trainer(task: Task, out: Path, storage: Path, gpu: bool) -> Any:
+    """The `TorchTrainer` of a task; Ray Train keeps its own files in `storage`."""
     import ray
     import ray.train
     from ray.train.torch import TorchConfig
 
     train = task.train
-    storage = out / "_ray_train"
-    shutil.rmtree(storage, ignore_errors=True)
-    before = steps_done(out, task.origin)
-    trainer = trainer_class()(
+    return trainer_class()(
         _worker,
         train_loop_config={"task": ray.put(task), "out": str(out.resolve()), "gpu": gpu},
         scaling_config=ray.train.ScalingConfig(
@@ -77,54 +102,59 @@ def fit(
         datasets={"train": plan_dataset(task.plan)},
         dataset_config=feed_config(task.plan, partial(steps_done, out.resolve(), task.origin)),
     )
-    progress: list[Progress] = []
-    begun: list[float] = []
-    steps = task.plan.schedule.steps
-    name = label or task.name
-    if before:
-        say(f"  {name} goes on from step {before:,} of {steps:,} that an earlier run reached")
 
-    def line(figures: dict[str, Any]) -> None:
+
+class _Watch:
+    """The progress line of a training, out of the lines of its metrics."""
+
+    def __init__(
+        self,
+        name: str,
+        steps: int,
+        reached: Callable[[], int],
+        show: Report | None,
+        beside: Callable[[], str] | None,
+    ) -> None:
+        """`reached`: steps that the newest checkpoint holds."""
+        self.name, self.steps, self.reached, self.show, self.beside = name, steps, reached, show, beside
+        self._progress: Progress | None = None
+        self._begun = 0.0
+
+    def __enter__(self) -> _Watch:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        if self._progress is not None:
+            self._progress.__exit__(*error)
+
+    def line(self, figures: dict[str, Any]) -> None:
+        """Take in one line."""
         step = int(figures["step"])
-        if not progress:
+        if self._progress is None:
             # Begun with the first line, so that the speed leaves out what it took to start the workers.
-            progress.append(Progress(name, steps, "step", before=step, beside=beside))
-            begun.append(time.monotonic())
+            self._progress = Progress(self.name, self.steps, "step", before=step, beside=self.beside)
+            self._begun = time.monotonic()
             return
-        if step <= progress[0].done:
-            say(f"  a worker of {name} was lost: it goes on from step {steps_done(out, task.origin):,} of {steps:,}")
+        if step <= self._progress.done:
+            say(f"  a worker of {self.name} was lost: it goes on from step {self.reached():,} of {self.steps:,}")
         # Lines that are read together say nothing about speed yet.
-        if time.monotonic() - begun[0] > 1.0 or step == steps:
-            progress[0].update(step - progress[0].done, **shown(figures))
-        if show is not None:
-            show(step, figures)
+        if time.monotonic() - self._begun > 1.0 or step == self.steps:
+            self._progress.update(step - self._progress.done, **shown(figures))
+        if self.show is not None:
+            self.show(step, figures)
 
-    try:
-        with contextlib.ExitStack() as stack:
-            stack.push(lambda *error: progress[0].__exit__(*error) if progress else None)
-            with follow(out / METRICS_FILE, line):
-                result = trainer.fit()
-    except ray.train.TrainingFailedError as error:
-        if isinstance(own := told_by_worker(error), UserError):
-            raise UserError(str(own)) from error
-        reason = root_cause(task.name, train.workers, error)
-        if lost_worker(error):
-            times = f" {train.retries + 1} times" if train.retries else ""
-            reached = steps_done(out, task.origin)
-            reason = reason.replace(" died,", f" died{times},") + (
-                f"; the same command goes on from step {reached:,} of {steps:,}" if reached else ""
-            )
-        raise StageError(reason) from error
-    finally:
-        shutil.rmtree(storage, ignore_errors=True)
-    if not (out / METRICS_FILE).exists():
-        raise StageError(f"{task.name}: the workers wrote {out} on another machine: use an --out that all nodes share")
-    figures: dict[str, Any] = result.return_value
-    tell_plain_rows(name, figures)
-    if last is not None:
-        last()
-    remove_checkpoints(out)
-    return figures
+
+def _told(task: Task, out: Path, error: BaseException) -> UserError | StageError:
+    """The sentence about a training that failed, and from where the same command goes on."""
+    if isinstance(own := told_by_worker(error), UserError):
+        return UserError(str(own))
+    train, reason = task.train, root_cause(task.name, task.train.workers, error)
+    if lost_worker(error):
+        times = f" {train.retries + 1} times" if train.retries else ""
+        reason = reason.replace(" died,", f" died{times},")
+        if reached := steps_done(out, task.origin):
+            reason += f"; the same command goes on from step {reached:,} of {task.plan.schedule.steps:,}"
+    return StageError(reason)
 
 
 def shown(figures: dict[str, Any]) -> dict[str, float]:

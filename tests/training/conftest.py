@@ -155,3 +155,15 @@ def _write_examples(folder: Path, walks: list[np.ndarray]) -> None:
         for position in range(1, len(walk))
     ]
     pq.write_table(pa.Table.from_pylist(rows), folder / "part-00000.parquet")
+
+
+@pytest.fixture(scope="module")
+def base_model(tiny_run: Outputs, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a small model that adapters are trained on."""
+    from rosepo.training.loop import fit_in_process
+    from rosepo.training.sft import sft_task
+    from tests.training.kills import config_of
+
+    out = tmp_path_factory.mktemp("base")
+    fit_in_process(sft_task(config_of(0, epochs=0.2), tiny_run), out)
+    return out

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import signal
@@ -12,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch.distributed as dist
 
 from rosepo.artifacts import Outputs
 from rosepo.config import Config, TrainConfig
@@ -28,48 +26,12 @@ from rosepo.training.saving import agreed_start, origin_of
 from rosepo.training.sft import SftTask, sft_task
 from rosepo.training.validation import check_best
 from tests.training.conftest import assert_same_training, lines, tiny_config, weights
+from tests.training.kills import config_of, resumed, train_rank_of
 from tests.training.ranks import forked_ranks
 
 KILLED = 26
 """Micro-batches of a rank before it is killed: thirteen steps, in the middle of the second epoch."""
 KEYS = ("loss", "token_loss", "epoch", "learning_rate", "grad_norm", "validation_loss", "pad_share", "hr@10")
-
-
-def config_of(zero_stage: int, lora: Path | None = None, **train: object) -> Config:
-    scratch = {"hidden_size": 16, "layers": 1, "heads": 2, "intermediate_size": 32, "vocab_size": 300}
-    model = {"scratch": {**scratch, "dropout": 0.1}, "max_length": 128}
-    if lora is not None:
-        model = {"path": str(lora), "max_length": 128, "lora": {"rank": 2, "dropout": 0.1}}
-    settings = {"micro_batch_size": 2, "epochs": 2, "checkpoint_every": 3, "log_every": 2, "validate_every": 5}
-    return tiny_config(model=model, zero_stage=zero_stage, **settings | train)
-
-
-def resumed(task: SftTask, out: Path, killed: int | None = None) -> None:
-    """One rank's training from the newest checkpoint on; `killed`: the process kills itself before this micro-batch."""
-    prepare_process()
-    start = agreed_start(task, out)
-    step = 0 if start is None else start.step
-    stream = micro_batches(task.plan, dist.get_rank(), dist.get_world_size(), range(step, task.plan.schedule.steps))
-    train_rank(task, deadly(stream, killed), out, start=start, resumable=True)
-
-
-def deadly(stream: Iterator[Arrays], killed: int | None) -> Iterator[Arrays]:
-    for number, arrays in enumerate(stream):
-        if number == killed:
-            os.kill(os.getpid(), signal.SIGKILL)
-        yield arrays
-
-
-def train_rank_of(rank: int, run: str, config: Config, out: str, killed: int | None) -> None:
-    """One rank; the last one is killed where that is asked for."""
-    resumed(sft_task(config, Outputs(Path(run))), Path(out), killed if rank == 1 else None)
-
-
-@pytest.fixture(scope="module")
-def base_model(tiny_run: Outputs, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("base")
-    fit_in_process(sft_task(config_of(0, epochs=0.2), tiny_run), out)
-    return out
 
 
 @pytest.fixture(scope="module", params=["full-2", "full-3", "lora-2", "lora-3"])

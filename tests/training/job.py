@@ -1,4 +1,4 @@
-"""A whole job: `python -m tests.faults.job RUN` makes the SFT model of a run whose settings and examples are there."""
+"""A whole job: `python -m tests.training.job RUN` makes the SFT model of a run with settings and examples."""
 
 from __future__ import annotations
 

@@ -27,9 +27,9 @@ from rosepo.training.feed import Arrays
 from rosepo.training.sft import SftTask, sft_task
 from rosepo.training.task import Loss
 from rosepo.training.trainer import fit
-from tests.training.conftest import assert_same_training, lines, tiny_run  # noqa: F401 (a fixture)
+from tests.training.conftest import assert_same_training, lines
+from tests.training.kills import config_of, train_rank_of
 from tests.training.ranks import forked_ranks
-from tests.training.test_resume import base_model, config_of, train_rank_of  # noqa: F401 (a fixture)
 
 pytestmark = pytest.mark.slow
 
@@ -65,8 +65,8 @@ def deadly(config: Config, run: Outputs, scratch: Path, deaths: int) -> Deadly:
 def test_a_killed_worker_is_started_again_and_the_training_ends_as_one_never_stopped(
     kind: str,
     ray_cluster: None,
-    tiny_run: Outputs,  # noqa: F811
-    base_model: Path,  # noqa: F811
+    tiny_run: Outputs,
+    base_model: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -85,7 +85,7 @@ def test_a_killed_worker_is_started_again_and_the_training_ends_as_one_never_sto
     assert figures["rows"] == 120
 
 
-def test_the_same_command_goes_on_after_the_whole_job_was_killed(tiny_run: Outputs, tmp_path: Path) -> None:  # noqa: F811
+def test_the_same_command_goes_on_after_the_whole_job_was_killed(tiny_run: Outputs, tmp_path: Path) -> None:
     config = config_of(1, epochs=15, checkpoint_every=10, log_every=10, validate_every=60)
     root, whole = tmp_path / "run", tmp_path / "whole"
     shutil.copytree(tiny_run.examples, root / "examples")
@@ -94,7 +94,7 @@ def test_the_same_command_goes_on_after_the_whole_job_was_killed(tiny_run: Outpu
     }  # fmt: skip
     write_json(root / "examples" / MANIFEST, made)
     (root / "job.yaml").write_text(dump_config(config))
-    command = [sys.executable, "-m", "tests.faults.job", str(root)]
+    command = [sys.executable, "-m", "tests.training.job", str(root)]
     with (tmp_path / "first.log").open("w") as log:
         job = subprocess.Popen(command, stdout=log, stderr=log)
         while job.poll() is None and not any(newest_checkpoint(part) for part in root.glob(".sft.*.partial")):
