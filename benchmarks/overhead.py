@@ -44,7 +44,7 @@ def overhead(quick: bool) -> Row:
             "two processes": Side(bare, outputs, steps, 2),
         }
         with sides(made):
-            turns = in_turns(made, quick, warm_up=False)
+            turns = in_turns(made, quick, warm_up=False, repeats=1 if quick else None)
     rate = {name: taken.median("rate") for name, taken in turns.items()}
     rival = max(("one process", "two processes"), key=lambda name: rate[name])
     note = (
