@@ -41,8 +41,9 @@ def _measure(name: str, negatives: int, quick: bool) -> Row:
         }
         with sides(made):
             peak = {side: process.turn()["peak"] for side, process in made.items()}
+    kept, rival_kept = peak["rosepo, kept"], peak["TRL, kept"]
     note = (
-        f"{groups} groups a step, at most {MOST_PAIRS} pairs in a forward pass of TRL; without activation checkpointing "
-        f"{peak['rosepo, kept']:.0f} and {peak['TRL, kept']:.0f} MiB, {peak['TRL, kept'] / peak['rosepo, kept']:.2f}x"
+        f"{groups} groups a step, at most {MOST_PAIRS} pairs in a forward pass of TRL; without activation "
+        f"checkpointing {kept:.0f} and {rival_kept:.0f} MiB, {rival_kept / kept:.2f}x"
     )
     return Row(name, peak["rosepo"], "MiB", "TRL DPOTrainer, defaults", peak["TRL"], peak["TRL"] / peak["rosepo"], note)

@@ -17,7 +17,8 @@
 A Llama of 10.5 million parameters, prompts of 400 tokens, titles of 8 with EOS. TRL is in the extra `bench`; the time
 of its precomputing is not counted, as that of rosepo's `pairs` stage is not. A ratio above 1 means that rosepo is
 better. Each side is a process of its own; turns alternate, figures are medians of five (three with --quick; memory is
-one peak, and align.overhead and scaling with --quick are one turn). Losses of the two sides are compared before anything is timed.
+one peak, and align.overhead and scaling with --quick are one turn). Losses of the two sides are compared before
+anything is timed.
 """
 
 from __future__ import annotations
