@@ -11,6 +11,7 @@ from rosepo.config import LOSSES, Config, dump_config, load_config
 from rosepo.config.losses import OPTIONS, LossName
 from rosepo.config.training import SAME_RESULT
 from rosepo.errors import UserError
+from rosepo.tuning.space import check_space
 
 
 @pytest.mark.parametrize(
@@ -223,8 +224,13 @@ TAKEN: dict[str, set[str]] = {
     "sdpo": set(),
     "dmpo": set(),
     "ada_dpo": {"ada_tau_min", "ada_tau_max", "ada_rho"},
+    "sft": set(),
 }
 """What each loss takes where nothing else is set (`pairwise` takes the others with another `align.epsilon`)."""
+
+
+COMPANIONS: dict[str, list[str]] = {}
+"""Settings of other sections that a loss needs."""
 
 
 @pytest.mark.parametrize("loss", TAKEN)
@@ -243,12 +249,14 @@ def test_no_option_of_a_loss_is_left_out_of_the_test_above() -> None:
     assert set(TAKEN) == set(LOSSES) == set(get_args(LossName))
 
 
-def test_fine_tuning_beside_alignment_is_on_by_default_for_rpo_alone(tmp_path: Path) -> None:
+def test_fine_tuning_beside_alignment_is_on_by_default_where_it_belongs_to_the_loss(tmp_path: Path) -> None:
     weights = {loss: load_config(None, [f"align.loss={loss}"]).align.sft_weight for loss in TAKEN}
-    assert {loss for loss, weight in weights.items() if weight} == {"rpo"}
-    assert weights["rpo"] == 1.0
+    assert {loss for loss, weight in weights.items() if weight} == {"rpo", "sft"}
+    assert weights["rpo"] == weights["sft"] == 1.0
     with pytest.raises(UserError, match=r"rpo with align\.sft_weight=0 is dpo: use align\.loss=dpo"):
         load_config(None, ["align={loss: rpo, sft_weight: 0}"])
+    with pytest.raises(UserError, match=r"sft with align\.sft_weight=0 learns nothing"):
+        load_config(None, ["align={loss: sft, sft_weight: 0}"])
     assert load_config(None, ["align.sft_weight=0.3"]).align.sft_weight == 0.3
     # A default does not become a setting: another loss, as in a sweep, has its own.
     assert "sft_weight" not in dump_config(load_config(None, ["align.loss=rpo"]))
@@ -258,6 +266,17 @@ def test_fine_tuning_beside_alignment_is_on_by_default_for_rpo_alone(tmp_path: P
 def test_what_changes_no_result_is_not_searched(key: str) -> None:
     with pytest.raises(UserError, match=rf"parameters\.align\.{key} changes no result: leave it out"):
         load_config(None, [f"sweep.parameters={{align.{key}: [1, 2]}}"])
+
+
+@pytest.mark.parametrize("loss", [name for name, facts in LOSSES.items() if not facts.preference])
+def test_a_loss_that_compares_no_titles_takes_no_beta_and_a_sweep_searches_none(loss: str) -> None:
+    config = load_config(None, [*COMPANIONS.get(loss, ()), f"align.loss={loss}"])
+    assert set(config.sweep_parameters) == {"align.learning_rate"}
+    check_space(config)
+    with pytest.raises(UserError, match=rf"align\.beta is not used by align\.loss={loss}, which compares no titles"):
+        load_config(None, [f"align.loss={loss}", "align.beta=0.5"])
+    with pytest.raises(UserError, match=rf"align\.loss={loss} knows no reference"):
+        load_config(None, [*COMPANIONS.get(loss, ()), f"align.loss={loss}", "pairs.rounds=2", "pairs.reference=frozen"])
 
 
 def test_a_choice_of_reference_is_refused_where_the_loss_has_none() -> None:

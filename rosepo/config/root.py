@@ -113,6 +113,8 @@ class Config(Section):
         """What a sweep searches, the default filled in."""
         if self.sweep.parameters is not None:
             return self.sweep.parameters
+        if not LOSSES[self.align.loss].preference:
+            return {"align.learning_rate": (1e-5, 1e-4)}
         search: dict[str, tuple[Any, ...] | RangeConfig] = {"align.beta": (0.1, 1.0)}
         if self.align.clamps_epsilon:
             search["align.epsilon_max"] = (0.2, 0.4)

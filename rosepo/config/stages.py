@@ -170,7 +170,7 @@ class SweepConfig(Section):
     parameters: dict[str, tuple[Any, ...] | RangeConfig] | None = None
     """Dotted key to a list of values or a range {low, high, log}. Lists alone, with trials enough, make a full grid.
     None tries align.beta 0.1 and 1 with align.epsilon_max 0.2 and 0.4 where align.epsilon is clamped (with
-    align.target_min 0 and 0.5 for softmax)."""
+    align.target_min 0 and 0.5 for softmax); align.learning_rate 1e-5 and 1e-4 for losses without a beta."""
     metric: Literal["ndcg@10", "hr@10"] = "ndcg@10"
     """Measured on validation examples."""
     max_examples: Count = 500

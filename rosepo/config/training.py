@@ -124,10 +124,11 @@ class AlignConfig(TrainConfig):
     learning_rate: Positive = 3e-5
     section: ClassVar[str] = "align"
     beta: Positive = 1.0
-    """Strength of the tie to the reference; `simpo`, which has none, multiplies log-probabilities a token by it."""
+    """Strength of the tie to the reference; `simpo`, which has none, multiplies log-probabilities a token by it. Not
+    used by `sft`."""
     loss: LossName = "pairwise"
     """`pairwise` and `softmax` are RosePO, the others its rivals (docs/method.md). All take any number of rejected
-    titles."""
+    titles. `sft`, a control, goes on with fine-tuning and looks at none of them."""
     epsilon: Smoothing = "oracle"
     """A pair's smoothing under `pairwise`: the `oracle`'s doubt about it; one `constant` for all pairs (cDPO); the
     oracle's, `shuffled` over all pairs; `zero` (DPO); `spa`: fixed for the pairs of least margin, no oracle."""
@@ -156,8 +157,9 @@ class AlignConfig(TrainConfig):
     begins alike branching off from it. Then `batch_size` and `micro_batch_size` count users, with all their groups."""
     row_tokens: Count = 2048
     """Tokens of a trajectory's row at most: longer ones are cut, at least one group a row. Used by `trajectory`."""
-    sft_weight: NonNegative = Field(default_factory=lambda data: 1.0 if data.get("loss") == "rpo" else 0.0)
-    """Weight of the negative log-likelihood of titles, added to any loss. Unset: 1 for `rpo`, 0 for the others."""
+    sft_weight: NonNegative = Field(default_factory=lambda data: 1.0 if data.get("loss") in ("rpo", "sft") else 0.0)
+    """Weight of the negative log-likelihood of titles, added to any loss. Unset: 1 for `rpo` and `sft`, 0 for the
+    others."""
     sft_on: Literal["chosen", "row"] = "chosen"
     """Titles of that likelihood: the `chosen` ones, or every title of a trajectory's `row` that `sft` learns (a mean
     over them). Used with `sft_weight`."""
@@ -184,9 +186,15 @@ class AlignConfig(TrainConfig):
         return self
 
     @model_validator(mode="after")
-    def _rpo(self) -> AlignConfig:
+    def _likelihoods(self) -> AlignConfig:
         if self.loss == "rpo" and self.sft_weight == 0.0:
             raise ValueError("align.loss=rpo with align.sft_weight=0 is dpo: use align.loss=dpo, or raise the weight")
+        if self.loss == "sft" and self.sft_weight == 0.0:
+            raise ValueError("align.loss=sft with align.sft_weight=0 learns nothing: leave the weight out, or raise it")
+        if "beta" in self.model_fields_set and not LOSSES[self.loss].preference:
+            raise ValueError(
+                f"align.beta is not used by align.loss={self.loss}, which compares no titles: leave it out"
+            )
         return self
 
     @model_validator(mode="after")

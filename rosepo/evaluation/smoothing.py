@@ -29,6 +29,7 @@ def shape_of(align: AlignConfig, figures: Mapping[str, Any]) -> str:
         "sdpo": "one-hot target",
         "dmpo": "the mean of the rejected titles' rewards",
         "ada_dpo": f"τ from {align.ada_tau_min:g} to {align.ada_tau_max:g}, ρ = {align.ada_rho:g}",
+        "sft": "no preference",
         "oracle": f"ε ≤ {align.epsilon_max:g}",
         "shuffled": f"ε ≤ {align.epsilon_max:g}, shuffled over all pairs",
         "constant": f"one {fixed} for all pairs",

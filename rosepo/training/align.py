@@ -32,6 +32,7 @@ from rosepo.sampling.plan import VALIDATION_FILE, planned_users, shards_of
 from rosepo.training.align_task import PROBED_GROUPS, AlignTask
 from rosepo.training.encoders import (
     GROUP_COLUMNS,
+    REJECTED_COLUMNS,
     SPANS_COLUMN,
     USER_COLUMN,
     GroupEncoder,
@@ -210,8 +211,10 @@ def _users(groups: Path) -> Iterator[pa.ChunkedArray]:
 
 def _columns(train: AlignConfig) -> list[str]:
     """The columns of groups that training reads."""
-    free = OBJECTIVES[train.loss].reference_free
-    columns = [name for name in GROUP_COLUMNS if not (free and name == "ref_logps")]
+    objective = OBJECTIVES[train.loss]
+    unread = {"ref_logps"} if objective.reference_free else set()
+    unread |= set() if objective.reads_rejected else REJECTED_COLUMNS
+    columns = [name for name in GROUP_COLUMNS if name not in unread]
     columns += [USER_COLUMN] if train.rows == "trajectory" else []
     return columns + ([SPANS_COLUMN] if train.sft_on == "row" else [])
 

@@ -20,9 +20,9 @@ from rosepo.errors import StageError
 from rosepo.models.folder import CATALOGUE
 from rosepo.models.policy import load_policy, load_tokenizer, save_policy
 from rosepo.models.quantized import saved_quantization
+from rosepo.objectives.likelihood import chosen_nll
 from rosepo.objectives.registry import OBJECTIVES, Objective
 from rosepo.objectives.rewards import Metrics, reward_margins
-from rosepo.objectives.rivals import chosen_nll
 from rosepo.objectives.smoothing import RunningQuantile, clamp_epsilon, oracle_targets
 from rosepo.training.batch import Batch
 from rosepo.training.encoders import GroupEncoder
@@ -156,6 +156,7 @@ class AlignTask:
         growing = self.plan.growing
         name = self.validation_file.name
         table = pq.read_table(self.validation_file) if growing is None else growing.read(name)
+        table = table.select([column for column in table.column_names if column in self.plan.columns])
         parts = -(-len(table) // self.train.micro_batch_size)
         return [part for part in GroupEncoder(self.train.pack_tokens)(table, parts) if part]
 
@@ -164,8 +165,9 @@ class AlignTask:
         return self.plan.open().take(self.probed_rows)
 
     def loss(self, logps: Tensor, counts: Tensor, arrays: Arrays) -> Loss:
-        align, strategy = self.settings, _tensor(arrays, "strategy", logps.device)
-        groups, size = len(strategy), 1 + strategy.shape[1]
+        align, groups = self.settings, int(arrays["units"])
+        strategy = _tensor(arrays, "strategy", logps.device) if self.objective.reads_rejected else None
+        size = 1 if strategy is None else 1 + strategy.shape[1]
         policy = logps[: groups * size].view(groups, size)
         inputs = self._inputs(policy, counts, arrays)
         options = {option: getattr(align, key) for option, key in self.objective.options.items()}
@@ -263,9 +265,12 @@ def disable_dropout(model: nn.Module) -> None:
                 setattr(module, name, 0.0)
 
 
-def _sums(policy: Tensor, strategy: Tensor, metrics: Metrics) -> Sums:
-    """Sums and counts over the pairs of a micro-batch, overall and by strategy."""
-    values = metrics | {"logp_chosen": policy[:, 0], "logp_rejected": policy[:, 1:]}
+def _sums(policy: Tensor, strategy: Tensor | None, metrics: Metrics) -> Sums:
+    """Sums and counts over a micro-batch, of its pairs also by strategy; None where it has none."""
+    values = metrics | {"logp_chosen": policy[:, 0]}
+    if strategy is None:
+        return {name: (value.sum(), value.numel()) for name, value in values.items()}
+    values |= {"logp_rejected": policy[:, 1:]}
     sums: Sums = {name: (value.sum(), value.numel()) for name, value in values.items()}
     for code, label in enumerate(_LABELS):
         mine = strategy == code

@@ -17,7 +17,8 @@ from rosepo.training.align import align_in_process, align_task
 from rosepo.training.feed import micro_batches
 from tests.training.conftest import lines, tiny_config, weights
 
-ALIGN: dict[str, Any] = {"log_every": 1, "learning_rate": 1e-3, "beta": 0.5, "zero_stage": 0, "epochs": 2}
+PLAIN: dict[str, Any] = {"log_every": 1, "learning_rate": 1e-3, "zero_stage": 0, "epochs": 2}
+ALIGN: dict[str, Any] = {**PLAIN, "beta": 0.5}
 START = {
     "pairwise": math.log(2),
     "softmax": math.log(3),
@@ -35,7 +36,7 @@ START = {
 EPSILON = {"pairwise": "oracle", "cdpo": "constant", "spa": "spa", "robust": "constant"}
 
 
-@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("loss", [name for name, facts in LOSSES.items() if facts.preference])
 def test_every_loss_starts_where_its_formula_says_and_widens_margins(run, tmp_path, loss):
     options = {"target_min": 1.0} if loss == "softmax" else {}
     figures = align_in_process(tiny_config("align", loss=loss, **options, **ALIGN), run, tmp_path)
@@ -112,6 +113,42 @@ def test_a_loss_without_a_reference_needs_no_log_probabilities_of_one(run, tmp_p
     assert all(torch.equal(one[name], two[name]) for name in one)
     line = lines(tmp_path / "without")[1]
     assert line["reward_chosen"] > 0.5 * line["logp_chosen"]  # a mean over tokens, beta times
+
+
+def test_going_on_with_fine_tuning_reads_prompts_and_chosen_titles_alone(run, tmp_path):
+    other = Outputs(tmp_path / "other")
+    other.groups.mkdir(parents=True)
+    other.sft.symlink_to(run.sft)
+    table = pq.read_table(run.groups)
+    kept = table.select(["example_id", "user_id", "prompt_ids", "chosen_ids"])
+    pq.write_table(kept, other.groups / "part-00000.parquet")
+    pq.write_table(table.slice(0, 8), other.groups / "_validation.parquet")
+    figures = align_in_process(tiny_config("align", loss="sft", **PLAIN), other, tmp_path / "out")
+    found = [line for line in lines(tmp_path / "out") if "loss" in line]
+    for line in found:
+        assert line["loss"] == pytest.approx(-line["logp_chosen"], rel=1e-5)
+    assert sum(line["loss"] for line in found[4:]) < sum(line["loss"] for line in found[:4])
+    assert "validation_loss" in figures
+    assert not {"margin", "accuracy", "logp_rejected", "validation_margin", "epsilon"} & figures.keys()
+    assert f"Trained by {LOSSES['sft'].described}" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_going_on_with_fine_tuning_is_the_weighted_term_of_any_loss_alone(run):
+    for weight in (1.0, 0.3):
+        alone, plain, both = (
+            align_task(tiny_config("align", loss=loss, sft_weight=other, **PLAIN), run)
+            for loss, other in (("sft", weight), ("dpo", 0.0), ("dpo", weight))
+        )
+        arrays = next(micro_batches(plain.plan, 0, 1))
+        groups = len(arrays["strategy"])
+        logps = -torch.rand(groups, arrays["strategy"].shape[1] + 1)
+        counts = torch.ones(logps.numel(), dtype=torch.int64)
+        term = both.loss(logps.flatten(), counts, arrays).total - plain.loss(logps.flatten(), counts, arrays).total
+        chosen = next(micro_batches(alone.plan, 0, 1))
+        assert chosen["input_ids"].size < arrays["input_ids"].size
+        made = alone.loss(logps[:, 0], counts[:groups], chosen)
+        assert float(made.total) == pytest.approx(float(term), abs=1e-4)
+        assert set(made.sums) == {"logp_chosen"}
 
 
 def without_reference(run: Outputs, folder: Path) -> Outputs:
