@@ -19,6 +19,7 @@ LossName = Literal[
     "dmpo",
     "ada_dpo",
     "sft",
+    "distill",
 ]
 Smoothing = Literal["oracle", "constant", "shuffled", "zero", "spa"]
 
@@ -46,7 +47,7 @@ _ROSEPO = "smoothed labels (RosePO, arXiv 2410.12519)"
 
 LOSSES: dict[LossName, LossFacts] = {
     "pairwise": LossFacts(_ROSEPO, ("epsilon", "epsilon_max", "epsilon_value", "spa_quantile")),
-    "softmax": LossFacts(f"{_ROSEPO} over whole groups", ("target_min",)),
+    "softmax": LossFacts(f"{_ROSEPO} over whole groups", ("target_min", "target_mix")),
     "dpo": LossFacts("DPO (arXiv 2305.18290)"),
     "cdpo": LossFacts("conservative DPO", ("epsilon_max", "epsilon_value"), "constant"),
     "spa": LossFacts("DPO with SPA smoothing (arXiv 2406.04412)", ("epsilon_value", "spa_quantile"), "spa"),
@@ -58,6 +59,7 @@ LOSSES: dict[LossName, LossFacts] = {
     "dmpo": LossFacts("DMPO (arXiv 2405.16127)"),
     "ada_dpo": LossFacts("Ada-DPO (arXiv 2406.02764)", ("ada_tau_min", "ada_tau_max", "ada_rho")),
     "sft": LossFacts("fine-tuning on the chosen titles, without a preference", reference_free=True, preference=False),
+    "distill": LossFacts("distillation of the oracle over the whole catalogue", reference_free=True, preference=False),
 }
 
 

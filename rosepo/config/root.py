@@ -37,11 +37,12 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _table(self) -> Config:
-        if self.oracle.kind == "table" and "rso" in self.pairs.used:
-            raise ValueError(
-                "pairs.strategies.rso asks the oracle about titles that nobody knows yet, which no table "
-                "(oracle.kind=table) has scores of: use oracle.kind=scorer"
-            )
+        for name in ("rso", "oracle"):
+            if self.oracle.kind == "table" and name in self.pairs.used:
+                raise ValueError(
+                    f"pairs.strategies.{name} asks the oracle about titles that nobody knows yet, which no table "
+                    "(oracle.kind=table) has scores of: use oracle.kind=scorer"
+                )
         if self.oracle.kind == "table" and self.pairs.rounds > 1:
             raise ValueError(
                 f"pairs.rounds={self.pairs.rounds}: later rounds draw titles that nobody knows yet, which no table "
@@ -92,6 +93,15 @@ class Config(Section):
             raise ValueError(
                 f"pairs.reference={self.pairs.reference} is not used: align.loss={self.align.loss} knows no reference; "
                 "leave it out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _distill(self) -> Config:
+        if self.align.loss == "distill" and self.pairs.used != ("oracle",):
+            raise ValueError(
+                "align.loss=distill learns the oracle's distribution from titles that were drawn from it, and from no "
+                f"others (pairs.strategies has {', '.join(self.pairs.used)}): set pairs.strategies={{oracle: 1}}"
             )
         return self
 

@@ -125,10 +125,11 @@ class AlignConfig(TrainConfig):
     section: ClassVar[str] = "align"
     beta: Positive = 1.0
     """Strength of the tie to the reference; `simpo`, which has none, multiplies log-probabilities a token by it. Not
-    used by `sft`."""
+    used by `sft` and `distill`."""
     loss: LossName = "pairwise"
     """`pairwise` and `softmax` are RosePO, the others its rivals (docs/method.md). All take any number of rejected
-    titles. `sft`, a control, goes on with fine-tuning and looks at none of them."""
+    titles. Two are controls: `sft` goes on with fine-tuning and looks at no rejected title; `distill` learns the
+    oracle's whole distribution, from titles that the strategy `oracle` has drawn from it."""
     epsilon: Smoothing = "oracle"
     """A pair's smoothing under `pairwise`: the `oracle`'s doubt about it; one `constant` for all pairs (cDPO); the
     oracle's, `shuffled` over all pairs; `zero` (DPO); `spa`: fixed for the pairs of least margin, no oracle."""
@@ -142,6 +143,9 @@ class AlignConfig(TrainConfig):
     """Share of the pairs, those of least margin, that `spa` smooths."""
     target_min: Annotated[float, Field(ge=0.0, le=1.0)] = 0.5
     """Lower clamp of the chosen title's target. Used by `softmax`."""
+    target_mix: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
+    """Weight of the reference in the targets of `softmax`, softmax((1 - w) f + w log π_ref): 0 is the oracle alone, 0.5
+    an equal mix of both models, 1 the reference."""
     ipo_average: bool = False
     """`ipo` compares log-ratios a token, not summed over a title's tokens."""
     simpo_gamma: Annotated[float, Field(allow_inf_nan=False)] = 0.5

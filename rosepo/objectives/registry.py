@@ -20,7 +20,7 @@ class Objective:
         name: what `align.loss` calls it.
         function: the pure function behind it.
         inputs: what it reads beside the policy's log-probabilities, as it names them: `ref_logps` [G, 1 + K], `epsilon`
-            [G, K], `targets` [G, 1 + K], `counts` [G, 1 + K].
+            [G, K], `targets`, `weights` and `counts` [G, 1 + K].
         options: its own hyper-parameters, beside beta, and the setting of `align` that holds each.
         takes_beta: whether beta is one.
         reads_rejected: whether it looks at the rejected completions; without, K is 0.
@@ -79,6 +79,7 @@ OBJECTIVES: dict[str, Objective] = {
         Objective("ada_dpo", rivals.ada_dpo, ("ref_logps",), _ADA),
         # Nothing but the term that `align.sft_weight` adds.
         Objective("sft", likelihood.no_preference, (), takes_beta=False, reads_rejected=False),
+        Objective("distill", likelihood.distill, ("weights",), takes_beta=False),
     )
 }
 """All of them take groups of any K."""

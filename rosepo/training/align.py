@@ -214,6 +214,7 @@ def _columns(train: AlignConfig) -> list[str]:
     objective = OBJECTIVES[train.loss]
     unread = {"ref_logps"} if objective.reference_free else set()
     unread |= set() if objective.reads_rejected else REJECTED_COLUMNS
+    unread |= set() if "weights" in objective.inputs else {"oracle_rest"}
     columns = [name for name in GROUP_COLUMNS if name not in unread]
     columns += [USER_COLUMN] if train.rows == "trajectory" else []
     return columns + ([SPANS_COLUMN] if train.sft_on == "row" else [])
@@ -231,6 +232,11 @@ def _groups_table(columns: list[str], inputs: Outputs) -> ParquetRows:
         raise UserError(
             f"{inputs.groups} has no column '{SPANS_COLUMN}', which align.sft_on=row reads: these groups are of an "
             "earlier version, run `rosepo pairs --overwrite` again"
+        )
+    if missing == ["oracle_rest"]:
+        raise UserError(
+            f"{inputs.groups} has no column 'oracle_rest', which align.loss=distill reads: its titles were not drawn "
+            "from the oracle; run `rosepo pairs --overwrite` with --set 'pairs.strategies={oracle: 1}'"
         )
     if missing:
         raise UserError(

@@ -20,7 +20,7 @@ from rosepo.errors import StageError
 from rosepo.models.folder import CATALOGUE
 from rosepo.models.policy import load_policy, load_tokenizer, save_policy
 from rosepo.models.quantized import saved_quantization
-from rosepo.objectives.likelihood import chosen_nll
+from rosepo.objectives.likelihood import chosen_nll, drawn_weights
 from rosepo.objectives.registry import OBJECTIVES, Objective
 from rosepo.objectives.rewards import Metrics, reward_margins
 from rosepo.objectives.smoothing import RunningQuantile, clamp_epsilon, oracle_targets
@@ -201,7 +201,11 @@ class AlignTask:
                 inputs[name] = self._epsilon(_tensor(arrays, "epsilon", policy.device), policy, inputs["ref_logps"])
             elif name == "targets":
                 scores = _tensor(arrays, "oracle_scores", policy.device)
-                inputs[name] = oracle_targets(scores, self.settings.target_min)
+                mix = self.settings.target_mix
+                inputs[name] = oracle_targets(scores, self.settings.target_min, inputs["ref_logps"], mix)
+            elif name == "weights":
+                scores, rest = (_tensor(arrays, column, policy.device) for column in ("oracle_scores", "oracle_rest"))
+                inputs[name] = drawn_weights(scores, rest)
             elif name == "counts":
                 inputs[name] = counts[: policy.numel()].view_as(policy)
             else:

@@ -33,12 +33,13 @@ GROUP_COLUMNS = (
     "strategy",
     "epsilon",
     "oracle_scores",
+    "oracle_rest",
     "ref_logps",
 )
 USER_COLUMN = "user_id"
 SPANS_COLUMN = "title_spans"
 """Flat pairs of begin and end in `prompt_ids` of titles of the history that `sft` learns from the same beginning."""
-REJECTED_COLUMNS = frozenset({"rejected_ids", "strategy", "epsilon", "oracle_scores", "ref_logps"})
+REJECTED_COLUMNS = frozenset({"rejected_ids", "strategy", "epsilon", "oracle_scores", "oracle_rest", "ref_logps"})
 """Those of `GROUP_COLUMNS` without which a group is its prompt and its chosen title."""
 
 
@@ -74,8 +75,8 @@ def collated(rows: list[Row], parts: int, pack_tokens: int | None = None) -> lis
 @dataclass(frozen=True)
 class GroupEncoder:
     """Rows of the groups table as micro-batches: the arrays of a `Batch`, `units` (its groups), and for G groups of K
-    pairs `ref_logps` and `oracle_scores` float32 [G, 1 + K], `epsilon` float32 and `strategy` int64 [G, K], each where
-    its column is fed. Without `rejected_ids` groups are their chosen titles alone.
+    pairs `ref_logps` and `oracle_scores` float32 [G, 1 + K], `epsilon` float32 and `strategy` int64 [G, K],
+    `oracle_rest` float32 [G], each where its column is fed. Without `rejected_ids` groups are chosen titles alone.
 
     Strategies are numbered as in `config.STRATEGIES`, those by import path all by the number after them.
     """
@@ -200,7 +201,7 @@ def _completions(table: dict[str, list[Any]]) -> list[list[Any]]:
 def _beside(table: dict[str, list[Any]], places: list[int]) -> Arrays:
     """What the groups at `places` have beside their tokens, and their number."""
     arrays: Arrays = {"units": np.array(len(places), dtype=np.float64)}
-    for name in ("ref_logps", "oracle_scores", "epsilon"):
+    for name in ("ref_logps", "oracle_scores", "oracle_rest", "epsilon"):
         if name in table:
             arrays[name] = np.array([table[name][place] for place in places], dtype=np.float32)
     if "strategy" in table:

@@ -36,6 +36,7 @@ def made(seed: int = 0, groups: int = 4, k: int = 3, scale: float = 2.0) -> tupl
         "ref_logps": reference - 9,
         "epsilon": 0.49 * torch.rand(groups, k, generator=generator, dtype=torch.float64),
         "targets": torch.softmax(scores, 1),
+        "weights": torch.softmax(scores, 1),
         "counts": torch.randint(1, 9, size, generator=generator),
     }
 

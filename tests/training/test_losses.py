@@ -12,7 +12,9 @@ import pytest
 import torch
 
 from rosepo.artifacts import Outputs
-from rosepo.config import LOSSES
+from rosepo.config import LOSSES, Config
+from rosepo.errors import UserError
+from rosepo.objectives.likelihood import drawn_weights
 from rosepo.training.align import align_in_process, align_task
 from rosepo.training.feed import micro_batches
 from tests.training.conftest import lines, tiny_config, weights
@@ -131,6 +133,51 @@ def test_going_on_with_fine_tuning_reads_prompts_and_chosen_titles_alone(run, tm
     assert "validation_loss" in figures
     assert not {"margin", "accuracy", "logp_rejected", "validation_margin", "epsilon"} & figures.keys()
     assert f"Trained by {LOSSES['sft'].described}" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_titles_drawn_from_the_oracle_are_learned_by_their_weights(run, tmp_path):
+    with pytest.raises(UserError, match=r"no column 'oracle_rest', .* titles were not drawn from the oracle"):
+        align_task(distilling(), run)
+    other = Outputs(tmp_path / "other")
+    other.groups.mkdir(parents=True)
+    other.sft.symlink_to(run.sft)
+    table = pq.read_table(run.groups).drop_columns("ref_logps")
+    scores = torch.tensor(table["oracle_scores"].to_pylist())
+    rest = torch.logsumexp(scores[:, 1:], 1) + 0.5  # more titles than these could have been drawn
+    pq.write_table(
+        table.append_column("oracle_rest", pa.array(rest.tolist(), pa.float32())), other.groups / "part-00000.parquet"
+    )
+    task = align_task(distilling(), other)
+    arrays = next(micro_batches(task.plan, 0, 1))
+    groups = len(arrays["strategy"])
+    logps = -5 * torch.rand(groups, 3)
+    found = task.loss(logps.flatten(), torch.ones(groups * 3), arrays)
+    kept = drawn_weights(*(torch.from_numpy(arrays[name].copy()) for name in ("oracle_scores", "oracle_rest")))
+    assert float(found.total) == pytest.approx(-float((kept * logps).sum()), rel=1e-5)
+    assert not {"margin", "accuracy"} & found.sums.keys()
+    align_in_process(distilling(epochs=4), other, tmp_path / "out")
+    losses = [line["loss"] for line in lines(tmp_path / "out") if "loss" in line]
+    assert sum(losses[-4:]) < sum(losses[:4]) - 0.1
+    assert LOSSES["distill"].described in (tmp_path / "out" / "README.md").read_text()
+
+
+def distilling(**train: Any) -> Config:
+    return tiny_config("align", loss="distill", other={"pairs": {"strategies": {"oracle": 1}}}, **{**PLAIN, **train})
+
+
+def test_targets_may_be_a_mix_of_the_oracle_s_and_the_reference_s(run):
+    arrays, totals = None, {}
+    for mix in (None, 0.0, 0.5):
+        options = {} if mix is None else {"target_mix": mix}
+        task = align_task(tiny_config("align", loss="softmax", target_min=0.0, **options, **ALIGN), run)
+        arrays = next(micro_batches(task.plan, 0, 1))
+        logps = torch.linspace(-9, -1, arrays["ref_logps"].size)
+        totals[mix] = task.loss(logps, torch.ones_like(logps), arrays).total
+    assert torch.equal(totals[None], totals[0.0])
+    scores, reference = (torch.from_numpy(arrays[name].copy()) for name in ("oracle_scores", "ref_logps"))
+    targets = torch.softmax((scores + reference) / 2, 1)
+    rewards = 0.5 * (logps.view_as(reference) - reference)
+    assert float(totals[0.5]) == pytest.approx(float(-(targets * torch.log_softmax(rewards, 1)).sum()), rel=1e-5)
 
 
 def test_going_on_with_fine_tuning_is_the_weighted_term_of_any_loss_alone(run):
