@@ -106,6 +106,15 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _optimizer(self) -> Config:
+        if self.align.optimizer == "sft" and not self.sft.keep_optimizer:
+            raise ValueError(
+                "align.optimizer=sft goes on with the optimizer's state of sft, which sft.keep_optimizer=false does "
+                "not keep: set sft.keep_optimizer=true, or use align.optimizer=fresh"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _stream(self) -> Config:
         align = self.align
         constant = align.smoothing == "constant" and align.epsilon_value is None

@@ -114,6 +114,8 @@ class SftConfig(TrainConfig):
     """Supervised fine-tuning on next titles; the loss falls on completions alone."""
 
     learning_rate: Positive = 2e-4
+    keep_optimizer: bool = False
+    """Leave the optimizer's state beside the model, twice its size in float32, for align.optimizer=sft."""
     section: ClassVar[str] = "sft"
 
 
@@ -156,6 +158,9 @@ class AlignConfig(TrainConfig):
     """`ada_dpo`: largest scale of a pair, that of a clear one."""
     ada_rho: Annotated[float, Field(allow_inf_nan=False)] = round(0.1 - math.log(2), 4)
     """`ada_dpo`: cost of a unit of scale, between -log 2 and 0; the authors' code adds log 2 to it (0.1 here)."""
+    optimizer: Literal["fresh", "sft"] = "fresh"
+    """Adam's moments at the start: `fresh` ones, or those that `sft` ended with (sft.keep_optimizer), in rounds after
+    the first those of the round before. The learning rate's schedule begins anew either way."""
     rows: Literal["group", "trajectory"] = "group"
     """A row of the model is a `group`, or a user's `trajectory`: the longest prompt once, and every group whose prompt
     begins alike branching off from it. Then `batch_size` and `micro_batch_size` count users, with all their groups."""

@@ -42,6 +42,7 @@ from rosepo.training.encoders import (
 from rosepo.training.feed import Encoder, FeedPlan
 from rosepo.training.growing import Growing, Maker, wanted_order
 from rosepo.training.loop import Report, fit_in_process
+from rosepo.training.moments import kept_moments
 from rosepo.training.saving import origin_of
 from rosepo.training.schedule import WINDOW
 from rosepo.training.smoothing import smoothed, tracker_of
@@ -146,6 +147,7 @@ def align_task(
     probed = table.take(np.arange(min(PROBED_GROUPS, len(table)))) if growing is None else None
     plan, value = smoothed(plan, train)
     start, reference = inputs.policy.resolve(), inputs.reference.resolve()
+    moments = kept_moments(start, _maker(inputs.round)) if train.optimizer == "sft" else None
     # A table that is streamed has no manifest at first: what it is made from has.
     groups = (inputs.oracle, inputs.examples) if config.pairs.stream else (inputs.groups,)
     sources = (inputs.policy, inputs.reference, *groups)
@@ -162,8 +164,16 @@ def align_task(
         tracker_of(train),
         _searched(config, inputs),
         origin_of(train, rosepo.__version__, config.seed, inputs.round, rows, *made_from),
+        moments,
         probed_rows=first,
     )
+
+
+def _maker(round: int) -> str:
+    """The command that makes the model which a round starts from."""
+    if round == 1:
+        return "rosepo sft"
+    return "rosepo align" if round == 2 else f"rosepo align --round {round - 1}"
 
 
 def validation_file(config: Config, groups: Path, growing: Growing | None) -> Path | None:

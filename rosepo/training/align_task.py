@@ -67,6 +67,7 @@ class AlignTask:
     """Of the margins, for `spa`."""
     held_out: HeldOut | None = None
     origin: str = ""
+    moments: Path | None = None
     name: ClassVar[str] = "align"
     validated: ClassVar[tuple[str, ...]] = ("loss", "accuracy", "margin")
     metric_names: ClassVar[tuple[str, ...]] = (
@@ -98,6 +99,11 @@ class AlignTask:
     @property
     def seed(self) -> int:
         return self.config.seed
+
+    @property
+    def keeps_moments(self) -> bool:
+        # The next round goes on with them; how many rounds there will be is not known for good.
+        return self.settings.optimizer == "sft"
 
     @property
     def figures(self) -> dict[str, Any]:
