@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from rosepo.artifacts import git_revision, now, of_round, read_manifest, versions
-from rosepo.config import Config, dump_config
+from rosepo.config import LOSSES, Config, dump_config
 from rosepo.console import duration
 from rosepo.data.catalogue import Catalogue
 from rosepo.evaluation import figures
@@ -132,7 +132,8 @@ def _facts(
         facts.append(("Rejected titles", f"{pairs.negatives} a group; {strategies}"))
     if "align" in manifests:
         shape = shape_of(align, _aligned(inputs, manifests))
-        settings = f"{align.loss} loss, β {align.beta:g}, {shape}, learning rate {align.learning_rate:g}"
+        beta = f"β {align.beta:g}, " if LOSSES[align.loss].preference else ""
+        settings = f"{align.loss} loss, {beta}{shape}, learning rate {align.learning_rate:g}"
         facts.append(("Alignment", f"{settings}, {_epochs(align.epochs)}"))
     if inputs.round > 1:
         reference = "the model that each round starts from" if inputs.moved else "the SFT model, frozen"
