@@ -136,7 +136,13 @@ def map_by_actors(dataset: Dataset, actor: type[Any], **options: Any) -> Dataset
 
 
 def answers_of_actors(
-    work: Sequence[dict[str, Any]], actor: type[Any], settings: Any, *, actors: int, cpus_per_actor: float, use_gpu: bool
+    work: Sequence[dict[str, Any]],
+    actor: type[Any],
+    settings: Any,
+    *,
+    actors: int,
+    cpus_per_actor: float,
+    use_gpu: bool,
 ) -> Iterator[dict[str, Any]]:
     """Send rows of work through a pool of actors that write their results themselves; what each answers to a row.
 
