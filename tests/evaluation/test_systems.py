@@ -89,6 +89,12 @@ def test_another_evaluation_takes_over_what_the_last_one_ranked(tmp_path: Path, 
     before = inodes(root / "evaluation")
     run_stages(tiny_config("evaluate.bootstrap=200"), root, ["evaluate"], overwrite=True)
     assert inodes(root / "evaluation") == before
+    fed = f"evaluate.predictions=[fed={root}/evaluation/rankings/popular.parquet]"
+    run_stages(tiny_config("evaluate.bootstrap=200", fed), root, ["evaluate"])  # nothing is lost: no --overwrite
+    assert metrics_of(root)["models"]["fed"] == metrics_of(root)["models"]["popular"]
+    assert before.items() < inodes(root / "evaluation").items()
+    with pytest.raises(UserError, match="made by another configuration"):
+        run_stages(tiny_config("evaluate.bootstrap=200"), root, ["evaluate"])
     run_stages(tiny_config("evaluate.beams=21"), root, ["evaluate"], overwrite=True)
     assert not before.items() & inodes(root / "evaluation").items()
 
