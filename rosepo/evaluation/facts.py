@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rosepo.artifacts import git_revision, of_round, read_manifest, versions
 from rosepo.config import Config, dump_config
 from rosepo.evaluation.smoothing import shape_of
+from rosepo.redaction import redact
 
 if TYPE_CHECKING:
     from rosepo.artifacts import Outputs
@@ -50,6 +51,8 @@ def facts_of(
         reference = "the model that each round starts from" if inputs.moved else "the SFT model, frozen"
         told = f"{inputs.round}, each sampled from the model of the one before; reference: {reference}"
         facts.append(("Rounds of pairs and alignment", told))
+    if metrics.get("given"):
+        facts.append(("Other systems", "; ".join(_given(name, one) for name, one in metrics["given"].items())))
     return facts
 
 
@@ -105,6 +108,13 @@ def _oracle(name: str, figures: Mapping[str, Any]) -> str:
     if "rows" in figures:
         name += f": {figures['rows']:,} of {figures['examples']:,} examples"
     return name + (f", τ {figures['tau']:.3g}" if "tau" in figures else "")
+
+
+def _given(name: str, one: Mapping[str, Any]) -> str:
+    """A system that the run did not make: its name, where it came from, what was counted of it."""
+    counts = ", ".join(f"{key.replace('_', ' ')} {value:,}" for key, value in one.items() if isinstance(value, int))
+    kind = {"models": "model", "predictions": "predictions"}.get(one["kind"], one["kind"])
+    return f"{name} ({kind} {redact(one['location'])}{': ' + counts if counts else ''})"
 
 
 def _epochs(count: float) -> str:

@@ -29,7 +29,10 @@ CANDIDATE_METRICS = {
     "hr@1_valid": "HR@1, valid answers",
     "valid_ratio": "ValidRatio",
     "hr@1_substring": "HR@1, substring rule",
+    "hr@1_substring_valid": "HR@1, substring rule, valid answers",
+    "valid_ratio_substring": "ValidRatio, substring rule",
 }
+PROBES = {"chance": "Chance", "item_slot": "Probe: item and slot only"}
 SHOWN_OF_GROUPS = (
     ("hr@10", "HR@10"),
     ("ndcg@10", "NDCG@10"),
@@ -145,17 +148,25 @@ def group_tables(metrics: Mapping[str, Any]) -> list[Table]:
             continue
         title, column = GROUPINGS.get(grouping, (f"By {grouping.replace('_', ' ')}", "group"))
         names = list(dict.fromkeys(name for group in groups.values() for name in group["models"]))
-        rows = []
-        for group_name, group in groups.items():
-            for key, shown in SHOWN_OF_GROUPS:
-                if not any(key in entry for entry in group["models"].values()):
-                    continue
-                about = f"{group['n_users']:,} users, {group['n_examples']:,} examples"
-                cells = (figure_cell(group["models"].get(name, {}).get(key)) for name in names)
-                rows.append([Cell(group_name.replace("_", " "), about), Cell(shown), *cells])
+        rows = [row for name, group in groups.items() for row in _group_rows(name, group, names)]
         header = (column.capitalize(), "Figure", *(label(name, metrics) for name in names))
-        tables.append(Table(header, rows, title))
+        tables.append(Table((*header, "Aligned − SFT", "What people chose"), rows, title))
     return tables
+
+
+def _group_rows(group_name: str, group: Mapping[str, Any], names: Sequence[str]) -> list[list[Cell]]:
+    """A row a figure of one group: the models, the change by alignment, what people chose."""
+    change = group.get("differences", {}).get("aligned-sft", {})
+    first = Cell(group_name.replace("_", " "), f"{group['n_users']:,} users, {group['n_examples']:,} examples")
+    rows: list[list[Cell]] = []
+    for key, shown in SHOWN_OF_GROUPS:
+        figures = [group["models"].get(name, {}).get(key) for name in names]
+        if any(figure is not None for figure in figures):
+            truth = next((figure["truth"] for figure in figures if figure and "truth" in figure), None)
+            changed = figure_cell(change.get(key), bool(sign(change.get(key, {}))), signed=True)
+            cells = (*map(figure_cell, figures), changed, Cell(number(truth)))
+            rows.append([first if not rows else Cell("", ""), Cell(shown), *cells])
+    return rows
 
 
 def candidates_tables(metrics: Mapping[str, Any]) -> list[Table]:
@@ -172,7 +183,7 @@ def candidates_tables(metrics: Mapping[str, Any]) -> list[Table]:
     for probe, figure in found.get("probes", {}).items():
         value = figure if "value" in figure else figure.get("hr@1")
         cells = [figure_cell(value), *(Cell("–") for _ in keys[1:])]
-        rows.append([Cell(f"Probe: {probe.replace('_', ' ')} only", "looks at no user"), *cells])
+        rows.append([Cell(PROBES.get(probe, f"Probe: {probe.replace('_', ' ')} only"), "looks at no user"), *cells])
     header = ("Model", *(CANDIDATE_METRICS.get(key, key) for key in keys))
     tables = [Table(header, rows, n=measured_on(found))]
     if found.get("differences"):

@@ -13,9 +13,10 @@ import pyarrow.parquet as pq
 from rosepo.artifacts import Outputs, copy_file, write_json
 from rosepo.console import Progress
 from rosepo.data.catalogue import Catalogue
-from rosepo.evaluation import evaluate as stage
 from rosepo.evaluation.baselines import Popular, markov
-from rosepo.evaluation.rankings import rank_by_batches, write_examples
+from rosepo.evaluation.measure import measure
+from rosepo.evaluation.rankers import rank_by_batches
+from rosepo.evaluation.rankings import write_examples
 from rosepo.evaluation.report import write_report
 from rosepo.pipeline import PUBLISHED
 from tests.evaluation import runs
@@ -56,9 +57,7 @@ def finished_run(root: Path, seed: int = 0, everything: bool = False, **align: A
                 out / "rankings" / f"{name}.parquet",
                 progress,
             )
-    metrics, exposure = stage.measure(
-        config, inputs, catalogue, out / "_examples.parquet", out / "rankings", list(scorers)
-    )
+    metrics, exposure = measure(config, inputs, catalogue, out / "_examples.parquet", out / "rankings", list(scorers))
     write_json(out / "metrics.json", metrics | (with_everything(metrics) if everything else {}))
     pq.write_table(exposure, out / "exposure.parquet")
     _write_groups(inputs)
