@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rosepo.evaluation.naming import label, split_pair
+from rosepo.evaluation.naming import SHORT, label, split_pair
 from rosepo.evaluation.verdict import number, sign
 
 ACCURACY = ("hr@1", "hr@5", "hr@10", "hr@20", "ndcg@5", "ndcg@10", "ndcg@20")
@@ -93,7 +93,7 @@ def accuracy_table(metrics: Mapping[str, Any]) -> Table:
             for key in ACCURACY}  # fmt: skip
     rows = [
         [
-            Cell(label(name, metrics), model=name),
+            _model_cell(name, metrics),
             *(figure_cell(entry.get(key), key in entry and entry[key]["value"] == best[key]) for key in ACCURACY),
         ]
         for name, entry in models.items()
@@ -177,8 +177,7 @@ def candidates_tables(metrics: Mapping[str, Any]) -> list[Table]:
     models, keys = found["models"], [key for key in CANDIDATE_METRICS if _in_any(key, found["models"])]
     keys += [key for key in dict.fromkeys(key for entry in models.values() for key in entry) if key not in keys]
     rows = [
-        [Cell(label(name, metrics), model=name), *(figure_cell(entry.get(key)) for key in keys)]
-        for name, entry in models.items()
+        [_model_cell(name, metrics), *(figure_cell(entry.get(key)) for key in keys)] for name, entry in models.items()
     ]
     for probe, figure in found.get("probes", {}).items():
         value = figure if "value" in figure else figure.get("hr@1")
@@ -233,6 +232,11 @@ def sweep_table(sweep: Mapping[str, Any]) -> Table:
             figures.append(Cell(f"{trial['seconds']:.0f}"))
         rows.append([Cell(name, strong=strong), *settings, *figures])
     return Table(("Trial", *keys, "HR@10", "NDCG@10", "Seconds"), rows, note="Measured on validation examples.")
+
+
+def _model_cell(name: str, metrics: Mapping[str, Any]) -> Cell:
+    text = label(name, metrics)
+    return Cell(text, model=name, wide=len(text) > SHORT)
 
 
 def _in_any(key: str, models: Mapping[str, Mapping[str, Any]]) -> bool:

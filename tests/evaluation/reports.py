@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 
 from rosepo.artifacts import Outputs, copy_file, write_json
 from rosepo.console import Progress
@@ -30,6 +31,12 @@ def evil_catalogue() -> Catalogue:
     catalogue = runs.tiny_catalogue(30)
     titles = [EVIL + str(i) for i in range(30)]
     return Catalogue(catalogue.item_ids, titles, catalogue.categories, catalogue.train_count)
+
+
+def shared_run(factory: pytest.TempPathFactory, seed: int = 0, everything: bool = False, **align: Any) -> Path:
+    """The folder of a `finished_run` that tests only read: made once for all of them."""
+    root = factory.getbasetemp() / f"finished-{seed}-{everything}"
+    return root if (root / "report.html").exists() else finished_run(root, seed, everything, **align).root
 
 
 def finished_run(root: Path, seed: int = 0, everything: bool = False, **align: Any) -> Outputs:

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from rosepo.evaluation.compare import compare
 from tests.browser import Browser, Drawn, browser, installed
-from tests.evaluation.reports import finished_run
+from tests.evaluation.reports import shared_run
 
 PHONE, DESK = 360, 1200
 
@@ -25,8 +26,10 @@ def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Pages by name, with all that may be on them, long names and titles that are HTML among it."""
-    root = tmp_path_factory.mktemp("runs")
-    return {"report": finished_run(root / "one", everything=True).root / "report.html"}
+    full, plain = shared_run(tmp_path_factory, seed=1, everything=True), shared_run(tmp_path_factory)
+    page = tmp_path_factory.mktemp("compare") / "compare.html"
+    compare([plain, full], page)
+    return {"report": full / "report.html", "compare": page}
 
 
 def check(drawn: Drawn) -> None:
@@ -41,7 +44,7 @@ def check(drawn: Drawn) -> None:
 
 
 @pytest.mark.parametrize("width", [PHONE, DESK])
-@pytest.mark.parametrize("name", ["report"])
+@pytest.mark.parametrize("name", ["report", "compare"])
 def test_a_page_is_drawn_without_errors(chromium: Browser, pages: dict[str, Path], name: str, width: int) -> None:
     check(chromium.draw(pages[name], width))
 

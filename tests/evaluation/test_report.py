@@ -11,19 +11,19 @@ import pytest
 from rosepo.config import AlignConfig
 from rosepo.evaluation.naming import colours_of, short, split_pair
 from rosepo.evaluation.smoothing import shape_of
-from tests.evaluation.reports import EXTRA, finished_run
+from tests.evaluation.reports import EXTRA, shared_run
 
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The report of a tiny run in which titles and commands are HTML."""
-    return finished_run(tmp_path_factory.mktemp("plain")).root / "report.html"
+    return shared_run(tmp_path_factory) / "report.html"
 
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same with all that an evaluation may measure beside it."""
-    return finished_run(tmp_path_factory.mktemp("full"), everything=True).root / "report.html"
+    return shared_run(tmp_path_factory, seed=1, everything=True) / "report.html"
 
 
 class Page(HTMLParser):
