@@ -220,7 +220,9 @@ def recommend(
 
 @app.command("compare")
 def compare(
-    runs: Annotated[list[Path], typer.Argument(help="Folders of runs that were evaluated, two at least.")],
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUNS...", help="Folders of runs that were evaluated, two at least.")
+    ],
     out: Annotated[Path, typer.Option("--out", "-o", help="HTML file to write; Markdown goes beside it.")] = Path(
         "compare.html"
     ),

@@ -17,9 +17,10 @@ if TYPE_CHECKING:
 
 Rows = list[dict[str, Any]]
 
+LOSS = "loss"
 _DARK, _SECOND = "#222222", "#009e73"
 _LINES = (
-    ("loss", "loss", (("loss", "training", ""), ("validation_loss", "validation", _DARK))),
+    (LOSS, "loss", (("loss", "training", ""), ("validation_loss", "validation", _DARK))),
     ("reward margin, chosen − rejected", "margin",
      (("margin", "training", ""), ("validation_margin", "validation", _DARK))),
     ("pairs in the right order", "share",
@@ -40,12 +41,13 @@ _SHOWN = {
 def pictures(inputs: Outputs) -> list[tuple[str, str]]:
     """Title and SVG of every curve that was logged."""
     found = []
-    for title, folder, colour in _trainings(inputs):
+    for title, folder, colour, unit in _trainings(inputs):
         rows = _lines(folder / "metrics.jsonl")
         for about, axis, wanted in _LINES if colour else ():
             drawn = [(name, shade or colour, *_xy(rows, key)) for key, name, shade in wanted if _has(rows, key)]
             if drawn:
-                found.append((f"{title}: {about}", figures.curves(drawn, "step", axis)))
+                told = f"loss a {unit}" if about == LOSS else about
+                found.append((f"{title}: {told}", figures.curves(drawn, "step", axis)))
     rows = _lines(inputs.oracle / "metrics.jsonl")
     wanted = (("hr@10", "HR@10", COLOURS["oracle"]), ("ndcg@10", "NDCG@10", COLOURS["sft"]))
     drawn = [(name, colour, *_xy(rows, key)) for key, name, colour in wanted if _has(rows, key)]
@@ -56,7 +58,7 @@ def pictures(inputs: Outputs) -> list[tuple[str, str]]:
 
 def ends(inputs: Outputs) -> Table | None:
     """First and last value of every curve that was logged, a row a training; None where nothing was."""
-    logs = {title: _lines(folder / "metrics.jsonl") for title, folder, _ in _trainings(inputs)}
+    logs = {title: _lines(folder / "metrics.jsonl") for title, folder, *_ in _trainings(inputs)}
     logs = {title: rows for title, rows in logs.items() if rows}
     keys = [key for key in _SHOWN if any(_has(rows, key) for rows in logs.values())]
     if not keys:
@@ -69,12 +71,15 @@ def ends(inputs: Outputs) -> Table | None:
     )
 
 
-def _trainings(inputs: Outputs) -> list[tuple[str, Path, str]]:
-    """Title, folder and colour of fine-tuning, of every round of alignment, and of the oracle (without a colour)."""
+def _trainings(inputs: Outputs) -> list[tuple[str, Path, str, str]]:
+    """Title, folder, colour and unit of the loss: of fine-tuning, of every round of alignment, and of the oracle, which
+    has curves of its own (no colour)."""
     several = inputs.round > 1
-    rounds = [(f"Alignment{f', round {one.round}' if several else ''}", one.aligned, COLOURS["aligned"])
-              for one in inputs.rounds]  # fmt: skip
-    return [("Fine-tuning", inputs.sft, COLOURS["sft"]), *rounds, ("Oracle", inputs.oracle, "")]
+    rounds = [
+        (f"Alignment{f', round {one.round}' if several else ''}", one.aligned, COLOURS["aligned"], "group")
+        for one in inputs.rounds
+    ]
+    return [("Fine-tuning", inputs.sft, COLOURS["sft"], "title"), *rounds, ("Oracle", inputs.oracle, "", "")]
 
 
 def _end(rows: Rows, key: str) -> Cell:

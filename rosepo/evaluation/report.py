@@ -44,7 +44,7 @@ def write_report(config: Config, inputs: Outputs, out: Path, seconds: float) -> 
         "metrics": metrics,
         "n": tables.measured_on(metrics),
         "verdict": verdict(metrics),
-        "colours": colours_of(metrics["models"]),
+        "colours": colours_of([*metrics["models"], *metrics.get("candidates", {}).get("models", {})]),
         "facts": facts_of(config, inputs, metrics, manifests),
         "accuracy": tables.accuracy_table(metrics),
         "differences": tables.differences_table(metrics),

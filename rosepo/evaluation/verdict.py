@@ -12,6 +12,8 @@ from typing import Any
 ACCURACY = (("hr@10", "HR@10"), ("ndcg@10", "NDCG@10"))
 NO_BASELINE = "The oracle is a table of scores, which cannot rank the whole catalogue, so it is no baseline here."
 NONE_SEEN = "no difference seen"
+ROUNDING = 1e-9
+"""Sums of the same numbers in another order differ by less: no difference of models."""
 _BASES = {
     "popular": "most popular",
     "markov": "the Markov chain",
@@ -65,7 +67,7 @@ def sign(difference: Figure) -> int:
     low, high = difference.get("low"), difference.get("high")
     if low is None or high is None:
         return 0
-    return int(low > 0) - int(high < 0)
+    return int(low > ROUNDING) - int(high < -ROUNDING)
 
 
 def _accuracy_sentence(difference: Mapping[str, Figure]) -> str:

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from rosepo.evaluation.verdict import number, verdict
+from rosepo.evaluation.verdict import number, sign, verdict
 
 
 def _metrics(low: float, high: float) -> dict[str, object]:
@@ -88,6 +88,24 @@ def test_wrong_titles_that_stay_below_the_right_ones_are_no_bias() -> None:
     for name in ("sft", "aligned"):
         metrics["models"][name]["hallucination"]["value"] = -0.5
     assert "made wrong titles less like the history, if less so than the right ones" in verdict(metrics).sentences[1]
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [
+        (0.1, 0.2, 1),
+        (-0.2, -0.1, -1),
+        (-0.1, 0.1, 0),
+        (0.0, 0.1, 0),
+        (1e-17, 4e-16, 0),
+        (-4e-16, -1e-17, 0),
+        (None, 1, 0),
+    ],
+)
+def test_only_an_interval_clear_of_zero_and_of_rounding_is_a_difference(
+    low: float | None, high: float, expected: int
+) -> None:
+    assert sign({"value": 0.1, "low": low, "high": high}) == expected
 
 
 def test_numbers_are_written_with_a_true_minus_and_no_minus_zero() -> None:
