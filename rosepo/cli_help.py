@@ -56,7 +56,7 @@ _HELP = {
     sweep.parameters maps keys of align.* to lists or ranges. Every trial is measured on validation examples; the best
     configuration is written to sweep/best.yaml, ready for `rosepo align --config`.
     """,
-    "evaluate": """Rank the whole catalogue for every test example and write metrics.json and report.html.
+    "evaluate": """Rank the whole catalogue for every test example and write metrics.json, report.html and report.md.
 
     Most-popular, Markov, the oracle, the SFT model and the aligned model on the same examples, with 95 % intervals.
     Models and systems that are not the run's own are measured beside them by --model and --predictions; a run that is

@@ -36,6 +36,7 @@ from rosepo.artifacts import (
 from rosepo.config import Config, dump_config, load_config
 from rosepo.console import duration, say
 from rosepo.errors import UserError
+from rosepo.memory import Meter
 from rosepo.redaction import redact, redact_tree
 from rosepo.stages import (
     Stage,
@@ -50,7 +51,7 @@ from rosepo.stages import (
 )
 
 CONFIG_FILE = "config.yaml"
-PUBLISHED = ("metrics.json", "report.html")
+PUBLISHED = ("metrics.json", "report.html", "report.md")
 """Files of the evaluation that also stand at the top of the run's folder."""
 
 
@@ -210,7 +211,7 @@ def _run_stage(config: Config, root: Path, plan: Plan, work: StageFunction | Non
     started = time.monotonic()
     inputs = Outputs(root, plan.stage.round, moved=config.pairs.reference == "moved")
     folder = root / plan.stage.folder
-    with continuing(folder, plan.fingerprint) if plan.stage.in_parts else replacing(folder) as aside:
+    with Meter() as meter, continuing(folder, plan.fingerprint) if plan.stage.in_parts else replacing(folder) as aside:
         figures = (work or plan.stage.load())(config, inputs, aside)
         names = (*plan.stage.needs, *plan.stage.uses)
         found = {name: read_manifest(root / find_stage(name).folder) for name in names}
@@ -219,6 +220,7 @@ def _run_stage(config: Config, root: Path, plan: Plan, work: StageFunction | Non
             "fingerprint": plan.fingerprint,
             "created": now(),
             "seconds": round(time.monotonic() - started, 2),
+            **_memory(meter, figures),
             "command": redact(" ".join(sys.argv)),
             "settings": stage_settings(config, plan.stage),
             "inputs": {name: found_manifest["fingerprint"] for name, found_manifest in found.items() if found_manifest},
@@ -231,14 +233,25 @@ def _run_stage(config: Config, root: Path, plan: Plan, work: StageFunction | Non
     return manifest
 
 
+def _memory(meter: Meter, figures: Mapping[str, Any]) -> dict[str, int]:
+    """Bytes that the stage took at most, as far as they can be known, and how many processes of this machine are in
+    them; what its training workers say of themselves counts too, for they may be elsewhere."""
+    told = int(figures.get("memory_mib", 0) * 2**20)
+    on_gpu = figures.get("device") == "cuda"
+    found = {"peak_memory": max(meter.peak, 0 if on_gpu else told), "processes": meter.processes}
+    return found | ({"peak_gpu_memory": told} if on_gpu else {})
+
+
 def _write_run_manifest(config: Config, root: Path) -> None:
     stages, found = {}, {}
     for stage in stages_of(config).values():
         manifest = read_manifest(root / stage.folder)
         if manifest is not None:
             found[stage.name] = manifest
-            kept = {key: manifest[key] for key in ("fingerprint", "created", "seconds")}
-            stages[stage.name] = {"manifest": f"{stage.folder}/{MANIFEST}", **kept}
+            kept = ("fingerprint", "created", "seconds", "peak_memory")
+            stages[stage.name] = {"manifest": f"{stage.folder}/{MANIFEST}"} | {
+                key: manifest[key] for key in kept if key in manifest
+            }
     write_json(
         root / "manifest.json",
         redact_tree(

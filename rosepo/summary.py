@@ -43,7 +43,7 @@ def print_summary(config: Config, root: Path) -> None:
         say("")
     say(_times(config, root))
     say("")
-    say(f"  Report   {root / 'report.html'}  (self-contained: open it in a browser)")
+    say(f"  Report   {root / 'report.html'}  (self-contained: open it in a browser; report.md beside it)")
     say(f"  Metrics  {root / 'metrics.json'}")
     say(f"  Model    {outputs.aligned}  (loads in plain Transformers)")
     say("")

@@ -82,9 +82,11 @@ def test_a_run_leaves_every_output_with_its_manifest(finished: Path) -> None:
         assert manifest is not None, stage.name
         assert manifest["stage"] == stage.name
         assert manifest["seconds"] > 0
+        assert manifest["peak_memory"] > 50 * 2**20
     assert set(json.loads((out / "manifest.json").read_text())["stages"]) == set(STAGES)
     assert not [path.name for path in out.iterdir() if path.name.startswith(".")]
     assert (out / "report.html").read_text().lstrip().lower().startswith("<!doctype html>")
+    assert (out / "report.md").read_text().startswith("# rosepo report")
 
 
 def test_tables_open_as_plain_parquet_folders(finished: Path) -> None:

@@ -33,7 +33,7 @@ MODELS = ("popular", "markov", "oracle", "sft", "aligned")
 
 
 def evaluate(config: Config, inputs: Outputs, out: Path) -> dict[str, Any]:
-    """Write `rankings/<name>.parquet/`, `exposure.parquet`, `metrics.json` and `report.html` into `out`.
+    """Write `rankings/<name>.parquet/`, `exposure.parquet`, `metrics.json`, `report.html` and `.md` into `out`.
 
     Models whose stage folder is missing are left out, and said to be. Parts of rankings that an earlier run finished in
     `out` are kept and not made again.
