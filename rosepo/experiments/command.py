@@ -10,7 +10,6 @@ from rosepo.config.base import nearest
 from rosepo.console import say
 from rosepo.errors import StageError, UserError
 from rosepo.experiments.forecast import as_text, forecast
-from rosepo.experiments.results import MARKDOWN_FILE, write_results
 from rosepo.experiments.runs import make, only_one, runs_of
 from rosepo.experiments.suite import Experiment, Experiments, read_suites
 
@@ -66,6 +65,8 @@ def experiments(
                     say("  left out: it has no evaluation on validation")
                     continue
                 make(run, more, overwrite, lock)
+    from rosepo.experiments.results import MARKDOWN_FILE, write_results
+
     # Of the tables the whole suites are part, whatever was chosen to be made now.
     seeds = [replace(one, seeds=tuple({*one.seeds, *chosen.seeds})) for one in asked.experiments]
     wanted = {run.folder for run in runs} | {run.folder for run in runs_of(asked.experiments, out)}

@@ -152,7 +152,7 @@ def _cost(run: Run, model: str) -> dict[str, float]:
     below = {"aligned": ("prepare", "sft", "oracle"), "sft": ("prepare",), "oracle": ("prepare",)}.get(model, ())
     own = {name: manifest for name, manifest in manifests.items() if find_stage(name).kind in kinds}
     rest = {name: manifest for name, manifest in manifests.items() if find_stage(name).kind in below}
-    tokens = [manifest["figures"].get("tokens", 0) for manifest in own.values()]
+    tokens = [own[name]["figures"].get("tokens", 0) for name in own if find_stage(name).kind in ("sft", "align")]
     seconds = {"own_seconds": seconds_in_all(own), "seconds": seconds_in_all({**own, **rest})}
     return {key: round(value, 2) for key, value in seconds.items()} | {"tokens": sum(tokens)}
 
