@@ -109,7 +109,7 @@ def as_text(forecasts: Sequence[Forecast]) -> str:
             source: [name for name in one.shared if one.shared[name] == source] for source in one.shared.values()
         }
         shared = "; ".join(f"{', '.join(names)} of {source}" for source, names in by_source.items())
-        told = duration(one.seconds) + (" and more" if one.unknown else "")
+        told = (duration(one.seconds) + (" and more" if one.unknown else "")) if one.seconds else "not known"
         rows.append([*where, ", ".join(one.made) or "up to date", shared, told if one.made else ""])
     total = sum(one.seconds for one in forecasts)
     unknown = sorted({find_stage(name).kind for one in forecasts for name in one.unknown})

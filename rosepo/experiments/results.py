@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import platform
@@ -24,6 +25,7 @@ from rosepo.experiments.tables import as_markdown
 from rosepo.pipeline import resolve_config
 from rosepo.redaction import redact
 from rosepo.stages import find_stage, seconds_in_all, stages_of
+from rosepo.tuning.sweep import TRIALS_FILE
 
 JSON_FILE, MARKDOWN_FILE = "results.json", "results.md"
 CHOSEN_BY = "ndcg@10"
@@ -66,6 +68,7 @@ def write_results(
         "resamples": resamples,
         "variants": {name: variant.about for name, variant in asked.variants.items()},
         "data": found,
+        "sweeps": {run.label: trials for run in runs if run.finished and (trials := _trials(run)) is not None},
         "missing": missing,
         "failed": failed,
     }
@@ -144,7 +147,7 @@ def _collect(collected: _Collected, runs: Sequence[Run]) -> None:
 
 
 def _cost(run: Run, model: str) -> dict[str, float]:
-    """Seconds of a model's own stages and of all that it rests on; tokens that it was trained on."""
+    """Seconds of a model's own stages and of all that it rests on, tokens that it was trained on, bytes at the most."""
     config = resolve_config(run.folder, None, [])
     read = {name: read_manifest(run.folder / stage.folder) for name, stage in stages_of(config).items()}
     manifests = {name: manifest for name, manifest in read.items() if manifest is not None}
@@ -153,8 +156,9 @@ def _cost(run: Run, model: str) -> dict[str, float]:
     own = {name: manifest for name, manifest in manifests.items() if find_stage(name).kind in kinds}
     rest = {name: manifest for name, manifest in manifests.items() if find_stage(name).kind in below}
     tokens = [own[name]["figures"].get("tokens", 0) for name in own if find_stage(name).kind in ("sft", "align")]
+    memory = [manifest.get("peak_memory") or 0 for manifest in own.values()]
     seconds = {"own_seconds": seconds_in_all(own), "seconds": seconds_in_all({**own, **rest})}
-    return {key: round(value, 2) for key, value in seconds.items()} | {"tokens": sum(tokens)}
+    return seconds | {"tokens": sum(tokens), "memory": max(memory, default=0)}
 
 
 def _baselines(collected: _Collected) -> list[str]:
@@ -190,6 +194,15 @@ def _answer(pool: Pool, collected: _Collected, contrast: Contrast) -> dict[str, 
         by_seed = {seed: _number(ours[seed] - theirs[seed]) for seed in seeds}
         answers[key] = {**_plain(estimate), "by_seed": by_seed, "verdict": verdict(key, _plain(estimate))}
     return {"question": contrast.question, "a": contrast.a, "b": contrast.b, "seeds": list(seeds), "metrics": answers}
+
+
+def _trials(run: Run) -> dict[str, Any] | None:
+    """The trials of a run's sweep, on validation; None where it has none."""
+    path = Outputs(run.folder).sweep / TRIALS_FILE
+    if run.split == "test" or not path.is_file():
+        return None
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return found
 
 
 def verdict(metric: str, difference: Mapping[str, Any]) -> str:

@@ -17,13 +17,15 @@ LABELS = {
     "head_share": "head share",
     "hallucination": "look-alike",
 }
+_MEASURED = ("hr@10", "ndcg@10")
+"""Of a sweep's trials."""
 _EXPLAINED = """\
 Means over examples and seeds, and 95 % intervals of a bootstrap over users (the same user of all seeds is one unit).
 HR and NDCG over the whole catalogue. log-popularity: mean log(1 + interactions in training) of the first ten; head
 share: share of them among the most popular tenth; look-alike (semantic hallucination): by how much wrong titles are
 more like the history than the right one. own: the time of a system's own stages (`pairs` and `align` of a variant),
-all: with what it rests on, both means over seeds and without the evaluation; tokens: those that its own training saw.
-**Bold**: the variant with the highest NDCG@10 on validation.
+all: with what it rests on, without the evaluation; tokens: those that its own training saw; all of them means over
+seeds. **Bold**: the variant with the highest NDCG@10 on validation.
 """
 
 
@@ -38,6 +40,8 @@ def as_markdown(results: Mapping[str, Any], out: Path) -> str:
     for data, splits in results["data"].items():
         for split, section in splits.items():
             lines += _section(data, split, section, results["variants"])
+    for label, sweep in results["sweeps"].items():
+        lines += [f"## Sweep of {label}", "", *_trials(sweep)]
     for title, labels in (("Not made yet", results["missing"]), ("Failed", results["failed"])):
         if labels:
             lines += [f"## {title}", ""]
@@ -61,16 +65,18 @@ def _section(data: str, split: str, section: Mapping[str, Any], about: Mapping[s
 
 
 def _systems(section: Mapping[str, Any], about: Mapping[str, str]) -> list[str]:
-    header = ["system", "seeds", *LABELS.values(), "own", "all", "tokens", "what it is"]
+    costs = ["own", "all", "tokens", "memory"]
+    header = ["system", "seeds", *LABELS.values(), *costs, "what it is"]
     rows = []
     for name, row in section["systems"].items():
         shown = f"**{name}**" if name == section["chosen"] else name
         figures = [_with_interval(row["metrics"][key]) for key in LABELS]
         times = [duration(row[key]) if row[key] else "" for key in ("own_seconds", "seconds")]
         tokens = f"{row['tokens'] / 1e6:.2f} M" if row["tokens"] else ""
-        rows.append([shown, str(len(row["seeds"])), *figures, *times, tokens, about.get(name, "")])
+        memory = f"{row['memory'] / 2**30:.1f} GiB" if row["memory"] else ""
+        rows.append([shown, str(len(row["seeds"])), *figures, *times, tokens, memory, about.get(name, "")])
     truth = [number(section["truth"][key]["value"]) if key in section["truth"] else "" for key in LABELS]
-    rows.append(["what people chose", "", *truth, "", "", "", ""])
+    rows.append(["what people chose", "", *truth, *("" for _ in costs), ""])
     return [*_table(header, rows), ""]
 
 
@@ -94,6 +100,23 @@ def _contrasts(contrasts: Sequence[Mapping[str, Any]]) -> list[str]:
         if not contrast["metrics"]:
             rows.append([contrast["question"], f"{contrast['a']} − {contrast['b']}", "", "", "", "not measured yet"])
     return [*_table(header, rows), ""]
+
+
+def _trials(sweep: Mapping[str, Any]) -> list[str]:
+    """All trials of a sweep, the best first, and the SFT model that they start from."""
+    keys = list(sweep["trials"][0]["settings"])
+    done = [trial for trial in sweep["trials"] if "error" not in trial]
+    rows = [["SFT, before", *("" for _ in keys), *(number(sweep["sft"][key]) for key in _MEASURED), ""]]
+    for trial in sorted(done, key=lambda trial: -trial[sweep["metric"]]):
+        settings = [str(trial["settings"][key]) for key in keys]
+        figures = [number(trial[key]) for key in _MEASURED]
+        rows.append([f"trial {trial['trial']}", *settings, *figures, duration(trial["seconds"])])
+    rows += [
+        [f"trial {trial['trial']}", *(str(trial["settings"][key]) for key in keys), "failed", trial["error"], ""]
+        for trial in sweep["trials"]
+        if "error" in trial
+    ]
+    return [*_table(["validation", *keys, *(LABELS[key] for key in _MEASURED), "time"], rows), ""]
 
 
 def _with_interval(figure: Mapping[str, Any]) -> str:

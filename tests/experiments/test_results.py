@@ -183,6 +183,29 @@ def test_the_page_tells_everything(finished: tuple[Experiments, list[Run], dict[
     assert len({line.replace("\\|", "").count("|") for line in tables}) <= 3  # one width a kind of table
 
 
+def test_trials_of_a_sweep_stand_in_the_page_best_first(tmp_path: Path) -> None:
+    asked = read_suites([write_suite(tmp_path, changed(SUITE, data={"ring": {"base": "base.yaml"}}))])
+    runs = runs_of(asked.experiments, tmp_path / "out")
+    evaluate_run(runs[0], 1.0)
+    trials = [
+        {"trial": 0, "settings": {"align.beta": 0.1}, "hr@10": 0.2, "ndcg@10": 0.1, "loss": 0.6, "seconds": 61.0},
+        {"trial": 1, "settings": {"align.beta": 1.0}, "hr@10": 0.2, "ndcg@10": 0.3, "loss": 0.6, "seconds": 59.0},
+        {"trial": 2, "settings": {"align.beta": 9.0}, "error": "the loss is nan"},
+    ]
+    before = {"hr@10": 0.2, "ndcg@10": 0.15}
+    (runs[0].folder / "sweep").mkdir()
+    write_json(runs[0].folder / "sweep" / "trials.json", {"metric": "ndcg@10", "sft": before, "trials": trials})
+    results = write_results(asked, runs, tmp_path / "out", resamples=100)
+    assert results["sweeps"]["ring, seed 0, dpo"]["trials"] == trials
+    lines = (tmp_path / "out" / "results.md").read_text().partition("## Sweep of ring, seed 0, dpo")[2].splitlines()
+    assert lines[4:8] == [
+        "| SFT, before |  | 0.200 | 0.150 |  |",
+        "| trial 1 | 1.0 | 0.200 | 0.300 | 0:59 |",
+        "| trial 0 | 0.1 | 0.200 | 0.100 | 1:01 |",
+        "| trial 2 | 9.0 | failed | the loss is nan |  |",
+    ]
+
+
 def test_a_run_of_other_settings_is_no_result(
     finished: tuple[Experiments, list[Run], dict[str, Any], str], tmp_path: Path
 ) -> None:

@@ -7,6 +7,7 @@ import pytest
 from rosepo.errors import UserError
 from rosepo.experiments.suite import read_suites
 from tests.experiments.suites import SUITE, changed, write_suite
+from tests.test_cli import ROOT
 
 
 def test_a_variant_is_its_base_with_overrides_seed_and_split(tmp_path: Path) -> None:
@@ -101,6 +102,15 @@ def test_one_data_set_has_one_base(tmp_path: Path) -> None:
     (tmp_path / "other.yaml").write_text("data: {ring: {base: b.yaml}}\nvariants: {x: {}}\ncomparators: []\n")
     with pytest.raises(UserError, match=r"data\.ring\.base is .*b\.yaml, and in .*suite\.yaml it is .*base\.yaml"):
         read_suites([first, tmp_path / "other.yaml"])
+
+
+@pytest.mark.parametrize("name", ["essential", "extended", "recipe", "tuning", "pretrained"])
+def test_the_suites_that_are_kept_here_resolve(name: str) -> None:
+    asked = read_suites([ROOT / "jobs" / "configs" / "experiments" / f"{name}.yaml"])
+    assert asked.experiments
+    for experiment in asked.experiments:
+        config = experiment.config(experiment.seeds[-1], "test")
+        assert config.sweep.trials == 0 or name == "tuning"
 
 
 def test_settings_that_do_not_go_together_are_told_with_suite_and_variant(tmp_path: Path) -> None:
