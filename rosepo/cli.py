@@ -281,6 +281,7 @@ def experiments(
         from rosepo.experiments.command import Chosen
         from rosepo.experiments.command import experiments as make
 
+        _check_job(out)
         chosen = Chosen(only or [], data or [], _numbers(seeds), test)
         make(suites, out, chosen, set_ or [], overwrite=overwrite, dry_run=dry_run, tables=tables)
 
@@ -352,11 +353,7 @@ def _run_stages(config: Config, out: Path, names: Sequence[str], overwrite: bool
     from rosepo.refusals import check_named, check_resources
     from rosepo.session import ray_session
 
-    if not out.is_absolute() and _JOB_COPY in Path.cwd().parts:
-        raise UserError(
-            f"--out {out} is relative, and a Ray job runs in a copy of the submitted folder that Ray removes: "
-            "give an absolute path that every node sees"
-        )
+    _check_job(out)
     names = with_streamed(config, out, names)
     check_named(config, names)
     # Refusals come before Ray is started; run_stages plans again, on the same folder.
@@ -366,6 +363,14 @@ def _run_stages(config: Config, out: Path, names: Sequence[str], overwrite: bool
     with ray_session(config.ray, debug):
         check_resources(config, names)
         run_stages(config, out, names, overwrite)
+
+
+def _check_job(out: Path) -> None:
+    if not out.is_absolute() and _JOB_COPY in Path.cwd().parts:
+        raise UserError(
+            f"--out {out} is relative, and a Ray job runs in a copy of the submitted folder that Ray removes: "
+            "give an absolute path that every node sees"
+        )
 
 
 def _guard(work: Callable[[], Any], debug: bool) -> None:

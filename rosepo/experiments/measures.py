@@ -18,9 +18,9 @@ from rosepo.config import Config
 from rosepo.data.catalogue import Catalogue
 from rosepo.evaluation import bias
 from rosepo.evaluation.bootstrap import Estimate, Resampled, UserBootstrap
-from rosepo.evaluation.evaluate import EXAMPLES_FILE, RANKINGS_FOLDER
 from rosepo.evaluation.metrics import hit_ratio, ndcg
 from rosepo.evaluation.rankings import read_batches, read_rankings
+from rosepo.evaluation.systems import EXAMPLES_FILE, ITEMS_FILE, RANKINGS_FOLDER
 from rosepo.models.encoder import encode_titles, history_similarity
 
 METRICS = ("hr@1", "hr@10", "ndcg@10", "log_popularity", "head_share", "hallucination")
@@ -51,10 +51,10 @@ def measure(folder: Path, config: Config, models: Iterable[str]) -> Measured:
         config: of the run; says by what titles are alike.
     """
     inputs = Outputs(folder)
-    catalogue = Catalogue.load(inputs.examples / "_items.parquet")
+    catalogue = Catalogue.load(inputs.examples / ITEMS_FILE)
     examples = inputs.evaluation / EXAMPLES_FILE
-    files = {name: inputs.evaluation / RANKINGS_FOLDER / f"{name}.parquet" for name in models}
-    ranked = {name: read_rankings(path, catalogue) for name, path in files.items() if path.is_file()}
+    folders = {name: inputs.evaluation / RANKINGS_FOLDER / f"{name}.parquet" for name in models}
+    ranked = {name: read_rankings(path, catalogue) for name, path in folders.items() if path.is_dir()}
     about = pq.read_table(examples, columns=["example_id", "user_id", "target"])
     targets = catalogue.index(about["target"].to_numpy())
     top = {name: items[:, : bias.LIST] for name, (_, items) in ranked.items()}

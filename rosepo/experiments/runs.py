@@ -5,6 +5,9 @@ very fingerprint that this run would give it is hard-linked into its folder; wha
 by the rules that it has anyway. Stage folders are never changed once they are finished, only replaced whole, so that
 one file may stand in many runs.
 
+An evaluation itself is no sibling's, but ranks baselines and an SFT model that siblings have ranked already: their
+rankings are put where the evaluation keeps unfinished work, and it takes over those whose origin is right.
+
 Splits. Settings are chosen on validation, so every variant is evaluated there. The test split is a second run,
 `<variant>.test`, that differs in `evaluate.split` alone: all its stages but the evaluation are links. It is made by
 `--test` and not before, so that nobody who tunes has to look away from test figures.
@@ -26,7 +29,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from rosepo.artifacts import Outputs, digest, now, partial_folder, read_manifest, replacing, write_json, write_text
+from rosepo.artifacts import (
+    Outputs,
+    digest,
+    now,
+    of_round,
+    partial_folder,
+    read_manifest,
+    replacing,
+    write_json,
+    write_text,
+)
 from rosepo.config import Config, dump_config
 from rosepo.console import say
 from rosepo.errors import StageError, UserError
@@ -149,7 +162,7 @@ def source_of(plan: Plan, siblings: Iterable[Path]) -> Path | None:
     return None
 
 
-def link_finished(run: Run, plans: Iterable[Plan]) -> list[str]:
+def link_finished(run: Run, plans: Sequence[Plan]) -> list[str]:
     """Take over what siblings have finished; returns the names of the stages that were linked."""
     linked, siblings = [], run.siblings()
     for plan in plans:
@@ -162,6 +175,32 @@ def link_finished(run: Run, plans: Iterable[Plan]) -> list[str]:
         shutil.rmtree(partial_folder(target, plan.fingerprint), ignore_errors=True)
         linked.append(plan.stage.name)
     return linked
+
+
+def link_rankings(run: Run, plans: Sequence[Plan]) -> list[str]:
+    """Lend the evaluation that is to be made the rankings of the same models by siblings; returns the models' names.
+
+    It looks at the origin of what it finds, and makes again what has another.
+    """
+    from rosepo.evaluation.systems import RANKINGS_FOLDER
+
+    made = {plan.stage.name: plan.fingerprint for plan in plans}
+    plan = next(plan for plan in plans if plan.stage.name == "evaluate")
+    folder = partial_folder(run.folder / plan.stage.folder, plan.fingerprint) / RANKINGS_FOLDER
+    wanted = {"popular": "prepare", "markov": "prepare", "oracle": "oracle", "sft": "sft"}
+    wanted["aligned"] = of_round("align", plan.stage.round)
+    found = []
+    for sibling in run.siblings():
+        manifest = read_manifest(Outputs(sibling).evaluation)
+        if manifest is None or manifest["settings"].get("evaluate.split") != run.split:
+            continue
+        for model, stage in wanted.items():
+            source = Outputs(sibling).evaluation / RANKINGS_FOLDER / f"{model}.parquet"
+            same = all(manifest["inputs"].get(name) == made.get(name) for name in ("prepare", stage))
+            if same and model not in found and source.is_dir() and not (folder / source.name).exists():
+                shutil.copytree(source, folder / source.name, copy_function=_link)
+                found.append(model)
+    return found
 
 
 def _link(source: str, target: str) -> None:
@@ -184,6 +223,8 @@ def make(run: Run, more: Sequence[str], overwrite: bool, lock: int) -> str | Non
     run.folder.mkdir(parents=True, exist_ok=True)
     linked = link_finished(run, plans)
     left = [plan.stage.name for plan in plans if plan.state != "done" and plan.stage.name not in linked]
+    if "evaluate" in left:
+        link_rankings(run, plans)
     shared = f" (shared: {', '.join(linked)})" if linked else ""
     say(f"  {run.label}: {', '.join(left) or 'nothing left'}{shared}")
     write_text(run.folder / CONFIG_FILE, dump_config(config))

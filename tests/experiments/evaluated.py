@@ -11,7 +11,8 @@ from rosepo.artifacts import Outputs, digest, write_json
 from rosepo.config import dump_config
 from rosepo.console import Progress
 from rosepo.evaluation.baselines import Popular, markov
-from rosepo.evaluation.rankings import Batch, rank_by_batches, write_examples
+from rosepo.evaluation.rankers import rank_by_batches
+from rosepo.evaluation.rankings import Batch, write_examples
 from rosepo.experiments.runs import Run
 from rosepo.pipeline import CONFIG_FILE
 from rosepo.stages import stage_settings, stages_of

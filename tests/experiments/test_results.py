@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from rosepo.artifacts import Outputs, write_json
-from rosepo.evaluation.evaluate import measure as measure_stage
+from rosepo.evaluation.measure import measure as measure_stage
 from rosepo.experiments.measures import METRICS, Pool, measure
 from rosepo.experiments.results import verdict, write_results
-from rosepo.experiments.runs import FAILURE_FILE, Run, runs_of
+from rosepo.experiments.runs import FAILURE_FILE, Run, link_rankings, plan_of, runs_of
 from rosepo.experiments.suite import Experiments, read_suites
 from tests.experiments.evaluated import CATALOGUE, evaluate_run
 from tests.experiments.suites import SUITE, changed, write_suite
@@ -108,10 +108,10 @@ def test_figures_are_those_of_the_evaluation(finished: tuple[Experiments, list[R
     found = measure(run.folder, config, models).systems
     for name in models:
         for key in METRICS:
-            assert np.nanmean(found[name][key]) == pytest.approx(expected["models"][name][key]["value"], abs=1e-12)
+            assert np.nanmean(found[name][key]) == pytest.approx(expected["models"][name][key]["value"], abs=1e-6)
     for key, figure in expected["truth"].items():
         if key in found["truth"]:
-            assert np.nanmean(found["truth"][key]) == pytest.approx(figure["value"])
+            assert np.nanmean(found["truth"][key]) == pytest.approx(figure["value"], abs=1e-6)
 
 
 def test_rows_are_means_over_seeds_with_costs(finished: tuple[Experiments, list[Run], dict[str, Any], str]) -> None:
@@ -216,6 +216,27 @@ def test_a_run_of_other_settings_is_no_result(
     assert "was made with other settings (align.beta: 1.0 → 0.25): --overwrite" in told
     moved = write_results(asked, runs, tmp_path, ["data.interactions=elsewhere.csv"], 100)
     assert moved["data"]["ring"]["validation"]["seeds"] == [0, 1]
+
+
+def test_rankings_of_the_same_models_are_lent_to_an_evaluation(tmp_path: Path) -> None:
+    asked = read_suites([write_suite(tmp_path, changed(SUITE, variants=VARIANTS, contrasts=[], comparators=[]))])
+    runs = [run for run in runs_of(asked.experiments, tmp_path / "out", test=True) if run.seed == 0]
+    first = runs[0]
+    evaluate_run(first, 1.0)
+    of_first = {
+        name: plan.fingerprint
+        for name, plan in ((plan.stage.name, plan) for plan in plan_of(first, first.config(), True))
+    }
+    manifest = json.loads((first.folder / "evaluation" / "_manifest.json").read_text())
+    write_json(first.folder / "evaluation" / "_manifest.json", {**manifest, "inputs": of_first})
+    lent = {run.folder.name: link_rankings(run, plan_of(run, run.config())) for run in runs[1:] if run != first}
+    assert lent["cdpo"] == ["popular", "markov", "oracle", "sft"]
+    assert lent["own-oracle"] == ["popular", "markov", "sft"]
+    assert lent["dpo.test"] == []
+    (partial,) = (runs[1].folder).glob(".evaluation.*.partial")
+    there = {path.name: path for path in (partial / "rankings" / "sft.parquet").iterdir()}
+    for path in (first.folder / "evaluation" / "rankings" / "sft.parquet").iterdir():
+        assert there[path.name].samefile(path)
 
 
 def test_runs_on_other_examples_are_left_out(tmp_path: Path) -> None:
