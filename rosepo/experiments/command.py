@@ -10,7 +10,9 @@ from rosepo.config.base import nearest
 from rosepo.console import say
 from rosepo.errors import StageError, UserError
 from rosepo.experiments.forecast import as_text, forecast
-from rosepo.experiments.runs import make, only_one, runs_of
+from rosepo.experiments.making import make
+from rosepo.experiments.process import only_one
+from rosepo.experiments.runs import runs_of
 from rosepo.experiments.suite import Experiment, Experiments, read_suites
 
 

@@ -13,7 +13,8 @@ from statistics import median
 from rosepo.artifacts import read_manifest
 from rosepo.console import duration, table
 from rosepo.errors import StageError, UserError
-from rosepo.experiments.runs import Run, plan_of, source_of
+from rosepo.experiments.runs import Run, plan_of
+from rosepo.experiments.sharing import source_of
 from rosepo.stages import find_stage
 
 

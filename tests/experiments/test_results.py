@@ -13,7 +13,8 @@ from rosepo.artifacts import Outputs, write_json
 from rosepo.evaluation.measure import measure as measure_stage
 from rosepo.experiments.measures import METRICS, Pool, measure
 from rosepo.experiments.results import verdict, write_results
-from rosepo.experiments.runs import FAILURE_FILE, Run, link_rankings, plan_of, runs_of
+from rosepo.experiments.runs import FAILURE_FILE, Run, plan_of, runs_of
+from rosepo.experiments.sharing import link_rankings
 from rosepo.experiments.suite import Experiments, read_suites
 from tests.experiments.evaluated import CATALOGUE, evaluate_run
 from tests.experiments.suites import SUITE, changed, write_suite

@@ -9,7 +9,9 @@ import pytest
 from rosepo.artifacts import digest, read_manifest, write_json
 from rosepo.errors import UserError
 from rosepo.experiments.forecast import as_text, forecast
-from rosepo.experiments.runs import Run, link_finished, only_one, overrides_of, plan_of, runs_of
+from rosepo.experiments.process import only_one
+from rosepo.experiments.runs import Run, overrides_of, plan_of, runs_of
+from rosepo.experiments.sharing import link_finished
 from rosepo.experiments.suite import read_suites
 from rosepo.pipeline import CONFIG_FILE
 from tests.experiments.suites import SUITE, changed, write_suite
@@ -145,7 +147,7 @@ def test_overrides_may_be_for_one_data_set() -> None:
 
 
 def test_a_folder_of_experiments_has_one_command_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rosepo.experiments.runs._PATIENCE", 1)
+    monkeypatch.setattr("rosepo.experiments.process.PATIENCE", 1)
     refused = pytest.raises(UserError, match="another rosepo is running experiments")
     with only_one(tmp_path / "out"), refused, only_one(tmp_path / "out"):
         pass
