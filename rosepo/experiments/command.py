@@ -13,7 +13,7 @@ from rosepo.experiments.forecast import as_text, forecast
 from rosepo.experiments.making import make
 from rosepo.experiments.process import only_one
 from rosepo.experiments.runs import runs_of
-from rosepo.experiments.suite import Experiment, Experiments, read_suites
+from rosepo.experiments.suite import GIVEN, Experiment, Experiments, read_suites
 
 
 @dataclass(frozen=True)
@@ -94,6 +94,9 @@ def _chosen(asked: Experiments, chosen: Chosen, more: Sequence[str]) -> list[Exp
         for name in names:
             if name not in known:
                 raise UserError(f"{option} {name} is in none of the suites{nearest(name, known)}")
+    for override in more:
+        if override.partition("=")[0].rpartition(":")[2] in GIVEN:
+            raise UserError(f"--set {override}: seeds are given by --seeds, and every run is evaluated on validation")
     return [
         replace(one, seeds=tuple(chosen.seeds)) if chosen.seeds else one
         for one in asked.experiments

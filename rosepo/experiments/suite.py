@@ -21,8 +21,8 @@ from rosepo.errors import UserError
 
 BASELINES = ("popular", "markov", "oracle", "sft")
 """What every evaluation ranks beside the variant's own model."""
-GIVEN = ("seed", "evaluate.split", "evaluate.max_examples")
-"""Settings that the command gives, or that would make variants incomparable."""
+GIVEN = ("seed", "evaluate.split")
+"""Settings that the command gives every run."""
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Split = Literal["validation", "test"]
@@ -174,7 +174,7 @@ def _add_experiment(
     joined = {**dataset.set, **overrides}
     for key in joined:
         if key in GIVEN:
-            raise UserError(f"{path}: variant {name} sets {key}, which is the same for all variants: leave it out")
+            raise UserError(f"{path}: variant {name} sets {key}, which the command gives every run: leave it out")
     about, tested = suite.variants[name].about, suite.test is None or name in suite.test
     experiment = Experiment(data, name, about, base, tuple(joined.items()), dataset.seeds, tested, str(path))
     found.experiments.append(experiment)

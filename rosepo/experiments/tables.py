@@ -44,9 +44,8 @@ def as_markdown(results: Mapping[str, Any], out: Path) -> str:
         lines += [f"## Sweep of {label}", "", *_trials(sweep)]
     for title, labels in (("Not made yet", results["missing"]), ("Failed", results["failed"])):
         if labels:
-            lines += [f"## {title}", ""]
-            lines += [f"- {name}{f': {labels[name]}' if isinstance(labels, Mapping) else ''}" for name in labels]
-            lines.append("")
+            told = {name: f": {' '.join(labels[name].split())}" for name in labels} if title == "Failed" else {}
+            lines += [f"## {title}", "", *(f"- {name}{told.get(name, '')}" for name in labels), ""]
     return "\n".join(lines)
 
 

@@ -44,6 +44,7 @@ def test_a_dry_run_tells_the_plan_and_writes_nothing(tmp_path: Path) -> None:
         (Chosen(variants=["cpdo"]), [], r"--only cpdo is in none of the suites \(did you mean 'cdpo'\?\)"),
         (Chosen(data=["rings"]), [], r"--data rings is in none of the suites \(did you mean 'ring'\?\)"),
         (Chosen(), ["rong:sft.epochs=1"], "--set rong is in none of the suites"),
+        (Chosen(), ["ring:seed=1"], "seeds are given by --seeds"),
     ],
 )
 def test_names_that_no_suite_has_are_refused(tmp_path: Path, chosen: Chosen, more: list[str], words: str) -> None:

@@ -68,7 +68,7 @@ def test_an_included_suite_is_part_of_the_one_that_includes_it_once(tmp_path: Pa
         ({"variants": {"dpo": {"like": "dpo"}}}, "variant dpo is like itself"),
         ({"variants": {"dpo": {}, "sft": {}}}, "variant 'sft' has the name of a baseline"),
         ({"variants": {"dpo": {}, "A/B": {}}}, "variant 'A/B' names a folder"),
-        ({"variants": {"dpo": {"set": {"seed": 3}}}}, "variant dpo sets seed, which is the same for all variants"),
+        ({"variants": {"dpo": {"set": {"seed": 3}}}}, "variant dpo sets seed, which the command gives every run"),
         ({"contrasts": [{"question": "?", "a": "dpo", "b": "cpdo"}]}, "names 'cpdo', which is no variant (did you"),
         ({"contrasts": [{"question": "?", "a": "dpo:orcale", "b": "sft"}]}, "behind the colon stands sft or oracle"),
         ({"contrasts": [{"question": "?", "a": "dpo", "b": "sft", "metrics": ["mrr"]}]}, "contrasts.0.metrics.0"),
