@@ -207,41 +207,6 @@ def run(
     _guard(work, debug)
 
 
-@app.command("recommend")
-def recommend(
-    model: Annotated[
-        str | None, typer.Option("--model", "-m", help="Model folder that rosepo wrote, e.g. runs/demo/aligned.")
-    ] = None,
-    out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Folder of a run, instead of --model: its newest model answers.")
-    ] = None,
-    history: Annotated[
-        list[str] | None, typer.Option("--history", help="A title that the user liked, oldest first; may be repeated.")
-    ] = None,
-    file: Annotated[
-        str | None, typer.Option("--file", help="Many histories: Parquet, CSV or JSON Lines with a column `history`.")
-    ] = None,
-    output: Annotated[Path | None, typer.Option("--output", help="Write JSON Lines there instead of stdout.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="JSON Lines instead of a table.")] = False,
-    config: ConfigOption = None,
-    set_: SetOption = None,
-    debug: DebugOption = False,
-) -> None:
-    """The best titles for a history, with scores (log-probability of the title).
-
-    Example: rosepo recommend --out runs/demo --history "Gravity (2013)" --history "Her (2013)" --set recommend.k=5
-    """
-
-    def work() -> None:
-        from rosepo.config import load_config
-        from rosepo.evaluation.recommend import recommend as answer
-
-        settings = _resolve(out, config, set_ or []) if out is not None else load_config(config, set_ or [])
-        answer(settings, _model_of(settings, model, out), history or [], file, output, as_json)
-
-    _guard(work, debug)
-
-
 @app.command("experiments")
 def experiments(
     suites: Annotated[list[Path], typer.Argument(help="Files of suites, as in jobs/configs/experiments/.")],
@@ -293,6 +258,41 @@ def _numbers(text: str | None) -> list[int]:
         return [int(part) for part in text.split(",")] if text is not None else []
     except ValueError:
         raise UserError(f"--seeds {text} is not a list of numbers: write 0,1,2") from None
+
+
+@app.command("recommend")
+def recommend(
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="Model folder that rosepo wrote, e.g. runs/demo/aligned.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder of a run, instead of --model: its newest model answers.")
+    ] = None,
+    history: Annotated[
+        list[str] | None, typer.Option("--history", help="A title that the user liked, oldest first; may be repeated.")
+    ] = None,
+    file: Annotated[
+        str | None, typer.Option("--file", help="Many histories: Parquet, CSV or JSON Lines with a column `history`.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option("--output", help="Write JSON Lines there instead of stdout.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON Lines instead of a table.")] = False,
+    config: ConfigOption = None,
+    set_: SetOption = None,
+    debug: DebugOption = False,
+) -> None:
+    """The best titles for a history, with scores (log-probability of the title).
+
+    Example: rosepo recommend --out runs/demo --history "Gravity (2013)" --history "Her (2013)" --set recommend.k=5
+    """
+
+    def work() -> None:
+        from rosepo.config import load_config
+        from rosepo.evaluation.recommend import recommend as answer
+
+        settings = _resolve(out, config, set_ or []) if out is not None else load_config(config, set_ or [])
+        answer(settings, _model_of(settings, model, out), history or [], file, output, as_json)
+
+    _guard(work, debug)
 
 
 def _model_of(config: Config, model: str | None, out: Path | None) -> str:
