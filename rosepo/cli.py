@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import re
 import signal
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,11 +12,20 @@ import typer
 import rosepo
 from rosepo.artifacts import Outputs, of_round
 from rosepo.cli_help import stage_help
+from rosepo.cli_options import (
+    ConfigOption,
+    DebugOption,
+    InteractionsOption,
+    ItemsOption,
+    OutOption,
+    OverwriteOption,
+    RoundOption,
+    SetOption,
+)
 from rosepo.config import Config
-from rosepo.console import say
-from rosepo.errors import StageError, UserError
+from rosepo.errors import UserError
+from rosepo.guard import guarded
 
-EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED = 2, 1, 130
 _JOB_COPY = "working_dir_files"
 """Folder in which Ray unpacks what `ray job submit --working-dir` sent."""
 
@@ -37,37 +44,6 @@ app = typer.Typer(
     ),
 )
 
-ConfigOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--config", "-c", help="YAML file with the settings. Without it: the one kept in --out, else the defaults."
-    ),
-]
-OutOption = Annotated[Path, typer.Option("--out", "-o", help="Folder of the run; every stage has a folder in it.")]
-SetOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set", "-s", metavar="SECTION.KEY=VALUE", help="Override one setting; may be repeated. Value as in YAML."
-    ),
-]
-OverwriteOption = Annotated[
-    bool, typer.Option("--overwrite", help="Make outputs again that another configuration made (otherwise refused).")
-]
-RoundOption = Annotated[
-    int,
-    typer.Option("--round", min=1, help="Which of the pairs.rounds; rounds after the first have folders of theirs."),
-]
-DebugOption = Annotated[bool, typer.Option("--debug", help="Show tracebacks and the logs of Ray's workers.")]
-InteractionsOption = Annotated[
-    str | None,
-    typer.Option(
-        "--interactions", help="User-item log: Parquet, CSV, TSV, JSON Lines, MovieLens .dat/.csv or RecBole .inter."
-    ),
-]
-ItemsOption = Annotated[
-    str | None, typer.Option("--items", help="Items with titles, in the same formats (RecBole: .item).")
-]
-
 
 def _stage_command(name: str) -> None:
     def command(
@@ -77,7 +53,7 @@ def _stage_command(name: str) -> None:
         overwrite: OverwriteOption = False,
         debug: DebugOption = False,
     ) -> None:
-        _guard(lambda: _run(out, config, set_ or [], [name], overwrite, debug), debug)
+        guarded(lambda: _run(out, config, set_ or [], [name], overwrite, debug), debug)
 
     app.command(name, help=stage_help(name))(command)
 
@@ -91,7 +67,7 @@ def _round_command(name: str) -> None:
         overwrite: OverwriteOption = False,
         debug: DebugOption = False,
     ) -> None:
-        _guard(lambda: _run(out, config, set_ or [], [of_round(name, round)], overwrite, debug), debug)
+        guarded(lambda: _run(out, config, set_ or [], [of_round(name, round)], overwrite, debug), debug)
 
     app.command(name, help=stage_help(name))(command)
 
@@ -123,7 +99,7 @@ def check(
             return
         run_check(_resolve(out, config, set_ or [], interactions, items), out)
 
-    _guard(work, debug)
+    guarded(work, debug)
 
 
 @app.command("prepare", help=stage_help("prepare"))
@@ -136,7 +112,7 @@ def prepare(
     overwrite: OverwriteOption = False,
     debug: DebugOption = False,
 ) -> None:
-    _guard(lambda: _run(out, config, set_ or [], ["prepare"], overwrite, debug, interactions, items), debug)
+    guarded(lambda: _run(out, config, set_ or [], ["prepare"], overwrite, debug, interactions, items), debug)
 
 
 for _name in ("sft", "oracle", "pairs", "align", "sweep"):
@@ -175,7 +151,7 @@ def evaluate(
         settings = [f"evaluate.{key}=[{', '.join(map(_quote, found))}]" for key, found in given.items() if found]
         _run(out, config, [*settings, *(set_ or [])], ["evaluate"], overwrite, debug)
 
-    _guard(work, debug)
+    guarded(work, debug)
 
 
 @app.command("run")
@@ -204,7 +180,7 @@ def run(
         _run_stages(settings, out, names, overwrite, debug)
         print_summary(settings, out)
 
-    _guard(work, debug)
+    guarded(work, debug)
 
 
 @app.command("experiments")
@@ -250,7 +226,7 @@ def experiments(
         chosen = Chosen(only or [], data or [], _numbers(seeds), test)
         make(suites, out, chosen, set_ or [], overwrite=overwrite, dry_run=dry_run, tables=tables)
 
-    _guard(work, debug)
+    guarded(work, debug)
 
 
 def _numbers(text: str | None) -> list[int]:
@@ -292,7 +268,33 @@ def recommend(
         settings = _resolve(out, config, set_ or []) if out is not None else load_config(config, set_ or [])
         answer(settings, _model_of(settings, model, out), history or [], file, output, as_json)
 
-    _guard(work, debug)
+    guarded(work, debug)
+
+
+@app.command("compare")
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="Folders of runs that were evaluated, two at least.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="HTML file to write; Markdown goes beside it.")] = Path(
+        "compare.html"
+    ),
+    base: Annotated[
+        Path | None, typer.Option("--base", help="The run that others are held against; without it, the first.")
+    ] = None,
+    debug: DebugOption = False,
+) -> None:
+    """One page of several runs: accuracy, bias, cost, the settings that differ, and paired differences.
+
+    Runs that measured the same examples are compared on the same draws of users; of others the intervals stand alone.
+
+    Example: rosepo compare runs/dpo runs/rosepo --out compare.html
+    """
+
+    def work() -> None:
+        from rosepo.evaluation.compare import compare as write
+
+        write(runs, out, base)
+
+    guarded(work, debug)
 
 
 def _model_of(config: Config, model: str | None, out: Path | None) -> str:
@@ -371,40 +373,6 @@ def _check_job(out: Path) -> None:
             f"--out {out} is relative, and a Ray job runs in a copy of the submitted folder that Ray removes: "
             "give an absolute path that every node sees"
         )
-
-
-def _guard(work: Callable[[], Any], debug: bool) -> None:
-    """Run a command; turn its failures into one clear line and an exit code (0 done, 2 bad input, 1 failed)."""
-    try:
-        work()
-    except (UserError, StageError) as error:
-        if debug:
-            raise
-        say(f"error: {error}")
-        sys.exit(EXIT_BAD_INPUT if isinstance(error, UserError) else EXIT_FAILED)
-    except KeyboardInterrupt:
-        say("interrupted: no stage was left half-written; run the same command again to go on")
-        sys.exit(EXIT_INTERRUPTED)
-    except Exception as error:
-        if debug:
-            raise
-        say(f"error: {_headline(error)} (--debug shows where)")
-        sys.exit(EXIT_FAILED)
-
-
-def _headline(error: BaseException) -> str:
-    """The cause behind the wrapping that Ray puts around it, in one line."""
-    seen: set[int] = set()
-    while id(error) not in seen:
-        seen.add(id(error))
-        cause = getattr(error, "cause", None) or error.__cause__
-        if not isinstance(cause, BaseException):
-            break
-        error = cause
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    # Where only text came back from another process, the line that names the error stands last but one, or last.
-    told = [line for line in lines if re.match(r"[\w.]*(Error|Exception): ", line)]
-    return f"{type(error).__name__}: {(told or lines or ['no message'])[0]}"
 
 
 def _interrupt(number: int, frame: Any) -> None:

@@ -36,6 +36,7 @@ from rosepo.artifacts import (
 from rosepo.config import Config, dump_config, load_config
 from rosepo.console import duration, say
 from rosepo.errors import UserError
+from rosepo.memory import Meter
 from rosepo.redaction import redact, redact_tree
 from rosepo.stages import (
     Stage,
@@ -50,7 +51,7 @@ from rosepo.stages import (
 )
 
 CONFIG_FILE = "config.yaml"
-PUBLISHED = ("metrics.json", "report.html")
+PUBLISHED = ("metrics.json", "report.html", "report.md")
 """Files of the evaluation that also stand at the top of the run's folder."""
 
 
@@ -68,8 +69,8 @@ def plan_stages(config: Config, root: Path, names: Sequence[str], overwrite: boo
 
     Raises:
         UserError: a folder holds something else than an output of rosepo, was made by another configuration and
-            `overwrite` is off, an input is missing or was made by another configuration, or a round is not one of
-            `pairs.rounds`.
+            `overwrite` is off (an evaluation may get systems of others beside those that it has), an input is missing
+            or was made by another configuration, or a round is not one of `pairs.rounds`.
     """
     _check_root(root)
     check_rounds(config, names)
@@ -95,7 +96,7 @@ def plan_stages(config: Config, root: Path, names: Sequence[str], overwrite: boo
             raise UserError(
                 f"{folder} holds files that no finished stage of rosepo wrote: move them away or use another --out"
             )
-        elif manifest is not None and not overwrite:
+        elif manifest is not None and not overwrite and not _only_adds(config, stage, manifest, fingerprints):
             changed = _differences(manifest["settings"], settings) or ["what it was made from"]
             raise UserError(
                 f"{folder} was made by another configuration ({'; '.join(changed[:4])}): "
@@ -106,6 +107,21 @@ def plan_stages(config: Config, root: Path, names: Sequence[str], overwrite: boo
         fingerprints[stage.name] = fingerprint
         plans.append(Plan(stage, fingerprint, state))
     return plans
+
+
+def _only_adds(config: Config, stage: Stage, manifest: Mapping[str, Any], fingerprints: Mapping[str, str]) -> bool:
+    """Whether an evaluation would measure what it measured, and systems of others beside: nothing is lost then."""
+    if stage.kind != "evaluate":
+        return False
+    old, new = manifest["settings"], stage_settings(config, stage)
+    added = [key for key in new if key not in old]  # what models of others are read with
+    lists = ("evaluate.models", "evaluate.predictions")
+    same = all(not _differ(old[key], new.get(key)) for key in old if key not in lists)
+    kept = all(set(old.get(key, ())) <= set(new[key]) for key in lists)
+    files = manifest["files"].items() <= file_digests(config, stage).items()
+    inputs = {name: fingerprints[name] for name in (*stage.needs, *stage.uses) if name in fingerprints}
+    plain = all(key in lists or key.startswith("model.") for key in added)
+    return same and kept and files and plain and inputs == manifest["inputs"]
 
 
 def run_stages(config: Config, root: Path, names: Sequence[str], overwrite: bool = False) -> dict[str, dict[str, Any]]:
@@ -195,7 +211,7 @@ def _run_stage(config: Config, root: Path, plan: Plan, work: StageFunction | Non
     started = time.monotonic()
     inputs = Outputs(root, plan.stage.round, moved=config.pairs.reference == "moved")
     folder = root / plan.stage.folder
-    with continuing(folder, plan.fingerprint) if plan.stage.in_parts else replacing(folder) as aside:
+    with Meter() as meter, continuing(folder, plan.fingerprint) if plan.stage.in_parts else replacing(folder) as aside:
         figures = (work or plan.stage.load())(config, inputs, aside)
         names = (*plan.stage.needs, *plan.stage.uses)
         found = {name: read_manifest(root / find_stage(name).folder) for name in names}
@@ -204,6 +220,7 @@ def _run_stage(config: Config, root: Path, plan: Plan, work: StageFunction | Non
             "fingerprint": plan.fingerprint,
             "created": now(),
             "seconds": round(time.monotonic() - started, 2),
+            **_memory(meter, figures),
             "command": redact(" ".join(sys.argv)),
             "settings": stage_settings(config, plan.stage),
             "inputs": {name: found_manifest["fingerprint"] for name, found_manifest in found.items() if found_manifest},
@@ -216,14 +233,25 @@ def _run_stage(config: Config, root: Path, plan: Plan, work: StageFunction | Non
     return manifest
 
 
+def _memory(meter: Meter, figures: Mapping[str, Any]) -> dict[str, int]:
+    """Bytes that the stage took at most, as far as they can be known, and how many processes of this machine are in
+    them; what its training workers say of themselves counts too, for they may be elsewhere."""
+    told = int(figures.get("memory_mib", 0) * 2**20)
+    on_gpu = figures.get("device") == "cuda"
+    found = {"peak_memory": max(meter.peak, 0 if on_gpu else told), "processes": meter.processes}
+    return found | ({"peak_gpu_memory": told} if on_gpu else {})
+
+
 def _write_run_manifest(config: Config, root: Path) -> None:
     stages, found = {}, {}
     for stage in stages_of(config).values():
         manifest = read_manifest(root / stage.folder)
         if manifest is not None:
             found[stage.name] = manifest
-            kept = {key: manifest[key] for key in ("fingerprint", "created", "seconds")}
-            stages[stage.name] = {"manifest": f"{stage.folder}/{MANIFEST}", **kept}
+            kept = ("fingerprint", "created", "seconds", "peak_memory")
+            stages[stage.name] = {"manifest": f"{stage.folder}/{MANIFEST}"} | {
+                key: manifest[key] for key in kept if key in manifest
+            }
     write_json(
         root / "manifest.json",
         redact_tree(

@@ -188,3 +188,17 @@ def test_an_out_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     with pytest.raises(UserError, match="cannot be written"):
         plan_stages(configure(), tmp_path / "run", ["prepare"], overwrite=False)
+
+
+def test_a_manifest_has_the_memory_of_its_stage_and_of_its_training_workers() -> None:
+    from rosepo.memory import Meter
+    from rosepo.pipeline import _memory
+
+    with Meter() as meter:
+        pass
+    alone = _memory(meter, {})
+    assert alone == {"peak_memory": meter.peak, "processes": meter.processes}
+    elsewhere = _memory(meter, {"memory_mib": 2**20, "device": "cpu"})
+    assert elsewhere == alone | {"peak_memory": 2**40}
+    on_gpu = _memory(meter, {"memory_mib": 2**20, "device": "cuda"})
+    assert on_gpu == alone | {"peak_gpu_memory": 2**40}

@@ -1,13 +1,9 @@
-"""The report's pictures, each an SVG text: readable at half a page and on a phone, colours told apart by everyone.
-
-Colours are those of Okabe and Ito. A model keeps its colour in every picture.
-"""
+"""The report's pictures, each an SVG text. A model keeps its colour in every picture."""
 
 from __future__ import annotations
 
-import io
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -17,76 +13,44 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from rosepo.evaluation.drawing import STYLE, WIDTH, or_zero, svg, text_of
+from rosepo.evaluation.naming import COLOURS, colours_of, label, short
 from rosepo.evaluation.verdict import sign
 
-NAMES = {
-    "popular": "Most popular",
-    "markov": "Markov chain",
-    "oracle": "Oracle",
-    "sft": "SFT",
-    "aligned": "Aligned",
-    "truth": "What people chose",
-}
-COLOURS = {
-    "popular": "#8c8c8c",
-    "markov": "#cc79a7",
-    "oracle": "#009e73",
-    "sft": "#0072b2",
-    "aligned": "#d55e00",
-    "truth": "#222222",
-}
 STRATEGY_COLOURS = ("#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c8c8c")
-WIDTH = 5.2
-_STYLE: Any = {
-    "font.family": "sans-serif",
-    "font.sans-serif": ["DejaVu Sans"],
-    "font.size": 11,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": "#999999",
-    "axes.labelcolor": "#333333",
-    "axes.grid": False,
-    "xtick.color": "#555555",
-    "ytick.color": "#555555",
-    "text.color": "#222222",
-    "svg.fonttype": "path",
-    "legend.frameon": False,
-    "legend.fontsize": 10,
-}
 
 
-def accuracy(models: Mapping[str, Any], metric: str) -> str:
-    """Bars from zero, one a model, with the 95 % interval and the value."""
+def accuracy(models: Mapping[str, tuple[str, Mapping[str, Any]]], metric: str) -> str:
+    """Bars from zero, one a model (its label and its figures by name), with the 95 % interval and the value."""
 
     def draw(axes: Axes) -> None:
-        names = list(models)
-        highest = max((_or_zero(models[name][metric]["high"]) for name in names), default=1.0) or 1.0
-        for row, name in enumerate(names):
-            figure = models[name][metric]
-            value, low, high = (_or_zero(figure[key]) for key in ("value", "low", "high"))
-            axes.barh(row, value, height=0.62, color=COLOURS[name], alpha=0.85)
+        colours, shown = colours_of(models), [entry.get(metric, {}) for _, entry in models.values()]
+        highest = max((or_zero(figure.get("high")) for figure in shown), default=1.0) or 1.0
+        for row, (name, figure) in enumerate(zip(models, shown)):
+            value, low, high = (or_zero(figure.get(key)) for key in ("value", "low", "high"))
+            axes.barh(row, value, height=0.62, color=colours[name], alpha=0.85)
             axes.errorbar(
                 value, row, xerr=[[max(value - low, 0)], [max(high - value, 0)]], color="#222222", capsize=3, lw=1.3
             )
             axes.text(high + 0.02 * highest, row, f"{value:.3f}", va="center", fontsize=10)
-        axes.set_yticks(range(len(names)), [NAMES[name] for name in names])
+        axes.set_yticks(range(len(models)), [short(text) for text, _ in models.values()])
         axes.invert_yaxis()
         axes.set_xlim(0, highest * 1.17)
         axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.spines["left"].set_visible(False)
         axes.tick_params(axis="y", length=0)
 
-    return _svg(draw, height=0.55 + 0.36 * len(models))
+    return svg(draw, height=0.55 + 0.36 * len(models))
 
 
-def change(differences: Mapping[str, Any], metrics: Sequence[str], labels: Sequence[str]) -> str:
+def change(differences: Mapping[str, Any], metrics: Sequence[str], labels: Sequence[str], about: str) -> str:
     """Paired differences with intervals about a line at zero; filled where the interval is clear of it."""
 
     def draw(axes: Axes) -> None:
         axes.axvline(0, color="#999999", lw=1)
         for row, name in enumerate(metrics):
             figure = differences[name]
-            value, low, high = (_or_zero(figure[key]) for key in ("value", "low", "high"))
+            value, low, high = (or_zero(figure[key]) for key in ("value", "low", "high"))
             clear = sign(figure) != 0
             colour = {1: COLOURS["sft"], -1: COLOURS["aligned"], 0: "#777777"}[sign(figure)]
             axes.plot([low, high], [row, row], color=colour, lw=2.2, solid_capstyle="butt")
@@ -101,17 +65,17 @@ def change(differences: Mapping[str, Any], metrics: Sequence[str], labels: Seque
             FuncFormatter(lambda value, _: f"{value:+.3f}".replace("-", "−") if value else "0")
         )
         axes.tick_params(axis="y", length=0)
-        axes.set_xlabel("aligned minus SFT")
+        axes.set_xlabel(about)
 
-    return _svg(draw, height=0.8 + 0.3 * len(metrics))
+    return svg(draw, height=0.8 + 0.3 * len(metrics))
 
 
 def curves(lines: Sequence[tuple[str, str, Sequence[float], Sequence[float]]], xlabel: str, ylabel: str) -> str:
     """Lines (label, colour, x, y); points are marked where they are few."""
 
     def draw(axes: Axes) -> None:
-        for label, colour, x, y in lines:
-            axes.plot(x, y, color=colour, lw=1.8, marker="o" if len(x) < 25 else None, ms=3.5, label=label)
+        for name, colour, x, y in lines:
+            axes.plot(x, y, color=colour, lw=1.8, marker="o" if len(x) < 25 else None, ms=3.5, label=name)
         axes.set_xlabel(xlabel)
         axes.set_ylabel(ylabel)
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
@@ -120,7 +84,7 @@ def curves(lines: Sequence[tuple[str, str, Sequence[float], Sequence[float]]], x
         if len(lines) > 1:
             axes.legend(loc="best")
 
-    return _svg(draw, height=2.7)
+    return svg(draw, height=2.7)
 
 
 def smoothing(counts: Mapping[str, np.ndarray], edges: np.ndarray, ceiling: float | None) -> str:
@@ -131,7 +95,7 @@ def smoothing(counts: Mapping[str, np.ndarray], edges: np.ndarray, ceiling: floa
         edges: float [bins + 1].
         ceiling: `align.epsilon_max`, drawn as a line; None where it was not used.
     """
-    with rc_context(_STYLE):
+    with rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, 0.75 + 1.05 * len(counts)), layout="constrained")
         rows = figure.subplots(len(counts), 1, sharex=True, squeeze=False)[:, 0]
         colours = ("#666666", *STRATEGY_COLOURS)
@@ -149,7 +113,7 @@ def smoothing(counts: Mapping[str, np.ndarray], edges: np.ndarray, ceiling: floa
         rows[-1].set_xlim(0, 0.5)
         label = "ε of a pair" + (f" (dashed: clamp at {ceiling:g})" if ceiling is not None else "")
         rows[-1].set_xlabel(label)
-        return _text(figure)
+        return text_of(figure)
 
 
 def reliability(bins: Sequence[Mapping[str, float]]) -> str:
@@ -174,7 +138,7 @@ def reliability(bins: Sequence[Mapping[str, float]]) -> str:
         axes.grid(axis="y", color="#eeeeee")
         axes.set_axisbelow(True)
 
-    return _svg(draw, height=2.7)
+    return svg(draw, height=2.7)
 
 
 def popularity(train_count: np.ndarray, exposures: Mapping[str, np.ndarray]) -> str:
@@ -187,14 +151,16 @@ def popularity(train_count: np.ndarray, exposures: Mapping[str, np.ndarray]) -> 
     edges = _doubling(int(train_count.max(initial=1)))
     place = np.clip(np.searchsorted(edges, train_count, side="right") - 1, 0, len(edges) - 2)
 
+    colours = colours_of(exposures)
+
     def draw(axes: Axes) -> None:
         x = np.arange(len(edges) - 1)
         for name, counts in exposures.items():
             share = np.bincount(place, counts, minlength=len(x)) / max(counts.sum(), 1)
             if name == "truth":
-                axes.bar(x, share, width=0.9, color="#d9d9d9", label=NAMES[name])
+                axes.bar(x, share, width=0.9, color="#d9d9d9", label=short(label(name)))
             else:
-                axes.plot(x, share, "o-", color=COLOURS[name], lw=1.8, ms=4.5, label=NAMES[name])
+                axes.plot(x, share, "o-", color=colours[name], lw=1.8, ms=4.5, label=short(label(name)))
         labels = [f"{low}" if high - low == 1 else f"{low}–{high - 1}" for low, high in pairwise(edges)]
         axes.set_xticks(x, labels, rotation=35 if len(x) > 5 else 0, ha="right" if len(x) > 5 else "center")
         axes.set_xlabel("interactions of the item in training")
@@ -203,7 +169,7 @@ def popularity(train_count: np.ndarray, exposures: Mapping[str, np.ndarray]) -> 
         axes.set_ylabel("share of top-10 places")
         axes.legend(loc="upper left")
 
-    return _svg(draw, height=3.3)
+    return svg(draw, height=3.3)
 
 
 def _doubling(highest: int) -> np.ndarray:
@@ -212,20 +178,3 @@ def _doubling(highest: int) -> np.ndarray:
     step = max(1, math.ceil(len(powers) / 12))
     kept = powers[::-1][::step][::-1]
     return np.unique(np.concatenate([[0], kept]))
-
-
-def _or_zero(value: float | None) -> float:
-    return 0.0 if value is None else float(value)
-
-
-def _svg(draw: Callable[[Axes], None], height: float) -> str:
-    with rc_context(_STYLE):
-        figure = Figure(figsize=(WIDTH, height), layout="constrained")
-        draw(figure.subplots())
-        return _text(figure)
-
-
-def _text(figure: Figure) -> str:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None}, transparent=True)
-    return buffer.getvalue().decode()

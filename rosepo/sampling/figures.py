@@ -108,6 +108,7 @@ class Tally:
             **({"epsilon_mean": mean} if scored else {}),
             "strategies": {name: _of_strategy(entry) for name, entry in sorted(self.strategies.items())},
             "fallbacks": sum(entry["fallback"] for entry in self.strategies.values()),
+            "prompt_tokens": self.totals["prompt_tokens"],
             "prompt_tokens_mean": self.totals["prompt_tokens"] / prompts,
             "prompt_tokens_max": self.longest_prompt,
             "prompts_cut": self.totals["prompts_cut"],

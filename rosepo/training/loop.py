@@ -202,6 +202,7 @@ class _Run:
             "wait_seconds": round(self.waited, 2),
             "rows_per_second": round(rows / seconds, 2),
             "checkpoint_share": round(self.saving / seconds, 4),
+            "device": self.engine.device.type,
         }
 
     def _step(self, stream: Iterator[Arrays], step: int) -> Any:

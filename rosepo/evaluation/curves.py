@@ -1,0 +1,97 @@
+"""What the logs of training show: loss, rewards and hits over steps, as pictures and as the figures at the end."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rosepo.evaluation import figures
+from rosepo.evaluation.naming import COLOURS
+from rosepo.evaluation.tables import Cell, Table
+from rosepo.evaluation.verdict import number
+
+if TYPE_CHECKING:
+    from rosepo.artifacts import Outputs
+
+Rows = list[dict[str, Any]]
+
+_DARK, _SECOND = "#222222", "#009e73"
+_LINES = (
+    ("loss", "loss", (("loss", "training", ""), ("validation_loss", "validation", _DARK))),
+    ("reward margin, chosen − rejected", "margin",
+     (("margin", "training", ""), ("validation_margin", "validation", _DARK))),
+    ("pairs in the right order", "share",
+     (("accuracy", "training", ""), ("validation_accuracy", "validation", _DARK))),
+    ("held-out users", "HR@10, NDCG@10", (("hr@10", "HR@10", ""), ("ndcg@10", "NDCG@10", _SECOND))),
+)  # fmt: skip
+"""Of `sft` and `align`: title, y axis, and the key, label and colour ('': the model's) of each line."""
+_SHOWN = {
+    "loss": "Loss",
+    "validation_loss": "Validation loss",
+    "margin": "Reward margin",
+    "accuracy": "Reward accuracy",
+    "hr@10": "HR@10",
+    "ndcg@10": "NDCG@10",
+}
+
+
+def pictures(inputs: Outputs) -> list[tuple[str, str]]:
+    """Title and SVG of every curve that was logged."""
+    found = []
+    for title, folder, colour in _trainings(inputs):
+        rows = _lines(folder / "metrics.jsonl")
+        for about, axis, wanted in _LINES if colour else ():
+            drawn = [(name, shade or colour, *_xy(rows, key)) for key, name, shade in wanted if _has(rows, key)]
+            if drawn:
+                found.append((f"{title}: {about}", figures.curves(drawn, "step", axis)))
+    rows = _lines(inputs.oracle / "metrics.jsonl")
+    wanted = (("hr@10", "HR@10", COLOURS["oracle"]), ("ndcg@10", "NDCG@10", COLOURS["sft"]))
+    drawn = [(name, colour, *_xy(rows, key)) for key, name, colour in wanted if _has(rows, key)]
+    if drawn:
+        found.append(("Oracle: validation", figures.curves(drawn, "epoch", "HR@10, NDCG@10")))
+    return found
+
+
+def ends(inputs: Outputs) -> Table | None:
+    """First and last value of every curve that was logged, a row a training; None where nothing was."""
+    logs = {title: _lines(folder / "metrics.jsonl") for title, folder, _ in _trainings(inputs)}
+    logs = {title: rows for title, rows in logs.items() if rows}
+    keys = [key for key in _SHOWN if any(_has(rows, key) for rows in logs.values())]
+    if not keys:
+        return None
+    cells = [[Cell(title), Cell(f"{rows[-1]['step']:,}"), *(_end(rows, key) for key in keys)]
+             for title, rows in logs.items()]  # fmt: skip
+    header = ("Training", "Steps", *(_SHOWN[key] for key in keys))
+    return Table(
+        header, cells, note="Last value, and below it the first one that was logged. Steps of an oracle are epochs."
+    )
+
+
+def _trainings(inputs: Outputs) -> list[tuple[str, Path, str]]:
+    """Title, folder and colour of fine-tuning, of every round of alignment, and of the oracle (without a colour)."""
+    several = inputs.round > 1
+    rounds = [(f"Alignment{f', round {one.round}' if several else ''}", one.aligned, COLOURS["aligned"])
+              for one in inputs.rounds]  # fmt: skip
+    return [("Fine-tuning", inputs.sft, COLOURS["sft"]), *rounds, ("Oracle", inputs.oracle, "")]
+
+
+def _end(rows: Rows, key: str) -> Cell:
+    found = [row[key] for row in rows if key in row]
+    return Cell(number(found[-1]), f"from {number(found[0])}" if len(found) > 1 else "") if found else Cell("–")
+
+
+def _has(rows: Rows, key: str) -> bool:
+    return any(key in row for row in rows)
+
+
+def _xy(rows: Rows, key: str) -> tuple[Sequence[float], Sequence[float]]:
+    chosen = [row for row in rows if key in row]
+    return [row["step"] for row in chosen], [row[key] for row in chosen]
+
+
+def _lines(path: Path) -> Rows:
+    if not path.is_file():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]

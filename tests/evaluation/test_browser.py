@@ -1,0 +1,72 @@
+"""The pages in a real browser: desk, phone and print."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from rosepo.evaluation.compare import compare
+from tests.browser import Browser, Drawn, browser, installed
+from tests.evaluation.reports import shared_run
+
+PHONE, DESK = 360, 1200
+
+
+@pytest.fixture(scope="module")
+def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    path = installed()
+    if path is None:
+        pytest.skip("no Chromium on this machine: the pages were not drawn")
+    with browser(path, tmp_path_factory.mktemp("profile")) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Pages by name, with all that may be on them, long names and titles that are HTML among it."""
+    full, plain = shared_run(tmp_path_factory, seed=1, everything=True), shared_run(tmp_path_factory)
+    page = tmp_path_factory.mktemp("compare") / "compare.html"
+    compare([plain, full], page)
+    return {"report": full / "report.html", "compare": page}
+
+
+def check(drawn: Drawn) -> None:
+    assert drawn.said == []
+    assert drawn.broken_images == 0
+    assert drawn.scroll_width <= drawn.width, "the page can be moved sideways"
+    assert drawn.png.startswith(b"\x89PNG")
+    assert len(drawn.png) > 20_000
+    assert drawn.pdf.startswith(b"%PDF")
+    assert drawn.hidden_in_print == 0
+    assert drawn.beyond_paper == 0
+
+
+@pytest.mark.parametrize("width", [PHONE, DESK])
+@pytest.mark.parametrize("name", ["report", "compare"])
+def test_a_page_is_drawn_without_errors(chromium: Browser, pages: dict[str, Path], name: str, width: int) -> None:
+    check(chromium.draw(pages[name], width))
+
+
+def test_what_is_folded_away_opens_with_a_tap(chromium: Browser, pages: dict[str, Path]) -> None:
+    chromium.draw(pages["report"], PHONE)
+    chromium.call("Emulation.setEmulatedMedia", media="screen")
+    height = "document.querySelector('#differences ~ .body').offsetHeight"
+    assert chromium.value(height) == 0
+    chromium.value("document.querySelector('label[for=differences]').click()")
+    assert chromium.value(height) > 100
+
+
+def test_the_browser_would_tell_of_errors_and_of_what_does_not_fit(chromium: Browser, tmp_path: Path) -> None:
+    page = tmp_path / "bad.html"
+    page.write_text(
+        "<meta name=viewport content='width=device-width'><img src=nothing.png>"
+        "<div style='width:900px'>x</div><table style='width:2000px;height:9px'></table>"
+        "<script>console.error('a'); throw new Error('b')</script>"
+    )
+    drawn = chromium.draw(page, PHONE)
+    assert drawn.scroll_width > PHONE
+    assert drawn.broken_images == 1
+    assert drawn.beyond_paper == 1
+    assert len(drawn.said) >= 2

@@ -1,0 +1,176 @@
+"""Several runs on one page: what is paired, what is not, what is refused."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from rosepo.artifacts import write_json
+from rosepo.errors import UserError
+from rosepo.evaluation.compare import compare, paired_differences, settings_table
+from rosepo.evaluation.finished import read_runs
+from tests.evaluation.reports import shared_run
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Two runs of the same examples, whose alignments differ in a setting and in what they recommend."""
+    return [shared_run(tmp_path_factory), shared_run(tmp_path_factory, seed=1, everything=True)]
+
+
+@pytest.fixture
+def copy(runs: list[Path], tmp_path: Path) -> Path:
+    """A copy of the second run, to be changed."""
+    return Path(shutil.copytree(runs[1], tmp_path / "copy"))
+
+
+def means(run: Path) -> dict[str, float]:
+    models = json.loads((run / "evaluation" / "metrics.json").read_text())["models"]["aligned"]
+    return {key: figure["value"] for key, figure in models.items()}
+
+
+def test_differences_are_paired_where_the_examples_are_the_same(runs: list[Path]) -> None:
+    first, second = read_runs(runs)
+    found, alone = paired_differences([first, second], first)
+    assert alone == []
+    assert set(found) == {"B"}
+    for key, figure in found["B"].items():
+        assert figure["value"] == pytest.approx(means(runs[1])[key] - means(runs[0])[key])
+        assert figure["low"] <= figure["value"] <= figure["high"]
+    turned, _ = paired_differences([first, second], second)
+    assert turned["A"]["ndcg@10"]["value"] == pytest.approx(-found["B"]["ndcg@10"]["value"])
+    assert turned["A"]["ndcg@10"]["low"] == pytest.approx(-found["B"]["ndcg@10"]["high"], abs=1e-9)
+
+
+def test_the_same_recommendations_differ_by_nothing_whatever_the_order_of_examples(
+    copy: Path, runs: list[Path]
+) -> None:
+    order = np.random.default_rng(0).permutation(24)
+    examples, rankings = copy / "evaluation" / "_examples.parquet", copy / "evaluation" / "rankings" / "aligned.parquet"
+    pq.write_table(pq.read_table(examples).take(order), examples)
+    parts = sorted(rankings.glob("part-*.parquet"))
+    whole = pa.concat_tables([pq.read_table(part, partitioning=None) for part in parts]).take(order)
+    for part in parts[1:]:
+        part.unlink()
+    pq.write_table(whole, parts[0])
+    first, second = read_runs([runs[1], copy])
+    found, alone = paired_differences([first, second], first)
+    assert alone == []
+    assert {(figure["low"], figure["value"], figure["high"]) for figure in found["B"].values()} == {(0.0, 0.0, 0.0)}
+
+
+@pytest.mark.parametrize("lost", ["examples", "rankings"])
+def test_other_examples_or_lost_rankings_leave_the_intervals_alone(
+    copy: Path, runs: list[Path], lost: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = copy / "evaluation" / "_examples.parquet"
+    if lost == "examples":
+        pq.write_table(pq.read_table(path).slice(1), path)
+    else:
+        shutil.rmtree(copy / "evaluation" / "rankings")
+    compare([runs[0], copy], tmp_path / "page.html")
+    told = "not measured on the same examples (23 and 24)" if lost == "examples" else "are not there any more"
+    assert told in capsys.readouterr().err
+    for suffix in (".html", ".md"):
+        text = (tmp_path / "page").with_suffix(suffix).read_text().replace("\\", "")
+        assert told in text
+        assert "Paired differences" not in text
+
+
+def test_the_page_shows_settings_figures_cost_and_verdicts_of_every_run(
+    copy: Path, runs: list[Path], tmp_path: Path
+) -> None:
+    path = copy / "_settings" / "_manifest.json"
+    path.parent.mkdir()
+    settings = {"align.beta": 0.25, "align.loss": "dpo"}
+    write_json(path, {"fingerprint": "x", "seconds": 90.0, "settings": settings, "figures": {"tokens": 1500}})
+    write_json(copy / "manifest.json", {"stages": {"align": {"manifest": "_settings/_manifest.json"}}})
+    page = tmp_path / "new" / "page.html"
+    compare([runs[0], copy], page, base=copy)
+    text, plain = page.read_text(), page.with_suffix(".md").read_text().replace("\\", "")
+    for wanted in (
+        "align.beta", "0.25", "dpo", "B · copy", "Against B · copy", "1,500", "1:30", "n = 24 examples of 24 users",
+        "What people chose", "Alignment ", "Every model of every run",
+    ):  # fmt: skip
+        assert wanted in text, wanted
+        assert wanted in plain, wanted
+    assert text.count("data:image/svg+xml") == 4
+    assert not re.search(r"url\(|@import|<link|<script", text)
+
+
+def test_settings_that_are_equal_are_not_told(runs: list[Path]) -> None:
+    assert settings_table(read_runs(runs)) is None
+
+
+def test_runs_are_told_apart_by_as_much_of_their_path_as_it_takes(runs: list[Path], tmp_path: Path) -> None:
+    folders = [Path(shutil.copytree(runs[0], tmp_path / name / "run")) for name in ("a", "b")]
+    assert [run.title for run in read_runs(folders)] == ["A · a/run", "B · b/run"]
+
+
+def _split(copy: Path, runs: list[Path]) -> list[Path]:
+    path = copy / "evaluation" / "metrics.json"
+    write_json(path, json.loads(path.read_text()) | {"split": "validation"})
+    return [runs[0], copy]
+
+
+def _baselines(copy: Path, runs: list[Path]) -> list[Path]:
+    path = copy / "evaluation" / "metrics.json"
+    write_json(path, json.loads(path.read_text()) | {"models": {"popular": {}}})
+    return [runs[0], copy]
+
+
+def _broken(copy: Path, runs: list[Path]) -> list[Path]:
+    (copy / "evaluation" / "metrics.json").write_text("{")
+    return [runs[0], copy]
+
+
+def _empty(copy: Path, runs: list[Path]) -> list[Path]:
+    (copy.parent / "empty").mkdir()
+    return [runs[0], copy.parent / "empty"]
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (lambda copy, runs: [runs[0]], "two runs at least"),
+        (lambda copy, runs: [runs[0], runs[0] / "."], "given twice"),
+        (lambda copy, runs: [runs[0], copy / "nowhere"], "is no folder"),
+        (_empty, r"is no evaluated run .*run `rosepo evaluate --out"),
+        (_broken, "is no metrics.json of rosepo"),
+        (_baselines, "no model of its own"),
+        (_split, "evaluated on the validation split .* same evaluate.split"),
+    ],
+)
+def test_misuse_is_refused_in_a_sentence(given: Any, words: str, copy: Path, runs: list[Path], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=words):
+        compare(given(copy, runs), tmp_path / "page.html")
+    assert not (tmp_path / "page.html").exists()
+
+
+def test_a_base_that_is_no_run_and_an_out_that_is_no_page_are_refused(runs: list[Path], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"--base .* is none of the runs"):
+        compare(runs, tmp_path / "page.html", base=tmp_path)
+    for out in (tmp_path, tmp_path / "page.pdf"):
+        with pytest.raises(UserError, match=r"is no \.html file"):
+            compare(runs, out)
+
+
+def test_the_command_ends_with_2_on_misuse_and_says_what_it_takes(runs: list[Path]) -> None:
+    from typer.testing import CliRunner
+
+    from rosepo.cli import app
+
+    runner = CliRunner()
+    assert runner.invoke(app, ["compare", str(runs[0])]).exit_code == 2
+    shown = runner.invoke(app, ["compare", "--help"])
+    assert shown.exit_code == 0
+    for word in ("--out", "--base", "RUNS"):
+        assert word in shown.output
