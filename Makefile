@@ -3,12 +3,17 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+SUITES ?= essential
 
-.PHONY: demo test test-slow test-gpu test-qlora lint format constraints clean
+.PHONY: demo experiments test test-slow test-gpu test-qlora lint format constraints clean
 
 ## The whole pipeline on the embedded data: about five minutes on two cores, after the install.
 demo: $(READY)
 	$(BIN)/rosepo run --config jobs/configs/demo.yaml --out runs/demo
+
+## All experiments of docs/results.md, on validation and on test, or what is left of them: hours on two cores.
+experiments: $(READY)
+	$(BIN)/python jobs/experiments.py $(addprefix jobs/configs/experiments/,$(SUITES:=.yaml)) --out runs/experiments --test
 
 ## What CI runs.
 test: $(READY) lint

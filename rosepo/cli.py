@@ -183,6 +183,59 @@ def run(
     guarded(work, debug)
 
 
+@app.command("experiments")
+def experiments(
+    suites: Annotated[list[Path], typer.Argument(help="Files of suites, as in jobs/configs/experiments/.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of all runs: DATA/seed-SEED/VARIANT in it.")],
+    only: Annotated[list[str] | None, typer.Option("--only", help="A variant to make; may be repeated.")] = None,
+    data: Annotated[list[str] | None, typer.Option("--data", help="A data set to use; may be repeated.")] = None,
+    seeds: Annotated[str | None, typer.Option("--seeds", help="Seeds instead of the suites', as in 0,1,2.")] = None,
+    test: Annotated[
+        bool, typer.Option("--test", help="Evaluate on the test split too, where suites ask for it.")
+    ] = False,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            "-s",
+            metavar="[DATA:]SECTION.KEY=VALUE",
+            help="Override one setting in every run, or in those of one data set; may be repeated.",
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be made and shared, and how long.")
+    ] = False,
+    tables: Annotated[bool, typer.Option("--tables", help="Make the tables of what is finished, and no run.")] = False,
+    overwrite: OverwriteOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Make all runs of suites of experiments, and their tables; what is finished is passed over.
+
+    A suite names variants of a base configuration, data sets and seeds. Every run is an ordinary run's folder,
+    evaluated on validation; stages that runs have in common are made once. A run that fails is told and recorded, and
+    the others go on. Writes results.md and results.json in --out: figures, costs, paired intervals over users.
+
+    Example: rosepo experiments jobs/configs/experiments/essential.yaml --out runs/experiments --dry-run
+    """
+
+    def work() -> None:
+        from rosepo.experiments.command import Chosen
+        from rosepo.experiments.command import experiments as make
+
+        _check_job(out)
+        chosen = Chosen(only or [], data or [], _numbers(seeds), test)
+        make(suites, out, chosen, set_ or [], overwrite=overwrite, dry_run=dry_run, tables=tables)
+
+    guarded(work, debug)
+
+
+def _numbers(text: str | None) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")] if text is not None else []
+    except ValueError:
+        raise UserError(f"--seeds {text} is not a list of numbers: write 0,1,2") from None
+
+
 @app.command("recommend")
 def recommend(
     model: Annotated[
@@ -304,11 +357,7 @@ def _run_stages(config: Config, out: Path, names: Sequence[str], overwrite: bool
     from rosepo.refusals import check_named, check_resources
     from rosepo.session import ray_session
 
-    if not out.is_absolute() and _JOB_COPY in Path.cwd().parts:
-        raise UserError(
-            f"--out {out} is relative, and a Ray job runs in a copy of the submitted folder that Ray removes: "
-            "give an absolute path that every node sees"
-        )
+    _check_job(out)
     names = with_streamed(config, out, names)
     check_named(config, names)
     # Refusals come before Ray is started; run_stages plans again, on the same folder.
@@ -318,6 +367,14 @@ def _run_stages(config: Config, out: Path, names: Sequence[str], overwrite: bool
     with ray_session(config.ray, debug):
         check_resources(config, names)
         run_stages(config, out, names, overwrite)
+
+
+def _check_job(out: Path) -> None:
+    if not out.is_absolute() and _JOB_COPY in Path.cwd().parts:
+        raise UserError(
+            f"--out {out} is relative, and a Ray job runs in a copy of the submitted folder that Ray removes: "
+            "give an absolute path that every node sees"
+        )
 
 
 def _interrupt(number: int, frame: Any) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_origin
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
@@ -166,7 +166,7 @@ def parse_config(tree: Mapping[str, Any], source: str = "config") -> Config:
     try:
         return Config.model_validate(dict(tree))
     except ValidationError as error:
-        raise UserError("\n".join(f"{source}: {line}" for line in _explain(error))) from error
+        raise UserError("\n".join(f"{source}: {line}" for line in explain(error, Config))) from error
 
 
 def dump_config(config: Config) -> str:
@@ -212,14 +212,15 @@ def _assign(tree: dict[str, Any], keys: list[str], value: Any, override: str) ->
     node[keys[-1]] = value
 
 
-def _explain(error: ValidationError) -> list[str]:
+def explain(error: ValidationError, root: type[Section]) -> list[str]:
+    """A sentence a fault, of what was read as a `root`."""
     lines = []
     for fault in error.errors():
         where = ".".join(str(part) for part in fault["loc"])
         if fault["type"] == "default_factory_not_called":
             continue  # a default that depends on another key: there is a fault in that section, which is told
         if fault["type"] == "extra_forbidden":
-            known = _known_keys(fault["loc"][:-1])
+            known = _known_keys(root, fault["loc"][:-1])
             lines.append(f"unknown key '{where}'{nearest(str(fault['loc'][-1]), known)}")
         else:
             message = fault["msg"].removeprefix("Value error, ")
@@ -229,13 +230,18 @@ def _explain(error: ValidationError) -> list[str]:
     return lines
 
 
-def _known_keys(location: tuple[int | str, ...]) -> list[str]:
-    model: Any = Config
+def _known_keys(root: type[Section], location: tuple[int | str, ...]) -> list[str]:
+    model: Any = root
+    key = False
     for part in location:
+        if key:  # of a mapping, or the place in a list: no field
+            key = False
+            continue
         field = model.model_fields.get(str(part)) if isinstance(model, type) and issubclass(model, BaseModel) else None
         if field is None:
             return []
-        model = next(
-            (arg for arg in getattr(field.annotation, "__args__", ()) if isinstance(arg, type)), field.annotation
-        )
+        types = [arg for arg in getattr(field.annotation, "__args__", ()) if isinstance(arg, type)]
+        sections = [arg for arg in types if issubclass(arg, BaseModel)]
+        model = next(iter(sections or types), field.annotation)
+        key = bool(sections) and get_origin(field.annotation) in (dict, tuple)
     return list(model.model_fields) if isinstance(model, type) and issubclass(model, BaseModel) else []

@@ -1,0 +1,96 @@
+"""A run as a process of its own, and one command at a time in a folder of experiments."""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rosepo.console import say
+from rosepo.errors import UserError
+
+PATIENCE = 60
+"""Seconds that a command that was killed may still take to end its run."""
+_DEATH_SIGNAL = 1
+"""Linux: PR_SET_PDEATHSIG."""
+
+
+def call(command: list[str], log: Path, lock: int) -> str | None:
+    """Run a command, all that it says in `log`; returns the sentence of its error, or None.
+
+    The run is a session of its own: Ctrl-C reaches this process alone, which then sends it one SIGTERM, an orderly
+    stop. It shares the lock, so that the next command waits for the end of a run whose own command was killed.
+    """
+    told = "it said nothing"
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        start_new_session=True,
+        pass_fds=(lock,),
+        preexec_fn=_end_with_parent if sys.platform == "linux" else None,
+    )
+    try:
+        assert process.stdout is not None
+        with log.open("a", encoding="utf-8") as file:
+            for line in process.stdout:
+                file.write(line)
+                file.flush()
+                if line.startswith("["):
+                    say(f"    {line.rstrip()}")
+                elif line.strip():
+                    told = line.strip()
+        code = process.wait()
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            try:
+                process.wait(PATIENCE)
+            except subprocess.TimeoutExpired:
+                process.kill()
+    if code == 0:
+        return None
+    if code < 0:
+        return f"ended by {signal.Signals(-code).name}; its last line: {told} ({log})"
+    return f"{told.removeprefix('error: ')} ({log})"
+
+
+def _end_with_parent() -> None:
+    """A run whose command was killed outright gets SIGTERM: it must not go on beside the next command."""
+    ctypes.CDLL(None).prctl(_DEATH_SIGNAL, signal.SIGTERM)
+
+
+@contextmanager
+def only_one(out: Path) -> Iterator[int]:
+    """The lock of a folder of experiments: one command at a time; one that was killed is given a minute to end.
+
+    Raises:
+        UserError: another one is still at work.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    handle = os.open(out, os.O_RDONLY)
+    try:
+        for second in range(PATIENCE + 1):
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if second == 0:
+                    say(f"  another rosepo is at work in {out}: waiting up to {PATIENCE} s for its end")
+                time.sleep(1)
+            except OSError:
+                break  # a file system without locks
+        else:
+            raise UserError(f"another rosepo is running experiments in {out}: wait for it, or use another --out")
+        yield handle
+    finally:
+        os.close(handle)

@@ -1,0 +1,234 @@
+"""The results of experiments: every variant with its cost, beside the baselines, and the answers to the questions."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rosepo.artifacts import Outputs, git_revision, now, read_manifest, versions, write_json, write_text
+from rosepo.evaluation.bootstrap import Estimate
+from rosepo.evaluation.verdict import sign
+from rosepo.experiments.measures import METRICS, TRUTH, Measured, Pool, Series, measure
+from rosepo.experiments.runs import Run
+from rosepo.experiments.suite import BASELINES, Contrast, Experiments
+from rosepo.experiments.tables import as_markdown
+from rosepo.pipeline import resolve_config
+from rosepo.redaction import redact
+from rosepo.stages import find_stage, seconds_in_all, stages_of
+from rosepo.tuning.sweep import TRIALS_FILE
+
+JSON_FILE, MARKDOWN_FILE = "results.json", "results.md"
+CHOSEN_BY = "ndcg@10"
+_ACCURACY = ("hr@1", "hr@10", "ndcg@10")
+
+
+def write_results(
+    asked: Experiments, runs: Sequence[Run], out: Path, more: Sequence[str] = (), resamples: int = 1000
+) -> dict[str, Any]:
+    """Write `results.json` and `results.md` of all runs that are finished; returns the former.
+
+    Args:
+        runs: of both splits, finished or not.
+        more: overrides that the runs were made with. A run that was made with other settings than it has now is told
+            among those that failed.
+    """
+    data: dict[str, dict[str, list[Run]]] = {}
+    missing, failed = [], {}
+    for run in runs:
+        changed = run.changed(more) if run.finished else []
+        if run.finished and not changed:
+            data.setdefault(run.experiment.data, {}).setdefault(run.split, []).append(run)
+        elif changed:
+            failed[run.label] = f"was made with other settings ({'; '.join(changed[:3])}): --overwrite makes it again"
+        elif (failure := run.failure()) is not None:
+            failed[run.label] = failure
+        else:
+            missing.append(run.label)
+    found: dict[str, Any] = {}
+    for name, splits in data.items():
+        found[name] = {split: _section(asked, made, resamples) for split, made in splits.items()}
+        _mark_chosen(found[name])
+    results = {
+        "made": now(),
+        "command": redact(" ".join(sys.argv)),
+        "suites": [str(path) for path in asked.suites],
+        "machine": f"{os.cpu_count()} CPUs, {platform.system()} {platform.machine()}",
+        "versions": versions(),
+        "revision": git_revision(),
+        "resamples": resamples,
+        "variants": {name: variant.about for name, variant in asked.variants.items()},
+        "data": found,
+        "sweeps": {run.label: trials for run in runs if run.finished and (trials := _trials(run)) is not None},
+        "missing": missing,
+        "failed": failed,
+    }
+    write_json(out / JSON_FILE, results)
+    write_text(out / MARKDOWN_FILE, as_markdown(results, out))
+    return results
+
+
+@dataclass
+class _Collected:
+    """What the finished runs of a data set and a split give."""
+
+    users: dict[int, np.ndarray] = field(default_factory=dict)
+    systems: dict[str, dict[int, Series]] = field(default_factory=dict)
+    costs: dict[str, dict[int, dict[str, float]]] = field(default_factory=dict)
+    same: dict[str, str] = field(default_factory=dict)
+    """`<variant>:sft` or `<variant>:oracle` to the baseline that it is."""
+    elsewhere: list[str] = field(default_factory=list)
+    """Runs that were evaluated on other examples than the first one of their seed."""
+
+
+def _section(asked: Experiments, runs: Sequence[Run], resamples: int) -> dict[str, Any]:
+    collected = _Collected()
+    for seed in sorted({run.seed for run in runs}):
+        _collect(collected, [run for run in runs if run.seed == seed])
+    pool = Pool(collected.users, collected.systems, resamples)
+    order = [*_baselines(collected), *(name for name in asked.variants if name in collected.systems)]
+    comparators = [name for name in asked.comparators if name in collected.systems]
+    return {
+        "n_users": len({user for users in collected.users.values() for user in users.tolist()}),
+        "n_examples": max(map(len, collected.users.values())),
+        "seeds": sorted(collected.users),
+        "truth": {key: _plain(pool.mean(TRUTH, key)) for key in next(iter(collected.systems[TRUTH].values()))},
+        "systems": {name: _row(pool, collected, name) for name in order},
+        "against": {base: {name: _differences(pool, name, base) for name in order if name != base}
+                    for base in comparators},
+        "contrasts": [_answer(pool, collected, contrast) for contrast in asked.contrasts],
+        "evaluated_on_other_examples": collected.elsewhere,
+    }  # fmt: skip
+
+
+def _collect(collected: _Collected, runs: Sequence[Run]) -> None:
+    """Runs of one seed. A baseline is the one that most runs share; a variant with an SFT model or an oracle of its
+    own brings that too, as `<variant>:sft`."""
+    inputs = {run.folder: (read_manifest(Outputs(run.folder).evaluation) or {})["inputs"] for run in runs}
+    common = {
+        stage: Counter(made[stage] for made in inputs.values() if stage in made).most_common(1)
+        for stage in ("prepare", "sft", "oracle")
+    }
+    first: Measured | None = None
+    for run in runs:
+        own, wanted = {}, {"aligned": run.experiment.variant}
+        for stage, models in (("prepare", ("popular", "markov")), ("sft", ("sft",)), ("oracle", ("oracle",))):
+            if stage not in inputs[run.folder]:
+                continue
+            shared = inputs[run.folder][stage] == common[stage][0][0]
+            for model in models:
+                own[f"{run.experiment.variant}:{model}"] = shared
+                name = model if shared else f"{run.experiment.variant}:{model}"
+                if run.seed not in collected.systems.get(name, {}):
+                    wanted[model] = name
+        config = resolve_config(run.folder, None, [])
+        measured = measure(run.folder, config, wanted)
+        if first is not None and not np.array_equal(first.example_ids, measured.example_ids):
+            collected.elsewhere.append(run.label)
+            continue
+        if first is None:
+            first = measured
+            collected.users[run.seed] = measured.users
+            wanted[TRUTH] = TRUTH
+        collected.same |= {name: name.partition(":")[2] for name, shared in own.items() if shared}
+        for model, name in wanted.items():
+            if model in measured.systems:
+                collected.systems.setdefault(name, {})[run.seed] = measured.systems[model]
+                collected.costs.setdefault(name, {})[run.seed] = _cost(run, model)
+
+
+def _cost(run: Run, model: str) -> dict[str, float]:
+    """Seconds of a model's own stages and of all that it rests on, tokens that it was trained on, bytes at the most."""
+    config = resolve_config(run.folder, None, [])
+    read = {name: read_manifest(run.folder / stage.folder) for name, stage in stages_of(config).items()}
+    manifests = {name: manifest for name, manifest in read.items() if manifest is not None}
+    kinds = {"aligned": ("pairs", "align"), "sft": ("sft",), "oracle": ("oracle",)}.get(model, ())
+    below = {"aligned": ("prepare", "sft", "oracle"), "sft": ("prepare",), "oracle": ("prepare",)}.get(model, ())
+    own = {name: manifest for name, manifest in manifests.items() if find_stage(name).kind in kinds}
+    rest = {name: manifest for name, manifest in manifests.items() if find_stage(name).kind in below}
+    tokens = [own[name]["figures"].get("tokens", 0) for name in own if find_stage(name).kind in ("sft", "align")]
+    memory = [manifest.get("peak_memory") or 0 for manifest in own.values()]
+    seconds = {"own_seconds": seconds_in_all(own), "seconds": seconds_in_all({**own, **rest})}
+    return seconds | {"tokens": sum(tokens), "memory": max(memory, default=0)}
+
+
+def _baselines(collected: _Collected) -> list[str]:
+    shared = [name for name in BASELINES if name in collected.systems]
+    return [*shared, *(name for name in collected.systems if ":" in name)]
+
+
+def _row(pool: Pool, collected: _Collected, name: str) -> dict[str, Any]:
+    costs = collected.costs[name].values()
+    return {
+        "seeds": list(pool.seeds(name)),
+        "metrics": {key: _plain(pool.mean(name, key)) for key in METRICS},
+        "by_seed": {key: {seed: _number(value) for seed, value in pool.by_seed(name, key).items()} for key in METRICS},
+        **{key: round(sum(cost[key] for cost in costs) / len(costs), 1) for key in next(iter(costs))},
+    }
+
+
+def _differences(pool: Pool, name: str, base: str) -> dict[str, Any] | None:
+    if not pool.seeds(name, base):
+        return None
+    return {key: _plain(estimate) for key in METRICS if (estimate := pool.difference(name, base, key)) is not None}
+
+
+def _answer(pool: Pool, collected: _Collected, contrast: Contrast) -> dict[str, Any]:
+    """A contrast with its paired intervals and a plain verdict a metric; without, where a system is not there yet."""
+    a, b = (name if name in pool.systems else collected.same.get(name, name) for name in (contrast.a, contrast.b))
+    seeds = pool.seeds(a, b)
+    answers: dict[str, Any] = {}
+    for key in contrast.metrics if seeds else ():
+        estimate = pool.difference(a, b, key)
+        assert estimate is not None
+        ours, theirs = pool.by_seed(a, key), pool.by_seed(b, key)
+        by_seed = {seed: _number(ours[seed] - theirs[seed]) for seed in seeds}
+        answers[key] = {**_plain(estimate), "by_seed": by_seed, "verdict": verdict(key, _plain(estimate))}
+    return {"question": contrast.question, "a": contrast.a, "b": contrast.b, "seeds": list(seeds), "metrics": answers}
+
+
+def _trials(run: Run) -> dict[str, Any] | None:
+    """The trials of a run's sweep, on validation; None where it has none."""
+    path = Outputs(run.folder).sweep / TRIALS_FILE
+    if run.split == "test" or not path.is_file():
+        return None
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return found
+
+
+def verdict(metric: str, difference: Mapping[str, Any]) -> str:
+    """What an interval says of a minus b: better or worse for accuracy, higher or lower for bias, or nothing."""
+    words = ("better", "worse") if metric in _ACCURACY else ("higher", "lower")
+    return {1: words[0], -1: words[1], 0: "no difference seen"}[sign(difference)]
+
+
+def _mark_chosen(splits: dict[str, Any]) -> None:
+    """Name, on both splits, the variant that is best on validation: a choice by test figures would flatter them.
+
+    Variants that lack a seed are left out: fewer seeds have more luck.
+    """
+    section = splits.get("validation", {"systems": {}, "seeds": []})
+    values = {
+        name: row["metrics"][CHOSEN_BY]["value"]
+        for name, row in section["systems"].items()
+        if name not in BASELINES and ":" not in name and row["seeds"] == section["seeds"]
+    }
+    for section in splits.values():
+        section["chosen"] = max(values, key=lambda name: values[name]) if values else None
+
+
+def _plain(estimate: Estimate) -> dict[str, float | None]:
+    return {key: _number(value) for key, value in estimate.as_dict().items()}
+
+
+def _number(value: float) -> float | None:
+    return value if math.isfinite(value) else None

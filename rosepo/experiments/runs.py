@@ -1,0 +1,119 @@
+"""The runs of experiments: an ordinary run's folder for every data set, seed and variant, in a process of its own.
+
+Splits. Settings are chosen on validation, so every variant is evaluated there. The test split is a second run,
+`<variant>.test`, that differs in `evaluate.split` alone: all its stages but the evaluation are links. It is made by
+`--test` and not before, so that nobody who tunes has to look away from test figures.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rosepo.artifacts import Outputs, digest, read_manifest
+from rosepo.config import Config
+from rosepo.experiments.suite import Experiment, Split
+from rosepo.pipeline import CONFIG_FILE, Plan, plan_stages
+from rosepo.redaction import redact_tree
+from rosepo.stages import stage_settings, stages_of
+
+FAILURE_FILE = "failure.json"
+_TEST = ".test"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One variant on one data set with one seed, evaluated on one split."""
+
+    experiment: Experiment
+    seed: int
+    split: Split
+    out: Path
+
+    @property
+    def folder(self) -> Path:
+        """An ordinary run's folder."""
+        name = self.experiment.variant + (_TEST if self.split == "test" else "")
+        return self.out / self.experiment.data / f"seed-{self.seed}" / name
+
+    @property
+    def label(self) -> str:
+        """For people."""
+        split = ", test" if self.split == "test" else ""
+        return f"{self.experiment.data}, seed {self.seed}, {self.experiment.variant}{split}"
+
+    @property
+    def finished(self) -> bool:
+        """Whether there is an evaluation, and the last try did not fail."""
+        return read_manifest(Outputs(self.folder).evaluation) is not None and self.failure() is None
+
+    def config(self, more: Sequence[str] = ()) -> Config:
+        """Its configuration, see `Experiment.config`; overrides `DATA:SECTION.KEY=VALUE` are for one data set."""
+        return self.experiment.config(self.seed, self.split, overrides_of(self.experiment.data, more))
+
+    def changed(self, more: Sequence[str] = ()) -> list[str]:
+        """Settings that its finished stages were made with and that it has no longer, `key: then → now`."""
+        config, found = self.config(more), {}
+        for stage in stages_of(config).values():
+            manifest = read_manifest(self.folder / stage.folder)
+            settings = stage_settings(config, stage) if manifest is not None else {}
+            for key, value in settings.items():
+                then = manifest["settings"].get(key) if manifest else None
+                # Where the data stands is no matter; what is in it the fingerprints know.
+                if not key.startswith("data.") and digest(redact_tree(value)) != digest(then):
+                    found[key] = f"{key}: {then} → {value}"
+        return [*found.values()]
+
+    def siblings(self) -> list[Path]:
+        """Folders of runs on the same data with the same seed."""
+        parent = self.folder.parent
+        found = sorted(parent.iterdir()) if parent.is_dir() else []
+        return [folder for folder in found if folder != self.folder and (folder / CONFIG_FILE).is_file()]
+
+    def failure(self) -> str | None:
+        """Why the last try failed, in a sentence; None where it did not."""
+        try:
+            return str(json.loads((self.folder / FAILURE_FILE).read_text(encoding="utf-8"))["error"])
+        except FileNotFoundError:
+            return None
+
+
+def overrides_of(data: str, more: Sequence[str]) -> list[str]:
+    """The overrides that concern a data set, without its name in front."""
+    found = []
+    for override in more:
+        key = override.partition("=")[0]
+        name, colon, _ = key.partition(":")
+        if not colon:
+            found.append(override)
+        elif name == data:
+            found.append(override[len(name) + 1 :])
+    return found
+
+
+def runs_of(experiments: Iterable[Experiment], out: Path, test: bool = False) -> list[Run]:
+    """All runs in the order in which they are made: data set by data set, a seed with all its variants after another;
+    those on test at the end of each seed."""
+    ordered = list(experiments)
+    seeds: dict[tuple[str, int], None] = {}
+    for data in dict.fromkeys(one.data for one in ordered):
+        of_data = [one.seeds for one in ordered if one.data == data]
+        seeds |= dict.fromkeys((data, seed) for seed in sorted({seed for each in of_data for seed in each}))
+    runs = []
+    for data, seed in seeds:
+        here = [one for one in ordered if one.data == data and seed in one.seeds]
+        runs += [Run(one, seed, "validation", out) for one in here]
+        runs += [Run(one, seed, "test", out) for one in here if test and one.tested]
+    return runs
+
+
+def stage_names(config: Config) -> list[str]:
+    """The stages of `rosepo run` under a configuration."""
+    return [name for name in stages_of(config) if name != "sweep" or config.sweep.trials > 0]
+
+
+def plan_of(run: Run, config: Config, overwrite: bool = False) -> list[Plan]:
+    """What is to be done in a run's folder, see `plan_stages`."""
+    return plan_stages(config, run.folder, stage_names(config), overwrite)

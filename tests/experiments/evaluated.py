@@ -1,0 +1,73 @@
+"""Runs of a suite as they look when they are finished: real examples and rankings, stages by their manifests alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from rosepo.artifacts import Outputs, digest, write_json
+from rosepo.config import dump_config
+from rosepo.console import Progress
+from rosepo.evaluation.baselines import Popular, markov
+from rosepo.evaluation.rankers import rank_by_batches
+from rosepo.evaluation.rankings import Batch, write_examples
+from rosepo.experiments.runs import Run
+from rosepo.pipeline import CONFIG_FILE
+from rosepo.stages import stage_settings, stages_of
+from tests.evaluation import runs as tiny
+from tests.helpers import tiny_catalogue
+
+CATALOGUE = tiny_catalogue(30)
+
+
+def noisy(strength: float, seed: int) -> Callable[[Batch], np.ndarray]:
+    """A ranker that sees the target through noise: the stronger, the better."""
+
+    def score(batch: Batch) -> np.ndarray:
+        rng = np.random.default_rng([seed, len(batch.targets)])
+        scores = rng.normal(size=(len(batch.targets), len(CATALOGUE)))
+        scores[np.arange(len(batch.targets)), batch.targets] += strength
+        return scores
+
+    return score
+
+
+def evaluate_run(run: Run, strength: float, users: int = 40, own: Sequence[str] = ()) -> None:
+    """A finished run whose aligned model has this strength; `own`: stages that it does not share with other runs."""
+    tiny.write_examples(run.folder, CATALOGUE, users=users)
+    inputs, config = Outputs(run.folder), run.config()
+    (inputs.evaluation / "rankings").mkdir(parents=True)
+    examples = inputs.evaluation / "_examples.parquet"
+    write_examples(inputs.examples, run.split, None, 8, examples)
+    popular, chain = Popular(CATALOGUE.train_count), markov(inputs.examples, CATALOGUE)
+    rankers = {
+        "popular": lambda batch: popular.score_all(batch.histories),
+        "markov": lambda batch: chain.score_all(batch.histories),
+        "oracle": noisy(3.0 if "oracle" in own else 1.5, run.seed),
+        "sft": noisy(1.0, 10 + run.seed),
+        "aligned": noisy(strength, 20 + run.seed),
+    }
+    with Progress("rank", 1) as progress:
+        for name, ranker in rankers.items():
+            rank_by_batches(ranker, examples, CATALOGUE, inputs.evaluation / "rankings" / f"{name}.parquet", progress)
+    write_manifests(run, own)
+    (run.folder / CONFIG_FILE).write_text(dump_config(config))
+
+
+def write_manifests(run: Run, own: Sequence[str]) -> None:
+    """Of every stage but the sweep: ten seconds, a thousand tokens."""
+    config = run.config()
+    marks = {
+        name: digest([name, run.seed, run.experiment.variant if name in (*own, "pairs", "align") else ""])
+        for name in stages_of(config)
+    }
+    for name, stage in stages_of(config).items():
+        folder: Path = run.folder / stage.folder
+        if name != "sweep":
+            folder.mkdir(exist_ok=True)
+            made = {"fingerprint": marks[name], "seconds": 10.0, "created": "", "figures": {"tokens": 1000}}
+            inputs = {used: marks[used] for used in ("prepare", "sft", "oracle", "pairs", "align")}
+            settings = stage_settings(config, stage)
+            write_json(folder / "_manifest.json", {"stage": name, "settings": settings, "inputs": inputs, **made})
