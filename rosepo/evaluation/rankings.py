@@ -21,6 +21,7 @@ from rosepo.data.catalogue import Catalogue
 from rosepo.data.seen import read_split
 from rosepo.errors import StageError, UserError
 from rosepo.evaluation.baselines import top_k
+from rosepo.evaluation.listed import rank_batch, restricted
 from rosepo.evaluation.metrics import target_ranks
 from rosepo.session import work_dataset
 
@@ -30,31 +31,37 @@ DEPTH = 20
 
 @dataclass(frozen=True)
 class Batch:
-    """Examples of one row group, items as indexes, lists oldest first; a history is the end of what was `seen`."""
+    """Examples of one row group, items as indexes, lists oldest first; a history is the end of what was `seen`. Where
+    there are candidates, int64 [B, C], nothing else competes."""
 
     example_ids: list[str]
     users: pa.Array
     histories: list[np.ndarray]
     seen: list[np.ndarray]
     targets: np.ndarray
+    candidates: np.ndarray | None = None
 
     @classmethod
     def of(cls, table: pa.Table, catalogue: Catalogue) -> Batch:
-        """From columns example_id, user_id, history, seen, target."""
+        """From columns example_id, user_id, history, seen, target, and candidates where the table has them."""
         return cls(
             table["example_id"].to_pylist(),
             table["user_id"].combine_chunks(),
             catalogue.index_lists(table["history"]),
             catalogue.index_lists(table["seen"]),
             catalogue.index(table["target"].to_numpy()),
+            catalogue.index_matrix(table["candidates"]) if "candidates" in table.column_names else None,
         )
 
 
-def write_examples(folder: Path, split: str, limit: int | None, batch_size: int, out: Path) -> int:
+def write_examples(
+    folder: Path, split: str, limit: int | None, batch_size: int, out: Path, extra: tuple[str, ...] = ()
+) -> int:
     """Copy the examples of a split into the file `out`, `batch_size` a row group, in order; return their number.
 
     Args:
         limit: keep this many, those with the smallest hash of example_id.
+        extra: columns that are kept too.
 
     Raises:
         UserError: the split is empty.
@@ -62,7 +69,7 @@ def write_examples(folder: Path, split: str, limit: int | None, batch_size: int,
     count, waiting = 0, pa.table({})
     writer: pq.ParquetWriter | None = None
     try:
-        for table in read_split(folder, split, limit):
+        for table in read_split(folder, split, limit, extra):
             count += len(table)
             waiting = pa.concat_tables([waiting, table]) if len(waiting) else table
             writer = writer or pq.ParquetWriter(out, table.schema, compression="zstd")
@@ -136,7 +143,7 @@ def rank_by_batches(
     writer: pq.ParquetWriter | None = None
     try:
         for batch in read_batches(examples, catalogue):
-            items, scores = top_k(score(batch), batch.seen, DEPTH)
+            items, scores = top_k(restricted(score(batch), batch.candidates), batch.seen, DEPTH)
             table = rankings_table(batch, catalogue, items, scores)
             writer = writer or pq.ParquetWriter(out, table.schema, compression="zstd")
             writer.write_table(table)
@@ -169,9 +176,7 @@ class LanguageModelRanker:
             self._hold(name)
             catalogue = self.recommender.catalogue
             batch = next(read_batches(self.examples, catalogue, [group]))
-            newest = [history[-self.recommender.max_history :] for history in batch.histories]
-            prompts, left_out = zip(*map(self.recommender.builder.prompt, newest), strict=True)
-            items, scores = self.decoder.top_k(prompts, batch.seen, DEPTH)
+            items, scores, left_out = rank_batch(self.recommender, self.decoder, batch, DEPTH)
             table = rankings_table(batch, catalogue, items, scores)
             table = table.append_column("left_out", pa.array(left_out, pa.int32()))
             tables.append(table.add_column(0, "model", pa.array([name] * len(table), pa.string())))

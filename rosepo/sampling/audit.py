@@ -51,7 +51,7 @@ def audit_groups(groups: Path, examples: Path, builder: PromptBuilder | None = N
     if not files:
         raise UserError(f"{groups} holds no groups (part-*.parquet): run `rosepo pairs` first")
     catalogue = Catalogue.load(examples / "_items.parquet")
-    sources = _sources(examples)
+    sources = _sources(examples, builder is not None and builder.lists_candidates)
     source = next(sources)
     sums: dict[str, list[float]] = {}
     negatives, count, pairs, cut = None, 0, 0, None
@@ -136,10 +136,11 @@ def _columns(path: Path) -> list[str]:
     return wanted
 
 
-def _sources(examples: Path) -> Iterator[pa.Table]:
-    """Training examples file by file, with what was seen before each."""
+def _sources(examples: Path, candidates: bool) -> Iterator[pa.Table]:
+    """Training examples file by file, with what was seen before each, and their candidates if asked for."""
     for path in example_files(examples):
-        columns = [name for name in EXAMPLE_COLUMNS if name in pq.read_schema(path).names]
+        names = pq.read_schema(path).names
+        columns = [name for name in (*EXAMPLE_COLUMNS, *(["candidates"] if candidates else [])) if name in names]
         table = pq.read_table(path, columns=columns, filters=[("split", "==", "train")])
         yield with_seen(table, path)
 
@@ -196,13 +197,14 @@ def _check_tokens(path: Path, table: pa.Table, source: pa.Table, catalogue: Cata
     """Compare one file's tokens with those that the evaluation would decode; returns how many histories were cut."""
     refuse = _refuser(path, table["example_id"].to_pylist())
     histories = catalogue.index_lists(source["history"])
-    made, dropped = zip(*(builder.prompt(history) for history in histories), strict=True)
+    listed = catalogue.index_matrix(source["candidates"]) if "candidates" in source.column_names else None
+    made, dropped = builder.prompts(histories, listed)
     prompts = zip(table["prompt_ids"].to_pylist(), made)
     refuse(np.array([ids != other.tolist() for ids, other in prompts]), "has another prompt than its history gives")
     if SPANS in table.column_names:
         spans = [builder.spans(history[cut:]).ravel().tolist() for history, cut in zip(histories, dropped)]
         # The first title of a prompt has none before it, and is never learned from it.
-        marked = zip(table[SPANS].to_pylist(), spans)
+        marked = zip(table[SPANS].to_pylist(), spans if listed is None else [[]] * len(spans))
         other = [found != own[max(2, len(own) - len(found)) :] for found, own in marked]
         refuse(np.array(other), "has title_spans that are not those of its history")
     items = zip(

@@ -14,6 +14,7 @@ from rosepo.config import PairsConfig
 from rosepo.data.catalogue import Catalogue
 from rosepo.errors import UserError
 from rosepo.sampling.examples import Examples
+from rosepo.sampling.listed import CandidateScores, WrongCandidates
 from rosepo.sampling.mixture import Rejected, sample_rejected
 from rosepo.sampling.plan import COLUMNS, UNIT, example_files
 from rosepo.sampling.strategies import (
@@ -48,8 +49,7 @@ def examples_of(table: pa.Table, catalogue: Catalogue) -> Examples:
     made = Examples.of(ids, [], catalogue.index(table["target"].to_numpy()), len(catalogue))
     candidates = None
     if "candidates" in table.column_names:
-        lists = table["candidates"].combine_chunks()
-        candidates = catalogue.index(lists.flatten().to_numpy(zero_copy_only=False)).reshape(len(table), -1)
+        candidates = catalogue.index_matrix(table["candidates"])
     return replace(
         made,
         history_items=flat["history"],
@@ -68,6 +68,7 @@ def strategies(
     decoder: Callable[[int], Answers] | None = None,
     scores: Scores | None = None,
     embeddings: Path | None = None,
+    listed: CandidateScores | None = None,
 ) -> dict[str, Strategy]:
     """Every strategy that the mixture of `pairs` uses, by its name.
 
@@ -78,9 +79,12 @@ def strategies(
             answers.
         scores: the oracle; for rso.
         embeddings: NumPy file of the title embeddings float32 [n_items, d]; for semantic.
+        listed: the policy's scores of candidates, which take the decoder's place where prompts list them.
     """
 
-    def wrong_answers(top: int, count: int) -> WrongAnswers:
+    def wrong_answers(top: int, count: int) -> Strategy:
+        if listed is not None:
+            return WrongCandidates(listed, top)
         if decoder is None:
             raise ValueError("a strategy asks the policy, and there is none")
         return WrongAnswers(decoder(max(MIN_BEAMS, top + count - 1)), top)
@@ -154,18 +158,18 @@ def units(n: int) -> Sequence[np.ndarray]:
     return [np.arange(low, min(low + UNIT, n)) for low in range(0, n, UNIT)]
 
 
-def check_columns(pairs: PairsConfig, examples: Path) -> None:
-    """Refuse examples without a column that sampling reads.
+def check_columns(examples: Path, candidates: bool) -> None:
+    """Refuse examples without a column that sampling reads; `candidates` is one if asked for.
 
     Raises:
         UserError: naming file, column and remedy.
     """
     for path in example_files(examples):
         names = pq.read_schema(path).names
-        if "candidates" in pairs.used and "candidates" not in names:
+        if candidates and "candidates" not in names:
             raise UserError(
-                "pairs.strategies.candidates draws from every example's own candidate list, and the examples have none:"
-                " set prepare.candidates to at least 2 and run `rosepo prepare` again"
+                f"{path} has no candidate lists, which pairs.strategies.candidates draws from and prompts list under"
+                " model.template.candidates=true: set prepare.candidates to at least 2 and run `rosepo prepare` again"
             )
         missing = [name for name in (*COLUMNS, "split") if name not in names]
         if missing:
