@@ -139,8 +139,43 @@ def prepare(
     _guard(lambda: _run(out, config, set_ or [], ["prepare"], overwrite, debug, interactions, items), debug)
 
 
-for _name in ("sft", "oracle", "pairs", "align", "evaluate", "sweep"):
+for _name in ("sft", "oracle", "pairs", "align", "sweep"):
     (_round_command if _name in ("pairs", "align") else _stage_command)(_name)
+
+
+@app.command("evaluate", help=stage_help("evaluate"))
+def evaluate(
+    out: OutOption,
+    config: ConfigOption = None,
+    set_: SetOption = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--model",
+            "-m",
+            metavar="[NAME=]PATH_OR_ID",
+            help="Rank by this model too: a model folder of another run on the same catalogue, or any causal LM or "
+            "adapter, read with this run's template; may be repeated.",
+        ),
+    ] = None,
+    predictions: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--predictions",
+            metavar="[NAME=]FILE",
+            help="Score another system's answers too: Parquet, CSV or JSON Lines with user_id (or example_id) and a "
+            "list `items` of titles or ids, or item_id with rank or score; may be repeated.",
+        ),
+    ] = None,
+    overwrite: OverwriteOption = False,
+    debug: DebugOption = False,
+) -> None:
+    def work() -> None:
+        given = {"models": model, "predictions": predictions}
+        settings = [f"evaluate.{key}=[{', '.join(map(_quote, found))}]" for key, found in given.items() if found]
+        _run(out, config, [*settings, *(set_ or [])], ["evaluate"], overwrite, debug)
+
+    _guard(work, debug)
 
 
 @app.command("run")

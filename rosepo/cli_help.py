@@ -59,6 +59,10 @@ _HELP = {
     "evaluate": """Rank the whole catalogue for every test example and write metrics.json and report.html.
 
     Most-popular, Markov, the oracle, the SFT model and the aligned model on the same examples, with 95 % intervals.
+    Models and systems that are not the run's own are measured beside them by --model and --predictions; a run that is
+    only prepared is enough for that. A run that was ended goes on where it was.
+
+    Example: rosepo evaluate --out runs/ml --model Qwen/Qwen3-1.7B --predictions bpr=bpr-top20.csv --overwrite
     """,
 }
 

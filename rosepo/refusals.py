@@ -35,6 +35,7 @@ def check_before_run(config: Config) -> dict[str, Any]:
         check_space(config)
     check_given(config.oracle)
     _check_strategies(config)
+    _check_systems(config)
     if not config.pairs.score:
         raise UserError(
             "pairs.score=false leaves groups without what alignment reads: leave it out, or run `rosepo pairs` alone"
@@ -55,7 +56,8 @@ def check_named(config: Config, names: Sequence[str]) -> None:
     """What the named stages would refuse, found before Ray is started.
 
     Raises:
-        UserError: a sweep that tries nothing, settings that `align` would refuse, or an oracle, see `check_given`.
+        UserError: a sweep that tries nothing, settings that `align` would refuse, an oracle (see `check_given`), or
+            systems to evaluate that are not there.
     """
     from rosepo.models.scorers import check_given
     from rosepo.stages import find_stage
@@ -66,6 +68,8 @@ def check_named(config: Config, names: Sequence[str]) -> None:
     kinds = {find_stage(name).kind for name in names}
     if "pairs" in kinds:
         _check_strategies(config)
+    if "evaluate" in kinds:
+        _check_systems(config)
     if not config.pairs.score and kinds & {"align", "sweep"}:
         raise UserError(
             "pairs.score=false leaves groups without what alignment reads: run `rosepo pairs --overwrite` with "
@@ -118,6 +122,28 @@ def _check_strategies(config: Config) -> None:
             find_source(config.pairs.encoder)
         except UserError as error:
             raise UserError(str(error).replace("model.path", "pairs.encoder")) from error
+
+
+def _check_systems(config: Config) -> None:
+    """Refuse systems to evaluate that are not there, or files without the columns that are read.
+
+    Raises:
+        UserError: naming the key.
+    """
+    from rosepo.data.answers import layout_of
+    from rosepo.data.formats import read_header
+    from rosepo.evaluation.given import sources_of
+    from rosepo.models.loading import find_source
+
+    for given in config.evaluate.given.values():
+        if given.kind == "models":
+            try:
+                find_source(given.location)
+            except UserError as error:
+                raise UserError(str(error).replace("model.path", given.key)) from error
+            continue
+        for source in sources_of(given):
+            layout_of(source, read_header(source, "interactions"), given.key)
 
 
 def _check_negatives(config: Config, data: dict[str, Any]) -> None:

@@ -135,6 +135,38 @@ def map_by_actors(dataset: Dataset, actor: type[Any], **options: Any) -> Dataset
         return dataset.map_batches(actor, max_restarts=RESTARTS, max_task_retries=RESTARTS, **options)
 
 
+def answers_of_actors(
+    work: Sequence[dict[str, Any]],
+    actor: type[Any],
+    settings: Any,
+    *,
+    actors: int,
+    cpus_per_actor: float,
+    use_gpu: bool,
+) -> Iterator[dict[str, Any]]:
+    """Send rows of work through a pool of actors that write their results themselves; what each answers to a row.
+
+    Args:
+        actor: made of `settings`; called with an Arrow table of one row, it returns columns of one answer.
+        use_gpu: one GPU an actor.
+    """
+    from ray.data import ActorPoolStrategy
+
+    plan = work_dataset(work)
+    plan.context.execution_no_progress_timeout_s = -1  # by itself Ray 2.60 ends it where a row takes half an hour
+    done = map_by_actors(
+        plan,
+        actor,
+        fn_constructor_args=(settings,),
+        compute=ActorPoolStrategy(size=min(actors, len(work))),
+        batch_size=None,
+        batch_format="pyarrow",
+        num_cpus=cpus_per_actor,
+        num_gpus=1.0 if use_gpu else 0.0,
+    )
+    return iter(done.iter_rows())
+
+
 def _quiet_ray_data(debug: bool) -> None:
     from ray.data import DataContext
 

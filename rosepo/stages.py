@@ -136,6 +136,7 @@ STAGES: dict[str, Stage] = {
             "rosepo.evaluation.evaluate:evaluate",
             "rank the catalogue, write the report",
             uses="sft oracle pairs align sweep",
+            in_parts=True,
         ),
     )
 }
@@ -203,10 +204,13 @@ def stage_settings(config: Config, stage: Stage) -> dict[str, Any]:
     unused = {f"pairs.strategies.{name}" for name in config.pairs.strategies if name not in config.pairs.used}
     # Parts of a streamed table are what training shuffles within: their size is then no matter of speed alone.
     streamed = {"pairs.stream", "pairs.part_groups"} if config.pairs.stream and "align" in stage.sections else set()
+    # Models that rosepo did not train are read with the run's template.
+    given = bool(config.evaluate.models) and stage.kind == "evaluate"
     return {"seed": config.seed} | {
         key: value
         for key, value in flat.items()
         if key in streamed
+        or (given and (key == "model.max_length" or key.startswith("model.template.")))
         or (
             key not in unused
             and any(f"{key}.".startswith(f"{section}.") for section in stage.sections)
@@ -244,7 +248,8 @@ def seconds_in_all(manifests: Mapping[str, Mapping[str, Any]]) -> float:
 
 
 def file_digests(config: Config, stage: Stage) -> dict[str, str]:
-    """Digests of the content of the user's files that a stage reads: log and items, scores, a scorer's module."""
+    """Digests of the content of the user's files that a stage reads: log and items, scores, a scorer's module,
+    models and predictions that are evaluated."""
     if stage.name == "prepare":
         from rosepo.data.digests import source_digests
 
@@ -256,6 +261,10 @@ def file_digests(config: Config, stage: Stage) -> dict[str, str]:
         return digests_of(score_files(config.oracle.scores))
     if stage.name == "oracle" and config.oracle.scorer is not None:
         return module_digest(config.oracle.scorer)
+    if stage.kind == "evaluate":
+        from rosepo.evaluation.given import given_digests
+
+        return given_digests(config)
     if stage.kind == "pairs":
         found: dict[str, str] = {}
         for name in config.pairs.used:

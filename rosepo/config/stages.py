@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from rosepo.config.base import STRATEGIES, Count, Gpu, NonNegative, Positive, Section, nearest, word
+from rosepo.config.given import Given, given_systems
 from rosepo.config.training import SAME_RESULT, AlignConfig
 
 
@@ -144,6 +145,22 @@ class EvaluateConfig(ActorsConfig):
     """Examples, chosen by a hash of their id; None takes all."""
     bootstrap: Annotated[int, Field(ge=100)] = 1000
     """Resamples of users behind every interval."""
+    models: tuple[str, ...] = ()
+    """Models ranked beside the run's own, each PATH_OR_ID or NAME=PATH_OR_ID: a model folder of another run on the same
+    catalogue, or any causal LM or adapter, read with this run's template. The option --model sets it."""
+    predictions: tuple[str, ...] = ()
+    """Files of other systems' answers, each FILE or NAME=FILE: rows of user_id or example_id with a list of titles or
+    item ids, or user_id, item_id and rank or score (docs/method.md). The option --predictions sets it."""
+
+    @property
+    def given(self) -> dict[str, Given]:
+        """The systems of `models` and `predictions` by name."""
+        return given_systems(self.models, self.predictions)
+
+    @model_validator(mode="after")
+    def _given(self) -> EvaluateConfig:
+        given_systems(self.models, self.predictions)
+        return self
 
 
 class RangeConfig(Section):

@@ -38,6 +38,6 @@ def _type(field: str, first: pa.DataType) -> pa.DataType:
         return pa.float64() if numeric else first
     if pa.types.is_null(first) or pa.types.is_timestamp(first):  # Arrow takes text that looks like a date for one
         return pa.string()
-    if pa.types.is_list(first) and pa.types.is_null(first.value_type):
+    if pa.types.is_list(first) and (pa.types.is_null(first.value_type) or pa.types.is_timestamp(first.value_type)):
         return pa.list_(pa.string())
     return first

@@ -6,7 +6,8 @@ with the same draws: the spread that both share cancels out (paired bootstrap; K
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+import math
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -67,32 +68,44 @@ class UserBootstrap:
         self.n_users, self.n_examples = len(names), len(users)
         self.resamples, self.seed, self.level = resamples, seed, level
 
-    def resample(self, values: Mapping[Hashable, np.ndarray]) -> Resampled:
+    def resample(self, values: Mapping[Hashable, np.ndarray] | Iterable[tuple[Hashable, np.ndarray]]) -> Resampled:
         """Draw once for every series float [N]; NaN marks an example that a series does not count.
 
-        Examples weigh alike, whoever they belong to. A series without a single number gives NaN throughout.
+        Examples weigh alike, whoever they belong to. A series without a single number gives NaN throughout. Of each
+        series only its sums by user are kept (8 bytes a user, 16 where it has NaN), so that an iterable may make them
+        one by one.
         """
-        means, draws = self._resampled([np.asarray(series, dtype=np.float64) for series in values.values()])
-        return Resampled({name: (float(means[i]), draws[:, i]) for i, name in enumerate(values)}, self.level)
+        names: list[Hashable] = []
+        sums: list[np.ndarray] = []
+        counts, counted_by = [np.bincount(self._codes, minlength=self.n_users).astype(np.float64)], []
+        for name, series in values.items() if isinstance(values, Mapping) else values:
+            counted = ~np.isnan(series)
+            whole = bool(counted.all())
+            codes, kept = (self._codes, series) if whole else (self._codes[counted], series[counted])
+            names.append(name)
+            sums.append(np.bincount(codes, kept, minlength=self.n_users))
+            counted_by.append(0 if whole else len(counts))
+            if not whole:
+                counts.append(np.bincount(codes, minlength=self.n_users).astype(np.float64))
+        means, draws = self._resampled(np.stack(sums, axis=1), np.stack(counts, axis=1), np.array(counted_by))
+        return Resampled({name: (float(means[i]), draws[:, i]) for i, name in enumerate(names)}, self.level)
 
-    def _resampled(self, series: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        """Means [M] and their resampled values [resamples, M] of M series."""
-        sums = np.zeros((self.n_users, len(series)))
-        counts = np.zeros_like(sums)
-        for column, values in enumerate(series):
-            counted = ~np.isnan(values)
-            codes = self._codes[counted]
-            sums[:, column] = np.bincount(codes, values[counted], minlength=self.n_users)
-            counts[:, column] = np.bincount(codes, minlength=self.n_users)
+    def _resampled(self, sums: np.ndarray, counts: np.ndarray, by: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Means [M] and their resampled values [resamples, M].
+
+        Args:
+            sums: of M series, [n_users, M].
+            counts: numbers behind them, [n_users, C]; `by` [M] says which column is whose.
+        """
         rng = np.random.default_rng([self.seed, self.n_users])
         chunk = max(1, _CELLS // max(self.n_users, 1))
-        draws = np.empty((self.resamples, len(series)))
+        draws = np.empty((self.resamples, sums.shape[1]))
         with np.errstate(invalid="ignore", divide="ignore"):
             for start in range(0, self.resamples, chunk):
                 rows = min(chunk, self.resamples - start)
                 weights = _draw_users(rng, rows, self.n_users)
-                draws[start : start + rows] = (weights @ sums) / (weights @ counts)
-            return sums.sum(0) / counts.sum(0), draws
+                draws[start : start + rows] = (weights @ sums) / (weights @ counts)[:, by]
+            return sums.sum(0) / counts.sum(0)[by], draws
 
 
 def _draw_users(rng: np.random.Generator, rows: int, n_users: int) -> np.ndarray:
@@ -100,3 +113,8 @@ def _draw_users(rng: np.random.Generator, rows: int, n_users: int) -> np.ndarray
     drawn = rng.integers(0, n_users, size=(rows, n_users))
     offsets = np.arange(rows)[:, None] * n_users
     return np.bincount((drawn + offsets).ravel(), minlength=rows * n_users).reshape(rows, n_users).astype(np.float64)
+
+
+def plain(estimate: Estimate) -> dict[str, float | None]:
+    """As `Estimate.as_dict`, for JSON: None where there is no number."""
+    return {key: value if math.isfinite(value) else None for key, value in estimate.as_dict().items()}

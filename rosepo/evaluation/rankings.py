@@ -1,32 +1,41 @@
-"""Rankings on disk: the examples that are measured, and the twenty best items of every model for each of them.
+"""Rankings on disk: the examples that are measured, and the twenty best items of every system for each of them.
 
-Examples are written once, a batch a row group. Batches are thereby fixed by the data, and a ranking does not depend on
-how many actors share the work. Rankings are Parquet too, so that every figure can be computed again from them.
+Examples are written once, a batch a row group: batches are thereby fixed by the data, and a ranking does not depend on
+how many actors share the work. A system's rankings are a folder of part files, each whole or not there, of some batches
+each: whoever ranks writes them, nobody collects them, and a later run makes those that are missing. Every figure can be
+computed again from them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from rosepo.console import Progress
+from rosepo.artifacts import write_json
 from rosepo.data.catalogue import Catalogue
 from rosepo.data.seen import read_split
 from rosepo.errors import StageError, UserError
-from rosepo.evaluation.baselines import top_k
-from rosepo.evaluation.listed import rank_batch, restricted
 from rosepo.evaluation.metrics import target_ranks
-from rosepo.session import work_dataset
+from rosepo.parts import whole_part
 
 DEPTH = 20
 """Places of a ranking that are kept."""
+NO_ITEM = -2
+"""A place that is taken by no title of the catalogue, or by one that stands before: wrong whatever the target is."""
+PARTS = 16
+"""Parts of few examples, so that a few actors finish together."""
+PART_BATCHES = 32
+"""Batches of a part at most: what a lost actor repeats."""
+ORIGIN = "_origin.json"
 
 
 @dataclass(frozen=True)
@@ -54,6 +63,27 @@ class Batch:
         )
 
 
+@dataclass(frozen=True)
+class Part:
+    """Consecutive batches whose rankings share a file.
+
+    Attributes:
+        number: of the file.
+        first, batches: the first row group of the examples, and how many.
+        rows: examples in them.
+    """
+
+    number: int
+    first: int
+    batches: int
+    rows: int
+
+    @property
+    def name(self) -> str:
+        """Of the file."""
+        return f"part-{self.number:05d}.parquet"
+
+
 def write_examples(
     folder: Path, split: str, limit: int | None, batch_size: int, out: Path, extra: tuple[str, ...] = ()
 ) -> int:
@@ -68,187 +98,163 @@ def write_examples(
     """
     count, waiting = 0, pa.table({})
     writer: pq.ParquetWriter | None = None
-    try:
-        for table in read_split(folder, split, limit, extra):
-            count += len(table)
-            waiting = pa.concat_tables([waiting, table]) if len(waiting) else table
-            writer = writer or pq.ParquetWriter(out, table.schema, compression="zstd")
-            whole = len(waiting) // batch_size * batch_size
-            if whole:
-                writer.write_table(waiting.slice(0, whole), row_group_size=batch_size)
-                waiting = waiting.slice(whole)
-        if writer is not None and len(waiting):
-            writer.write_table(waiting)
-    finally:
-        if writer is not None:
-            writer.close()
-    if not count:
-        raise UserError(f"{folder} has no {split} examples to evaluate: choose another evaluate.split")
+    with whole_part(out) as aside:
+        try:
+            for table in read_split(folder, split, limit, extra):
+                count += len(table)
+                waiting = pa.concat_tables([waiting, table]) if len(waiting) else table
+                writer = writer or pq.ParquetWriter(aside, table.schema, compression="zstd")
+                whole = len(waiting) // batch_size * batch_size
+                if whole:
+                    writer.write_table(waiting.slice(0, whole), row_group_size=batch_size)
+                    waiting = waiting.slice(whole)
+            if writer is not None and len(waiting):
+                writer.write_table(waiting)
+        finally:
+            if writer is not None:
+                writer.close()
+        if not count:
+            raise UserError(f"{folder} has no {split} examples to evaluate: choose another evaluate.split")
     return count
 
 
 def read_batches(examples: Path, catalogue: Catalogue, row_groups: Sequence[int] | None = None) -> Iterator[Batch]:
     """The examples batch by batch, as `write_examples` cut them."""
-    file = pq.ParquetFile(examples)
-    for group in range(file.num_row_groups) if row_groups is None else row_groups:
-        yield Batch.of(file.read_row_group(group), catalogue)
+    with pq.ParquetFile(examples) as file:
+        for group in range(file.num_row_groups) if row_groups is None else row_groups:
+            yield Batch.of(file.read_row_group(group), catalogue)
+
+
+def part_batches(examples: Path, catalogue: Catalogue, part: Part) -> Iterator[Batch]:
+    """The examples of a part, batch by batch."""
+    return read_batches(examples, catalogue, range(part.first, part.first + part.batches))
+
+
+def plan_parts(examples: Path) -> list[Part]:
+    """The parts that the rankings of a file of examples have, in order; by its batches alone."""
+    metadata = pq.read_metadata(examples)
+    sizes = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+    batches = int(np.clip(-(-len(sizes) // PARTS), 1, PART_BATCHES))
+    starts = range(0, len(sizes), batches)
+    return [
+        Part(number, first, len(sizes[first : first + batches]), sum(sizes[first : first + batches]))
+        for number, first in enumerate(starts)
+    ]
+
+
+def open_rankings(folder: Path, parts: Sequence[Part], origin: str, earlier: Path | None = None) -> list[Part]:
+    """Make the folder of a system's rankings ready; the parts that are left to make.
+
+    Args:
+        origin: digest of all that the rankings are made from. Parts of another origin are removed.
+        earlier: rankings that a finished evaluation has; taken over where they have the same origin.
+    """
+    if _origin(folder) != origin:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        if earlier is not None and _origin(earlier) == origin:
+            for part in parts:
+                _link(earlier / part.name, folder / part.name)
+        write_json(folder / ORIGIN, {"origin": origin})
+    left = [part for part in parts if not _is_whole(folder, part)]
+    names = {part.name for part in parts} - {part.name for part in left} | {ORIGIN}
+    for entry in folder.iterdir():
+        if entry.name not in names:
+            entry.unlink()
+    return left
+
+
+def check_complete(folder: Path, parts: Sequence[Part]) -> None:
+    """Raises StageError where a part is not there."""
+    missing = sum(not (folder / part.name).exists() for part in parts)
+    if missing:
+        raise StageError(f"{missing} of {len(parts)} parts of {folder.stem} were not ranked: run the stage again")
+
+
+def write_part(folder: Path, part: Part, tables: Sequence[pa.Table]) -> None:
+    """Write the rankings of a part's batches, whole or not at all.
+
+    Raises:
+        StageError: the disk is full.
+    """
+    with whole_part(folder / part.name) as aside:
+        pq.write_table(pa.concat_tables(tables), aside, compression="zstd")
 
 
 def rankings_table(batch: Batch, catalogue: Catalogue, items: np.ndarray, scores: np.ndarray) -> pa.Table:
     """Rankings as a table: example_id, user_id, target, rank (0 is first, -1 absent), items and scores, best first.
 
     Args:
-        items: item indexes int64 [B, k], padded with -1.
+        items: item indexes int64 [B, k], padded with -1; `NO_ITEM` becomes null.
         scores: float32 [B, k].
     """
-    found = items >= 0
-    offsets = pa.array(np.concatenate([[0], np.cumsum(found.sum(1))]).astype(np.int32))
+    taken = items != -1
+    offsets = pa.array(np.concatenate([[0], np.cumsum(taken.sum(1))]).astype(np.int32))
     kind = pa.int64() if catalogue.item_ids.dtype.kind == "i" else pa.string()
+    flat = items[taken]
+    ids = pa.array(catalogue.item_ids[np.maximum(flat, 0)], kind, mask=flat < 0)
     return pa.table(
         {
             "example_id": pa.array(batch.example_ids, pa.string()),
             "user_id": batch.users,
             "target": pa.array(catalogue.item_ids[batch.targets], kind),
             "rank": pa.array(target_ranks(items, batch.targets).astype(np.int32)),
-            "items": pa.ListArray.from_arrays(offsets, pa.array(catalogue.item_ids[items[found]], kind)),
-            "scores": pa.ListArray.from_arrays(offsets, pa.array(scores[found].astype(np.float32))),
+            "items": pa.ListArray.from_arrays(offsets, ids),
+            "scores": pa.ListArray.from_arrays(offsets, pa.array(scores[taken].astype(np.float32))),
         }
     )
 
 
-def read_rankings(path: Path, catalogue: Catalogue) -> tuple[np.ndarray, np.ndarray]:
-    """Ranks int64 [N] and item indexes int64 [N, DEPTH] padded with -1, of a file that `RankingWriter` closed."""
-    table = pq.read_table(path, columns=["rank", "items"])
+def read_part(path: Path, catalogue: Catalogue) -> tuple[np.ndarray, np.ndarray]:
+    """Ranks int64 [n] and item indexes int32 [n, DEPTH] of a part, -1 where a place holds no title."""
+    table = pq.read_table(path, columns=["rank", "items"], partitioning=None)
     lists = table["items"].combine_chunks()
     lengths = pc.list_value_length(lists).to_numpy(zero_copy_only=False)
-    items = np.full((len(table), DEPTH), -1, dtype=np.int64)
-    items[np.arange(DEPTH) < lengths[:, None]] = catalogue.index(lists.flatten().to_numpy(zero_copy_only=False))
+    values = lists.flatten()
+    there = values.is_valid().to_numpy(zero_copy_only=False)
+    found = np.full(len(values), -1, dtype=np.int32)
+    found[there] = catalogue.index(values.drop_null().to_numpy(zero_copy_only=False))
+    items = np.full((len(table), DEPTH), -1, dtype=np.int32)
+    items[np.arange(DEPTH) < lengths[:, None]] = found
     return table["rank"].to_numpy().astype(np.int64), items
 
 
-def count_cut(path: Path) -> dict[str, int]:
+def read_rankings(folder: Path, catalogue: Catalogue) -> tuple[np.ndarray, np.ndarray]:
+    """All of a system's rankings, as `read_part` gives them: 88 bytes an example."""
+    ranks, items = zip(*(read_part(path, catalogue) for path in sorted(folder.glob("part-*.parquet"))), strict=True)
+    return np.concatenate(ranks), np.concatenate(items)
+
+
+def count_cut(folder: Path) -> dict[str, int]:
     """Prompts of a model's rankings that did not hold their whole history, and the items that they left out."""
-    left_out = pq.read_table(path, columns=["left_out"])["left_out"].to_numpy()
-    return {"prompts": int((left_out > 0).sum()), "items": int(left_out.sum())}
+    counts = {"prompts": 0, "items": 0}
+    for path in sorted(folder.glob("part-*.parquet")):
+        left_out = pq.read_table(path, columns=["left_out"], partitioning=None)["left_out"].to_numpy()
+        counts["prompts"] += int((left_out > 0).sum())
+        counts["items"] += int(left_out.sum())
+    return counts
 
 
-def rank_by_batches(
-    score: Callable[[Batch], np.ndarray], examples: Path, catalogue: Catalogue, out: Path, progress: Progress
-) -> None:
-    """Rank all that was not seen, in this process, and write the file `out`.
-
-    Args:
-        score: a batch to its scores of the whole catalogue, float [B, n_items].
-    """
-    writer: pq.ParquetWriter | None = None
+def _origin(folder: Path) -> str | None:
     try:
-        for batch in read_batches(examples, catalogue):
-            items, scores = top_k(restricted(score(batch), batch.candidates), batch.seen, DEPTH)
-            table = rankings_table(batch, catalogue, items, scores)
-            writer = writer or pq.ParquetWriter(out, table.schema, compression="zstd")
-            writer.write_table(table)
-            progress.update(len(table))
-    finally:
-        if writer is not None:
-            writer.close()
+        found: str = json.loads((folder / ORIGIN).read_text(encoding="utf-8"))["origin"]
+        return found
+    except (OSError, ValueError, KeyError):
+        return None
 
 
-class LanguageModelRanker:
-    """The Ray Data actor: names of models and row groups in, rankings out. Holds one model at a time.
-
-    Args:
-        folders: name to model folder.
-        examples: file that `write_examples` wrote.
-        beams: of the constrained search.
-        use_gpu: put the model on the actor's GPU.
-    """
-
-    def __init__(self, folders: dict[str, str], examples: str, beams: int, use_gpu: bool) -> None:
-        self.folders, self.examples, self.beams = folders, Path(examples), beams
-        self.device = "cuda" if use_gpu else "cpu"
-        self.held = ""
-
-    def __call__(self, work: pa.Table) -> pa.Table:
-        """Columns `model` and `row_group` to rankings, with `model` in front and `left_out`, the items of each history
-        that did not fit in the prompt, at the end."""
-        tables = []
-        for name, group in zip(work["model"].to_pylist(), work["row_group"].to_pylist()):
-            self._hold(name)
-            catalogue = self.recommender.catalogue
-            batch = next(read_batches(self.examples, catalogue, [group]))
-            items, scores, left_out = rank_batch(self.recommender, self.decoder, batch, DEPTH)
-            table = rankings_table(batch, catalogue, items, scores)
-            table = table.append_column("left_out", pa.array(left_out, pa.int32()))
-            tables.append(table.add_column(0, "model", pa.array([name] * len(table), pa.string())))
-        return pa.concat_tables(tables)
-
-    def _hold(self, name: str) -> None:
-        if name == self.held:
-            return
-        from rosepo.evaluation.decode import Decoder
-        from rosepo.models.folder import load_recommender
-
-        self.recommender = load_recommender(self.folders[name])
-        self.recommender.model.to(self.device)
-        self.decoder = Decoder(self.recommender.model, self.recommender.builder, self.beams)
-        self.held = name
-
-
-def rank_by_models(
-    folders: dict[str, Path],
-    examples: Path,
-    out: Path,
-    *,
-    beams: int,
-    actors: int,
-    cpus_per_actor: float,
-    use_gpu: bool,
-    on_rows: Callable[[str, int], None],
-) -> None:
-    """Rank by language models on Ray Data actors; rows stream into `out/<name>.parquet` in the examples' order.
-
-    Raises:
-        StageError: an actor failed.
-    """
-    import ray
-    from ray.data import ActorPoolStrategy
-
-    groups = pq.ParquetFile(examples).num_row_groups
-    work = [{"model": name, "row_group": group} for name in folders for group in range(groups)]
-    dataset = work_dataset(work)
-    dataset.context.execution_options.preserve_order = True
-    constructor = {
-        "folders": {name: str(folder.resolve()) for name, folder in folders.items()},
-        "examples": str(examples.resolve()),
-        "beams": beams,
-        "use_gpu": use_gpu,
-    }
-    ranked = dataset.map_batches(
-        LanguageModelRanker,
-        fn_constructor_kwargs=constructor,
-        batch_size=None,
-        batch_format="pyarrow",
-        compute=ActorPoolStrategy(size=min(actors, len(work))),
-        num_cpus=cpus_per_actor,
-        num_gpus=1 if use_gpu else None,
-    )
-    writers: dict[str, Any] = {}
+def _is_whole(folder: Path, part: Part) -> bool:
     try:
-        table: Any
-        for table in ranked.iter_batches(batch_size=None, batch_format="pyarrow"):
-            for name in pc.unique(table["model"]).to_pylist():
-                rows = table.filter(pc.equal(table["model"], name)).drop_columns(["model"])
-                if name not in writers:
-                    writers[name] = pq.ParquetWriter(out / f"{name}.parquet", rows.schema, compression="zstd")
-                writers[name].write_table(rows)
-                on_rows(name, len(rows))
-    except ray.exceptions.RayError as error:
-        raise StageError(f"ranking by {' and '.join(folders)} failed: {_last_line(error)}") from error
-    finally:
-        for writer in writers.values():
-            writer.close()
+        return bool(pq.read_metadata(folder / part.name).num_rows == part.rows)
+    except (OSError, pa.ArrowException):
+        return False
 
 
-def _last_line(error: BaseException) -> str:
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return lines[-1].strip() if lines else type(error).__name__
+def _link(source: Path, target: Path) -> None:
+    """The same file under another name, or a copy where the file system has no links; nothing where it is gone."""
+    try:
+        os.link(source, target)
+    except FileNotFoundError:
+        return
+    except OSError:
+        shutil.copyfile(source, target)

@@ -6,9 +6,7 @@ complete.
 
 from __future__ import annotations
 
-import errno
 import json
-import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ import pyarrow.parquet as pq
 
 from rosepo.artifacts import write_json
 from rosepo.errors import StageError
+from rosepo.parts import whole_part
 from rosepo.sampling.figures import Tally
 from rosepo.sampling.plan import VALIDATION, VALIDATION_FILE, Shard
 
@@ -37,22 +36,10 @@ def write_part(folder: Path, shard: Shard, origin: str, table: pa.Table, tally: 
         StageError: the disk is full.
     """
     path = part_path(folder, shard)
-    # A name of its own: an actor that was taken for lost may still be at work on the same part.
-    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-    try:
+    with whole_part(path) as aside:
         with tally.timed("write"):
             pq.write_table(table, aside, compression="zstd")
         write_json(_about(path), {"shard": shard.key, "origin": origin, "figures": tally.to_dict()})
-        aside.replace(path)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise StageError(
-            f"no space is left on the disk of {folder.parent} for {path.name}: free some and run the same"
-            " command again; it goes on from the parts that are finished"
-        ) from error
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def finished_parts(folder: Path, shards: Sequence[Shard], origin: str) -> dict[int, dict[str, Any]]:

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
-import ray
-
 from rosepo.console import Progress, say
 from rosepo.errors import StageError, own_error
+from rosepo.parts import lost_actor
 from rosepo.sampling.actors import ActorSettings, GroupsActor
 from rosepo.sampling.figures import Tally
 from rosepo.sampling.parts import complete, finished_parts
 from rosepo.sampling.plan import VALIDATION, Shard
-from rosepo.session import RESTARTS, map_by_actors, work_dataset
+from rosepo.session import answers_of_actors
 
 
 def run_shards(shards: Sequence[Shard], settings: ActorSettings, tally: Tally, label: str = "pairs") -> None:
@@ -57,31 +55,16 @@ def counted_run(shards: Sequence[Shard], settings: ActorSettings, label: str) ->
 
 def _answers(shards: Sequence[Shard], settings: ActorSettings) -> Iterator[dict[str, Any]]:
     pairs = settings.pairs
-    plan = work_dataset([asdict(shard) for shard in shards])
-    plan.context.execution_no_progress_timeout_s = -1  # by itself Ray 2.60 ends it where a shard takes half an hour
-    done = map_by_actors(
-        plan,
+    return answers_of_actors(
+        [asdict(shard) for shard in shards],
         GroupsActor,
-        fn_constructor_args=(settings,),
-        compute=ray.data.ActorPoolStrategy(size=min(pairs.actors, len(shards))),
-        batch_size=None,
-        batch_format="pyarrow",
-        num_cpus=pairs.cpus_per_actor,
-        num_gpus=1.0 if settings.device == "cuda" else 0.0,
+        settings,
+        actors=pairs.actors,
+        cpus_per_actor=pairs.cpus_per_actor,
+        use_gpu=settings.device == "cuda",
     )
-    return iter(done.iter_rows())
 
 
 def _lost(error: Exception, settings: ActorSettings, shards: Sequence[Shard]) -> StageError:
-    """An actor that died again and again, in one sentence."""
     finished = len(list(settings.out.glob("part-*.parquet")))
-    text = str(error)
-    why = "ran out of memory" if "OutOfMemory" in text or "MemoryError" in text else "died or failed"
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    # What the actor's own code raised comes before what Ray says about retries.
-    told = [line for line in lines if re.match(r"(?!ray\.)[\w.]*(Error|Exception): ", line)]
-    reason = (told or lines or [type(error).__name__])[-1]
-    return StageError(
-        f"a sampling actor {why}, {RESTARTS + 1} times at most: {reason[:300]}; {finished} of {len(shards)} parts are "
-        "finished and kept: run the same command again to go on from them (with fewer pairs.actors if memory was short)"
-    )
+    return lost_actor(error, "a sampling actor", finished, len(shards), "pairs.actors")

@@ -18,7 +18,8 @@ from rosepo.console import Progress
 from rosepo.data.catalogue import Catalogue
 from rosepo.evaluation import evaluate as stage
 from rosepo.evaluation.baselines import Popular, markov
-from rosepo.evaluation.rankings import rank_by_batches, write_examples
+from rosepo.evaluation.rankers import rank_by_batches
+from rosepo.evaluation.rankings import write_examples
 from rosepo.evaluation.report import write_report
 from rosepo.evaluation.smoothing import shape_of
 from rosepo.evaluation.verdict import number, verdict

@@ -1,0 +1,135 @@
+"""Language models that are not the run's own: another run's model folders, and any causal LM or adapter as it is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from rosepo.config import Config, ModelConfig
+from rosepo.config.given import Given
+from rosepo.console import say
+from rosepo.data.catalogue import Catalogue
+from rosepo.data.digests import digests_of
+from rosepo.data.sources import Source, find_sources
+from rosepo.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from rosepo.data.prompts import PromptBuilder
+    from rosepo.models.folder import Recommender
+
+
+def load_given(path: str, catalogue: Catalogue, prompts: ModelConfig, max_history: int) -> Recommender:
+    """A model that ranks a catalogue, in eval mode, float32 on the CPU.
+
+    A folder that rosepo wrote brings its own template and lengths; any other model is read with those of `prompts`, as
+    far as it has positions.
+
+    Raises:
+        UserError: not a model that can be loaded, or one that was trained on another catalogue.
+    """
+    from rosepo.models.folder import Recommender, load_recommender
+    from rosepo.models.loading import load_policy, load_tokenizer
+
+    folder = Path(path).expanduser()
+    if _is_rosepos(folder):
+        check_catalogue(folder, catalogue)
+        return load_recommender(folder)
+    tokenizer, model = load_tokenizer(path), load_policy(path)
+    rows = model.get_input_embeddings().num_embeddings
+    if len(tokenizer) > rows:
+        raise UserError(
+            f"{path}: the tokenizer has {len(tokenizer)} tokens, the model {rows} embeddings; they do not belong"
+            " together"
+        )
+    builder = _builder(path, model.config, catalogue, prompts, tokenizer)
+    return Recommender(model, tokenizer, builder, catalogue, max_history)
+
+
+def check_given_model(given: Given, catalogue: Catalogue, prompts: ModelConfig) -> None:
+    """Refuse a model that could not rank a catalogue, from its config and tokenizer alone; no weights are loaded.
+
+    Raises:
+        UserError: with the key that names it.
+    """
+    from rosepo.models.loading import adapter_base, find_source, load_model_config, load_tokenizer
+    from rosepo.models.policy import max_positions
+
+    folder = Path(given.location).expanduser()
+    try:
+        if _is_rosepos(folder):
+            check_catalogue(folder, catalogue)
+            return
+        source = find_source(given.location)
+        base = find_source(*adapter_base(source)) if source.adapter else source
+        settings = load_model_config(base)
+        _builder(given.location, settings, catalogue, prompts, load_tokenizer(given.location))
+    except UserError as error:
+        raise UserError(str(error).replace("model.path", given.key)) from error
+    positions = max_positions(settings)
+    if positions is not None and positions < prompts.max_length:
+        say(f"  {given.name}: prompts of at most {positions} tokens, its positions, instead of model.max_length="
+            f"{prompts.max_length}")  # fmt: skip
+
+
+def check_catalogue(folder: Path, catalogue: Catalogue) -> None:
+    """Refuse a model folder of rosepo that was trained on other items.
+
+    Raises:
+        UserError: that, or a folder that is not whole.
+    """
+    from rosepo.models.folder import CATALOGUE, read_settings
+
+    read_settings(folder)
+    theirs = Catalogue.load(folder / CATALOGUE)
+    if not np.array_equal(theirs.item_ids, catalogue.item_ids) or theirs.titles != catalogue.titles:
+        raise UserError(
+            f"the model in {folder} was trained on another catalogue ({len(theirs):,} items, the run has "
+            f"{len(catalogue):,}): give one of a run on the same data"
+        )
+
+
+def given_digests(config: Config) -> dict[str, str]:
+    """Digests of what lies behind `evaluate.models` and `evaluate.predictions`; a hub id stands for itself.
+
+    Raises:
+        UserError: predictions that are not there.
+    """
+    found: dict[str, str] = {}
+    for given in config.evaluate.given.values():
+        found |= digests_of(sources_of(given))
+    return found
+
+
+def sources_of(given: Given) -> list[Source]:
+    """The files behind a system; none behind a hub id."""
+    if given.kind == "predictions":
+        return find_sources(given.location, "auto", given.key)
+    folder = Path(given.location).expanduser()
+    endings = (".json", ".safetensors", ".parquet", ".model")
+    files = sorted(folder.iterdir()) if folder.is_dir() else []
+    return [Source(str(path.absolute()), "") for path in files if path.suffix in endings and path.name[0] != "_"]
+
+
+def _builder(
+    path: str, settings: Any, catalogue: Catalogue, prompts: ModelConfig, tokenizer: PreTrainedTokenizerBase
+) -> PromptBuilder:
+    """The prompts of a model of that config, no longer than its positions."""
+    from rosepo.data.prompts import PromptBuilder
+    from rosepo.models.policy import max_positions
+
+    positions = max_positions(settings)
+    length = prompts.max_length if positions is None else min(prompts.max_length, positions)
+    try:
+        return PromptBuilder(tokenizer, catalogue.titles, prompts.template, length)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+
+
+def _is_rosepos(folder: Path) -> bool:
+    from rosepo.models.quantized import SETTINGS
+
+    return (folder / SETTINGS).is_file()

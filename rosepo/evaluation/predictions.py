@@ -1,0 +1,224 @@
+"""Other systems' recommendations, scored by the rules of the others (`evaluate.predictions`).
+
+A list holds for its example, or for all examples of its user. Entries that no title of the catalogue answers to, that
+stand in the list already or that the user had chosen before take their places as wrong answers; an example without a
+list is a miss. All of it is counted and told.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from rosepo.config.given import Given
+from rosepo.data.answers import UNKNOWN, Answers, ItemReader, Layout, read_answers
+from rosepo.data.catalogue import Catalogue
+from rosepo.errors import UserError
+from rosepo.evaluation.given import sources_of
+from rosepo.evaluation.rankings import (
+    DEPTH,
+    NO_ITEM,
+    Part,
+    part_batches,
+    rankings_table,
+    write_part,
+)
+
+assert UNKNOWN == NO_ITEM
+
+
+@dataclass
+class Predictions:
+    """One system's lists, of the examples that are measured alone: 84 bytes an example at most.
+
+    Attributes:
+        name: of the system.
+        lists: int32 [n_keys, DEPTH] item indexes, best first, NO_ITEM for a wrong place, padded with -1.
+        of_example: int64 [N], the row of `lists` of every example; -1 without one.
+        counts: what was found and what was amiss.
+        unknown: some entries that the catalogue does not hold.
+    """
+
+    name: str
+    lists: np.ndarray
+    of_example: np.ndarray
+    counts: Counter[str] = field(default_factory=Counter)
+    unknown: list[Any] = field(default_factory=list)
+
+    def rank(self, examples: Path, catalogue: Catalogue, out: Path, parts: list[Part]) -> None:
+        """Write the parts of the rankings into the folder `out`; entries that were seen are counted on the way."""
+        out.mkdir(exist_ok=True)
+        start, seen = 0, 0
+        for part in parts:
+            tables = []
+            for batch in part_batches(examples, catalogue, part):
+                rows = self.of_example[start : start + len(batch.targets)]
+                items = np.where(rows[:, None] >= 0, self.lists[rows], -1).astype(np.int64)
+                seen += sum(int(np.isin(found, chosen).sum()) for found, chosen in zip(items, batch.seen, strict=True))
+                tables.append(rankings_table(batch, catalogue, items, np.full(items.shape, np.nan)))
+                start += len(rows)
+            write_part(out, part, tables)
+        self.counts["seen_entries"] = seen
+
+    def told(self) -> str:
+        """What was found in the file, in a sentence."""
+        counts = self.counts
+        text = f"{self.name}: lists for {counts['examples'] - counts['missing']:,} of {counts['examples']:,} examples"
+        amiss = [
+            (counts["missing"], "examples without a list count as misses"),
+            (counts["shorter"], f"lists are shorter than {DEPTH}"),
+            (counts["unknown_entries"], f"entries are no item of the catalogue{self._such_as()}"),
+            (counts["repeated_entries"], "entries stand in their list already"),
+            (counts["seen_entries"], "entries had been chosen before"),
+            (counts["not_measured"], "of the file's lists belong to nobody who is measured"),
+            (counts["shared"], "examples share the list of their user (give example_id to tell them apart)"),
+        ]
+        told = [f"{number:,} {what}" for number, what in amiss if number]
+        wrong = any(counts[key] for key in ("unknown_entries", "repeated_entries", "seen_entries"))
+        note = "; such entries take their places as wrong answers" if wrong else ""
+        return text + (f"; {', '.join(told)}" if told else "") + note
+
+    def _such_as(self) -> str:
+        return f" (such as {', '.join(repr(value) for value in self.unknown[:3])})" if self.unknown else ""
+
+
+def read_predictions(given: Given, catalogue: Catalogue, examples: Path, ambiguous: bool) -> Predictions:
+    """The lists of a system.
+
+    Args:
+        examples: file that `write_examples` wrote.
+        ambiguous: see `ItemReader`.
+
+    Raises:
+        UserError: see `read_answers`; a list that stands twice, two entries of one rank, and files in which no list or
+            no item belongs to the run.
+    """
+    reader = ItemReader(catalogue, ambiguous)
+    collected: _Lists | None = None
+    for layout, answers in read_answers(sources_of(given), reader, given.key):
+        collected = collected or _Lists(layout, examples, given)
+        collected.add(answers)
+    if collected is None:
+        raise UserError(f"{given.key}: {given.location} has no rows: write one for each user")
+    lists = collected.lists()
+    counts, of_example = collected.counts, collected.of_example
+    found = np.zeros(len(lists), dtype=bool)
+    found[collected.present] = True
+    rows = np.where(found[of_example], of_example, -1)
+    if not found.any():
+        raise UserError(
+            f"{given.key}: nobody in {given.location} is among the {counts['examples']:,} measured examples "
+            f"({collected.layout.key} such as {collected.example_key()}): check ids and evaluate.split"
+        )
+    if not (lists >= 0).any():
+        shown = ", ".join(repr(value) for value in reader.unknown[:3])
+        raise UserError(
+            f"{given.key}: no entry of {given.location} is an item of the catalogue (it has {shown}, the catalogue "
+            f"{catalogue.titles[0]!r}, id {catalogue.item_ids[0]!r}): give its titles or item ids"
+        )
+    counts["missing"] = int((rows < 0).sum())
+    counts["shorter"] = int((lists[found, -1] == -1).sum())
+    counts["unknown_entries"] = int((lists == NO_ITEM).sum())
+    repeated = _repeated(lists)
+    counts["repeated_entries"] = int(repeated.sum())
+    lists[repeated] = NO_ITEM
+    if not collected.layout.by_example:
+        shared = np.bincount(rows[rows >= 0], minlength=len(lists))
+        counts["shared"] = int(shared[shared > 1].sum())
+    return Predictions(given.name, lists, rows, counts, reader.unknown)
+
+
+class _Lists:
+    """The rows of a file, sorted into lists by whose they are."""
+
+    def __init__(self, layout: Layout, examples: Path, given: Given) -> None:
+        self.layout, self.given = layout, given
+        column = pq.read_table(examples, columns=["example_id" if layout.by_example else "user_id"]).column(0)
+        coded = column.combine_chunks().dictionary_encode()
+        self._keys: pa.Array = coded.dictionary
+        self.of_example = coded.indices.to_numpy(zero_copy_only=False).astype(np.int64)
+        self.counts: Counter[str] = Counter({"examples": len(column)})
+        self._filled = np.full((len(self._keys), DEPTH), -1, dtype=np.int32)
+        self._has = np.zeros(len(self._keys), dtype=bool)
+        self._entries: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+        self._strangers: list[pa.Array] = []
+
+    @property
+    def present(self) -> np.ndarray:
+        """Whether each key has a list; bool."""
+        return self._has
+
+    def example_key(self) -> str:
+        """One of the keys, for messages."""
+        return repr(self._keys[0].as_py())
+
+    def add(self, answers: Answers) -> None:
+        codes = self._codes(answers.keys)
+        known = codes >= 0
+        if answers.lengths is not None:
+            self.counts["not_measured"] += int((~known).sum())
+            self._fill(codes, answers.items, answers.lengths)
+            return
+        assert answers.order is not None
+        self._strangers.append(pc.unique(answers.keys.filter(pa.array(~known))))
+        self._entries.append((codes[known].astype(np.int32), answers.items[known], answers.order[known]))
+
+    def lists(self) -> np.ndarray:
+        """All lists, when all rows were added."""
+        if self._entries:
+            self.counts["not_measured"] = len(pc.unique(pa.chunked_array(self._strangers)))
+            codes, items, order = (np.concatenate(parts) for parts in zip(*self._entries, strict=True))
+            sorting = np.lexsort((order, codes))
+            codes, items, order = codes[sorting], items[sorting], order[sorting]
+            self._check_ranks(codes, order)
+            starts = np.flatnonzero(np.concatenate([[True], codes[1:] != codes[:-1]])) if len(codes) else codes
+            self._fill(codes[starts], items, np.diff(np.append(starts, len(codes))))
+        return self._filled
+
+    def _fill(self, codes: np.ndarray, items: np.ndarray, lengths: np.ndarray) -> None:
+        """Put lists that stand end to end into their rows; codes below 0 are passed over."""
+        wanted = codes[codes >= 0]
+        named, times = np.unique(wanted, return_counts=True)
+        twice = named[(times > 1) | self._has[named]]
+        if len(twice):
+            whose = f"{self.layout.key} {self._keys[int(twice[0])].as_py()!r}"
+            raise UserError(f"{self.given.key}: {self.given.location} has two lists of {whose}: keep one")
+        self._has[named] = True
+        row = np.repeat(codes, lengths)
+        place = np.arange(len(row)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        kept = (row >= 0) & (place < DEPTH)
+        self._filled[row[kept], place[kept]] = items[kept]
+
+    def _codes(self, keys: pa.Array) -> np.ndarray:
+        """Where each key stands among those of the examples; -1 for none."""
+        values = self._keys
+        if values.type != keys.type:  # text in CSV, integers in the run, or the other way round
+            values, keys = values.cast(pa.string()), keys.cast(pa.string())
+        return pc.fill_null(pc.index_in(keys, values), -1).to_numpy(zero_copy_only=False).astype(np.int64)
+
+    def _check_ranks(self, codes: np.ndarray, order: np.ndarray) -> None:
+        if self.layout.order != "rank":
+            return  # entries of one score keep the order of the file
+        same = np.flatnonzero((codes[1:] == codes[:-1]) & (order[1:] == order[:-1]))
+        if len(same):
+            whose = f"{self.layout.key} {self._keys[int(codes[same[0]])].as_py()!r}"
+            raise UserError(
+                f"{self.given.key}: {self.given.location} has two entries of rank {order[same[0]]:g} for {whose}: "
+                "give every entry of a list a rank of its own"
+            )
+
+
+def _repeated(lists: np.ndarray) -> np.ndarray:
+    """Which entries stand further in front of their list already: bool like `lists` int32 [n, DEPTH]."""
+    found = np.zeros(lists.shape, dtype=bool)
+    for place in range(1, lists.shape[1]):
+        entry = lists[:, place : place + 1]
+        found[:, place] = ((lists[:, :place] == entry) & (entry >= 0)).any(1)
+    return found

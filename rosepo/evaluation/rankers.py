@@ -1,0 +1,146 @@
+"""Who ranks: scorers of the whole catalogue in this process, language models on Ray Data actors.
+
+Both write the part files of their rankings themselves; what comes back is how many examples a part had.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from rosepo.config import ModelConfig
+from rosepo.console import Progress
+from rosepo.data.catalogue import Catalogue
+from rosepo.errors import own_error
+from rosepo.evaluation.baselines import top_k
+from rosepo.evaluation.listed import rank_batch, restricted
+from rosepo.evaluation.rankings import DEPTH, Batch, Part, part_batches, plan_parts, rankings_table, write_part
+from rosepo.parts import lost_actor
+from rosepo.session import answers_of_actors
+
+
+def rank_by_batches(
+    score: Callable[[Batch], np.ndarray],
+    examples: Path,
+    catalogue: Catalogue,
+    out: Path,
+    progress: Progress,
+    parts: Sequence[Part] | None = None,
+) -> None:
+    """Rank all that was not seen, in this process, and write part files into the folder `out`.
+
+    Args:
+        score: a batch to its scores of the whole catalogue, float [B, n_items].
+        parts: those to make; None makes all.
+    """
+    out.mkdir(exist_ok=True)
+    for part in plan_parts(examples) if parts is None else parts:
+        tables = []
+        for batch in part_batches(examples, catalogue, part):
+            scores = restricted(score(batch), batch.candidates)
+            tables.append(rankings_table(batch, catalogue, *top_k(scores, batch.seen, DEPTH)))
+            progress.update(len(batch.targets))
+        write_part(out, part, tables)
+
+
+@dataclass(frozen=True)
+class RankerSettings:
+    """What an actor needs to know.
+
+    Attributes:
+        models: name to folder or hub id.
+        examples: file that `write_examples` wrote.
+        catalogue: file of the run's items.
+        out: folder of the folders of rankings.
+        beams: of the constrained search.
+        device: `cpu` or `cuda`.
+        prompts, max_history: template and lengths of models that rosepo did not train.
+    """
+
+    models: dict[str, str]
+    examples: Path
+    catalogue: Path
+    out: Path
+    beams: int
+    device: str
+    prompts: ModelConfig
+    max_history: int
+
+
+class LanguageModelRanker:
+    """The Ray Data actor: names of models and parts in, part files out. Holds one model at a time."""
+
+    def __init__(self, settings: RankerSettings) -> None:
+        self.settings = settings
+        self.catalogue = Catalogue.load(settings.catalogue)
+        self.held = ""
+
+    def __call__(self, work: pa.Table) -> dict[str, list[int]]:
+        """Column `model` and those of `Part`: one part file a row is written; column `rows`, its examples."""
+        answers: dict[str, list[int]] = {"rows": []}
+        for row in work.to_pylist():
+            name = row.pop("model")
+            part = Part(**row)
+            self._hold(name)
+            batches = part_batches(self.settings.examples, self.catalogue, part)
+            write_part(self.settings.out / f"{name}.parquet", part, [self.rank(batch) for batch in batches])
+            answers["rows"].append(part.rows)
+        return answers
+
+    def rank(self, batch: Batch) -> pa.Table:
+        """The rankings of a batch, and `left_out`, the items of each history that did not fit in the prompt."""
+        items, scores, left_out = rank_batch(self.recommender, self.decoder, batch, DEPTH)
+        table = rankings_table(batch, self.catalogue, items, scores)
+        return table.append_column("left_out", pa.array(left_out, pa.int32()))
+
+    def _hold(self, name: str) -> None:
+        if name == self.held:
+            return
+        from rosepo.evaluation.decode import Decoder
+        from rosepo.evaluation.given import load_given
+
+        settings = self.settings
+        self.recommender = load_given(settings.models[name], self.catalogue, settings.prompts, settings.max_history)
+        self.recommender.model.to(settings.device)
+        self.decoder = Decoder(self.recommender.model, self.recommender.builder, settings.beams)
+        self.held = name
+
+
+def rank_by_models(
+    work: Sequence[tuple[str, Part]],
+    settings: RankerSettings,
+    *,
+    actors: int,
+    cpus_per_actor: float,
+    total: int,
+    on_rows: Callable[[int], None],
+) -> None:
+    """Rank by language models on Ray Data actors, which write the part files.
+
+    Args:
+        work: names of models and the parts to make, those of one model behind one another.
+        total: parts of all models, finished ones included.
+        on_rows: is told how many examples a finished part had.
+
+    Raises:
+        UserError: a model that cannot be loaded.
+        StageError: an actor failed for good; the parts that are finished stay.
+    """
+    rows = [{"model": name, **asdict(part)} for name, part in work]
+    use_gpu = settings.device == "cuda"
+    try:
+        done: Iterator[dict[str, Any]] = answers_of_actors(
+            rows, LanguageModelRanker, settings, actors=actors, cpus_per_actor=cpus_per_actor, use_gpu=use_gpu
+        )
+        for answer in done:
+            on_rows(answer["rows"])
+    except Exception as error:
+        left = sum(not (settings.out / f"{name}.parquet" / part.name).exists() for name, part in work)
+        raise own_error(error) or lost_actor(
+            error, "a ranking actor", total - left, total, "evaluate.actors"
+        ) from error

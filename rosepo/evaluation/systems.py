@@ -1,0 +1,170 @@
+"""The rankings of one evaluation while they are made: which parts are left, and who makes them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+import rosepo
+from rosepo.artifacts import digest, read_manifest
+from rosepo.config import Config
+from rosepo.console import Progress, say
+from rosepo.data.catalogue import Catalogue
+from rosepo.data.digests import digests_of
+from rosepo.evaluation.baselines import Popular, markov
+from rosepo.evaluation.given import sources_of
+from rosepo.evaluation.predictions import Predictions
+from rosepo.evaluation.rankers import RankerSettings, rank_by_batches, rank_by_models
+from rosepo.evaluation.rankings import DEPTH, PART_BATCHES, PARTS, Batch, Part, check_complete, open_rankings
+from rosepo.models.scorers import ImportedScorer, WholeCatalogue, load_scorer, read_about
+from rosepo.resources import stage_use_gpu
+
+if TYPE_CHECKING:
+    from rosepo.artifacts import Outputs
+
+EXAMPLES_FILE, RANKINGS_FOLDER = "_examples.parquet", "rankings"
+ITEMS_FILE = "_items.parquet"
+TABLE = "table of scores"
+FORMAT = 1
+"""To be raised with any change that gives other rankings for the same models and settings."""
+
+BatchScores = Callable[[Batch], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """The rankings of one evaluation, while they are made.
+
+    Attributes:
+        out: the evaluation's folder.
+        parts: of every system's rankings.
+    """
+
+    config: Config
+    inputs: Outputs
+    out: Path
+    catalogue: Catalogue
+    parts: list[Part]
+
+    @property
+    def folder(self) -> Path:
+        return self.out / RANKINGS_FOLDER
+
+    def folder_of(self, name: str) -> Path:
+        """Where a system's part files stand."""
+        return self.folder / f"{name}.parquet"
+
+    @property
+    def _rows(self) -> int:
+        return sum(part.rows for part in self.parts)
+
+    def by_scorers(self, *, with_oracle: bool) -> dict[str, float]:
+        """Rank by the baselines that score whole batches, in this process; seconds by what ran together."""
+        popular, chain = Popular(self.catalogue.train_count), markov(self.inputs.examples, self.catalogue)
+        scorers: dict[str, BatchScores] = {
+            "popular": lambda batch: popular.score_all(batch.histories),
+            "markov": lambda batch: chain.score_all(batch.histories),
+        }
+        if with_oracle:
+            scorers["oracle"] = _oracle_baseline(self.inputs.oracle, self.catalogue)
+        started = time.monotonic()
+        for name, scorer in scorers.items():
+            sources = {"oracle": read_manifest(self.inputs.oracle)} if name == "oracle" else {}
+            left = self._left(name, sources)
+            before = self._rows - sum(part.rows for part in left)
+            with Progress(name, self._rows, "examples", before=before) as progress:
+                examples = self.out / EXAMPLES_FILE
+                rank_by_batches(scorer, examples, self.catalogue, self.folder_of(name), progress, left)
+        return {"+".join(scorers): round(time.monotonic() - started, 2)}
+
+    def by_models(self, models: Mapping[str, str]) -> dict[str, float]:
+        """Rank by language models (name to folder or hub id) on Ray Data actors; seconds of all."""
+        if not models:
+            return {}
+        started, config = time.monotonic(), self.config
+        device = "cuda" if stage_use_gpu(config, "evaluate") else "cpu"
+        left = [
+            (name, part) for name in models for part in self._left(name, self._made_from(name) | {"device": device})
+        ]
+        total, finished = len(models) * len(self.parts), len(models) * len(self.parts) - len(left)
+        before = len(models) * self._rows - sum(part.rows for _, part in left)
+        if finished:
+            say(f"  goes on from {finished} of {total} parts of rankings that an earlier run finished")
+        if left:
+            settings = RankerSettings(
+                models=dict(models),
+                examples=(self.out / EXAMPLES_FILE).resolve(),
+                catalogue=(self.inputs.examples / ITEMS_FILE).resolve(),
+                out=self.folder.resolve(),
+                beams=config.evaluate.beams,
+                device=device,
+                prompts=config.model,
+                max_history=config.prepare.max_history,
+            )
+            with Progress(" and ".join(models), len(models) * self._rows, "examples", before=before) as progress:
+                rank_by_models(
+                    left,
+                    settings,
+                    actors=config.evaluate.actors,
+                    cpus_per_actor=config.evaluate.cpus_per_actor,
+                    total=total,
+                    on_rows=progress.update,
+                )
+        for name in models:
+            check_complete(self.folder_of(name), self.parts)
+        return {"+".join(models): round(time.monotonic() - started, 2)}
+
+    def by_predictions(self, predictions: list[Predictions]) -> None:
+        """Write the lists of other systems as rankings, and tell what was amiss with them."""
+        for one in predictions:
+            one.rank(self.out / EXAMPLES_FILE, self.catalogue, self.folder_of(one.name), self.parts)
+            say(f"  {one.told()}")
+
+    def _left(self, name: str, sources: Mapping[str, Any]) -> list[Part]:
+        """The parts of a system's rankings that are left to make."""
+        # What was made again under the same settings may differ by a bit: manifests say when a thing was made.
+        origin = digest(
+            [FORMAT, DEPTH, PARTS, PART_BATCHES, rosepo.__version__, read_manifest(self.inputs.examples), sources,
+             self.config.evaluate.model_dump(include={"split", "max_examples", "batch_size", "beams"})]
+        )  # fmt: skip
+        finished = read_manifest(self.inputs.evaluation) is not None
+        earlier = self.inputs.evaluation / RANKINGS_FOLDER / f"{name}.parquet" if finished else None
+        return open_rankings(self.folder_of(name), self.parts, origin, earlier)
+
+    def _made_from(self, name: str) -> dict[str, Any]:
+        """What the rankings of a language model depend on beside examples and search."""
+        given = self.config.evaluate.given.get(name)
+        if given is None:
+            return {"model": read_manifest(self.inputs.sft if name == "sft" else self.inputs.aligned)}
+        prompts = self.config.model.model_dump(include={"template", "max_length"})
+        return {"model": given.location, "files": digests_of(sources_of(given)), "prompts": prompts}
+
+
+def oracle_name(folder: Path) -> str | None:
+    """What the oracle in a folder is, in words: SASRec, the import path of a scorer, or TABLE; None without a folder.
+
+    Raises:
+        UserError: a folder that says nothing that can be read.
+    """
+    if not folder.is_dir():
+        return None
+    about = read_about(folder)
+    return str({"sasrec": "SASRec", "table": TABLE}.get(about["kind"]) or about["scorer"])
+
+
+def _oracle_baseline(folder: Path, catalogue: Catalogue) -> BatchScores:
+    """The oracle as a ranker: SASRec trained on all users, or a scorer of one's own over the whole catalogue."""
+    if read_about(folder)["kind"] == "sasrec":
+        from rosepo.models.oracle import Oracle
+
+        oracle = Oracle.load(folder, catalogue.item_ids)
+        return lambda batch: oracle.score_all(batch.histories)
+    scorer = load_scorer(folder, catalogue)
+    assert isinstance(scorer, ImportedScorer)
+    whole = WholeCatalogue(scorer, len(catalogue))
+    return lambda batch: whole.score_all(batch.example_ids, batch.users.to_pylist(), batch.histories)
