@@ -110,6 +110,11 @@ class Config(Section):
                 f"pairs.engine=vllm writes freely, and under {setting} the policy's wrong answers are its candidates, "
                 "each of which is scored: leave pairs.engine out"
             )
+        if self.evaluate.free_generation:
+            raise ValueError(
+                f"evaluate.free_generation is for prompts without candidates; under {setting} every example is answered"
+                " freely: leave it out"
+            )
         for train in (self.sft, self.align):
             if train.validation_users:
                 raise ValueError(

@@ -101,19 +101,25 @@ class LanguageModelRanker:
     def _hold(self, name: str) -> None:
         if name == self.held:
             return
-        from rosepo.evaluation.decode import Decoder
         from rosepo.evaluation.given import load_given
 
         settings = self.settings
         self.recommender = load_given(settings.models[name], self.catalogue, settings.prompts, settings.max_history)
         self.recommender.model.to(settings.device)
-        self.decoder = Decoder(self.recommender.model, self.recommender.builder, settings.beams)
+        self.prepare()
         self.held = name
+
+    def prepare(self) -> None:
+        """Make what the model that is held works with."""
+        from rosepo.evaluation.decode import Decoder
+
+        self.decoder = Decoder(self.recommender.model, self.recommender.builder, self.settings.beams)
 
 
 def rank_by_models(
     work: Sequence[tuple[str, Part]],
     settings: RankerSettings,
+    actor: type[LanguageModelRanker] = LanguageModelRanker,
     *,
     actors: int,
     cpus_per_actor: float,
@@ -135,7 +141,7 @@ def rank_by_models(
     use_gpu = settings.device == "cuda"
     try:
         done: Iterator[dict[str, Any]] = answers_of_actors(
-            rows, LanguageModelRanker, settings, actors=actors, cpus_per_actor=cpus_per_actor, use_gpu=use_gpu
+            rows, actor, settings, actors=actors, cpus_per_actor=cpus_per_actor, use_gpu=use_gpu
         )
         for answer in done:
             on_rows(answer["rows"])

@@ -106,11 +106,11 @@ def audit_candidates(examples: Path) -> dict[str, Any] | None:
         sizes = pc.list_value_length(table["candidates"]).to_numpy()
         if len(set(sizes.tolist())) > 1:
             raise UserError(f"{path} has candidate lists of {sizes.min()} to {sizes.max()} items: make it again")
+        is_target = target_slots(table)
         lists = np.stack(table["candidates"].to_numpy(zero_copy_only=False))
         refuse = _refuser(path, table["example_id"].to_pylist())
         ordered = np.sort(lists, axis=1)
         refuse((ordered[:, 1:] == ordered[:, :-1]).any(axis=1), "has a candidate twice")
-        is_target = lists == table["target"].to_numpy()[:, None]
         refuse(~is_target.any(axis=1), "has candidates without its target")
         seen = zip(lists.tolist(), table["seen"].to_pylist())
         refuse(np.array([not set(row).isdisjoint(past) for row, past in seen]), "has candidates chosen before")
@@ -124,6 +124,15 @@ def audit_candidates(examples: Path) -> dict[str, Any] | None:
             f"{counts.sum()}, which no even draw gives (p = {chance:.1e}): a model could find them without the user"
         )
     return {"lists": int(counts.sum()), "candidates": len(counts), "probe": float(counts.max() / counts.sum())}
+
+
+def target_slots(table: pa.Table) -> np.ndarray:
+    """Where the target stands in each candidate list (columns target, candidates, one length in all): bool [n, C]."""
+    flat = _flat(table["candidates"])
+    if not len(table):
+        return np.zeros((0, 0), dtype=bool)
+    found: np.ndarray = flat.reshape(len(table), -1) == table["target"].to_numpy()[:, None]
+    return found
 
 
 def _columns(path: Path) -> list[str]:
