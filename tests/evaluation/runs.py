@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rosepo.artifacts import Outputs
+from rosepo.artifacts import Outputs, digest, write_json
 from rosepo.config import Config, load_config
 from rosepo.data.catalogue import Catalogue
+from rosepo.evaluation import rankers, report, systems
 from rosepo.models.folder import save_policy
+from rosepo.pipeline import PUBLISHED
+from rosepo.stages import STAGES, stage_settings
 from tests.helpers import tiny_catalogue, tiny_model, tiny_tokenizer
 
 
@@ -43,13 +48,39 @@ def write_examples(root: Path, catalogue: Catalogue, users: int = 24, seed: int 
     catalogue.save(folder / "_items.parquet")
 
 
-def tiny_run(root: Path, models: bool = True, n_items: int = 30) -> Outputs:
+def tiny_run(root: Path, models: bool = True, n_items: int = 30, users: int = 24) -> Outputs:
     """A run's folder with examples and, where asked, an `sft` and an `aligned` model of random weights."""
     catalogue = tiny_catalogue(n_items)
-    write_examples(root, catalogue)
+    write_examples(root, catalogue, users)
     if models:
         tokenizer = tiny_tokenizer(n_items)
         for seed, name in enumerate(("sft", "aligned")):
             model = tiny_model(vocab_size=len(tokenizer), seed=seed)
             save_policy(root / name, model, tokenizer, catalogue, tiny_config(), stage=name)
     return Outputs(root)
+
+
+def finished(root: Path, config: Config, *names: str) -> None:
+    """Manifests of stages whose folders are there, as the pipeline would have written them."""
+    for name in names:
+        stage = STAGES[name]
+        manifest = {"stage": name, "fingerprint": digest(name), "seconds": 1.0, "created": "now", "figures": {}}
+        made = {"settings": stage_settings(config, stage), "inputs": {}, "files": {}}
+        write_json(root / stage.folder / "_manifest.json", manifest | made)
+
+
+def rank_in_process(replace: Callable[[Any, str, Any], None]) -> None:
+    """Have one actor rank in this process, on the CPU, and nobody draw; `replace` takes what `setattr` takes."""
+
+    def answers(work: list[dict[str, Any]], actor: Any, settings: Any, **_: Any) -> Iterator[dict[str, Any]]:
+        ranker = actor(settings)
+        for row in work:
+            yield {"rows": ranker(pa.Table.from_pylist([row]))["rows"][0]}
+
+    def empty(config: Config, inputs: Outputs, out: Path, **_: Any) -> None:
+        for name in PUBLISHED:
+            (out / name).touch()
+
+    replace(rankers, "answers_of_actors", answers)
+    replace(report, "write_report", empty)
+    replace(systems, "stage_use_gpu", lambda config, section: False)

@@ -1,0 +1,219 @@
+"""Other systems' lists: every layout gives the same lists, and what is amiss is counted, told or refused."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from rosepo.config import load_config
+from rosepo.data.catalogue import Catalogue
+from rosepo.errors import UserError
+from rosepo.evaluation.metrics import target_ranks
+from rosepo.evaluation.predictions import Predictions, read_predictions
+from rosepo.evaluation.rankings import plan_parts, read_rankings, write_examples
+from tests.evaluation.runs import tiny_run
+
+Rows = list[dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Catalogue]:
+    """The file of 24 measured examples, one a user, and the catalogue."""
+    root = tmp_path_factory.mktemp("run")
+    inputs = tiny_run(root, models=False)
+    write_examples(inputs.examples, "test", None, 8, root / "examples.parquet")
+    return root / "examples.parquet", Catalogue.load(inputs.examples / "_items.parquet")
+
+
+def read(run: tuple[Path, Catalogue], path: Path, ambiguous: bool = False) -> Predictions:
+    given = load_config(None, [f"evaluate.predictions=[it={path}]"]).evaluate.given["it"]
+    return read_predictions(given, run[1], run[0], ambiguous)
+
+
+def ranked(run: tuple[Path, Catalogue], lists: Predictions, out: Path) -> tuple[np.ndarray, np.ndarray]:
+    lists.rank(run[0], run[1], out, plan_parts(run[0]))
+    return read_rankings(out, run[1])
+
+
+def jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def table(path: Path, rows: Rows) -> Path:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+def own_lists(catalogue: Catalogue) -> dict[int, list[int]]:
+    """Item indexes by user."""
+    rng = np.random.default_rng(1)
+    return {user: rng.permutation(len(catalogue))[:20].tolist() for user in range(24)}
+
+
+def _parquet(folder: Path, ids: Rows, titles: Rows) -> Path:
+    pq.write_table(pa.Table.from_pylist(ids), folder / "x.parquet", row_group_size=5)
+    return folder / "x.parquet"
+
+
+def _by_example(folder: Path, ids: Rows, titles: Rows) -> Path:
+    examples = pq.read_table(folder.parent / "examples.parquet", columns=["example_id", "user_id"]).to_pylist()
+    name = {row["user_id"]: row["example_id"] for row in examples}
+    rows = [{"example_id": name[row["user_id"]], "items": row["items"]} for row in titles]
+    return jsonl(folder / "x.jsonl", rows)
+
+
+def _csv_lists(folder: Path, ids: Rows, titles: Rows) -> Path:
+    return table(folder / "x.csv", [{"userId": r["user_id"], "titles": json.dumps(r["items"])} for r in titles])
+
+
+def _long_by_rank(folder: Path, ids: Rows, titles: Rows) -> Path:
+    rows = [{"user_id": r["user_id"], "item_id": item, "rank": place + 1}
+            for r in ids for place, item in enumerate(r["items"])]  # fmt: skip
+    return table(folder / "x.csv", [rows[place] for place in np.random.default_rng(0).permutation(len(rows))])
+
+
+def _long_by_score(folder: Path, ids: Rows, titles: Rows) -> Path:
+    rows = [{"user": str(r["user_id"]), "title": title, "score": 3 - place if place else 3.5}
+            for r in titles for place, title in enumerate(r["items"])]  # fmt: skip
+    return jsonl(folder / "x.jsonl", reversed(rows))
+
+
+def _recommended(folder: Path, ids: Rows, titles: Rows) -> Path:
+    rows = [{"user_id": r["user_id"], "recommendations": [{"item_id": item, "title": "?", "score": -1.0}
+                                                          for item in r["items"]]} for r in ids]  # fmt: skip
+    return jsonl(folder / "x.jsonl", rows)
+
+
+@pytest.mark.parametrize(
+    "written",
+    [_parquet, _by_example, _csv_lists, _long_by_rank, _long_by_score, _recommended],
+    ids=lambda f: f.__name__,
+)
+def test_every_layout_gives_the_same_lists(
+    written: Callable[[Path, Rows, Rows], Path], run: tuple[Path, Catalogue], tmp_path: Path
+) -> None:
+    examples, catalogue = run
+    lists = own_lists(catalogue)
+    ids = [{"user_id": user, "items": catalogue.item_ids[items].tolist()} for user, items in lists.items()]
+    titles = [{"user_id": user, "items": [f"  {catalogue.titles[item].upper()}" for item in items]}
+              for user, items in lists.items()]  # fmt: skip
+    (tmp_path / "given").mkdir()
+    pq.write_table(pq.read_table(examples), tmp_path / "examples.parquet")
+    found = read(run, written(tmp_path / "given", ids, titles))
+    ranks, items = ranked(run, found, tmp_path / "it.parquet")
+    table_ = pq.read_table(examples)
+    expected = np.array([lists[user] for user in table_["user_id"].to_pylist()])
+    np.testing.assert_array_equal(items, expected)
+    np.testing.assert_array_equal(ranks, target_ranks(expected, catalogue.index(table_["target"].to_numpy())))
+    assert found.counts["missing"] == found.counts["unknown_entries"] == found.counts["not_measured"] == 0
+    assert "24 of 24 examples" in found.told()
+
+
+def test_wrong_entries_take_their_places_and_are_told(run: tuple[Path, Catalogue], tmp_path: Path) -> None:
+    examples, catalogue = run
+    rows = pq.read_table(examples).to_pylist()
+    title = dict(zip(catalogue.item_ids.tolist(), catalogue.titles, strict=True))
+    first, second = rows[0], rows[1]
+    other = next(title[item] for item in title if item not in (*first["seen"], first["target"]))
+    lists = [
+        {"user_id": first["user_id"],
+         "items": ["No such film", other, other, title[first["seen"][0]], title[first["target"]]]},
+        {"user_id": second["user_id"], "items": []},
+        {"user_id": 999, "items": [other]},
+    ]  # fmt: skip
+    found = read(run, jsonl(tmp_path / "x.jsonl", lists))
+    ranks, items = ranked(run, found, tmp_path / "it.parquet")
+    assert ranks.tolist() == [4] + [-1] * 23
+    there = catalogue.index(np.array([first["seen"][0], first["target"]])).tolist()
+    assert items[0, :6].tolist() == [-1, catalogue.titles.index(other), -1, *there, -1]
+    assert dict(found.counts) == {
+        "examples": 24, "missing": 22, "shorter": 2, "unknown_entries": 1, "repeated_entries": 1, "seen_entries": 1,
+        "not_measured": 1, "shared": 0,
+    }  # fmt: skip
+    told = found.told()
+    for part in (
+        "lists for 2 of 24 examples", "22 examples without a list count as misses", "2 lists are shorter than 20",
+        "1 entries are no item of the catalogue (such as 'No such film')", "1 entries stand in their list already",
+        "1 entries had been chosen before", "1 of the file's lists belong to nobody who is measured",
+        "take their places as wrong answers",
+    ):  # fmt: skip
+        assert part in told
+
+
+def test_lists_longer_than_twenty_are_cut_and_every_example_of_a_user_has_the_users_list(tmp_path: Path) -> None:
+    root = tmp_path / "run"
+    inputs = tiny_run(root, models=False)
+    catalogue = Catalogue.load(inputs.examples / "_items.parquet")
+    part = inputs.examples / "part-00000.parquet"
+    whole = pq.read_table(part)
+    users = (whole["user_id"].to_numpy() // 2).tolist()  # two users become one
+    pq.write_table(whole.set_column(1, "user_id", pa.array(users)), part)
+    write_examples(inputs.examples, "test", None, 8, root / "examples.parquet")
+    ids = catalogue.item_ids.tolist()
+    rows = [{"user_id": user, "items": ids[user:] + ids[:user]} for user in range(12)]
+    found = read((root / "examples.parquet", catalogue), jsonl(tmp_path / "x.jsonl", rows))
+    _, items = ranked((root / "examples.parquet", catalogue), found, tmp_path / "it.parquet")
+    assert items.shape == (24, 20)
+    assert (items[0] == items[1]).all()
+    assert items[0].tolist() == list(range(20))
+    assert "24 examples share the list of their user (give example_id" in found.told()
+
+
+def _refusals() -> list[Any]:
+    entry = {"user_id": 1, "item_id": 100, "rank": 1}
+    return [
+        ([{"users": 1, "items": [100]}], "has no column 'user_id' or 'example_id'"),
+        ([{"user_id": 1, "films": [100]}], "has no column 'items', 'titles', 'item_id' or 'title'"),
+        ([{"user_id": 1, "item_id": 100}], "one item a row and no column 'rank' or 'score'"),
+        ([{"user_id": 1, "items": [100]}, {"user_id": 1, "items": [101]}], "two lists of user_id 1: keep one"),
+        ([entry, {**entry, "item_id": 101}], "two entries of rank 1 for user_id 1"),
+        ([{"user_id": 1, "item_id": 100, "rank": "first"}], "has rank 'first'"),
+        ([{"user_id": 77, "items": [100]}], "nobody in .* is among the 24 measured examples"),
+        ([{"user_id": 1, "titles": ["Alpha", "Beta"]}], "no entry of .* is an item of the catalogue .*'Alpha', 'Beta'"),
+        ([{"user_id": 1, "items": [1.5]}], "items must be ids"),
+        ([{"user_id": None, "items": [100]}], "has no 'user_id'"),
+        ([{"user_id": 1, "items": "Alpha"}], "is not a JSON list"),
+    ]
+
+
+@pytest.mark.parametrize(("rows", "message"), _refusals())
+def test_a_file_that_cannot_be_scored_is_refused_in_one_sentence(
+    rows: Rows, message: str, run: tuple[Path, Catalogue], tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=rf"^evaluate\.predictions: .*{message}") as refused:
+        read(run, jsonl(tmp_path / "x.jsonl", rows))
+    assert "\n" not in str(refused.value)
+
+
+def test_a_title_that_several_items_share_and_text_that_may_mean_two_items_are_refused(
+    run: tuple[Path, Catalogue], tmp_path: Path
+) -> None:
+    catalogue = Catalogue(np.array([1, 2, 3]), ["Hamlet", "Hamlet (2)", "1"], [()] * 3, np.array([3, 2, 1]))
+    path = jsonl(tmp_path / "x.jsonl", [{"user_id": 1, "titles": ["Hamlet"]}])
+    with pytest.raises(UserError, match=r"'Hamlet' is the title of several items \(1 and 2\): give item ids"):
+        read((run[0], catalogue), path, ambiguous=True)
+    assert read((run[0], catalogue), path).lists[1, 0] == 0
+    for column, item in (("titles", 2), ("item_ids", 0)):
+        path = jsonl(tmp_path / "x.jsonl", [{"user_id": 1, column: ["1"]}])
+        assert read((run[0], catalogue), path).lists[1, 0] == item
+    path = jsonl(tmp_path / "x.jsonl", [{"user_id": 1, "items": ["1"]}])
+    with pytest.raises(UserError, match=r"'1' is the id of 'Hamlet' and the title of another item"):
+        read((run[0], catalogue), path)
+
+
+def test_titles_that_look_like_dates_are_titles(run: tuple[Path, Catalogue], tmp_path: Path) -> None:
+    catalogue = Catalogue(np.array([1, 2]), ["2001-01-01", "1984"], [()] * 2, np.array([2, 1]))
+    path = jsonl(tmp_path / "x.jsonl", [{"user_id": 1, "titles": ["2001-01-01"]}])
+    assert read((run[0], catalogue), path).lists[1, :2].tolist() == [0, -1]

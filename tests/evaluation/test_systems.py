@@ -1,0 +1,192 @@
+"""Rankings in parts: gone on with, taken over, and made of models that are not the run's own."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from rosepo.artifacts import Outputs
+from rosepo.config import TemplateConfig
+from rosepo.data.catalogue import Catalogue
+from rosepo.data.prompts import PromptBuilder
+from rosepo.errors import UserError
+from rosepo.evaluation.decode import Decoder
+from rosepo.evaluation.evaluate import evaluate
+from rosepo.evaluation.rankings import (
+    open_rankings,
+    plan_parts,
+    rankings_table,
+    read_batches,
+    read_rankings,
+    write_examples,
+    write_part,
+)
+from rosepo.models.folder import save_policy
+from rosepo.pipeline import run_stages
+from tests.evaluation.runs import finished, tiny_config, tiny_run
+from tests.helpers import tiny_catalogue, tiny_model, tiny_tokenizer
+
+STAGES = ("prepare", "sft", "align")
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Outputs:
+    """A tiny run with an SFT model and an aligned one."""
+    return tiny_run(tmp_path_factory.mktemp("run"))
+
+
+def inodes(folder: Path) -> dict[str, int]:
+    return {str(path.relative_to(folder)): path.stat().st_ino for path in sorted(folder.rglob("part-*.parquet"))}
+
+
+def metrics_of(folder: Path) -> dict[str, dict[str, dict[str, object]]]:
+    return json.loads((folder / "metrics.json").read_text())  # type: ignore[no-any-return]
+
+
+def test_a_killed_evaluation_goes_on_from_its_parts_and_ends_with_the_same_metrics(
+    tmp_path: Path, in_process: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    undisturbed, killed = tmp_path / "a", tmp_path / "b"
+    for root in (undisturbed, killed):
+        tiny_run(root)
+        finished(root, tiny_config(), *STAGES)
+    run_stages(tiny_config(), undisturbed, ["evaluate"])
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "tests.evaluation.killed", str(killed), "4"]
+    ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, timeout=300, check=False)
+    assert ended.returncode == -signal.SIGKILL
+    assert not (killed / "evaluation").exists()
+    (partial,) = killed.glob(".evaluation.*.partial")
+    kept = inodes(partial)
+    assert len([name for name in kept if "sft" in name or "aligned" in name]) == 4
+    capsys.readouterr()
+    run_stages(tiny_config(), killed, ["evaluate"])
+    assert "goes on from 4 of 6 parts" in capsys.readouterr().err
+    now = inodes(killed / "evaluation")
+    assert kept.items() < now.items()
+    assert (killed / "metrics.json").read_text() == (undisturbed / "metrics.json").read_text()
+    assert not list(killed.glob(".evaluation.*"))
+
+
+def test_another_evaluation_takes_over_what_the_last_one_ranked(tmp_path: Path, in_process: None) -> None:
+    root = tiny_run(tmp_path).root
+    finished(root, tiny_config(), *STAGES)
+    run_stages(tiny_config(), root, ["evaluate"])
+    before = inodes(root / "evaluation")
+    run_stages(tiny_config("evaluate.bootstrap=200"), root, ["evaluate"], overwrite=True)
+    assert inodes(root / "evaluation") == before
+    run_stages(tiny_config("evaluate.beams=21"), root, ["evaluate"], overwrite=True)
+    assert not before.items() & inodes(root / "evaluation").items()
+
+
+def test_parts_of_another_origin_and_broken_ones_are_made_again(inputs: Outputs, tmp_path: Path) -> None:
+    catalogue = Catalogue.load(inputs.examples / "_items.parquet")
+    examples, folder = tmp_path / "examples.parquet", tmp_path / "rankings" / "x.parquet"
+    write_examples(inputs.examples, "test", None, 8, examples)
+    parts = plan_parts(examples)
+    assert [(part.first, part.batches, part.rows) for part in parts] == [(0, 1, 8), (1, 1, 8), (2, 1, 8)]
+    assert open_rankings(folder, parts, "now") == parts
+    for part, batch in zip(parts, read_batches(examples, catalogue), strict=True):
+        items = np.tile(np.arange(20), (8, 1))
+        write_part(folder, part, [rankings_table(batch, catalogue, items, items)])
+    assert open_rankings(folder, parts, "now") == []
+    (folder / parts[1].name).write_bytes((folder / parts[1].name).read_bytes()[:-20])
+    (folder / ".part-00000.parquet.1234.tmp").touch()
+    assert open_rankings(folder, parts, "now") == [parts[1]]
+    assert {path.name for path in folder.iterdir()} == {"_origin.json", parts[0].name, parts[2].name}
+    assert open_rankings(folder, parts, "other") == parts
+
+
+def test_many_examples_make_parts_of_many_batches(tmp_path: Path) -> None:
+    inputs = tiny_run(tmp_path, models=False, users=200)
+    write_examples(inputs.examples, "test", None, 3, tmp_path / "examples.parquet")
+    parts = plan_parts(tmp_path / "examples.parquet")
+    assert [part.batches for part in parts] == [5] * 13 + [2]  # 67 batches in 16 parts at most
+    assert sum(part.rows for part in parts) == 200
+
+
+def test_a_place_without_an_item_is_kept_on_disk(inputs: Outputs, tmp_path: Path) -> None:
+    catalogue = Catalogue.load(inputs.examples / "_items.parquet")
+    write_examples(inputs.examples, "test", 2, 8, tmp_path / "examples.parquet")
+    batch = next(read_batches(tmp_path / "examples.parquet", catalogue))
+    items = np.full((2, 20), -1)
+    items[0, :3] = [4, -2, batch.targets[0]]
+    (part,) = plan_parts(tmp_path / "examples.parquet")
+    folder = tmp_path / "x.parquet"
+    folder.mkdir()
+    write_part(folder, part, [rankings_table(batch, catalogue, items, np.zeros(items.shape))])
+    ranks, read = read_rankings(folder, catalogue)
+    assert ranks.tolist() == [2, -1]
+    assert read[0, :4].tolist() == [4, -1, batch.targets[0], -1]
+    assert (read[1] == -1).all()
+
+
+def test_models_of_others_are_ranked_by_the_same_rules(tmp_path: Path, in_process: None) -> None:
+    """A folder of another run reads as it learned to; a plain model reads with this run's template."""
+    root = tmp_path / "prepared"
+    inputs = tiny_run(root, models=False)
+    finished(root, tiny_config(), "prepare")
+    other, plain = tmp_path / "other" / "sft", tmp_path / "plain"
+    template = TemplateConfig(prefix="", separator=" / ", suffix=" next: ")
+    tokenizer = tiny_tokenizer(30)
+    models = {"other_sft": tiny_model(vocab_size=len(tokenizer), seed=4), "plain": tiny_model(vocab_size=600, seed=5)}
+    options = ("separator=' / '", "prefix=''", "suffix=' next: '")
+    theirs = tiny_config(*(f"model.template.{option}" for option in options))
+    save_policy(other, models["other_sft"], tokenizer, tiny_catalogue(30), theirs, stage="sft")
+    models["plain"].save_pretrained(plain)
+    tokenizer.save_pretrained(plain)
+    config = tiny_config(f"evaluate.models=[{other}, {plain}]", "model.max_length=10000")
+    run_stages(config, root, ["evaluate"])
+    metrics = metrics_of(root)
+    assert list(metrics["models"]) == ["popular", "markov", "other_sft", "plain"]
+    assert {"other_sft-markov", "plain-popular", "other_sft-plain"} < set(metrics["differences"])
+    catalogue = Catalogue.load(inputs.examples / "_items.parquet")
+    batch = next(read_batches(root / "evaluation" / "_examples.parquet", catalogue))
+    for name, used in (("other_sft", template), ("plain", TemplateConfig())):
+        builder = PromptBuilder(tokenizer, catalogue.titles, used, 256)
+        prompts = [builder.prompt(history)[0] for history in batch.histories]
+        expected = Decoder(models[name], builder, 20).top_k(prompts, batch.seen, 20)[0]
+        ranked = read_rankings(root / "evaluation" / "rankings" / f"{name}.parquet", catalogue)[1]
+        np.testing.assert_array_equal(ranked[: len(prompts)], expected)
+    with pytest.raises(UserError, match="made by another configuration"):
+        run_stages(config.model_copy(update={"seed": 1}), root, ["evaluate"])
+    again = tiny_config(f"evaluate.models=[{other}, {plain}]", "model.max_length=10000", "model.template.suffix=x")
+    with pytest.raises(UserError, match=r"model\.template\.suffix"):
+        run_stages(again, root, ["evaluate"])
+
+
+def test_a_model_of_another_catalogue_and_one_that_is_none_are_refused(tmp_path: Path, in_process: None) -> None:
+    inputs = tiny_run(tmp_path / "run", models=False)
+    inputs.evaluation.mkdir()
+    tokenizer = tiny_tokenizer(29)
+    save_policy(tmp_path / "x", tiny_model(), tokenizer, tiny_catalogue(29), tiny_config(), stage="sft")
+    with pytest.raises(UserError, match=r"trained on another catalogue \(29 items, the run has 30\)"):
+        evaluate(tiny_config(f"evaluate.models=[{tmp_path / 'x'}]"), inputs, inputs.evaluation)
+    with pytest.raises(UserError, match=r"^evaluate\.models=/nowhere/m is neither a model folder"):
+        evaluate(tiny_config("evaluate.models=[/nowhere/m]"), inputs, inputs.evaluation)
+
+
+def test_lists_of_others_score_as_the_rankings_that_they_are(inputs: Outputs, tmp_path: Path, in_process: None) -> None:
+    """A system that is fed its own rankings back, by example and by user, has every figure of the original."""
+    out = tmp_path / "first"
+    out.mkdir()
+    evaluate(tiny_config(), inputs, out)
+    fed = pq.read_table(out / "rankings" / "sft.parquet").select(["user_id", "items"])
+    pq.write_table(fed, tmp_path / "by user.parquet")
+    again = tmp_path / "again"
+    again.mkdir()
+    files = f"evaluate.predictions=[fed={out}/rankings/sft.parquet, '{tmp_path}/by user.parquet']"
+    evaluate(tiny_config(files), inputs, again)
+    models = metrics_of(again)["models"]
+    assert models["fed"] == models["sft"]
+    assert models["by_user"] == models["sft"]
+    assert metrics_of(again)["given"]["fed"]["missing"] == 0
