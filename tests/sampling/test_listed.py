@@ -4,16 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rosepo.artifacts import Outputs
+from rosepo.config import Config, parse_config
+from rosepo.errors import UserError
+from rosepo.models.folder import load_recommender, save_policy
+from rosepo.sampling.audit import audit_groups
 from rosepo.sampling.draws import stream
 from rosepo.sampling.examples import Examples
 from rosepo.sampling.listed import WrongCandidates
+from rosepo.sampling.pairs import pairs
+from rosepo.training.logps import plain_logps
+from tests.helpers import tiny_builder, tiny_catalogue, tiny_model, tiny_tokenizer
+from tests.sampling.runs import make_run, read
 
 N_ITEMS = 12
 
@@ -70,3 +83,61 @@ def test_prompts_and_candidates_are_needed() -> None:
     plain: Any = Examples.of(["a"], [np.array([1])], np.array([2]), N_ITEMS)
     with pytest.raises(ValueError, match="prompts and the candidates"):
         drawn(plain, 1, 1)
+
+
+@pytest.fixture(scope="module")
+def listed_run(tmp_path_factory: pytest.TempPathFactory) -> Outputs:
+    """A run whose examples have five candidates each and whose model's prompts list them."""
+    outputs = make_run(tmp_path_factory.mktemp("listed"))
+    rng, catalogue = np.random.default_rng(0), tiny_catalogue(30)
+    for path in sorted(outputs.examples.glob("part-*.parquet")):
+        table = pq.read_table(path).slice(0, 150)
+        lists = []
+        for history, target in zip(table["history"].to_pylist(), table["target"].to_pylist(), strict=True):
+            free = np.setdiff1d(catalogue.item_ids, [*history, target])
+            lists.append(rng.permutation([target, *rng.choice(free, 4, replace=False)]).tolist())
+        pq.write_table(table.append_column("candidates", pa.array(lists)), path)
+    tokenizer = tiny_tokenizer(30)
+    save_policy(outputs.sft, tiny_model(), tokenizer, catalogue, listing_config(), stage="sft")
+    return outputs
+
+
+def listing_config(**pairs: object) -> Config:
+    return parse_config(
+        {
+            "seed": 5,
+            "model": {"max_length": 256, "template": {"candidates": True}},
+            "prepare": {"candidates": 5},
+            "pairs": {"negatives": 2, "reference_cache": "no", "self_hard_top": 1, **pairs},
+        }
+    )
+
+
+def test_groups_of_prompts_that_list_candidates(listed_run: Outputs, in_process: None, tmp_path: Path) -> None:
+    figures = pairs(listing_config(strategies={"self_hard": 1.0}), listed_run, tmp_path)
+    assert figures["strategies"]["self_hard"]["fallbacks"] == 0
+    recommender = load_recommender(listed_run.sft)
+    builder, catalogue = recommender.builder, recommender.catalogue
+    examples = {row["example_id"]: row for row in read(listed_run.examples).to_pylist()}
+    for row in [*read(tmp_path).to_pylist(), *pq.read_table(tmp_path / "_validation.parquet").to_pylist()][::9]:
+        example = examples[row["example_id"]]
+        candidates = catalogue.index(example["candidates"])
+        prompt, _ = builder.prompt(catalogue.index(example["history"]), candidates=candidates)
+        assert row["prompt_ids"] == prompt.tolist()
+        assert row["title_spans"] == []
+        titles = [builder.completion(int(item)) for item in candidates]
+        with torch.inference_mode():
+            logps = plain_logps(recommender.model, [prompt] * len(titles), titles)[0].numpy()
+        ranked = [example["candidates"][place] for place in np.argsort(-logps)]
+        assert row["rejected_items"] == [item for item in ranked if item != row["chosen_item"]][:2]
+        expected = [logps[example["candidates"].index(item)] for item in (row["chosen_item"], *row["rejected_items"])]
+        np.testing.assert_allclose(row["ref_logps"], expected, atol=1e-3)
+    audited = audit_groups(tmp_path, listed_run.examples, builder)
+    assert audited["prompts_cut"] == 0
+    with pytest.raises(UserError, match="has another prompt than its history gives"):
+        audit_groups(tmp_path, listed_run.examples, tiny_builder())
+
+
+def test_examples_without_lists_are_refused_before_sampling(run: Outputs, in_process: None, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"has no candidate lists, which .* prompts list"):
+        pairs(listing_config(), run, tmp_path)
