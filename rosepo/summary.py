@@ -57,6 +57,8 @@ def results_table(metrics: dict[str, Any]) -> str:
     title = (
         f"{metrics['split']} split, {metrics['n_examples']:,} examples of {metrics['n_users']:,} users, 95 % intervals"
     )
+    if metrics.get("protocol") == "candidates":
+        title += ", every example among its own candidates"
     rows = []
     for name, figures in metrics["models"].items():
         cells = [_interval(figures[key]) for key in SHOWN]
