@@ -1,8 +1,9 @@
 """The `evaluate` stage: every system ranks the catalogue for the same examples; figures, intervals, report.
 
 Catalogue protocol: all titles that the user had not chosen yet compete; the one right answer is the title that came
-next. Rankings are made in parts: a run that was ended goes on from those that are finished, and one with other systems
-or figures takes over those that a finished evaluation made of the same models and examples.
+next. Where prompts list candidates, an example's own candidates compete instead. Rankings are made in parts: a run that
+was ended goes on from those that are finished, and one with other systems or figures takes over those that a finished
+evaluation made of the same models and examples.
 """
 
 from __future__ import annotations

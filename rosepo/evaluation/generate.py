@@ -24,6 +24,8 @@ from rosepo.evaluation.rankings import Batch, plan_parts
 from rosepo.evaluation.systems import EXAMPLES_FILE, Ranking
 
 ANSWERS_FOLDER = "answers"
+LEAST_TOKENS = 2**13
+"""Tokens in the model at once, also on a CPU: every step of `generate` has a price of its own, whatever its width."""
 MARGIN = 8
 """Tokens beyond the longest title after which an answer without EOS is cut off: enough to see that it runs on."""
 
@@ -50,7 +52,7 @@ def greedy_answers(
     from rosepo.training.logps import base_causal_lm
 
     causal_lm = base_causal_lm(model)
-    room, device = max_tokens or batch_tokens(model), next(causal_lm.parameters()).device
+    room, device = max_tokens or max(batch_tokens(model), LEAST_TOKENS), next(causal_lm.parameters()).device
     answers: list[np.ndarray] = [np.zeros(0, dtype=np.int64)] * len(prompts)
     # A model's own penalties, bad words or sampling would fill in what is unset here.
     kept, causal_lm.generation_config = causal_lm.generation_config, GenerationConfig()
