@@ -22,7 +22,7 @@ from rosepo.evaluation.systems import Ranking
 
 FREE_EXAMPLES_FILE = "_free_examples.parquet"
 SERIES = ("hr@1", "hr@1_valid", "valid_ratio", "hr@1_substring", "hr@1_substring_valid", "valid_ratio_substring")
-HEADER = ("", "HR@1", "of valid", "ValidRatio", "substring", "of valid", "ValidRatio")
+HEADER = ("", "HR@1", "HR@1 of valid", "ValidRatio", "substring: HR@1", "of valid", "ValidRatio")
 
 
 def free_generation(ranking: Ranking, models: Mapping[str, str], metrics: dict[str, Any]) -> None:
