@@ -68,8 +68,8 @@ def plan_stages(config: Config, root: Path, names: Sequence[str], overwrite: boo
 
     Raises:
         UserError: a folder holds something else than an output of rosepo, was made by another configuration and
-            `overwrite` is off, an input is missing or was made by another configuration, or a round is not one of
-            `pairs.rounds`.
+            `overwrite` is off (an evaluation may get systems of others beside those that it has), an input is missing
+            or was made by another configuration, or a round is not one of `pairs.rounds`.
     """
     _check_root(root)
     check_rounds(config, names)
@@ -95,7 +95,7 @@ def plan_stages(config: Config, root: Path, names: Sequence[str], overwrite: boo
             raise UserError(
                 f"{folder} holds files that no finished stage of rosepo wrote: move them away or use another --out"
             )
-        elif manifest is not None and not overwrite:
+        elif manifest is not None and not overwrite and not _only_adds(config, stage, manifest, fingerprints):
             changed = _differences(manifest["settings"], settings) or ["what it was made from"]
             raise UserError(
                 f"{folder} was made by another configuration ({'; '.join(changed[:4])}): "
@@ -106,6 +106,21 @@ def plan_stages(config: Config, root: Path, names: Sequence[str], overwrite: boo
         fingerprints[stage.name] = fingerprint
         plans.append(Plan(stage, fingerprint, state))
     return plans
+
+
+def _only_adds(config: Config, stage: Stage, manifest: Mapping[str, Any], fingerprints: Mapping[str, str]) -> bool:
+    """Whether an evaluation would measure what it measured, and systems of others beside: nothing is lost then."""
+    if stage.kind != "evaluate":
+        return False
+    old, new = manifest["settings"], stage_settings(config, stage)
+    added = [key for key in new if key not in old]  # what models of others are read with
+    lists = ("evaluate.models", "evaluate.predictions")
+    same = all(not _differ(old[key], new.get(key)) for key in old if key not in lists)
+    kept = all(set(old.get(key, ())) <= set(new[key]) for key in lists)
+    files = manifest["files"].items() <= file_digests(config, stage).items()
+    inputs = {name: fingerprints[name] for name in (*stage.needs, *stage.uses) if name in fingerprints}
+    plain = all(key in lists or key.startswith("model.") for key in added)
+    return same and kept and files and plain and inputs == manifest["inputs"]
 
 
 def run_stages(config: Config, root: Path, names: Sequence[str], overwrite: bool = False) -> dict[str, dict[str, Any]]:

@@ -66,6 +66,9 @@ def test_help_lists_every_setting_of_the_stage() -> None:
         (["recommend", "--history", "Gravity (2013)"], "holds no model"),
         (["align"], "run `rosepo prepare`"),
         (["evaluate"], "run `rosepo prepare`"),
+        (["evaluate", "--model", "/nowhere/m"], "evaluate.models=/nowhere/m is neither a model folder"),
+        (["evaluate", "--predictions", "sft=lists.csv"], "which is the run's own"),
+        (["evaluate", "--predictions", "/nowhere/lists.csv"], "evaluate.predictions=/nowhere/lists.csv does not exist"),
         (["pairs", "--round", "2"], "pairs-2 is a round beyond pairs.rounds=1"),
         (["align", "--round", "2", "--set", "pairs.rounds=2"], "run `rosepo prepare`"),
     ],
@@ -78,6 +81,22 @@ def test_bad_input_is_one_line_without_traceback_and_exit_code_2(
     assert words in result.stderr
     assert "Traceback" not in result.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_systems_of_others_come_from_options_or_settings_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from typer.testing import CliRunner
+
+    from rosepo import cli
+
+    found: list[object] = []
+    monkeypatch.setattr(cli, "_run_stages", lambda config, out, names, overwrite, debug: found.append(config.evaluate))
+    monkeypatch.setattr("rosepo.summary.print_next", lambda config, root, stage: None)
+    options = ["--model", "it's: [1]/m", "--model", "b=x/y", "--predictions", "p #1.csv"]
+    result = CliRunner().invoke(cli.app, ["evaluate", "--out", str(tmp_path), *options])
+    assert result.exit_code == 0, result.output
+    (settings,) = found
+    assert settings.models == ("it's: [1]/m", "b=x/y")  # type: ignore[attr-defined]
+    assert settings.predictions == ("p #1.csv",)  # type: ignore[attr-defined]
 
 
 def test_debug_shows_where_a_failure_came_from(tmp_path: Path) -> None:

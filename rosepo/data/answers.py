@@ -111,7 +111,7 @@ class ItemReader:
         if by_title is not None and self._ambiguous:
             other = self._titles.get(normalised(f"{text} (2)"))
             if other is not None:
-                both = " and ".join(repr(self._catalogue.item_ids[item]) for item in (by_title, other))
+                both = " and ".join(map(repr, self._catalogue.item_ids[[by_title, other]].tolist()))
                 raise UserError(f"{where}: {text!r} is the title of several items ({both}): give item ids instead")
         found = by_id if by_id is not None else by_title
         return UNKNOWN if found is None else found

@@ -70,23 +70,24 @@ class Predictions:
     def told(self) -> str:
         """What was found in the file, in a sentence."""
         counts = self.counts
-        text = f"{self.name}: lists for {counts['examples'] - counts['missing']:,} of {counts['examples']:,} examples"
-        amiss = [
-            (counts["missing"], "examples without a list count as misses"),
-            (counts["shorter"], f"lists are shorter than {DEPTH}"),
-            (counts["unknown_entries"], f"entries are no item of the catalogue{self._such_as()}"),
-            (counts["repeated_entries"], "entries stand in their list already"),
-            (counts["seen_entries"], "entries had been chosen before"),
-            (counts["not_measured"], "of the file's lists belong to nobody who is measured"),
-            (counts["shared"], "examples share the list of their user (give example_id to tell them apart)"),
+        such_as = f" (such as {', '.join(repr(value) for value in self.unknown[:3])})" if self.unknown else ""
+        wrong = [
+            (counts["unknown_entries"], f"no item of the catalogue{such_as}"),
+            (counts["repeated_entries"], "repeated"),
+            (counts["seen_entries"], "chosen before"),
         ]
-        told = [f"{number:,} {what}" for number, what in amiss if number]
-        wrong = any(counts[key] for key in ("unknown_entries", "repeated_entries", "seen_entries"))
-        note = "; such entries take their places as wrong answers" if wrong else ""
-        return text + (f"; {', '.join(told)}" if told else "") + note
-
-    def _such_as(self) -> str:
-        return f" (such as {', '.join(repr(value) for value in self.unknown[:3])})" if self.unknown else ""
+        parts = [
+            f"{self.name}: lists for {counts['examples'] - counts['missing']:,} of {counts['examples']:,} examples",
+            f"without a list, so a miss: {counts['missing']:,}" if counts["missing"] else "",
+            f"lists shorter than {DEPTH}: {counts['shorter']:,}" if counts["shorter"] else "",
+            ", ".join(f"{number:,} {what}" for number, what in wrong if number),
+            f"lists of nobody who is measured: {counts['not_measured']:,}" if counts["not_measured"] else "",
+        ]
+        if parts[3]:
+            parts[3] = f"entries that take their places as wrong answers: {parts[3]}"
+        if counts["shared"]:
+            parts.append(f"examples that share the list of their user: {counts['shared']:,} (give example_id instead)")
+        return "; ".join(part for part in parts if part)
 
 
 def read_predictions(given: Given, catalogue: Catalogue, examples: Path, ambiguous: bool) -> Predictions:
@@ -121,7 +122,7 @@ def read_predictions(given: Given, catalogue: Catalogue, examples: Path, ambiguo
         shown = ", ".join(repr(value) for value in reader.unknown[:3])
         raise UserError(
             f"{given.key}: no entry of {given.location} is an item of the catalogue (it has {shown}, the catalogue "
-            f"{catalogue.titles[0]!r}, id {catalogue.item_ids[0]!r}): give its titles or item ids"
+            f"{catalogue.titles[0]!r}, id {catalogue.item_ids[:1].tolist()[0]!r}): give its titles or item ids"
         )
     counts["missing"] = int((rows < 0).sum())
     counts["shorter"] = int((lists[found, -1] == -1).sum())

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rosepo.evaluation import bias
@@ -28,6 +28,46 @@ def test_gini_equals_the_mean_absolute_difference(counts: list[int]) -> None:
     values = np.array(counts, dtype=float)
     expected = np.abs(values[:, None] - values[None]).mean() / (2 * values.mean())
     assert bias.gini(np.array(counts)) == pytest.approx(expected)
+
+
+@settings(max_examples=40)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 30))
+def test_concentration_follows_from_the_lorenz_curve_of_the_lists(seed: int, n_items: int) -> None:
+    """Gini is one minus twice the area under the Lorenz curve, coverage the share of distinct titles in the lists."""
+    rng = np.random.default_rng(seed)
+    lists = [rng.permutation(n_items)[: rng.integers(1, n_items + 1)].tolist() for _ in range(5)]
+    padded = np.full((5, n_items), -1)
+    for row, items in enumerate(lists):
+        padded[row, : len(items)] = items
+    found = bias.concentration(bias.exposure(padded, n_items))
+    flat = [item for items in lists for item in items]
+    curve = np.concatenate([[0], np.cumsum(sorted(flat.count(item) for item in range(n_items)))]) / len(flat)
+    assert found["gini"] == pytest.approx(1 - 2 * np.trapezoid(curve, dx=1 / n_items), abs=1e-12)
+    assert found["coverage"] == pytest.approx(len(set(flat)) / n_items)
+
+
+@settings(max_examples=40)
+@given(st.integers(0, 2**32 - 1))
+def test_series_equal_a_slow_loop_with_places_that_hold_no_title(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    counts = rng.integers(0, 9, size=12)
+    items = np.stack([rng.permutation(12)[:6] for _ in range(4)])
+    items[rng.random(items.shape) < 0.3] = -1
+    targets, similarity, truth = rng.integers(0, 12, size=4), rng.random((4, 6)), rng.random(4)
+    found = bias.popularity_series(items, bias.Popularity.of(counts))
+    found |= bias.hallucination_series(items, targets, similarity, truth)
+    head = sorted(range(12), key=lambda item: (-counts[item], item))[:1]
+    for row in range(4):
+        there = [item for item in items[row].tolist() if item >= 0]
+        wrong = [place for place, item in enumerate(items[row].tolist()) if item not in (-1, targets[row])]
+        expected = {
+            "log_popularity": np.mean([math.log(1 + counts[item]) for item in there]) if there else math.nan,
+            "head_share": np.mean([item in head for item in there]) if there else math.nan,
+            "hallucination": similarity[row, wrong].mean() - truth[row] if wrong else math.nan,
+            "hallucination@1": similarity[row, 0] - truth[row] if 0 in wrong else math.nan,
+        }
+        for key, value in expected.items():
+            assert found[key][row] == pytest.approx(value, nan_ok=True)
 
 
 def test_exposure_leaves_padding_out() -> None:

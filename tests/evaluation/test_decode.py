@@ -5,10 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from rosepo.config import TemplateConfig
 from rosepo.data.prompts import PromptBuilder
+from rosepo.data.titles import distinct_titles
 from rosepo.errors import UserError
 from rosepo.evaluation.decode import Decoder
 from rosepo.evaluation.forward import PlainRows
@@ -106,6 +109,36 @@ def test_titles_that_begin_others_long_ones_and_other_scripts_are_found() -> Non
     for row in range(2):
         found = items[row][items[row] >= 0]
         np.testing.assert_allclose(scores[row, : len(found)], score_all(model, builder, prompts[row])[found], atol=2e-3)
+
+
+CATALOGUES = {
+    "duplicates": ["Hamlet", "Hamlet", "hamlet", "Hamlet (2)", "HAMLET  ", "Macbeth", "Hamlet 2", "Hamlet (3)"],
+    "prefixes": ["Alien", "Aliens", "Alien 3", "A", "Al", "Alien: Covenant", "Aliens 2", "Alien³"],
+    "scripts": ["千と千尋の神隠し", "千と千尋", "Żółć", "Ночь", "ليلة", "रात", "Amélie", "Ame\u0301lies", "👽", "👽👽"],
+    "long": ["x" * 150, "x" * 151, "x" * 149 + "y", "y", "The " + "very " * 40 + "long title", "The very"],
+}
+
+
+@pytest.mark.parametrize("name", CATALOGUES)
+@settings(max_examples=2)
+@given(family=st.sampled_from(["llama", "gpt2"]), seed=st.integers(0, 2**16), data=st.data())
+def test_beams_are_exact_on_catalogues_of_odd_titles(name: str, family: str, seed: int, data: st.DataObject) -> None:
+    """Duplicate, nested, non-Latin and very long titles: every place and score is that of scoring title by title."""
+    titles, _ = distinct_titles(CATALOGUES[name], range(len(CATALOGUES[name])), "disambiguate")
+    builder = PromptBuilder(tiny_tokenizer(), titles, TemplateConfig(prefix="", suffix=""), 512)
+    model = tiny_model(family, max_length=512, seed=seed)
+    item = st.integers(0, len(titles) - 1)
+    histories = data.draw(st.lists(st.lists(item, max_size=2, unique=True), min_size=1, max_size=3))
+    prompts = prompts_of(builder, histories)
+    items, scores = Decoder(model, builder, beams=len(titles)).top_k(prompts, excluded_of(histories), len(titles))
+    for row, history in enumerate(histories):
+        truth = score_all(model, builder, prompts[row])
+        left = len(titles) - len(history)
+        assert sorted(items[row, :left].tolist()) == sorted(set(range(len(titles))) - set(history))
+        np.testing.assert_allclose(scores[row, :left], truth[items[row, :left]], rtol=1e-5, atol=1e-3)
+        # Sums of some hundred float32 terms may swap titles that are no further apart than their rounding.
+        assert (np.diff(truth[items[row, :left]]) <= 1e-3).all()
+        assert (items[row, left:] == -1).all()
 
 
 def test_answers_do_not_depend_on_the_batch(builder: PromptBuilder) -> None:

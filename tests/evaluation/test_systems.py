@@ -7,11 +7,14 @@ import os
 import signal
 import subprocess
 import sys
+from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from rosepo.artifacts import Outputs
 from rosepo.config import TemplateConfig
@@ -29,7 +32,9 @@ from rosepo.evaluation.rankings import (
     write_examples,
     write_part,
 )
+from rosepo.evaluation.systems import Ranking
 from rosepo.models.folder import save_policy
+from rosepo.models.sasrec import SASRec, SASRecConfig
 from rosepo.pipeline import run_stages
 from tests.evaluation.runs import finished, tiny_config, tiny_run
 from tests.helpers import tiny_catalogue, tiny_model, tiny_tokenizer
@@ -84,6 +89,12 @@ def test_another_evaluation_takes_over_what_the_last_one_ranked(tmp_path: Path, 
     before = inodes(root / "evaluation")
     run_stages(tiny_config("evaluate.bootstrap=200"), root, ["evaluate"], overwrite=True)
     assert inodes(root / "evaluation") == before
+    fed = f"evaluate.predictions=[fed={root}/evaluation/rankings/popular.parquet]"
+    run_stages(tiny_config("evaluate.bootstrap=200", fed), root, ["evaluate"])  # nothing is lost: no --overwrite
+    assert metrics_of(root)["models"]["fed"] == metrics_of(root)["models"]["popular"]
+    assert before.items() < inodes(root / "evaluation").items()
+    with pytest.raises(UserError, match="made by another configuration"):
+        run_stages(tiny_config("evaluate.bootstrap=200"), root, ["evaluate"])
     run_stages(tiny_config("evaluate.beams=21"), root, ["evaluate"], overwrite=True)
     assert not before.items() & inodes(root / "evaluation").items()
 
@@ -128,6 +139,39 @@ def test_a_place_without_an_item_is_kept_on_disk(inputs: Outputs, tmp_path: Path
     assert ranks.tolist() == [2, -1]
     assert read[0, :4].tolist() == [4, -1, batch.targets[0], -1]
     assert (read[1] == -1).all()
+
+
+def test_the_baselines_rank_what_was_not_seen_by_scores_that_are_worked_out_one_by_one(tmp_path: Path) -> None:
+    """Counts of training, transitions from the newest title, SASRec's logits: each by a loop over examples."""
+    inputs = tiny_run(tmp_path / "run", models=False)
+    catalogue = Catalogue.load(inputs.examples / "_items.parquet")
+    torch.manual_seed(0)
+    oracle = SASRec(SASRecConfig(len(catalogue), max_length=5, hidden_size=8)).eval()
+    oracle.save(inputs.oracle, catalogue.item_ids)
+    out = tmp_path / "out"
+    out.mkdir()
+    write_examples(inputs.examples, "test", None, 7, out / "_examples.parquet")
+    Ranking(tiny_config(), inputs, out, catalogue, plan_parts(out / "_examples.parquet")).by_scorers(with_oracle=True)
+    trajectories = pq.read_table(inputs.examples / "_trajectories" / "part-00000.parquet")["items"].to_pylist()
+    followed = Counter(pair for items in trajectories for pair in pairwise(items))
+    ranked = {
+        name: read_rankings(out / "rankings" / f"{name}.parquet", catalogue)[1]
+        for name in ("popular", "markov", "oracle")
+    }
+    counts, ids = catalogue.train_count, catalogue.item_ids
+    for row, example in enumerate(pq.read_table(out / "_examples.parquet").to_pylist()):
+        left = [item for item in range(len(ids)) if ids[item] not in example["seen"]]
+        last = example["history"][-1]
+        with torch.inference_mode():
+            newest = torch.from_numpy(catalogue.index(example["history"][-5:]))[None]
+            logits = oracle.logits(oracle.forward(newest + 1)[:, -1])[0].tolist()
+        keys = {
+            "popular": lambda item: (-counts[item], item),
+            "markov": lambda item: (-followed[last, int(ids[item])], -counts[item], item),  # noqa: B023
+            "oracle": lambda item: (-logits[item], item),  # noqa: B023
+        }
+        for name, key in keys.items():
+            assert ranked[name][row].tolist() == (sorted(left, key=key)[:20] + [-1] * 20)[:20], name
 
 
 def test_models_of_others_are_ranked_by_the_same_rules(tmp_path: Path, in_process: None) -> None:
