@@ -105,11 +105,13 @@ def _model(config: Config, data: dict[str, Any]) -> dict[str, Any]:
     mean, longest = float(builder.lengths.mean()), int(builder.lengths.max())
     shown["title tokens"] = f"{mean:.1f} on average, {longest} at most (of {len(builder):,} titles)"
     room = config.model.max_length - builder.template_tokens - builder.longest_completion
-    history = min(config.prepare.max_history, int(room / (mean + len(builder.separator))))
+    listed = config.prepare.candidates * (mean + len(builder.separator)) if builder.lists_candidates else 0.0
+    room -= int(listed)
+    history = max(0, min(config.prepare.max_history, int(room / (mean + len(builder.separator)))))
     shown["history"] = f"about {history} items fit in model.max_length={config.model.max_length}"
     if data["exact"]:
         titles = data["mean_history"]["train"] * (mean + len(builder.separator)) + mean + 1
-        facts["row_tokens"] = min(config.model.max_length, builder.template_tokens + titles)
+        facts["row_tokens"] = min(config.model.max_length, builder.template_tokens + listed + titles)
     else:
         facts["row_tokens"] = config.model.max_length
     return {"facts": facts, "shown": shown}
@@ -146,7 +148,8 @@ def _work(config: Config, data: dict[str, Any], facts: dict[str, Any]) -> list[l
         groups = min(groups, config.pairs.groups_per_user * data["users"])
     # Rows of a step are users where rows are trajectories; those without a training example are few.
     aligned = groups if config.align.rows == "group" else min(groups, data["users"])
-    rows = [["sft", data["trajectories"], _steps(config.sft, data["trajectories"]), _memory(config.sft, facts)]]
+    tuned = data["examples"]["train"] if config.model.template.candidates else data["trajectories"]
+    rows = [["sft", tuned, _steps(config.sft, tuned), _memory(config.sft, facts)]]
     for number in range(1, config.pairs.rounds + 1):
         rows.append([of_round("pairs", number), groups, "", ""])
         rows.append([of_round("align", number), aligned, _steps(config.align, aligned), _memory(config.align, facts)])

@@ -132,7 +132,7 @@ STAGES: dict[str, Stage] = {
             "evaluate",
             "evaluation",
             "prepare",
-            "evaluate pairs.encoder pairs.semantic_decay pairs.rounds",
+            "evaluate pairs.encoder pairs.semantic_decay pairs.rounds model.template.candidates",
             "rosepo.evaluation.evaluate:evaluate",
             "rank the catalogue, write the report",
             uses="sft oracle pairs align sweep",

@@ -48,7 +48,7 @@ def print_summary(config: Config, root: Path) -> None:
     say(f"  Model    {outputs.aligned}  (loads in plain Transformers)")
     say("")
     say("  Try next:")
-    for command in _suggestions(outputs):
+    for command in _suggestions(config, outputs):
         say(f"    {command}")
 
 
@@ -57,6 +57,8 @@ def results_table(metrics: dict[str, Any]) -> str:
     title = (
         f"{metrics['split']} split, {metrics['n_examples']:,} examples of {metrics['n_users']:,} users, 95 % intervals"
     )
+    if metrics.get("protocol") == "candidates":
+        title += ", every example among its own candidates"
     rows = []
     for name, figures in metrics["models"].items():
         cells = [_interval(figures[key]) for key in SHOWN]
@@ -113,7 +115,7 @@ def _times(config: Config, root: Path) -> str:
     return table([*rows, ["all", total, str(root)]], header=("stage", "time", "output"))
 
 
-def _suggestions(outputs: Outputs) -> list[str]:
+def _suggestions(config: Config, outputs: Outputs) -> list[str]:
     from rosepo.data.catalogue import Catalogue
 
     root = outputs.root
@@ -121,7 +123,8 @@ def _suggestions(outputs: Outputs) -> list[str]:
     popular = catalogue.train_count.argsort(kind="stable")[::-1][:2]
     titles = " ".join(f"--history {shlex.quote(catalogue.titles[item])}" for item in popular)
     out = shlex.quote(str(root))
-    commands = [f"rosepo recommend --model {out}/{outputs.aligned.name} {titles}"]
+    listed = config.model.template.candidates  # which no history brings along
+    commands = [] if listed else [f"rosepo recommend --model {out}/{outputs.aligned.name} {titles}"]
     if (root / "sweep" / "best.yaml").is_file():
         commands.append(f"rosepo run --config {out}/sweep/best.yaml --out {out} --overwrite")
     commands.append(f"rosepo run --interactions LOG --items ITEMS --out {shlex.quote(str(root.parent))}/mine")

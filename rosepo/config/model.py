@@ -45,6 +45,7 @@ class LoraConfig(Section):
 class TemplateConfig(Section):
     """How a history becomes a prompt: BOS (if there is one), `prefix`, every title followed by `separator`, `suffix`.
 
+    With `candidates`, the list stands behind BOS: `candidates_prefix` and every candidate followed by `separator`.
     Parts are tokenised one by one and joined in token space, so that the boundary between prompt and completion is the
     same everywhere. `{eos}` in a part stands for the end-of-sequence token.
     """
@@ -53,8 +54,11 @@ class TemplateConfig(Section):
     separator: str = "\n"
     suffix: str = ""
     """Text between the last title and the completion."""
+    candidates: bool = False
+    """The candidate protocol: every prompt lists its example's own candidates (`prepare.candidates`), and the model
+    learns, rejects and is measured on one of them."""
     candidates_prefix: str = "Choose from:\n"
-    """Opens the candidate list in the candidate protocol (between `prefix` and the history)."""
+    """Opens the list of candidates, which stands before `prefix`."""
 
     @model_validator(mode="after")
     def _separator(self) -> TemplateConfig:

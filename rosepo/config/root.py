@@ -88,6 +88,54 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _listed(self) -> Config:
+        template, setting = self.model.template, "model.template.candidates=true"
+        if not template.candidates:
+            if "candidates_prefix" in template.model_fields_set:
+                raise ValueError(
+                    f"model.template.candidates_prefix is used by {setting} alone: set that too, or leave it out"
+                )
+            return self
+        if self.prepare.candidates < 2:
+            raise ValueError(
+                f"{setting} lists every example's own candidates in its prompt, and prepare.candidates=0 writes none: "
+                "set it to 20, say"
+            )
+        if self.align.rows == "trajectory":
+            raise ValueError(
+                "align.rows=trajectory shares prompts that are prefixes of one another, and no two prompts with "
+                f"candidates of their own are ({setting}): use align.rows=group"
+            )
+        if self.pairs.engine == "vllm":
+            raise ValueError(
+                f"pairs.engine=vllm writes freely, and under {setting} the policy's wrong answers are its candidates, "
+                "each of which is scored: leave pairs.engine out"
+            )
+        if "policy" in self.pairs.used:
+            raise ValueError(
+                f"pairs.strategies.policy draws from the whole catalogue, and under {setting} prompts ask for one of "
+                "their candidates: use self_hard, which draws among those"
+            )
+        if self.evaluate.free_generation:
+            raise ValueError(
+                f"evaluate.free_generation is for prompts without candidates; under {setting} every example is answered"
+                " freely: leave it out"
+            )
+        for train in (self.sft, self.align):
+            if train.validation_users:
+                raise ValueError(
+                    f"{train.section}.validation_users={train.validation_users} search the catalogue, and under "
+                    f"{setting} prompts ask for one of their candidates: use {train.section}.best_metric="
+                    "validation_loss, or leave both out"
+                )
+        return self
+
+    @property
+    def reads_candidates(self) -> bool:
+        """Whether sampling reads the examples' candidates: to list them in prompts, or to reject them."""
+        return self.model.template.candidates or "candidates" in self.pairs.used
+
+    @model_validator(mode="after")
     def _reference(self) -> Config:
         if LOSSES[self.align.loss].reference_free and "reference" in self.pairs.model_fields_set:
             raise ValueError(

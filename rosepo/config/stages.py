@@ -173,6 +173,10 @@ class EvaluateConfig(ActorsConfig):
     """Files of other systems' answers, each FILE or NAME=FILE: rows of user_id or example_id with a list of titles or
     item ids, or user_id, item_id and rank or score (docs/method.md). The option --predictions sets it."""
 
+    free_generation: Annotated[int, Field(ge=0)] = 0
+    """Examples, chosen by a hash of their id, that every language model also answers without a constraint, to tell how
+    often that is no title of the catalogue; 0 leaves it out. Where prompts list candidates, every example is."""
+
     @property
     def given(self) -> dict[str, Given]:
         """The systems of `models` and `predictions` by name."""

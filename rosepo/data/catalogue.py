@@ -61,6 +61,11 @@ class Catalogue:
         # split() makes one part of nothing.
         return np.split(flat, np.cumsum(whole.value_lengths().to_numpy())[:-1]) if len(whole) else []
 
+    def index_matrix(self, lists: pa.ChunkedArray) -> np.ndarray:
+        """Item indexes int64 [n, m] of a column of n lists of m item ids each; see `index`."""
+        flat = self.index(lists.combine_chunks().flatten().to_numpy(zero_copy_only=False))
+        return flat.reshape(len(lists), -1) if len(lists) else flat.reshape(0, 0)
+
     def save(self, path: Path) -> None:
         """Write one Parquet file (columns item_id, title, categories, train_count), in item order."""
         categories = pa.array([list(entry) or None for entry in self.categories], type=pa.list_(pa.string()))

@@ -3,7 +3,7 @@
 Every title and every template part is tokenised once on its own and joined in token space, so that the boundary between
 prompt and completion is the same in training, reference pass, sampling and evaluation, whatever the tokenizer merges.
 
-    prompt     = [BOS, if there is one] prefix (candidates_prefix (title separator)*)? (title separator)* suffix
+    prompt     = [BOS, if there is one] (candidates_prefix (title separator)*)? prefix (title separator)* suffix
     completion = title EOS
 """
 
@@ -33,8 +33,9 @@ class PromptBuilder:
         max_length: tokens of prompt and completion together.
 
     Attributes:
-        head: int32, BOS and prefix: what every prompt starts with.
-        candidates_head: int32, what opens the candidate list.
+        head: int32, BOS and prefix: what every prompt starts with, but for those that list candidates, in which the
+            list stands between the two.
+        lists_candidates: whether prompts list candidates, `TemplateConfig.candidates`.
         separator: int32, follows every title of a prompt.
         tail: int32, the suffix: what every prompt ends with.
         longest_completion: tokens of the catalogue's longest completion, EOS included.
@@ -53,8 +54,11 @@ class PromptBuilder:
         self.template = template
         self.max_length = max_length
         bos = [] if tokenizer.bos_token_id is None else [int(tokenizer.bos_token_id)]
-        self.head = np.array([*bos, *self._part(tokenizer, template.prefix)], dtype=np.int32)
-        self.candidates_head = np.array(self._part(tokenizer, template.candidates_prefix), dtype=np.int32)
+        prefix = self._part(tokenizer, template.prefix)
+        self.head = np.array([*bos, *prefix], dtype=np.int32)
+        self.lists_candidates = template.candidates
+        self._list_head = np.array([*bos, *self._part(tokenizer, template.candidates_prefix)], dtype=np.int32)
+        self._prefix = np.array(prefix, dtype=np.int32)
         self.separator = np.array(self._part(tokenizer, template.separator), dtype=np.int32)
         self.tail = np.array(self._part(tokenizer, template.suffix), dtype=np.int32)
         if not len(self.separator):
@@ -73,7 +77,8 @@ class PromptBuilder:
     @property
     def template_tokens(self) -> int:
         """Tokens that every prompt has beside its titles and their separators."""
-        return len(self.head) + len(self.tail)
+        opening = len(self._list_head) + len(self._prefix) if self.lists_candidates else len(self.head)
+        return opening + len(self.tail)
 
     @property
     def lengths(self) -> np.ndarray:
@@ -103,18 +108,22 @@ class PromptBuilder:
         Args:
             history: item indexes, oldest first.
             reserve: tokens kept free for the completion; None keeps the longest completion's.
-            candidates: item indexes listed before the history; never cut.
+            candidates: item indexes listed before the history; never cut. Given where the template lists them, and
+                nowhere else.
 
         Returns:
             Token ids int32, and how many of the oldest history items were left out.
 
         Raises:
             UserError: not even the newest item (or, with an empty history, the template) fits.
+            ValueError: candidates that the template does not list, or none where it does.
         """
+        if (candidates is not None) != self.lists_candidates:
+            raise ValueError(f"candidates={candidates} do not go with a template of candidates={self.lists_candidates}")
         items = np.asarray(history, dtype=np.int64)
         opening = [self.head]
         if candidates is not None:
-            opening += [self.candidates_head, *self.pieces(candidates)]
+            opening = [self._list_head, *self.pieces(candidates), self._prefix]
         fixed = sum(len(part) for part in opening) + len(self.tail)
         reserved = self.longest_completion if reserve is None else reserve
         room = self.max_length - reserved - fixed
@@ -127,6 +136,29 @@ class PromptBuilder:
             )
         dropped = len(items) - kept
         return np.concatenate([*opening, *self.pieces(items[dropped:]), self.tail]), dropped
+
+    def prompts(
+        self, histories: Sequence[np.ndarray], candidates: np.ndarray | None = None
+    ) -> tuple[list[np.ndarray], list[int]]:
+        """The prompts of many histories, and how many of the oldest items each leaves out; see `prompt`.
+
+        Args:
+            histories: N arrays of item indexes, each oldest first.
+            candidates: int64 [N, C]; not looked at where the template lists none.
+
+        Raises:
+            UserError: a history for which there is no room, or no candidates where the template lists them.
+        """
+        if not self.lists_candidates:
+            made = [self.prompt(history) for history in histories]
+        elif candidates is None:
+            raise UserError(
+                "this model answers out of candidates that its prompts list (model.template.candidates=true), and these"
+                " examples have none: set prepare.candidates, or take a model without"
+            )
+        else:
+            made = [self.prompt(history, candidates=row) for history, row in zip(histories, candidates, strict=True)]
+        return [prompt for prompt, _ in made], [dropped for _, dropped in made]
 
     def spans(self, history: Sequence[int] | np.ndarray) -> np.ndarray:
         """Begin and end of every title in the prompt of a history that is not cut: int64 [n, 2]."""

@@ -1,8 +1,9 @@
 """The `evaluate` stage: every system ranks the catalogue for the same examples; figures, intervals, report.
 
 Catalogue protocol: all titles that the user had not chosen yet compete; the one right answer is the title that came
-next. Rankings are made in parts: a run that was ended goes on from those that are finished, and one with other systems
-or figures takes over those that a finished evaluation made of the same models and examples.
+next. Where prompts list candidates, an example's own candidates compete instead. Rankings are made in parts: a run that
+was ended goes on from those that are finished, and one with other systems or figures takes over those that a finished
+evaluation made of the same models and examples.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from rosepo.artifacts import write_json
 from rosepo.config import Config
 from rosepo.console import say
 from rosepo.data.catalogue import Catalogue
+from rosepo.evaluation.candidates import free_generation
 from rosepo.evaluation.given import check_given_model
 from rosepo.evaluation.measure import measure
 from rosepo.evaluation.predictions import read_predictions
@@ -49,7 +51,8 @@ def evaluate(config: Config, inputs: Outputs, out: Path) -> dict[str, Any]:
     settings = config.evaluate
     catalogue = Catalogue.load(inputs.examples / ITEMS_FILE)
     examples = out / EXAMPLES_FILE
-    n = write_examples(inputs.examples, settings.split, settings.max_examples, settings.batch_size, examples)
+    listed = ("candidates",) if config.model.template.candidates else ()
+    n = write_examples(inputs.examples, settings.split, settings.max_examples, settings.batch_size, examples, listed)
     folders = {name: folder for name, folder in (("sft", inputs.sft), ("aligned", inputs.aligned)) if folder.is_dir()}
     oracle = oracle_name(inputs.oracle)
     absent = _tell_absent(inputs, folders, oracle)
@@ -67,6 +70,7 @@ def evaluate(config: Config, inputs: Outputs, out: Path) -> dict[str, Any]:
     ranking.by_predictions(predictions)
     own = [name for name in MODELS if name not in absent]
     metrics, exposure = measure(config, inputs, catalogue, examples, ranking.folder, [*own, *given])
+    free_generation(ranking, models, metrics)
     metrics["oracle"] = oracle
     metrics["cut"] = {name: count_cut(ranking.folder_of(name)) for name in models}
     _tell_cut(metrics["cut"], n)

@@ -49,7 +49,7 @@ def measure(
     """
     series = _Series(config, inputs, catalogue, _n_examples(examples), names)
     series.read(examples, rankings)
-    users = _user_codes(examples)
+    users = user_codes(examples)
     bootstrap = UserBootstrap(users, config.evaluate.bootstrap, config.seed)
     drawn = bootstrap.resample(series.all())
     entries: dict[str, dict[str, Any]] = {}
@@ -63,7 +63,7 @@ def measure(
     columns = {"item_id": catalogue.item_ids, "train_count": catalogue.train_count, **series.exposure}
     return {
         "split": config.evaluate.split,
-        "protocol": "catalogue",
+        "protocol": "candidates" if config.model.template.candidates else "catalogue",
         "n_examples": bootstrap.n_examples,
         "n_users": bootstrap.n_users,
         "models": entries,
@@ -175,7 +175,7 @@ def _n_examples(examples: Path) -> int:
     return int(pq.read_metadata(examples).num_rows)
 
 
-def _user_codes(examples: Path) -> np.ndarray:
+def user_codes(examples: Path) -> np.ndarray:
     """A number for the user of every example: int32 [N], in order of appearance."""
     users = pq.read_table(examples, columns=["user_id"])["user_id"].combine_chunks()
     codes: np.ndarray = users.dictionary_encode().indices.to_numpy(zero_copy_only=False)

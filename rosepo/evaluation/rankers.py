@@ -18,6 +18,7 @@ from rosepo.console import Progress
 from rosepo.data.catalogue import Catalogue
 from rosepo.errors import own_error
 from rosepo.evaluation.baselines import top_k
+from rosepo.evaluation.listed import rank_batch, restricted
 from rosepo.evaluation.rankings import DEPTH, Batch, Part, part_batches, plan_parts, rankings_table, write_part
 from rosepo.parts import lost_actor
 from rosepo.session import answers_of_actors
@@ -41,7 +42,8 @@ def rank_by_batches(
     for part in plan_parts(examples) if parts is None else parts:
         tables = []
         for batch in part_batches(examples, catalogue, part):
-            tables.append(rankings_table(batch, catalogue, *top_k(score(batch), batch.seen, DEPTH)))
+            scores = restricted(score(batch), batch.candidates)
+            tables.append(rankings_table(batch, catalogue, *top_k(scores, batch.seen, DEPTH)))
             progress.update(len(batch.targets))
         write_part(out, part, tables)
 
@@ -92,28 +94,32 @@ class LanguageModelRanker:
 
     def rank(self, batch: Batch) -> pa.Table:
         """The rankings of a batch, and `left_out`, the items of each history that did not fit in the prompt."""
-        newest = [history[-self.recommender.max_history :] for history in batch.histories]
-        prompts, left_out = zip(*map(self.recommender.builder.prompt, newest), strict=True)
-        items, scores = self.decoder.top_k(prompts, batch.seen, DEPTH)
+        items, scores, left_out = rank_batch(self.recommender, self.decoder, batch, DEPTH)
         table = rankings_table(batch, self.catalogue, items, scores)
         return table.append_column("left_out", pa.array(left_out, pa.int32()))
 
     def _hold(self, name: str) -> None:
         if name == self.held:
             return
-        from rosepo.evaluation.decode import Decoder
         from rosepo.evaluation.given import load_given
 
         settings = self.settings
         self.recommender = load_given(settings.models[name], self.catalogue, settings.prompts, settings.max_history)
         self.recommender.model.to(settings.device)
-        self.decoder = Decoder(self.recommender.model, self.recommender.builder, settings.beams)
+        self.prepare()
         self.held = name
+
+    def prepare(self) -> None:
+        """Make what the model that is held works with."""
+        from rosepo.evaluation.decode import Decoder
+
+        self.decoder = Decoder(self.recommender.model, self.recommender.builder, self.settings.beams)
 
 
 def rank_by_models(
     work: Sequence[tuple[str, Part]],
     settings: RankerSettings,
+    actor: type[LanguageModelRanker] = LanguageModelRanker,
     *,
     actors: int,
     cpus_per_actor: float,
@@ -135,7 +141,7 @@ def rank_by_models(
     use_gpu = settings.device == "cuda"
     try:
         done: Iterator[dict[str, Any]] = answers_of_actors(
-            rows, LanguageModelRanker, settings, actors=actors, cpus_per_actor=cpus_per_actor, use_gpu=use_gpu
+            rows, actor, settings, actors=actors, cpus_per_actor=cpus_per_actor, use_gpu=use_gpu
         )
         for answer in done:
             on_rows(answer["rows"])

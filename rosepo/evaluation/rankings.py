@@ -40,23 +40,26 @@ ORIGIN = "_origin.json"
 
 @dataclass(frozen=True)
 class Batch:
-    """Examples of one row group, items as indexes, lists oldest first; a history is the end of what was `seen`."""
+    """Examples of one row group, items as indexes, lists oldest first; a history is the end of what was `seen`. Where
+    there are candidates, int64 [B, C], nothing else competes."""
 
     example_ids: list[str]
     users: pa.Array
     histories: list[np.ndarray]
     seen: list[np.ndarray]
     targets: np.ndarray
+    candidates: np.ndarray | None = None
 
     @classmethod
     def of(cls, table: pa.Table, catalogue: Catalogue) -> Batch:
-        """From columns example_id, user_id, history, seen, target."""
+        """From columns example_id, user_id, history, seen, target, and candidates where the table has them."""
         return cls(
             table["example_id"].to_pylist(),
             table["user_id"].combine_chunks(),
             catalogue.index_lists(table["history"]),
             catalogue.index_lists(table["seen"]),
             catalogue.index(table["target"].to_numpy()),
+            catalogue.index_matrix(table["candidates"]) if "candidates" in table.column_names else None,
         )
 
 
@@ -81,11 +84,14 @@ class Part:
         return f"part-{self.number:05d}.parquet"
 
 
-def write_examples(folder: Path, split: str, limit: int | None, batch_size: int, out: Path) -> int:
+def write_examples(
+    folder: Path, split: str, limit: int | None, batch_size: int, out: Path, extra: tuple[str, ...] = ()
+) -> int:
     """Copy the examples of a split into the file `out`, `batch_size` a row group, in order; return their number.
 
     Args:
         limit: keep this many, those with the smallest hash of example_id.
+        extra: columns that are kept too.
 
     Raises:
         UserError: the split is empty.
@@ -94,7 +100,7 @@ def write_examples(folder: Path, split: str, limit: int | None, batch_size: int,
     writer: pq.ParquetWriter | None = None
     with whole_part(out) as aside:
         try:
-            for table in read_split(folder, split, limit):
+            for table in read_split(folder, split, limit, extra):
                 count += len(table)
                 waiting = pa.concat_tables([waiting, table]) if len(waiting) else table
                 writer = writer or pq.ParquetWriter(aside, table.schema, compression="zstd")

@@ -85,7 +85,11 @@ def recommend(
         raise UserError("recommend needs either --history TITLE (one or more) or --file FILE, and not both")
     from rosepo.models.folder import CATALOGUE, read_settings
 
-    read_settings(model)
+    if read_settings(model)["template"].get("candidates"):
+        raise UserError(
+            f"{model} answers out of candidates that its prompts list (model.template.candidates=true), and recommend "
+            "has a history alone: give a model whose prompts list none"
+        )
     catalogue = Catalogue.load(Path(model) / CATALOGUE)
     reader = HistoryReader(catalogue)
     if file is None:

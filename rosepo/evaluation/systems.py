@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -19,7 +19,7 @@ from rosepo.data.digests import digests_of
 from rosepo.evaluation.baselines import Popular, markov
 from rosepo.evaluation.given import sources_of
 from rosepo.evaluation.predictions import Predictions
-from rosepo.evaluation.rankers import RankerSettings, rank_by_batches, rank_by_models
+from rosepo.evaluation.rankers import LanguageModelRanker, RankerSettings, rank_by_batches, rank_by_models
 from rosepo.evaluation.rankings import DEPTH, PART_BATCHES, PARTS, Batch, Part, check_complete, open_rankings
 from rosepo.models.scorers import ImportedScorer, WholeCatalogue, load_scorer, read_about
 from rosepo.resources import stage_use_gpu
@@ -43,6 +43,7 @@ class Ranking:
     Attributes:
         out: the evaluation's folder.
         parts: of every system's rankings.
+        examples_name: file of the examples, in `out`.
     """
 
     config: Config
@@ -50,10 +51,19 @@ class Ranking:
     out: Path
     catalogue: Catalogue
     parts: list[Part]
+    examples_name: str = EXAMPLES_FILE
+    folder_name: ClassVar[str] = RANKINGS_FOLDER
+    doing: ClassVar[str] = ""
+    actor: ClassVar[type[LanguageModelRanker]] = LanguageModelRanker
 
     @property
     def folder(self) -> Path:
-        return self.out / RANKINGS_FOLDER
+        return self.out / self.folder_name
+
+    @property
+    def examples(self) -> Path:
+        """The file of what is measured."""
+        return self.out / self.examples_name
 
     def folder_of(self, name: str) -> Path:
         """Where a system's part files stand."""
@@ -94,11 +104,11 @@ class Ranking:
         total, finished = len(models) * len(self.parts), len(models) * len(self.parts) - len(left)
         before = len(models) * self._rows - sum(part.rows for _, part in left)
         if finished:
-            say(f"  goes on from {finished} of {total} parts of rankings that an earlier run finished")
+            say(f"  goes on from {finished} of {total} parts of {self.folder_name} that an earlier run finished")
         if left:
             settings = RankerSettings(
                 models=dict(models),
-                examples=(self.out / EXAMPLES_FILE).resolve(),
+                examples=self.examples.resolve(),
                 catalogue=(self.inputs.examples / ITEMS_FILE).resolve(),
                 out=self.folder.resolve(),
                 beams=config.evaluate.beams,
@@ -106,10 +116,12 @@ class Ranking:
                 prompts=config.model,
                 max_history=config.prepare.max_history,
             )
-            with Progress(" and ".join(models), len(models) * self._rows, "examples", before=before) as progress:
+            label = " and ".join(models) + self.doing
+            with Progress(label, len(models) * self._rows, "examples", before=before) as progress:
                 rank_by_models(
                     left,
                     settings,
+                    self.actor,
                     actors=config.evaluate.actors,
                     cpus_per_actor=config.evaluate.cpus_per_actor,
                     total=total,
@@ -130,10 +142,11 @@ class Ranking:
         # What was made again under the same settings may differ by a bit: manifests say when a thing was made.
         origin = digest(
             [FORMAT, DEPTH, PARTS, PART_BATCHES, rosepo.__version__, read_manifest(self.inputs.examples), sources,
+             self.config.model.template.candidates,
              self.config.evaluate.model_dump(include={"split", "max_examples", "batch_size", "beams"})]
         )  # fmt: skip
         finished = read_manifest(self.inputs.evaluation) is not None
-        earlier = self.inputs.evaluation / RANKINGS_FOLDER / f"{name}.parquet" if finished else None
+        earlier = self.inputs.evaluation / self.folder_name / f"{name}.parquet" if finished else None
         return open_rankings(self.folder_of(name), self.parts, origin, earlier)
 
     def _made_from(self, name: str) -> dict[str, Any]:

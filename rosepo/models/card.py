@@ -46,12 +46,24 @@ def model_card(
         _figures(figures or {}),
         f"## Use\n\nPlain {'PEFT' if adapter else 'Transformers'}, without rosepo, in this folder:\n\n"
         f"```python\n{usage(config.model.template, catalogue.titles[:3], max_new_tokens, adapter, quantize)}```\n\n"
-        "Free generation may write a title that does not exist. `rosepo recommend` searches the titles of"
-        " `catalogue.parquet` alone and leaves the history out.\n",
+        f"{_free(config.model.template)}\n",
         f"## How it was made\n\n```sh\n{command or f'rosepo {stage} --config config.yaml --out RUN'}\n```\n\n"
         f"with this `config.yaml` (what it does not name is at its default):\n\n```yaml\n{dump_config(config)}```\n",
     ]
     return "\n".join(parts)
+
+
+def _free(template: TemplateConfig) -> str:
+    """What to know of generation without a constraint."""
+    if template.candidates:
+        return (
+            "Prompts list the candidates, the right one among them, in random order; the answer is meant to be one of"
+            " them, and `rosepo evaluate` says how often it is."
+        )
+    return (
+        "Free generation may write a title that does not exist. `rosepo recommend` searches the titles of"
+        " `catalogue.parquet` alone and leaves the history out."
+    )
 
 
 def _trained_by(stage: str, config: Config, figures: Mapping[str, Any]) -> str:
@@ -95,7 +107,9 @@ def usage(
         "",
         "",
         f"history = {history!r}  # oldest first",
+        *([f"candidates = {history[::-1]!r}  # the answer is one of them"] if template.candidates else []),
         "prompt = [tokenizer.bos_token_id] if tokenizer.bos_token_id is not None else []",
+        *_list_lines(template),
         f"prompt += ids({template.prefix!r})",
         "for title in history:",
         f"    prompt += ids(title) + ids({template.separator!r})",
@@ -113,6 +127,19 @@ def usage(
         "print(tokenizer.decode(answer[0, len(prompt) :], skip_special_tokens=True))",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _opening(template: TemplateConfig) -> str:
+    """What opens the list of candidates; nothing where there is none."""
+    return template.candidates_prefix if template.candidates else ""
+
+
+def _list_lines(template: TemplateConfig) -> list[str]:
+    """The candidates of the prompt, where it lists them."""
+    if not template.candidates:
+        return []
+    listed = ["for title in candidates:", f"    prompt += ids(title) + ids({template.separator!r})"]
+    return [f"prompt += ids({template.candidates_prefix!r})", *listed] if template.candidates_prefix else listed
 
 
 _QUANTIZED = {
@@ -135,7 +162,7 @@ _QUANTIZED = {
 
 def _ids_function(template: TemplateConfig) -> list[str]:
     plain = '    return tokenizer(text, add_special_tokens=False)["input_ids"]'
-    if not any("{eos}" in part for part in (template.prefix, template.separator, template.suffix)):
+    if not any("{eos}" in part for part in (template.prefix, template.separator, template.suffix, _opening(template))):
         return ["def ids(text):", plain]
     return [
         "def ids(text):",
@@ -176,11 +203,18 @@ def _facts(config: Config, catalogue: Catalogue, adapter: bool, quantize: str) -
         "Base model": base,
         "Trained": weights,
         "Data": f"{source}; {len(catalogue):,} items, {int(catalogue.train_count.sum()):,} training interactions",
-        "Prompt": f"prefix `{template.prefix!r}`, each title followed by `{template.separator!r}`, suffix"
-        f" `{template.suffix!r}`; the completion is one title and EOS",
+        "Prompt": f"{_list_words(config)}prefix `{template.prefix!r}`, each title followed by `{template.separator!r}`,"
+        f" suffix `{template.suffix!r}`; the completion is one title and EOS",
         "Longest prompt and completion": f"{model.max_length} tokens, at most {config.prepare.max_history} items",
     }
     return "\n".join(["| | |", "|---|---|", *(f"| {name} | {_cell(value)} |" for name, value in rows.items()), ""])
+
+
+def _list_words(config: Config) -> str:
+    template = config.model.template
+    if not template.candidates:
+        return ""
+    return f"`{template.candidates_prefix!r}` and {config.prepare.candidates} candidates, each followed as titles are; "
 
 
 def _figures(figures: Mapping[str, Any]) -> str:

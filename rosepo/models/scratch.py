@@ -126,7 +126,8 @@ def _lines(titles: Sequence[str], counts: np.ndarray, template: TemplateConfig |
         for _ in range(int(weight)):
             yield title
     if template is not None:
-        for part in (template.prefix, template.separator, template.suffix):
+        listed = (template.candidates_prefix,) if template.candidates else ()
+        for part in (template.prefix, template.separator, template.suffix, *listed):
             for text in filter(None, part.split("{eos}")):
                 for _ in range(int(weights.max(initial=1))):
                     yield text

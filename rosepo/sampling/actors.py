@@ -48,6 +48,7 @@ class ActorSettings:
         cache: folder of the reference's cache entries; None keeps none.
         device: `cpu` or `cuda`.
         origin: digest of all that the groups are made from, `origin_of`.
+        candidates: whether the examples' candidates are read.
     """
 
     pairs: PairsConfig
@@ -61,6 +62,7 @@ class ActorSettings:
     cache: Path | None
     device: str
     origin: str
+    candidates: bool = False
 
 
 class GroupsActor:
@@ -77,8 +79,8 @@ class GroupsActor:
             self.models = Models(settings, self.catalogue)
         models = self.models
         decoder, scores = (models.decoder, models.scores) if models else (None, None)
-        whole = models.catalogue_scores if models else None
-        made = strategies(pairs, self.catalogue, decoder, scores, settings.embeddings, whole)
+        whole, listed = (models.catalogue_scores, models.listed) if models else (None, None)
+        made = strategies(pairs, self.catalogue, decoder, scores, settings.embeddings, whole, listed)
         self.sampler = Sampler(made, pairs.strategies, pairs.negatives, settings.seed)
         self.scorer = self.models.scorer() if self.models and pairs.score else None
 
@@ -96,7 +98,7 @@ class GroupsActor:
         """Write the part file of a shard, and its figures beside it."""
         tally = Tally()
         with tally.timed("read"):
-            extra = ("candidates",) if "candidates" in self.settings.pairs.used else ()
+            extra = ("candidates",) if self.settings.candidates else ()
             table = read_shard(shard, self.settings.pairs.groups_per_user, extra)
             examples = examples_of(table, self.catalogue)
         groups = self.groups(table, examples, tally)
@@ -121,7 +123,9 @@ class GroupsActor:
                 tally.count_unscored(name, rejected.fallback[rejected.strategy == index])
         else:
             columns |= self._scored(examples, items, rejected, tally)
-            earlier = table["earlier"].to_pylist()
+            # No prompt that lists its own candidates begins as an earlier one does.
+            listing = self.scorer.builder.lists_candidates
+            earlier = [0] * len(examples) if listing else table["earlier"].to_pylist()
             made = zip(examples.histories, dropped, earlier, strict=True)
             columns["title_spans"] = lists([title_spans(self.scorer.builder, *about) for about in made])
         return pa.table({name: columns[name] for name in COLUMNS if name in columns})
@@ -129,7 +133,7 @@ class GroupsActor:
     def _with_prompts(self, examples: Examples, tally: Tally) -> tuple[Examples, Sequence[int]]:
         """The examples with their prompts, and how many history items each prompt leaves out."""
         assert self.models is not None
-        prompts, dropped = zip(*(self.models.builder.prompt(history) for history in examples.histories), strict=True)
+        prompts, dropped = self.models.builder.prompts(examples.histories, examples.candidates)
         tally.count_prompts(np.array([len(prompt) for prompt in prompts]), np.array(dropped))
         return replace(examples, prompts=prompts), dropped
 

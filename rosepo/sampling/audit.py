@@ -51,7 +51,7 @@ def audit_groups(groups: Path, examples: Path, builder: PromptBuilder | None = N
     if not files:
         raise UserError(f"{groups} holds no groups (part-*.parquet): run `rosepo pairs` first")
     catalogue = Catalogue.load(examples / "_items.parquet")
-    sources = _sources(examples)
+    sources = _sources(examples, builder is not None and builder.lists_candidates)
     source = next(sources)
     sums: dict[str, list[float]] = {}
     negatives, count, pairs, cut = None, 0, 0, None
@@ -106,11 +106,11 @@ def audit_candidates(examples: Path) -> dict[str, Any] | None:
         sizes = pc.list_value_length(table["candidates"]).to_numpy()
         if len(set(sizes.tolist())) > 1:
             raise UserError(f"{path} has candidate lists of {sizes.min()} to {sizes.max()} items: make it again")
+        is_target = target_slots(table)
         lists = np.stack(table["candidates"].to_numpy(zero_copy_only=False))
         refuse = _refuser(path, table["example_id"].to_pylist())
         ordered = np.sort(lists, axis=1)
         refuse((ordered[:, 1:] == ordered[:, :-1]).any(axis=1), "has a candidate twice")
-        is_target = lists == table["target"].to_numpy()[:, None]
         refuse(~is_target.any(axis=1), "has candidates without its target")
         seen = zip(lists.tolist(), table["seen"].to_pylist())
         refuse(np.array([not set(row).isdisjoint(past) for row, past in seen]), "has candidates chosen before")
@@ -126,6 +126,15 @@ def audit_candidates(examples: Path) -> dict[str, Any] | None:
     return {"lists": int(counts.sum()), "candidates": len(counts), "probe": float(counts.max() / counts.sum())}
 
 
+def target_slots(table: pa.Table) -> np.ndarray:
+    """Where the target stands in each candidate list (columns target, candidates, one length in all): bool [n, C]."""
+    flat = _flat(table["candidates"])
+    if not len(table):
+        return np.zeros((0, 0), dtype=bool)
+    found: np.ndarray = flat.reshape(len(table), -1) == table["target"].to_numpy()[:, None]
+    return found
+
+
 def _columns(path: Path) -> list[str]:
     """Those of a groups file."""
     names = pq.read_schema(path).names
@@ -136,10 +145,11 @@ def _columns(path: Path) -> list[str]:
     return wanted
 
 
-def _sources(examples: Path) -> Iterator[pa.Table]:
-    """Training examples file by file, with what was seen before each."""
+def _sources(examples: Path, candidates: bool) -> Iterator[pa.Table]:
+    """Training examples file by file, with what was seen before each, and their candidates if asked for."""
     for path in example_files(examples):
-        columns = [name for name in EXAMPLE_COLUMNS if name in pq.read_schema(path).names]
+        names = pq.read_schema(path).names
+        columns = [name for name in (*EXAMPLE_COLUMNS, *(["candidates"] if candidates else [])) if name in names]
         table = pq.read_table(path, columns=columns, filters=[("split", "==", "train")])
         yield with_seen(table, path)
 
@@ -196,13 +206,14 @@ def _check_tokens(path: Path, table: pa.Table, source: pa.Table, catalogue: Cata
     """Compare one file's tokens with those that the evaluation would decode; returns how many histories were cut."""
     refuse = _refuser(path, table["example_id"].to_pylist())
     histories = catalogue.index_lists(source["history"])
-    made, dropped = zip(*(builder.prompt(history) for history in histories), strict=True)
+    listed = catalogue.index_matrix(source["candidates"]) if "candidates" in source.column_names else None
+    made, dropped = builder.prompts(histories, listed)
     prompts = zip(table["prompt_ids"].to_pylist(), made)
     refuse(np.array([ids != other.tolist() for ids, other in prompts]), "has another prompt than its history gives")
     if SPANS in table.column_names:
         spans = [builder.spans(history[cut:]).ravel().tolist() for history, cut in zip(histories, dropped)]
         # The first title of a prompt has none before it, and is never learned from it.
-        marked = zip(table[SPANS].to_pylist(), spans)
+        marked = zip(table[SPANS].to_pylist(), spans if listed is None else [[]] * len(spans))
         other = [found != own[max(2, len(own) - len(found)) :] for found, own in marked]
         refuse(np.array(other), "has title_spans that are not those of its history")
     items = zip(

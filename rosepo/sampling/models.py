@@ -11,11 +11,13 @@ import torch
 
 from rosepo.data.catalogue import Catalogue
 from rosepo.evaluation.decode import Decoder
+from rosepo.evaluation.listed import candidate_logps
 from rosepo.models.folder import load_builder, load_recommender
 from rosepo.models.scorers import load_scorer, whole_catalogue
 from rosepo.sampling.cache import ReferenceCache
 from rosepo.sampling.epsilon import calibrate
 from rosepo.sampling.examples import Examples
+from rosepo.sampling.listed import CandidateScores
 from rosepo.sampling.scoring import GroupScorer
 from rosepo.sampling.strategies import Answers
 from rosepo.sampling.vllm_engine import VllmDecoder
@@ -49,6 +51,14 @@ class Models:
     def decoder(self, beams: int) -> Answers:
         """What gives the policy's answers: a search with that many beams, or vLLM, loaded once."""
         return self._vllm if self.free else Decoder(self.policy, self.builder, beams)
+
+    @property
+    def listed(self) -> CandidateScores | None:
+        """The policy's log-probabilities of the candidates that its prompts list; None where they list none."""
+        if not (self.settings.pairs.asks_policy and self.builder.lists_candidates):
+            return None
+        model = LogpsModel(self.policy)
+        return lambda prompts, candidates: candidate_logps(model, self.builder, prompts, candidates)
 
     @cached_property
     def _vllm(self) -> VllmDecoder:

@@ -122,6 +122,7 @@ class Sampling:
             cache=self.cache,
             device=self.device,
             origin=self.origin,
+            candidates=self.config.reads_candidates,
         )
 
 
@@ -139,7 +140,7 @@ def plan_sampling(config: Config, inputs: Outputs) -> Sampling:
     shards = shards_of(settings, inputs.examples)
     _check_negatives(config, catalogue, inputs.examples)
     cache = open_cache(settings.reference_cache, inputs.reference, device) if settings.score else None
-    held_out = validation_examples(settings, inputs, catalogue)
+    held_out = validation_examples(config, inputs, catalogue)
     return Sampling(config, inputs, catalogue, shards, device, None if cache is None else cache.folder, held_out)
 
 
@@ -181,7 +182,7 @@ def _check_inputs(config: Config, inputs: Outputs) -> Catalogue:
     for name in settings.used:
         if ":" in name:
             own_strategy(name, catalogue)
-    check_columns(settings, inputs.examples)
+    check_columns(inputs.examples, config.reads_candidates)
     return catalogue
 
 

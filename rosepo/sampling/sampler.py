@@ -15,6 +15,7 @@ from rosepo.data.catalogue import Catalogue
 from rosepo.errors import UserError
 from rosepo.sampling.distributions import CatalogueScores, FromOracle, FromPolicy
 from rosepo.sampling.examples import Examples
+from rosepo.sampling.listed import CandidateScores, WrongCandidates
 from rosepo.sampling.mixture import Rejected, sample_rejected
 from rosepo.sampling.plan import COLUMNS, UNIT, example_files
 from rosepo.sampling.strategies import (
@@ -49,8 +50,7 @@ def examples_of(table: pa.Table, catalogue: Catalogue) -> Examples:
     made = Examples.of(ids, [], catalogue.index(table["target"].to_numpy()), len(catalogue))
     candidates = None
     if "candidates" in table.column_names:
-        lists = table["candidates"].combine_chunks()
-        candidates = catalogue.index(lists.flatten().to_numpy(zero_copy_only=False)).reshape(len(table), -1)
+        candidates = catalogue.index_matrix(table["candidates"])
     return replace(
         made,
         history_items=flat["history"],
@@ -70,6 +70,7 @@ def strategies(
     scores: Scores | None = None,
     embeddings: Path | None = None,
     whole: CatalogueScores | None = None,
+    listed: CandidateScores | None = None,
 ) -> dict[str, Strategy]:
     """Every strategy that the mixture of `pairs` uses, by its name.
 
@@ -81,6 +82,7 @@ def strategies(
         scores: the oracle; for rso.
         embeddings: NumPy file of the title embeddings float32 [n_items, d]; for semantic.
         whole: the oracle asked about the whole catalogue; for oracle.
+        listed: the policy's scores of candidates, which take the decoder's place where prompts list them.
     """
 
     def answers(most: int) -> Answers:
@@ -88,7 +90,9 @@ def strategies(
             raise ValueError("a strategy asks the policy, and there is none")
         return decoder(max(MIN_BEAMS, most))
 
-    def wrong_answers(top: int, count: int) -> WrongAnswers:
+    def wrong_answers(top: int, count: int) -> Strategy:
+        if listed is not None:
+            return WrongCandidates(listed, top)
         return WrongAnswers(answers(top + count - 1), top)
 
     def from_oracle() -> FromOracle:
@@ -167,18 +171,18 @@ def units(n: int) -> Sequence[np.ndarray]:
     return [np.arange(low, min(low + UNIT, n)) for low in range(0, n, UNIT)]
 
 
-def check_columns(pairs: PairsConfig, examples: Path) -> None:
-    """Refuse examples without a column that sampling reads.
+def check_columns(examples: Path, candidates: bool) -> None:
+    """Refuse examples without a column that sampling reads; `candidates` is one if asked for.
 
     Raises:
         UserError: naming file, column and remedy.
     """
     for path in example_files(examples):
         names = pq.read_schema(path).names
-        if "candidates" in pairs.used and "candidates" not in names:
+        if candidates and "candidates" not in names:
             raise UserError(
-                "pairs.strategies.candidates draws from every example's own candidate list, and the examples have none:"
-                " set prepare.candidates to at least 2 and run `rosepo prepare` again"
+                f"{path} has no candidate lists, which pairs.strategies.candidates draws from and prompts list under"
+                " model.template.candidates=true: set prepare.candidates to at least 2 and run `rosepo prepare` again"
             )
         missing = [name for name in (*COLUMNS, "split") if name not in names]
         if missing:

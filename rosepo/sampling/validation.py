@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rosepo.artifacts import Outputs
-from rosepo.config import PairsConfig
+from rosepo.config import Config
 from rosepo.data.catalogue import Catalogue
 from rosepo.data.seen import read_split
 from rosepo.models.scorers import read_about
@@ -25,15 +25,16 @@ from rosepo.sampling.plan import UNIT, VALIDATION, Shard
 EXAMPLES_FILE = "_validation_examples.parquet"
 
 
-def validation_examples(pairs: PairsConfig, inputs: Outputs, catalogue: Catalogue) -> pa.Table | None:
+def validation_examples(config: Config, inputs: Outputs, catalogue: Catalogue) -> pa.Table | None:
     """At most one unit of validation examples, those with the smallest hash; None where there can be no groups of them.
 
     Titles alone are not trained on, and a table of scores knows the pairs of training alone. Examples that leave too
     few titles to reject are left out.
     """
+    pairs = config.pairs
     if not pairs.score or read_about(inputs.oracle)["kind"] == "table":
         return None
-    extra = ("candidates",) if "candidates" in pairs.used else ()
+    extra = ("candidates",) if config.reads_candidates else ()
     table = pa.concat_tables(read_split(inputs.examples, "validation", UNIT, extra)).slice(0, UNIT)
     lengths = [len(seen) for seen in table["seen"].to_pylist()]
     fits = np.array([pairs.negatives <= max_negatives(catalogue, length) for length in lengths], dtype=bool)

@@ -74,6 +74,8 @@ class FeedPlan:
     offsets: np.ndarray | None = None
     """int64 [n + 1]: where the schedule's row i is several rows of the table, offsets[i] … offsets[i + 1] - 1. None:
     each is one row of it."""
+    places: np.ndarray | None = None
+    """int64 [n], ascending: the rows of the table that are trained on, where they are not all; not with `offsets`."""
     window: int = WINDOW
     """Rows of the schedule that are shuffled together."""
     growing: Table | None = None
@@ -92,6 +94,8 @@ class FeedPlan:
     def table_rows(self, rows: np.ndarray, table_length: int) -> np.ndarray:
         """Where the schedule's `rows`, int64 [n], stand in a table of so many rows: int64, several of a row with
         `offsets`."""
+        if self.places is not None:
+            return self.places[rows * len(self.places) // self.n_rows]
         if self.offsets is None:
             return rows * table_length // self.n_rows
         units = rows * (len(self.offsets) - 1) // self.n_rows

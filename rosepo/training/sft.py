@@ -29,9 +29,9 @@ from rosepo.models.quantized import check_quantization
 from rosepo.models.scratch import train_tokenizer
 from rosepo.resources import stage_use_gpu
 from rosepo.training.encoders import TrajectoryEncoder, collated
-from rosepo.training.feed import Arrays, FeedPlan
+from rosepo.training.feed import Arrays, Encoder, FeedPlan
+from rosepo.training.listed import COLUMNS, ExampleEncoder, check_room, example_rows, training_rows
 from rosepo.training.logps import LogpsModel
-from rosepo.training.rows import group_row
 from rosepo.training.saving import origin_of
 from rosepo.training.table import ParquetRows
 from rosepo.training.task import Loss
@@ -43,7 +43,8 @@ VALIDATION_EXAMPLES = 256
 
 
 def sft(config: Config, inputs: Outputs, out: Path) -> dict[str, Any]:
-    """Fine-tune `model` on the train trajectories of `<run>/examples` into the model folder `out`.
+    """Fine-tune `model` on the train trajectories of `<run>/examples` into the model folder `out`; where prompts list
+    candidates, on its training examples one by one.
 
     Returns:
         Figures: steps, rows, examples (titles trained on, an epoch), tokens, seconds, loss (a title, nats), token_loss,
@@ -56,7 +57,8 @@ def sft(config: Config, inputs: Outputs, out: Path) -> dict[str, Any]:
     use_gpu = stage_use_gpu(config, "sft")
     task = sft_task(config, inputs)
     figures = fit(task, out, gpu=use_gpu)
-    return figures | {"examples": _count_targets(inputs.examples / "_trajectories")}
+    listed = task.plan.places is not None
+    return figures | {"examples": task.plan.n_rows if listed else _count_targets(inputs.examples / "_trajectories")}
 
 
 def sft_task(config: Config, inputs: Outputs) -> SftTask:
@@ -71,24 +73,40 @@ def sft_task(config: Config, inputs: Outputs) -> SftTask:
     else:
         tokenizer = load_tokenizer(config.model.path, config.model.revision)
     builder = PromptBuilder(tokenizer, catalogue.titles, config.model.template, config.model.max_length)
-    folder = inputs.examples / "_trajectories"
-    plan = FeedPlan(
-        folder=folder.resolve(),
-        columns=("items", "n_targets"),
-        encoder=TrajectoryEncoder(builder, catalogue, config.sft.pack_tokens),
-        n_rows=len(ParquetRows(folder)),
-        batch_size=config.sft.batch_size,
-        micro_batch_size=config.sft.micro_batch_size,
-        seed=config.seed,
-        epochs=config.sft.epochs,
-    )
-    examples = sample_examples(inputs.examples, "validation", VALIDATION_EXAMPLES, config.seed)
+    plan = _plan(config, inputs, builder, catalogue)
+    extra = ("candidates",) if builder.lists_candidates else ()
+    examples = sample_examples(inputs.examples, "validation", VALIDATION_EXAMPLES, config.seed, extra)
     validation = validation_batches(examples, builder, catalogue, config.sft)
     check_best(config.sft, "sft", bool(validation), f"{inputs.examples} holds no validation examples; leave it out")
     held = held_out(inputs.examples, builder, catalogue, config.sft.validation_users, "sft.validation_users")
     made_from = [config.model.model_dump(mode="json"), plan.n_rows, read_manifest(inputs.examples)]
     origin = origin_of(config.sft, rosepo.__version__, config.seed, *made_from)
     return SftTask(config, catalogue, plan, validation, held, origin)
+
+
+def _plan(config: Config, inputs: Outputs, builder: PromptBuilder, catalogue: Catalogue) -> FeedPlan:
+    """Rows of whole trajectories or, where prompts list candidates, of one example each."""
+    sft = config.sft
+    encoder: Encoder
+    columns: tuple[str, ...]
+    if builder.lists_candidates:
+        check_room(inputs.examples, builder, catalogue)
+        folder, columns, places = inputs.examples, COLUMNS, training_rows(inputs.examples)
+        n_rows, encoder = len(places), ExampleEncoder(builder, catalogue, sft.pack_tokens)
+    else:
+        folder, columns, places = inputs.examples / "_trajectories", ("items", "n_targets"), None
+        n_rows, encoder = len(ParquetRows(folder)), TrajectoryEncoder(builder, catalogue, sft.pack_tokens)
+    return FeedPlan(
+        folder=folder.resolve(),
+        columns=columns,
+        encoder=encoder,
+        n_rows=n_rows,
+        batch_size=sft.batch_size,
+        micro_batch_size=sft.micro_batch_size,
+        seed=config.seed,
+        epochs=sft.epochs,
+        places=places,
+    )
 
 
 @dataclass
@@ -152,18 +170,15 @@ class SftTask:
 def validation_batches(
     examples: pa.Table, builder: PromptBuilder, catalogue: Catalogue, train: TrainConfig
 ) -> list[Arrays]:
-    """Examples (columns history, target) as micro-batches, one completion a row."""
-    rows = []
-    for history, target in zip(examples["history"].to_pylist(), examples["target"].to_pylist()):
-        prompt, _ = builder.prompt(catalogue.index(history))
-        rows.append(group_row(prompt, [builder.completion(int(catalogue.index([target])[0]))]))
+    """Examples (columns as `example_rows` reads them) as micro-batches, one completion a row."""
+    rows = example_rows(examples, builder, catalogue) if len(examples) else []
     return collated(rows, -(-len(rows) // train.micro_batch_size), train.pack_tokens) if rows else []
 
 
-def sample_examples(folder: Path, split: str, count: int, seed: int) -> pa.Table:
-    """At most `count` examples of a split (example_id, history, target), from row groups in random order."""
+def sample_examples(folder: Path, split: str, count: int, seed: int, extra: tuple[str, ...] = ()) -> pa.Table:
+    """At most `count` examples of a split (example_id, history, target, `extra`), from row groups in random order."""
     table = ds.dataset([str(path) for path in sorted(folder.glob("part-*.parquet"))], format="parquet")
-    columns = ["example_id", "history", "target"]
+    columns = ["example_id", "history", "target", *extra]
     groups = [part for fragment in table.get_fragments() for part in fragment.split_by_row_group()]
     rng = np.random.default_rng([seed, count])
     found = [table.schema.empty_table().select(columns)]

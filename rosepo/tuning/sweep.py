@@ -155,18 +155,19 @@ def _progress_callback(progress: Progress) -> Any:
 def _measure(model_folder: Path, config: Config, inputs: Outputs, gpu: bool = False) -> dict[str, float]:
     """HR@10 and NDCG@10 of a model on the sweep's validation examples."""
     from rosepo.evaluation.decode import Decoder
+    from rosepo.evaluation.listed import rank_batch
     from rosepo.evaluation.metrics import accuracy, target_ranks
     from rosepo.evaluation.rankings import Batch
     from rosepo.models.policy import load_recommender
 
     recommender = load_recommender(model_folder)
     model = recommender.model.to("cuda") if gpu else recommender.model
-    examples = pa.concat_tables(read_split(inputs.examples, "validation", config.sweep.max_examples))
+    extra = ("candidates",) if recommender.builder.lists_candidates else ()
+    examples = pa.concat_tables(read_split(inputs.examples, "validation", config.sweep.max_examples, extra))
     if not len(examples):
         raise StageError(f"{inputs.examples} holds no validation example to measure trials on")
     batch = Batch.of(examples, recommender.catalogue)
-    prompts = [recommender.builder.prompt(history)[0] for history in batch.histories]
-    items, _ = Decoder(model, recommender.builder, config.evaluate.beams).top_k(prompts, batch.seen, 10)
+    items, _, _ = rank_batch(recommender, Decoder(model, recommender.builder, config.evaluate.beams), batch, 10)
     figures = accuracy(target_ranks(items, batch.targets))
     return {key: float(figures[key].mean()) for key in _MEASURED}
 

@@ -65,9 +65,29 @@ def test_without_bos_the_prompt_begins_with_the_prefix() -> None:
 
 
 def test_candidates_stand_before_the_history() -> None:
-    builder = build(TemplateConfig(prefix="", candidates_prefix="Of:\n"))
+    builder = build(TemplateConfig(prefix="Liked:\n", candidates=True, candidates_prefix="Of:\n"))
     prompt, _ = builder.prompt([1], candidates=[4, 2])
-    assert tokenizer().decode(prompt) == "<s>Of:\n8½\nThe Third Man\nRan\n"
+    assert tokenizer().decode(prompt) == "<s>Of:\n8½\nThe Third Man\nLiked:\nRan\n"
+
+
+def test_candidates_are_given_where_the_template_lists_them_and_nowhere_else() -> None:
+    with pytest.raises(ValueError, match="candidates=None do not go with a template of candidates=True"):
+        build(TemplateConfig(candidates=True)).prompt([1])
+    with pytest.raises(ValueError, match="do not go with a template of candidates=False"):
+        build().prompt([1], candidates=[4, 2])
+    with pytest.raises(UserError, match=r"these examples have none: set prepare\.candidates"):
+        build(TemplateConfig(candidates=True)).prompts([np.array([1])])
+
+
+def test_many_prompts_are_those_of_each_history_with_its_own_candidates() -> None:
+    histories, lists = [np.array([1]), np.array([0, 3] * 40)], np.array([[4, 2], [2, 5]])
+    listing, plain = build(TemplateConfig(candidates=True), max_length=96), build(max_length=96)
+    for builder, rows in ((listing, lists), (plain, [None, None])):
+        prompts, dropped = builder.prompts(histories, lists)
+        one_by_one = [builder.prompt(history, candidates=row) for history, row in zip(histories, rows, strict=True)]
+        assert [prompt.tolist() for prompt in prompts] == [prompt.tolist() for prompt, _ in one_by_one]
+        assert dropped == [count for _, count in one_by_one]
+        assert dropped[1] > 0
 
 
 def test_long_prompts_lose_their_oldest_items_alone() -> None:
@@ -80,12 +100,13 @@ def test_long_prompts_lose_their_oldest_items_alone() -> None:
         assert prompt.tolist() == build(template).prompt([2, 0, 3, 1][dropped:])[0].tolist()
         if dropped:
             assert len(build(template).prompt([2, 0, 3, 1][dropped - 1 :])[0]) + 5 > max_length
-    kept = build(template, max_length=64).prompt([2] * 50, candidates=[0, 1])[0]
+    listing = TemplateConfig(prefix="", suffix="?", candidates=True)
+    kept = build(listing, max_length=64).prompt([2] * 50, candidates=[0, 1])[0]
     assert tokenizer().decode(kept).startswith("<s>Choose from:\nHeat (1995)\nRan\nThe Third Man\n")
 
 
 def test_a_prompt_without_room_for_one_item_is_an_error() -> None:
-    builder = build(max_length=64)
+    builder = build(TemplateConfig(candidates=True), max_length=64)
     with pytest.raises(UserError, match=r"max_length=64 has no room for a history item.*with its candidates.*raise it"):
         builder.prompt([0], candidates=[0, 1, 2, 3, 4, 5] * 4)
 

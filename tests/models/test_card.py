@@ -100,9 +100,12 @@ def test_the_example_builds_the_same_prompt_as_training() -> None:
     for template in (
         TemplateConfig(),
         TemplateConfig(prefix="{eos}Liked: {eos}", separator=", ", suffix="{eos}Next: "),
+        TemplateConfig(candidates=True, candidates_prefix="One of{eos}", suffix="Next: "),
+        TemplateConfig(candidates=True, candidates_prefix=""),
     ):
         script = usage(template, titles[:3], 9, adapter=False)
         body = script[script.index("def ids") : script.index("inputs =")]
         scope: dict[str, object] = {"tokenizer": tiny_tokenizer()}
         exec(body, scope)
-        assert scope["prompt"] == tiny_builder(template=template).prompt([0, 1, 2])[0].tolist()
+        listed = [2, 1, 0] if template.candidates else None
+        assert scope["prompt"] == tiny_builder(template=template).prompt([0, 1, 2], candidates=listed)[0].tolist()

@@ -1,0 +1,184 @@
+"""Free generation: what a language model writes after a prompt when nothing holds it to the catalogue.
+
+Transformers' `generate` writes, greedily, until EOS or a limit beyond the longest title. The answers are kept as
+rankings are: in part files that actors write and from which a later run goes on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from rosepo.data.catalogue import Catalogue
+from rosepo.data.prompts import PromptBuilder
+from rosepo.data.titles import normalised
+from rosepo.evaluation.rankers import LanguageModelRanker
+from rosepo.evaluation.rankings import Batch, plan_parts
+from rosepo.evaluation.systems import EXAMPLES_FILE, Ranking
+
+ANSWERS_FOLDER = "answers"
+LEAST_TOKENS = 2**13
+"""Tokens in the model at once, also on a CPU: every step of `generate` has a price of its own, whatever its width."""
+MARGIN = 8
+"""Tokens beyond the longest title after which an answer without EOS is cut off: enough to see that it runs on."""
+
+
+@torch.inference_mode()
+def greedy_answers(
+    model: Any, prompts: Sequence[np.ndarray], eos_id: int, limit: int, max_tokens: int | None = None
+) -> list[np.ndarray]:
+    """The likeliest next token again and again, until EOS or `limit` tokens, after each prompt.
+
+    Args:
+        model: a causal LM (or PEFT model on one) of Transformers, in eval mode, on its device.
+        prompts: N int arrays of token ids, none empty.
+        eos_id: the token that ends an answer; no other one does, whatever the model's own settings say.
+        limit: tokens of an answer at most, EOS included.
+        max_tokens: tokens in the model at once; bounds memory. None takes what suits the device.
+
+    Returns:
+        N int64 arrays of the tokens written, the EOS among them where one ended the answer.
+    """
+    from transformers import GenerationConfig
+
+    from rosepo.evaluation.forward import batch_tokens
+    from rosepo.training.logps import base_causal_lm
+
+    causal_lm = base_causal_lm(model)
+    room, device = max_tokens or max(batch_tokens(model), LEAST_TOKENS), next(causal_lm.parameters()).device
+    answers: list[np.ndarray] = [np.zeros(0, dtype=np.int64)] * len(prompts)
+    # A model's own penalties, bad words or sampling would fill in what is unset here.
+    kept, causal_lm.generation_config = causal_lm.generation_config, GenerationConfig()
+    greedy = GenerationConfig(do_sample=False, num_beams=1, max_new_tokens=limit, eos_token_id=eos_id,
+                              pad_token_id=eos_id)  # fmt: skip
+    try:
+        for rows in _batches([len(prompt) for prompt in prompts], limit, room):
+            ids, mask = _left_padded([prompts[row] for row in rows], eos_id)
+            inputs = {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
+            written = causal_lm.generate(**inputs, generation_config=greedy)[:, ids.shape[1] :].cpu().numpy()
+            for row, tokens in zip(rows, written, strict=True):
+                ends = np.flatnonzero(tokens == eos_id)
+                answers[row] = tokens[: ends[0] + 1] if len(ends) else tokens
+    finally:
+        causal_lm.generation_config = kept
+    return answers
+
+
+def _batches(lengths: list[int], limit: int, room: int) -> Iterator[list[int]]:
+    """Places of prompts of like length, longest first, that take at most `room` tokens with their answers, or one."""
+    order = sorted(range(len(lengths)), key=lambda place: -lengths[place])
+    start = 0
+    while start < len(order):
+        size = max(1, room // (lengths[order[start]] + limit))
+        yield order[start : start + size]
+        start += size
+
+
+def _left_padded(prompts: Sequence[np.ndarray], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids and mask int64 [B, S], prompts at the right end."""
+    width = max(len(prompt) for prompt in prompts)
+    ids = torch.full((len(prompts), width), pad, dtype=torch.int64)
+    mask = torch.zeros_like(ids)
+    for row, prompt in enumerate(prompts):
+        ids[row, width - len(prompt) :] = torch.from_numpy(np.asarray(prompt, dtype=np.int64))
+        mask[row, width - len(prompt) :] = 1
+    return ids, mask
+
+
+def answer_limit(model: Any, builder: PromptBuilder) -> int:
+    """Tokens of an answer at most: the longest completion's and `MARGIN`, as far as the model has positions."""
+    from rosepo.models.policy import max_positions
+
+    positions = max_positions(model.config)
+    spare = MARGIN if positions is None else max(0, min(MARGIN, positions - builder.max_length))
+    return builder.longest_completion + spare
+
+
+class TitleMatcher:
+    """Which title of the catalogue an answer is: by its tokens, or by its text after the catalogue's normalisation.
+
+    No two titles of a catalogue are equal after normalisation or have the same tokens. The tokens count too because a
+    tokenizer may not give back every character of a title.
+    """
+
+    def __init__(self, builder: PromptBuilder, titles: Sequence[str]) -> None:
+        from rosepo.sampling.matching import completions_index
+
+        self._by_tokens = completions_index(builder)
+        self._by_text = {normalised(title): item for item, title in enumerate(titles)}
+
+    def __call__(self, tokens: np.ndarray, text: str) -> int:
+        """The item index; -1 for no title. `tokens` with the EOS, where there was one."""
+        item = self._by_tokens.get(np.asarray(tokens, dtype=np.int32).tobytes())
+        return self._by_text.get(normalised(text), -1) if item is None else item
+
+
+class FreeWriter(LanguageModelRanker):
+    """The Ray Data actor that writes answers in place of rankings."""
+
+    def prepare(self) -> None:
+        builder = self.recommender.builder
+        self.matcher = TitleMatcher(builder, self.catalogue.titles)
+        self.limit = answer_limit(self.recommender.model, builder)
+
+    def rank(self, batch: Batch) -> pa.Table:
+        """The answers of a batch: example_id, user_id, target, answer (text), ended (by EOS), item: null for what is
+        no title of the catalogue."""
+        builder, tokenizer = self.recommender.builder, self.recommender.tokenizer
+        newest = [history[-self.recommender.max_history :] for history in batch.histories]
+        prompts, _ = builder.prompts(newest, batch.candidates)
+        answers = greedy_answers(self.recommender.model, prompts, builder.eos_id, self.limit)
+        texts = [_text(tokenizer, tokens) for tokens in answers]
+        items = np.array([self.matcher(*answer) for answer in zip(answers, texts, strict=True)], dtype=np.int64)
+        item_ids = self.catalogue.item_ids
+        kind = pa.int64() if item_ids.dtype.kind == "i" else pa.string()
+        return pa.table(
+            {
+                "example_id": pa.array(batch.example_ids, pa.string()),
+                "user_id": batch.users,
+                "target": pa.array(item_ids[batch.targets], kind),
+                "answer": pa.array(texts, pa.string()),
+                "ended": pa.array([builder.eos_id in tokens for tokens in answers]),
+                "item": pa.array(item_ids[np.maximum(items, 0)], kind, mask=items < 0),
+            }
+        )
+
+
+def _text(tokenizer: Any, tokens: np.ndarray) -> str:
+    text: str = tokenizer.decode(tokens.tolist(), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    return text
+
+
+@dataclass(frozen=True)
+class Writing(Ranking):
+    """The answers of one evaluation, while they are written."""
+
+    folder_name: ClassVar[str] = ANSWERS_FOLDER
+    doing: ClassVar[str] = ", freely"
+    actor: ClassVar[type[LanguageModelRanker]] = FreeWriter
+
+    @classmethod
+    def of(cls, ranking: Ranking, examples_name: str = EXAMPLES_FILE) -> Writing:
+        """Beside the rankings of an evaluation: answers to its examples, or to those of another file in its folder."""
+        parts = plan_parts(ranking.out / examples_name)
+        return cls(ranking.config, ranking.inputs, ranking.out, ranking.catalogue, parts, examples_name)
+
+    def _made_from(self, name: str) -> dict[str, Any]:
+        return super()._made_from(name) | {"margin": MARGIN, "count": self.config.evaluate.free_generation}
+
+
+def read_answers(path: Path, catalogue: Catalogue) -> tuple[list[str], np.ndarray]:
+    """Texts and item indexes int64 [n] (-1: no title) of a part."""
+    table = pq.read_table(path, columns=["answer", "item"], partitioning=None)
+    found = table["item"].combine_chunks()
+    items = np.full(len(table), -1, dtype=np.int64)
+    there = found.is_valid().to_numpy(zero_copy_only=False)
+    items[there] = catalogue.index(found.drop_null().to_numpy(zero_copy_only=False))
+    return table["answer"].to_pylist(), items
