@@ -8,8 +8,8 @@ import pytest
 
 from rosepo.artifacts import Outputs
 from rosepo.errors import StageError
-from rosepo.evaluation import rankers
 from rosepo.evaluation.evaluate import evaluate
+from rosepo.evaluation.systems import Ranking
 from tests.evaluation.runs import tiny_config, tiny_run
 from tests.faults.rankers import DeadlyRanker
 from tests.faults.strategies import SCRATCH
@@ -36,7 +36,7 @@ def test_a_killed_actor_costs_its_part_and_a_deadly_part_leaves_the_others(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(rankers, "LanguageModelRanker", DeadlyRanker)
+    monkeypatch.setattr(Ranking, "actor", DeadlyRanker)
     undisturbed = evaluated(inputs, tmp_path / "a", deaths=0, actors=2)
     assert evaluated(inputs, tmp_path / "b", deaths=1, actors=2) == undisturbed
     with pytest.raises(StageError, match=r"^a ranking actor died.* of 6 parts are finished and kept: run the same"):
