@@ -8,12 +8,20 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rosepo.config import ScratchConfig, TemplateConfig
+from rosepo.data.prompts import PromptBuilder
 from rosepo.evaluation.candidates import SERIES, answer_series, named_candidate, protocol_table
+from rosepo.evaluation.generate import TitleMatcher, answer_limit, greedy_answers
 from rosepo.evaluation.probes import learn_probes
-from tests.helpers import tiny_catalogue
+from rosepo.models.scratch import train_tokenizer
+from rosepo.training.batch import collate
+from rosepo.training.logps import LogpsModel
+from rosepo.training.rows import group_row
+from tests.helpers import tiny_catalogue, tiny_model
 
 LONG = "Dr. Strangelove or: How I Learned to Stop Worrying and Love the Bomb"
 
@@ -150,3 +158,40 @@ def test_the_table_names_every_rate_and_every_probe() -> None:
     assert "0.250 [0.200, 0.310]" in shown
     assert "probe: slot" in shown
     assert "ValidRatio" in shown
+
+
+def test_a_model_that_has_learned_answers_freely_with_the_right_candidate() -> None:
+    titles = [*(f"Film {chr(65 + number % 26)}{number}" for number in range(40)), "Alien", "Aliens"]
+    template = TemplateConfig(candidates=True)
+    tokenizer = train_tokenizer(titles, np.full(42, 50), ScratchConfig(vocab_size=500), template)
+    builder, rng = PromptBuilder(tokenizer, titles, template, 128), np.random.default_rng(0)
+
+    def examples(n: int) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
+        """The right one of five is the next item of the ring."""
+        histories = [(start + np.arange(3)) % 42 for start in rng.integers(42, size=n)]
+        targets = np.array([(history[-1] + 1) % 42 for history in histories])
+        free = [np.setdiff1d(np.arange(42), [*history, target]) for history, target in zip(histories, targets)]
+        others = [rng.choice(items, 4, replace=False) for items in free]
+        return histories, np.array([rng.permutation([t, *o]) for t, o in zip(targets, others)]), targets
+
+    shape = {"max_length": 128, "hidden_size": 48, "initializer_range": 0.05}
+    model = LogpsModel(tiny_model(vocab_size=len(tokenizer), **shape)).train()
+    optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
+    for _ in range(150):
+        histories, candidates, targets = examples(16)
+        prompts, _ = builder.prompts(histories, candidates)
+        rows = zip(prompts, targets, strict=True)
+        batch = collate([group_row(prompt, [builder.completion(int(target))]) for prompt, target in rows])
+        optimizer.zero_grad()
+        (-model(batch)[0].mean()).backward()
+        optimizer.step()
+    histories, candidates, targets = examples(60)
+    prompts, _ = builder.prompts(histories, candidates)
+    limit = answer_limit(model.model, builder)
+    answers = greedy_answers(model.eval().model, prompts, builder.eos_id, limit)
+    texts = [tokenizer.decode(tokens, skip_special_tokens=True) for tokens in answers]
+    match = TitleMatcher(builder, titles)
+    items = np.array([match(tokens, text) for tokens, text in zip(answers, texts, strict=True)])
+    found = answer_series(texts, items, candidates, targets, titles)
+    assert found["valid_ratio"].mean() > 0.8
+    assert found["hr@1"].mean() > 0.8

@@ -19,7 +19,7 @@ from rosepo.evaluation.evaluate import evaluate
 from rosepo.evaluation.generate import answer_limit, greedy_answers
 from rosepo.evaluation.recommend import recommend
 from rosepo.models.folder import load_recommender, read_settings, save_policy
-from tests.evaluation.runs import tiny_config, write_examples
+from tests.evaluation.runs import rank_in_process, tiny_config, write_examples
 from tests.helpers import tiny_catalogue, tiny_model, tiny_tokenizer
 
 LISTING = ("model.template.candidates=true", "prepare.candidates=4")
@@ -136,3 +136,18 @@ def test_a_model_remembers_that_its_prompts_list_candidates_and_asks_for_them(
         recommend(tiny_config(), str(listed.sft), ["Night (1980)"], None, None, False)
     with pytest.raises(UserError, match="these examples have none"):
         evaluated(tiny_config(), listed, tmp_path / "out")
+
+
+@pytest.mark.slow  # rankings, made by the same code, hold this in tests/evaluation/test_evaluate.py
+def test_two_actors_write_the_answers_that_one_writes(
+    listed: Outputs, tmp_path: Path, ray_cluster: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = evaluated(tiny_config(*LISTING, "evaluate.actors=2", "evaluate.batch_size=4"), listed, tmp_path / "two")
+    with monkeypatch.context() as patch:
+        rank_in_process(patch.setattr)
+        alone = evaluated(tiny_config(*LISTING, "evaluate.batch_size=4"), listed, tmp_path / "one")
+    assert found == alone
+    for name in ("sft", "aligned"):
+        one, two = (pq.read_table(tmp_path / count / "answers" / f"{name}.parquet") for count in ("one", "two"))
+        assert one.equals(two)
+        assert len(list((tmp_path / "two" / "answers" / f"{name}.parquet").glob("part-*"))) == 3
