@@ -11,6 +11,7 @@ from rosepo.config import LOSSES, Config, dump_config, load_config
 from rosepo.config.losses import OPTIONS, LossName
 from rosepo.config.training import SAME_RESULT
 from rosepo.errors import UserError
+from rosepo.tuning.space import check_space
 
 
 @pytest.mark.parametrize(
@@ -28,6 +29,14 @@ from rosepo.errors import UserError
         ("pairs.strategies={popularity: 0}", ["at least one weight above 0"]),
         ("pairs.reference=frozen", ["pairs.reference=frozen is used by the rounds after the first", "pairs.rounds"]),
         ("prepare.candidates=1", ["prepare.candidates=1"]),
+        ("pairs.policy_top=9", ["pairs.policy_top is used by the strategy policy alone"]),
+        ("pairs={strategies: {policy: 1}, oracle_top: 9}", ["pairs.oracle_top is used by the strategy oracle alone"]),
+        (
+            "pairs={strategies: {oracle: 1}, oracle_top: 2, negatives: 3}",
+            ["pairs.oracle_top=2 holds fewer", "raise it"],
+        ),
+        ("pairs={strategies: {policy: 1}, negatives: 51}", ["pairs.policy_top=50 holds fewer titles", "negatives=51"]),
+        ("pairs={strategies: {policy: 1}, engine: vllm}", ["which pairs.engine=vllm does not search for"]),
         ("prepare.test_fraction=0.2", ["used by prepare.split=temporal alone"]),
         ("align.target_min=0.1", ["used by align.loss=softmax alone"]),
         ("align.epsilon=none", ["align.epsilon", "'oracle', 'constant', 'shuffled', 'zero' or 'spa'"]),
@@ -204,6 +213,7 @@ OPTION_VALUES: dict[str, object] = {
     "epsilon_value": 0.2,
     "spa_quantile": 0.2,
     "target_min": 0.1,
+    "target_mix": 0.5,
     "ipo_average": True,
     "simpo_gamma": 1.0,
     "ada_tau_min": 0.2,
@@ -212,7 +222,7 @@ OPTION_VALUES: dict[str, object] = {
 }
 TAKEN: dict[str, set[str]] = {
     "pairwise": {"epsilon", "epsilon_max"},
-    "softmax": {"target_min"},
+    "softmax": {"target_min", "target_mix"},
     "dpo": set(),
     "cdpo": {"epsilon_max", "epsilon_value"},
     "spa": {"epsilon_value", "spa_quantile"},
@@ -223,14 +233,20 @@ TAKEN: dict[str, set[str]] = {
     "sdpo": set(),
     "dmpo": set(),
     "ada_dpo": {"ada_tau_min", "ada_tau_max", "ada_rho"},
+    "sft": set(),
+    "distill": set(),
 }
 """What each loss takes where nothing else is set (`pairwise` takes the others with another `align.epsilon`)."""
+
+
+COMPANIONS: dict[str, list[str]] = {"distill": ["pairs.strategies={oracle: 1}"]}
+"""Settings of other sections that a loss needs."""
 
 
 @pytest.mark.parametrize("loss", TAKEN)
 def test_a_loss_takes_its_own_options_and_refuses_all_others(loss: str) -> None:
     for key, value in OPTION_VALUES.items():
-        settings = [f"align.loss={loss}", f"align.{key}={value}"]
+        settings = [*COMPANIONS.get(loss, ()), f"align.loss={loss}", f"align.{key}={value}"]
         if key in TAKEN[loss]:
             assert getattr(load_config(None, settings).align, key) == value
         else:
@@ -243,12 +259,16 @@ def test_no_option_of_a_loss_is_left_out_of_the_test_above() -> None:
     assert set(TAKEN) == set(LOSSES) == set(get_args(LossName))
 
 
-def test_fine_tuning_beside_alignment_is_on_by_default_for_rpo_alone(tmp_path: Path) -> None:
-    weights = {loss: load_config(None, [f"align.loss={loss}"]).align.sft_weight for loss in TAKEN}
-    assert {loss for loss, weight in weights.items() if weight} == {"rpo"}
-    assert weights["rpo"] == 1.0
+def test_fine_tuning_beside_alignment_is_on_by_default_where_it_belongs_to_the_loss(tmp_path: Path) -> None:
+    weights = {
+        loss: load_config(None, [*COMPANIONS.get(loss, ()), f"align.loss={loss}"]).align.sft_weight for loss in TAKEN
+    }
+    assert {loss for loss, weight in weights.items() if weight} == {"rpo", "sft"}
+    assert weights["rpo"] == weights["sft"] == 1.0
     with pytest.raises(UserError, match=r"rpo with align\.sft_weight=0 is dpo: use align\.loss=dpo"):
         load_config(None, ["align={loss: rpo, sft_weight: 0}"])
+    with pytest.raises(UserError, match=r"sft with align\.sft_weight=0 learns nothing"):
+        load_config(None, ["align={loss: sft, sft_weight: 0}"])
     assert load_config(None, ["align.sft_weight=0.3"]).align.sft_weight == 0.3
     # A default does not become a setting: another loss, as in a sweep, has its own.
     assert "sft_weight" not in dump_config(load_config(None, ["align.loss=rpo"]))
@@ -258,6 +278,30 @@ def test_fine_tuning_beside_alignment_is_on_by_default_for_rpo_alone(tmp_path: P
 def test_what_changes_no_result_is_not_searched(key: str) -> None:
     with pytest.raises(UserError, match=rf"parameters\.align\.{key} changes no result: leave it out"):
         load_config(None, [f"sweep.parameters={{align.{key}: [1, 2]}}"])
+
+
+@pytest.mark.parametrize("loss", [name for name, facts in LOSSES.items() if not facts.preference])
+def test_a_loss_that_compares_no_titles_takes_no_beta_and_a_sweep_searches_none(loss: str) -> None:
+    config = load_config(None, [*COMPANIONS.get(loss, ()), f"align.loss={loss}"])
+    assert set(config.sweep_parameters) == {"align.learning_rate"}
+    check_space(config)
+    with pytest.raises(UserError, match=rf"align\.beta is not used by align\.loss={loss}, which compares no titles"):
+        load_config(None, [f"align.loss={loss}", "align.beta=0.5"])
+    with pytest.raises(UserError, match=rf"align\.loss={loss} knows no reference"):
+        load_config(None, [*COMPANIONS.get(loss, ()), f"align.loss={loss}", "pairs.rounds=2", "pairs.reference=frozen"])
+
+
+def test_only_titles_that_the_oracle_has_drawn_can_be_distilled() -> None:
+    assert load_config(None, ["align.loss=distill", "pairs.strategies={oracle: 2, rso: 0}"]).align.loss == "distill"
+    for strategies in ("{oracle: 1, policy: 1}", "{uniform: 1}"):
+        with pytest.raises(UserError, match=r"align\.loss=distill .* set pairs\.strategies=\{oracle: 1\}"):
+            load_config(None, ["align.loss=distill", f"pairs.strategies={strategies}"])
+
+
+@pytest.mark.parametrize("name", ["rso", "oracle"])
+def test_a_table_of_scores_draws_no_titles(name: str) -> None:
+    with pytest.raises(UserError, match=rf"pairs\.strategies\.{name} asks the oracle about titles that nobody knows"):
+        load_config(None, ["oracle={kind: table, scores: s.parquet}", f"pairs.strategies={{{name}: 1}}"])
 
 
 def test_a_choice_of_reference_is_refused_where_the_loss_has_none() -> None:

@@ -23,7 +23,7 @@ def word(value: Any) -> Any:
 
 Gpu = Annotated[Literal["auto", "yes", "no"], BeforeValidator(word)]
 
-STRATEGIES = ("self_hard", "semantic", "popularity", "uniform", "candidates", "rso")
+STRATEGIES = ("self_hard", "semantic", "popularity", "uniform", "candidates", "rso", "policy", "oracle")
 """Names of the strategies of rejected sampling; others are import paths, `module:callable`."""
 OWN_STRATEGY = "own"
 """What figures call them all together."""

@@ -18,6 +18,8 @@ LossName = Literal[
     "sdpo",
     "dmpo",
     "ada_dpo",
+    "sft",
+    "distill",
 ]
 Smoothing = Literal["oracle", "constant", "shuffled", "zero", "spa"]
 
@@ -31,19 +33,21 @@ class LossFacts:
         options: keys of `align` that it takes and not every other loss does.
         smoothing: the kind of epsilon that it stands for; None where it takes none, or leaves it to `align.epsilon`.
         reference_free: it knows no reference model.
+        preference: it compares titles, and `align.beta` says how strongly; the others are likelihoods.
     """
 
     described: str
     options: tuple[str, ...] = ()
     smoothing: Smoothing | None = None
     reference_free: bool = False
+    preference: bool = True
 
 
 _ROSEPO = "smoothed labels (RosePO, arXiv 2410.12519)"
 
 LOSSES: dict[LossName, LossFacts] = {
     "pairwise": LossFacts(_ROSEPO, ("epsilon", "epsilon_max", "epsilon_value", "spa_quantile")),
-    "softmax": LossFacts(f"{_ROSEPO} over whole groups", ("target_min",)),
+    "softmax": LossFacts(f"{_ROSEPO} over whole groups", ("target_min", "target_mix")),
     "dpo": LossFacts("DPO (arXiv 2305.18290)"),
     "cdpo": LossFacts("conservative DPO", ("epsilon_max", "epsilon_value"), "constant"),
     "spa": LossFacts("DPO with SPA smoothing (arXiv 2406.04412)", ("epsilon_value", "spa_quantile"), "spa"),
@@ -54,6 +58,8 @@ LOSSES: dict[LossName, LossFacts] = {
     "sdpo": LossFacts("S-DPO (arXiv 2406.09215)"),
     "dmpo": LossFacts("DMPO (arXiv 2405.16127)"),
     "ada_dpo": LossFacts("Ada-DPO (arXiv 2406.02764)", ("ada_tau_min", "ada_tau_max", "ada_rho")),
+    "sft": LossFacts("fine-tuning on the chosen titles, without a preference", reference_free=True, preference=False),
+    "distill": LossFacts("distillation of the oracle over the whole catalogue", reference_free=True, preference=False),
 }
 
 

@@ -37,11 +37,12 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _table(self) -> Config:
-        if self.oracle.kind == "table" and "rso" in self.pairs.used:
-            raise ValueError(
-                "pairs.strategies.rso asks the oracle about titles that nobody knows yet, which no table "
-                "(oracle.kind=table) has scores of: use oracle.kind=scorer"
-            )
+        for name in ("rso", "oracle"):
+            if self.oracle.kind == "table" and name in self.pairs.used:
+                raise ValueError(
+                    f"pairs.strategies.{name} asks the oracle about titles that nobody knows yet, which no table "
+                    "(oracle.kind=table) has scores of: use oracle.kind=scorer"
+                )
         if self.oracle.kind == "table" and self.pairs.rounds > 1:
             raise ValueError(
                 f"pairs.rounds={self.pairs.rounds}: later rounds draw titles that nobody knows yet, which no table "
@@ -96,6 +97,24 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _distill(self) -> Config:
+        if self.align.loss == "distill" and self.pairs.used != ("oracle",):
+            raise ValueError(
+                "align.loss=distill learns the oracle's distribution from titles that were drawn from it, and from no "
+                f"others (pairs.strategies has {', '.join(self.pairs.used)}): set pairs.strategies={{oracle: 1}}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _optimizer(self) -> Config:
+        if self.align.optimizer == "sft" and not self.sft.keep_optimizer:
+            raise ValueError(
+                "align.optimizer=sft goes on with the optimizer's state of sft, which sft.keep_optimizer=false does "
+                "not keep: set sft.keep_optimizer=true, or use align.optimizer=fresh"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _stream(self) -> Config:
         align = self.align
         constant = align.smoothing == "constant" and align.epsilon_value is None
@@ -113,6 +132,8 @@ class Config(Section):
         """What a sweep searches, the default filled in."""
         if self.sweep.parameters is not None:
             return self.sweep.parameters
+        if not LOSSES[self.align.loss].preference:
+            return {"align.learning_rate": (1e-5, 1e-4)}
         search: dict[str, tuple[Any, ...] | RangeConfig] = {"align.beta": (0.1, 1.0)}
         if self.align.clamps_epsilon:
             search["align.epsilon_max"] = (0.2, 0.4)

@@ -28,6 +28,8 @@ _OPTIONS = {
     "rso_from": ("rso",),
     "rso_proposals": ("rso",),
     "rso_temperature": ("rso",),
+    "policy_top": ("policy",),
+    "oracle_top": ("oracle",),
 }
 """Options of strategies, and which ones use them."""
 
@@ -38,13 +40,14 @@ class PairsConfig(ActorsConfig):
     negatives: Count = 1
     """K, rejected titles a group; all distinct."""
     strategies: dict[str, NonNegative] = Field(default_factory=lambda: dict.fromkeys(STRATEGIES[:3], 1.0))
-    """Weights of the mixture: self_hard, semantic, popularity, uniform, candidates, rso, or one of your own by its
-    import path, `module:callable` (rosepo/sampling/strategies.py has the signature)."""
+    """Weights of the mixture: self_hard, semantic, popularity, uniform, candidates, rso, policy, oracle, or one of your
+    own by its import path, `module:callable` (rosepo/sampling/strategies.py has the signature)."""
     self_hard_top: Count = 10
     """self_hard draws from this many best wrong answers of the model (1 is the hardest)."""
     engine: Literal["transformers", "vllm"] = "transformers"
-    """Who answers for self_hard, and for rso from it: `transformers` searches the catalogue for the model's best
-    titles; `vllm`, on GPUs and where it is installed, samples freely and keeps what is a title (docs/method.md)."""
+    """Who answers for self_hard and policy, and for rso: `transformers` searches the catalogue for the model's best
+    titles; `vllm` (not for policy), on GPUs and where it is installed, samples freely and keeps what is a title
+    (docs/method.md)."""
     semantic_top: Count = 20
     """semantic draws from this many look-alikes of the history."""
     semantic_decay: Annotated[float, Field(gt=0.0, le=1.0)] = 0.9
@@ -56,6 +59,12 @@ class PairsConfig(ActorsConfig):
     """Titles proposed to rso an example."""
     rso_temperature: Positive = 1.0
     """rso accepts a proposal with probability exp((f - f_max) / this), f the oracle's calibrated score."""
+    policy_top: Count = 50
+    """policy draws titles, each at most once, from the model's own distribution over this many of its best wrong
+    answers."""
+    oracle_top: Count | None = None
+    """oracle draws titles, each at most once, from the distribution of its calibrated scores, softmax(f), over this
+    many of its best titles outside what was seen; None over all of them."""
     encoder: str = "policy"
     """Title encoder of `semantic` and of the evaluation: `policy` (title embeddings of the model that samples, in the
     evaluation of the SFT model), `tfidf` (titles and categories), or the hub id or path of an encoder."""
@@ -86,12 +95,13 @@ class PairsConfig(ActorsConfig):
     @property
     def asks_policy(self) -> bool:
         """Whether a strategy needs the policy's answers."""
-        return "self_hard" in self.used or ("rso" in self.used and self.rso_from == "self_hard")
+        rso = "rso" in self.used and self.rso_from == "self_hard"
+        return rso or not {"self_hard", "policy"}.isdisjoint(self.used)
 
     @property
     def asks_oracle(self) -> bool:
         """Whether a strategy needs the oracle's scores."""
-        return "rso" in self.used
+        return not {"rso", "oracle"}.isdisjoint(self.used)
 
     @model_validator(mode="after")
     def _rounds(self) -> PairsConfig:
@@ -124,6 +134,17 @@ class PairsConfig(ActorsConfig):
             raise ValueError("pairs.stream=true streams groups into align, which reads none of pairs.score=false")
         if not self.score and self.rounds > 1:
             raise ValueError(f"pairs.rounds={self.rounds} aligns in between, which pairs.score=false leaves no way to")
+        for name in ("policy", "oracle"):
+            top = getattr(self, f"{name}_top")
+            if name in self.used and top is not None and top < self.negatives:
+                raise ValueError(
+                    f"pairs.{name}_top={top} holds fewer titles than pairs.negatives={self.negatives} draws: raise it"
+                )
+        if self.engine == "vllm" and "policy" in self.used:
+            raise ValueError(
+                "pairs.strategies.policy draws among the model's best titles of the catalogue, which pairs.engine=vllm"
+                " does not search for: leave pairs.engine out"
+            )
         if "engine" in self.model_fields_set and not self.asks_policy:
             raise ValueError(
                 "pairs.engine is used where the model's own answers are rejected (self_hard, or rso with"
@@ -187,7 +208,7 @@ class SweepConfig(Section):
     parameters: dict[str, tuple[Any, ...] | RangeConfig] | None = None
     """Dotted key to a list of values or a range {low, high, log}. Lists alone, with trials enough, make a full grid.
     None tries align.beta 0.1 and 1 with align.epsilon_max 0.2 and 0.4 where align.epsilon is clamped (with
-    align.target_min 0 and 0.5 for softmax)."""
+    align.target_min 0 and 0.5 for softmax); align.learning_rate 1e-5 and 1e-4 for losses without a beta."""
     metric: Literal["ndcg@10", "hr@10"] = "ndcg@10"
     """Measured on validation examples."""
     max_examples: Count = 500

@@ -114,6 +114,8 @@ class SftConfig(TrainConfig):
     """Supervised fine-tuning on next titles; the loss falls on completions alone."""
 
     learning_rate: Positive = 2e-4
+    keep_optimizer: bool = False
+    """Leave the optimizer's state beside the model, twice its size in float32, for align.optimizer=sft."""
     section: ClassVar[str] = "sft"
 
 
@@ -124,10 +126,12 @@ class AlignConfig(TrainConfig):
     learning_rate: Positive = 3e-5
     section: ClassVar[str] = "align"
     beta: Positive = 1.0
-    """Strength of the tie to the reference; `simpo`, which has none, multiplies log-probabilities a token by it."""
+    """Strength of the tie to the reference; `simpo`, which has none, multiplies log-probabilities a token by it. Not
+    used by `sft` and `distill`."""
     loss: LossName = "pairwise"
     """`pairwise` and `softmax` are RosePO, the others its rivals (docs/method.md). All take any number of rejected
-    titles."""
+    titles. Two are controls: `sft` goes on with fine-tuning and looks at no rejected title; `distill` learns the
+    oracle's whole distribution, from titles that the strategy `oracle` has drawn from it."""
     epsilon: Smoothing = "oracle"
     """A pair's smoothing under `pairwise`: the `oracle`'s doubt about it; one `constant` for all pairs (cDPO); the
     oracle's, `shuffled` over all pairs; `zero` (DPO); `spa`: fixed for the pairs of least margin, no oracle."""
@@ -141,6 +145,9 @@ class AlignConfig(TrainConfig):
     """Share of the pairs, those of least margin, that `spa` smooths."""
     target_min: Annotated[float, Field(ge=0.0, le=1.0)] = 0.5
     """Lower clamp of the chosen title's target. Used by `softmax`."""
+    target_mix: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
+    """Weight of the reference in the targets of `softmax`, softmax((1 - w) f + w log π_ref): 0 is the oracle alone, 0.5
+    an equal mix of both models, 1 the reference."""
     ipo_average: bool = False
     """`ipo` compares log-ratios a token, not summed over a title's tokens."""
     simpo_gamma: Annotated[float, Field(allow_inf_nan=False)] = 0.5
@@ -151,13 +158,17 @@ class AlignConfig(TrainConfig):
     """`ada_dpo`: largest scale of a pair, that of a clear one."""
     ada_rho: Annotated[float, Field(allow_inf_nan=False)] = round(0.1 - math.log(2), 4)
     """`ada_dpo`: cost of a unit of scale, between -log 2 and 0; the authors' code adds log 2 to it (0.1 here)."""
+    optimizer: Literal["fresh", "sft"] = "fresh"
+    """Adam's moments at the start: `fresh` ones, or those that `sft` ended with (sft.keep_optimizer), in rounds after
+    the first those of the round before. The learning rate's schedule begins anew either way."""
     rows: Literal["group", "trajectory"] = "group"
     """A row of the model is a `group`, or a user's `trajectory`: the longest prompt once, and every group whose prompt
     begins alike branching off from it. Then `batch_size` and `micro_batch_size` count users, with all their groups."""
     row_tokens: Count = 2048
     """Tokens of a trajectory's row at most: longer ones are cut, at least one group a row. Used by `trajectory`."""
-    sft_weight: NonNegative = Field(default_factory=lambda data: 1.0 if data.get("loss") == "rpo" else 0.0)
-    """Weight of the negative log-likelihood of titles, added to any loss. Unset: 1 for `rpo`, 0 for the others."""
+    sft_weight: NonNegative = Field(default_factory=lambda data: 1.0 if data.get("loss") in ("rpo", "sft") else 0.0)
+    """Weight of the negative log-likelihood of titles, added to any loss. Unset: 1 for `rpo` and `sft`, 0 for the
+    others."""
     sft_on: Literal["chosen", "row"] = "chosen"
     """Titles of that likelihood: the `chosen` ones, or every title of a trajectory's `row` that `sft` learns (a mean
     over them). Used with `sft_weight`."""
@@ -184,9 +195,15 @@ class AlignConfig(TrainConfig):
         return self
 
     @model_validator(mode="after")
-    def _rpo(self) -> AlignConfig:
+    def _likelihoods(self) -> AlignConfig:
         if self.loss == "rpo" and self.sft_weight == 0.0:
             raise ValueError("align.loss=rpo with align.sft_weight=0 is dpo: use align.loss=dpo, or raise the weight")
+        if self.loss == "sft" and self.sft_weight == 0.0:
+            raise ValueError("align.loss=sft with align.sft_weight=0 learns nothing: leave the weight out, or raise it")
+        if "beta" in self.model_fields_set and not LOSSES[self.loss].preference:
+            raise ValueError(
+                f"align.beta is not used by align.loss={self.loss}, which compares no titles: leave it out"
+            )
         return self
 
     @model_validator(mode="after")

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from rosepo.artifacts import git_revision, of_round, read_manifest, versions
-from rosepo.config import Config, dump_config
+from rosepo.config import LOSSES, Config, dump_config
 from rosepo.evaluation.smoothing import shape_of
 from rosepo.redaction import redact
 
@@ -45,7 +45,8 @@ def facts_of(
     if "align" in manifests:
         align = config.align
         shape = shape_of(align, aligned_figures(inputs, manifests))
-        settings = f"{align.loss} loss, β {align.beta:g}, {shape}, learning rate {align.learning_rate:g}"
+        beta = f"β {align.beta:g}, " if LOSSES[align.loss].preference else ""
+        settings = f"{align.loss} loss, {beta}{shape}, learning rate {align.learning_rate:g}"
         facts.append(("Alignment", f"{settings}, {_epochs(align.epochs)}"))
     if inputs.round > 1:
         reference = "the model that each round starts from" if inputs.moved else "the SFT model, frozen"

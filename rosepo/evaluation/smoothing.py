@@ -20,8 +20,9 @@ def shape_of(align: AlignConfig, figures: Mapping[str, Any]) -> str:
     """What the loss aims at, in a few words; `figures` of the manifest of `align` hold a value that it computed."""
     value = figures.get("epsilon_value", align.epsilon_value)
     fixed = "ε" if value is None else f"ε = {value:.3g}"
+    mixed = f", {100 * align.target_mix:g} % of it from the reference" if align.target_mix > 0 else ""
     shapes = {
-        "softmax": f"target ≥ {align.target_min:g}",
+        "softmax": f"target ≥ {align.target_min:g}{mixed}",
         "dpo": "ε = 0",
         "rpo": "ε = 0",
         "ipo": f"log-ratios {'a token' if align.ipo_average else 'summed over tokens'}",
@@ -29,6 +30,8 @@ def shape_of(align: AlignConfig, figures: Mapping[str, Any]) -> str:
         "sdpo": "one-hot target",
         "dmpo": "the mean of the rejected titles' rewards",
         "ada_dpo": f"τ from {align.ada_tau_min:g} to {align.ada_tau_max:g}, ρ = {align.ada_rho:g}",
+        "sft": "no preference",
+        "distill": "titles drawn from the oracle",
         "oracle": f"ε ≤ {align.epsilon_max:g}",
         "shuffled": f"ε ≤ {align.epsilon_max:g}, shuffled over all pairs",
         "constant": f"one {fixed} for all pairs",

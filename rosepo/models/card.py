@@ -57,7 +57,8 @@ def model_card(
 def _trained_by(stage: str, config: Config, figures: Mapping[str, Any]) -> str:
     if stage == "align":
         loss = f"{_loss(config.align)} ({shape_of(config.align, figures)})"
-        return f"preference optimisation with {loss} after supervised fine-tuning"
+        kind = "preference optimisation with " if LOSSES[config.align.loss].preference else ""
+        return f"{kind}{loss} after supervised fine-tuning"
     return "supervised fine-tuning on next titles (completion tokens only)"
 
 

@@ -7,7 +7,7 @@ DPO. So users are dealt into folds, and each is scored by a model that was train
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -99,9 +99,22 @@ class CrossFitted:
     ) -> np.ndarray:
         """See `Scorer.score`; each row by the model that did not train on its user. `example_ids` have no say."""
         scores = np.empty(items.shape, dtype=np.float32)
+        for oracle, rows, past in self._by_fold(users, histories):
+            scores[rows] = oracle.score_items(past, items[rows])
+        return scores
+
+    def score_all(self, example_ids: Sequence[str], users: Users, histories: Sequence[np.ndarray]) -> np.ndarray:
+        """Raw scores float32 [B, n_items] of every item, each row by the model that did not train on its user."""
+        scores = np.empty((len(histories), self.oracles[0].model.config.n_items), dtype=np.float32)
+        for oracle, rows, past in self._by_fold(users, histories):
+            scores[rows] = oracle.score_all(past)
+        return scores
+
+    def _by_fold(
+        self, users: Users, histories: Sequence[np.ndarray]
+    ) -> Iterator[tuple[Oracle, np.ndarray, list[np.ndarray]]]:
+        """Each oracle that is asked, with the places of those users that it did not train on and their histories."""
         folds = fold_of(users, len(self.oracles), self.seed)
         for fold in np.unique(folds):
             rows = np.flatnonzero(folds == fold)
-            past = [histories[int(row)] for row in rows]
-            scores[rows] = self.oracles[fold].score_items(past, items[rows])
-        return scores
+            yield self.oracles[fold], rows, [histories[int(row)] for row in rows]

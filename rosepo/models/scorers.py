@@ -119,7 +119,7 @@ class ImportedScorer:
 
 
 class WholeCatalogue:
-    """An own scorer as a baseline of the evaluation: it scores every item after each history, in bounded blocks."""
+    """An own scorer that is asked about every item after each history, in bounded blocks."""
 
     def __init__(self, scorer: ImportedScorer, n_items: int) -> None:
         self.scorer, self.n_items = scorer, n_items
@@ -133,6 +133,21 @@ class WholeCatalogue:
             items = np.tile(block, (len(histories), 1))
             scores[:, block] = self.scorer.score(example_ids, users, histories, items)
         return scores
+
+
+def whole_catalogue(scorer: Scorer, n_items: int) -> Callable[[Sequence[str], Users, Sequence[np.ndarray]], np.ndarray]:
+    """What gives a scorer's raw scores float32 [B, n_items] of every item, from example ids, users and histories.
+
+    Raises:
+        UserError: a table of scores, which cannot.
+    """
+    if isinstance(scorer, ImportedScorer):
+        return WholeCatalogue(scorer, n_items).score_all
+    from rosepo.models.oracle import CrossFitted
+
+    if not isinstance(scorer, CrossFitted):
+        raise UserError("a table of scores (oracle.kind=table) cannot rank the catalogue: use oracle.kind=scorer")
+    return scorer.score_all
 
 
 def check_given(oracle: OracleConfig) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from rosepo.objectives import rivals, rosepo
+from rosepo.objectives import likelihood, rivals, rosepo
 from rosepo.objectives.rewards import Metrics
 
 
@@ -20,14 +20,18 @@ class Objective:
         name: what `align.loss` calls it.
         function: the pure function behind it.
         inputs: what it reads beside the policy's log-probabilities, as it names them: `ref_logps` [G, 1 + K], `epsilon`
-            [G, K], `targets` [G, 1 + K], `counts` [G, 1 + K].
+            [G, K], `targets`, `weights` and `counts` [G, 1 + K].
         options: its own hyper-parameters, beside beta, and the setting of `align` that holds each.
+        takes_beta: whether beta is one.
+        reads_rejected: whether it looks at the rejected completions; without, K is 0.
     """
 
     name: str
     function: Callable[..., tuple[Tensor, Metrics]]
     inputs: tuple[str, ...] = ("ref_logps",)
     options: Mapping[str, str] = field(default_factory=dict)
+    takes_beta: bool = True
+    reads_rejected: bool = True
 
     @property
     def reference_free(self) -> bool:
@@ -37,7 +41,8 @@ class Objective:
     def __call__(
         self, policy_logps: Tensor, inputs: Mapping[str, Tensor], beta: float, **options: Any
     ) -> tuple[Tensor, Metrics]:
-        """Loss [G] and metrics of policy_logps [G, 1 + K] and exactly the inputs and options that it uses.
+        """Loss [G] and metrics of policy_logps [G, 1 + K] and exactly the inputs and options that it uses; `beta` is
+        left aside by one that takes none.
 
         Raises:
             ValueError: one that is missing or that it does not use, a reference above all; see also the function.
@@ -49,7 +54,8 @@ class Objective:
                 if name not in given or name not in known:
                     verb = "needs" if name in known else "does not use"
                     raise ValueError(f"{self.name} {verb} the {kind} {name}: it takes {', '.join(known) or 'none'}")
-        return self.function(policy_logps, beta=beta, **inputs, **options)
+        strength = {"beta": beta} if self.takes_beta else {}
+        return self.function(policy_logps, **strength, **inputs, **options)
 
 
 _SMOOTHED = ("ref_logps", "epsilon")
@@ -71,6 +77,9 @@ OBJECTIVES: dict[str, Objective] = {
         Objective("sdpo", rivals.sdpo),
         Objective("dmpo", rivals.dmpo),
         Objective("ada_dpo", rivals.ada_dpo, ("ref_logps",), _ADA),
+        # Nothing but the term that `align.sft_weight` adds.
+        Objective("sft", likelihood.no_preference, (), takes_beta=False, reads_rejected=False),
+        Objective("distill", likelihood.distill, ("weights",), takes_beta=False),
     )
 }
 """All of them take groups of any K."""

@@ -12,8 +12,8 @@ With ``r = policy_logps - ref_logps``, ``u_j = beta * (r_chosen - r_rejected_j)`
     sdpo      -log softmax(beta * r)_chosen                                        arXiv 2406.09215
 
 Conservative DPO and SPA's smoothing (arXiv 2406.04412) are `rosepo.pairwise` with an epsilon of their own, and RPO
-(arXiv 2405.16436) is `dpo` plus `chosen_nll`. The mean over the K pairs is this project's reading of losses that were
-stated for one pair. Arguments and results as in `rosepo.pairwise`.
+(arXiv 2405.16436) is `dpo` plus `likelihood.chosen_nll`. The mean over the K pairs is this project's reading of losses
+that were stated for one pair. Arguments and results as in `rosepo.pairwise`.
 """
 
 from __future__ import annotations
@@ -160,9 +160,3 @@ def _entropy_root(rho: float) -> float:
 def _entropy(z: float) -> float:
     """H(sigmoid(z)) in nats, z ≥ 0."""
     return math.log1p(math.exp(-z)) + z * math.exp(-z) / (1 + math.exp(-z))
-
-
-def chosen_nll(policy_logps: Tensor) -> Tensor:
-    """Negative log-likelihood of the chosen completion, [G], from policy_logps [G, 1 + K]: the loss of fine-tuning,
-    which RPO adds to DPO's."""
-    return -wide(policy_logps)[:, 0]

@@ -26,17 +26,26 @@ def clamp_epsilon(epsilon: Tensor, maximum: float) -> Tensor:
     return epsilon.clamp(min=0.0, max=maximum)
 
 
-def oracle_targets(scores: Tensor, minimum: float) -> Tensor:
-    """``q = softmax(f)`` over the group, the chosen title's mass at least `minimum`, the others scaled to the rest.
+def oracle_targets(scores: Tensor, minimum: float, ref_logps: Tensor | None = None, mix: float = 0.0) -> Tensor:
+    """``q = softmax((1 - w) f + w log pi_ref)`` over the group, w = `mix`, the chosen title's mass at least `minimum`,
+    the others scaled to the rest.
 
     Args:
         scores: [G, 1 + K], chosen first.
         minimum: in [0, 1]: 0 is the oracle's own distribution, 1/2 keeps the largest mass on the chosen title, 1 is
             one-hot.
+        ref_logps: [G, 1 + K], the reference's log-probabilities; needed where `mix` is not 0.
+        mix: in [0, 1]: 0 is the oracle alone, 1/2 the geometric mean of both models, 1 the reference alone.
 
     Returns:
         [G, 1 + K], rows sum to 1.
     """
+    if not 0.0 <= mix <= 1.0:
+        raise ValueError(f"the reference's weight in the targets must lie in [0, 1], not {mix}")
+    if mix > 0.0:
+        if ref_logps is None:
+            raise ValueError("a mix with the reference needs its log-probabilities")
+        scores = (1.0 - mix) * scores + mix * ref_logps
     if not 0.0 <= minimum <= 1.0:
         raise ValueError(f"the smallest target of the chosen title must lie in [0, 1], not {minimum}")
     # The rejected titles' own softmax times what the chosen one leaves: no division by 1 - q_chosen, which may be 0.

@@ -12,12 +12,13 @@ import pyarrow as pa
 
 from rosepo.config import PairsConfig
 from rosepo.data.catalogue import Catalogue
+from rosepo.sampling.distributions import FromOracle
 from rosepo.sampling.examples import Examples
 from rosepo.sampling.figures import Tally
 from rosepo.sampling.mixture import Rejected
 from rosepo.sampling.parts import write_part
 from rosepo.sampling.plan import Shard, read_shard
-from rosepo.sampling.sampler import Sampler, examples_of, strategies
+from rosepo.sampling.sampler import Sampler, examples_of, strategies, units
 from rosepo.sampling.tables import lists, matrix, nested
 from rosepo.sampling.titles import title_spans
 
@@ -26,9 +27,10 @@ if TYPE_CHECKING:
 
 COLUMNS = (
     "example_id", "user_id", "prompt_ids", "chosen_item", "chosen_ids", "rejected_items", "rejected_ids", "strategy",
-    "epsilon", "oracle_scores", "ref_logps", "title_spans",
+    "epsilon", "oracle_scores", "oracle_rest", "ref_logps", "title_spans",
 )  # fmt: skip
-"""Columns of the groups table, in order; without scores it has no tokens and nothing behind `strategy`."""
+"""Columns of the groups table, in order; without scores it has no tokens and nothing behind `strategy`. `oracle_rest`
+is there where the strategy `oracle` is used, see `FromOracle.rest`."""
 
 
 @dataclass(frozen=True)
@@ -73,8 +75,10 @@ class GroupsActor:
             from rosepo.sampling.models import Models
 
             self.models = Models(settings, self.catalogue)
-        decoder, scores = (self.models.decoder, self.models.scores) if self.models else (None, None)
-        made = strategies(pairs, self.catalogue, decoder, scores, settings.embeddings)
+        models = self.models
+        decoder, scores = (models.decoder, models.scores) if models else (None, None)
+        whole = models.catalogue_scores if models else None
+        made = strategies(pairs, self.catalogue, decoder, scores, settings.embeddings, whole)
         self.sampler = Sampler(made, pairs.strategies, pairs.negatives, settings.seed)
         self.scorer = self.models.scorer() if self.models and pairs.score else None
 
@@ -147,7 +151,12 @@ class GroupsActor:
             at = rejected.strategy == index
             margin = (scored.oracle_scores[:, :1] - scored.oracle_scores[:, 1:])[at]
             tally.count_pairs(name, margin, scored.epsilon[at], rejected.fallback[at])
-        return {
+        oracle = self.sampler.strategies.get("oracle")
+        drawn = {}
+        if isinstance(oracle, FromOracle):
+            rest = np.concatenate([oracle.rest(examples.take(rows)) for rows in units(len(examples))])
+            drawn["oracle_rest"] = pa.array(rest, pa.float32())
+        return drawn | {
             "prompt_ids": lists(list(examples.prompts or [])),
             "chosen_ids": lists([row[0] for row in scored.completions]),
             "rejected_ids": nested([row[1:] for row in scored.completions]),

@@ -41,6 +41,16 @@ def stream(keys: np.ndarray, seed: int, name: str) -> Draws:
     return lambda draw: uniforms(keys, seed, name, draw)
 
 
+def gumbel_noise(draws: Draws, items: np.ndarray) -> np.ndarray:
+    """Standard Gumbel noise float64 [N, m] for items int64 [N, m], ≥ 0, of each example.
+
+    An item's noise depends on the example and the item alone, whatever other items are asked about.
+    """
+    bases = _splitmix64((draws(0) * 2.0**53).astype(np.uint64))[:, None]
+    bits = _splitmix64(bases ^ _splitmix64(items.astype(np.uint64))) >> np.uint64(12)
+    return -np.log(-np.log((bits + 0.5) * 2.0**-52))  # of a number strictly between 0 and 1
+
+
 def _splitmix64(state: np.ndarray) -> np.ndarray:
     """One output of splitmix64 for each state; uint64, wrapping around."""
     mixed = state + np.uint64(0x9E3779B97F4A7C15)

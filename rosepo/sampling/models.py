@@ -12,7 +12,7 @@ import torch
 from rosepo.data.catalogue import Catalogue
 from rosepo.evaluation.decode import Decoder
 from rosepo.models.folder import load_builder, load_recommender
-from rosepo.models.scorers import load_scorer
+from rosepo.models.scorers import load_scorer, whole_catalogue
 from rosepo.sampling.cache import ReferenceCache
 from rosepo.sampling.epsilon import calibrate
 from rosepo.sampling.examples import Examples
@@ -35,7 +35,7 @@ class Models:
     def __init__(self, settings: ActorSettings, catalogue: Catalogue) -> None:
         pairs = settings.pairs
         torch.set_num_threads(max(1, int(pairs.cpus_per_actor)))
-        self.settings = settings
+        self.settings, self.n_items = settings, len(catalogue)
         self.free = pairs.asks_policy and pairs.engine == "vllm"
         if pairs.score or (pairs.asks_policy and not self.free):
             recommender = load_recommender(settings.policy)
@@ -68,6 +68,13 @@ class Models:
         return calibrate(
             self.oracle.score(examples.ids.tolist(), examples.users, examples.histories, items), self.oracle.tau
         )
+
+    def catalogue_scores(self, examples: Examples) -> np.ndarray:
+        """Calibrated oracle scores float32 [N, n_items] of every item."""
+        if examples.ids is None or examples.users is None:
+            raise ValueError("the oracle is asked about examples of users")
+        asked = whole_catalogue(self.oracle, self.n_items)
+        return calibrate(asked(examples.ids.tolist(), examples.users, examples.histories), self.oracle.tau)
 
     def scorer(self) -> GroupScorer:
         """What scores groups."""

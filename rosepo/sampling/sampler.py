@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from rosepo.config import PairsConfig
 from rosepo.data.catalogue import Catalogue
 from rosepo.errors import UserError
+from rosepo.sampling.distributions import CatalogueScores, FromOracle, FromPolicy
 from rosepo.sampling.examples import Examples
 from rosepo.sampling.mixture import Rejected, sample_rejected
 from rosepo.sampling.plan import COLUMNS, UNIT, example_files
@@ -68,22 +69,32 @@ def strategies(
     decoder: Callable[[int], Answers] | None = None,
     scores: Scores | None = None,
     embeddings: Path | None = None,
+    whole: CatalogueScores | None = None,
 ) -> dict[str, Strategy]:
     """Every strategy that the mixture of `pairs` uses, by its name.
 
     Args:
         pairs: the configuration.
         catalogue: of the examples.
-        decoder: what gives the policy's answers, made for a number of beams; for self_hard, and rso on the policy's
-            answers.
+        decoder: what gives the policy's answers, made for a number of beams; for self_hard, policy, and rso on the
+            policy's answers.
         scores: the oracle; for rso.
         embeddings: NumPy file of the title embeddings float32 [n_items, d]; for semantic.
+        whole: the oracle asked about the whole catalogue; for oracle.
     """
 
-    def wrong_answers(top: int, count: int) -> WrongAnswers:
+    def answers(most: int) -> Answers:
         if decoder is None:
             raise ValueError("a strategy asks the policy, and there is none")
-        return WrongAnswers(decoder(max(MIN_BEAMS, top + count - 1)), top)
+        return decoder(max(MIN_BEAMS, most))
+
+    def wrong_answers(top: int, count: int) -> WrongAnswers:
+        return WrongAnswers(answers(top + count - 1), top)
+
+    def from_oracle() -> FromOracle:
+        if whole is None:
+            raise ValueError("the strategy oracle asks the oracle, and there is none")
+        return FromOracle(whole, pairs.oracle_top)
 
     def rso() -> Accepted:
         if scores is None:
@@ -110,6 +121,8 @@ def strategies(
         "uniform": lambda: uniform(len(catalogue)),
         "candidates": Candidates,
         "rso": rso,
+        "policy": lambda: FromPolicy(answers(pairs.policy_top), pairs.policy_top),
+        "oracle": from_oracle,
     }
     return {name: makers[name]() if name in makers else own_strategy(name, catalogue) for name in pairs.used}
 

@@ -32,6 +32,7 @@ from rosepo.sampling.plan import VALIDATION_FILE, planned_users, shards_of
 from rosepo.training.align_task import PROBED_GROUPS, AlignTask
 from rosepo.training.encoders import (
     GROUP_COLUMNS,
+    REJECTED_COLUMNS,
     SPANS_COLUMN,
     USER_COLUMN,
     GroupEncoder,
@@ -41,6 +42,7 @@ from rosepo.training.encoders import (
 from rosepo.training.feed import Encoder, FeedPlan
 from rosepo.training.growing import Growing, Maker, wanted_order
 from rosepo.training.loop import Report, fit_in_process
+from rosepo.training.moments import kept_moments
 from rosepo.training.saving import origin_of
 from rosepo.training.schedule import WINDOW
 from rosepo.training.smoothing import smoothed, tracker_of
@@ -145,6 +147,7 @@ def align_task(
     probed = table.take(np.arange(min(PROBED_GROUPS, len(table)))) if growing is None else None
     plan, value = smoothed(plan, train)
     start, reference = inputs.policy.resolve(), inputs.reference.resolve()
+    moments = kept_moments(start, _maker(inputs.round)) if train.optimizer == "sft" else None
     # A table that is streamed has no manifest at first: what it is made from has.
     groups = (inputs.oracle, inputs.examples) if config.pairs.stream else (inputs.groups,)
     sources = (inputs.policy, inputs.reference, *groups)
@@ -161,8 +164,16 @@ def align_task(
         tracker_of(train),
         _searched(config, inputs),
         origin_of(train, rosepo.__version__, config.seed, inputs.round, rows, *made_from),
+        moments,
         probed_rows=first,
     )
+
+
+def _maker(round: int) -> str:
+    """The command that makes the model which a round starts from."""
+    if round == 1:
+        return "rosepo sft"
+    return "rosepo align" if round == 2 else f"rosepo align --round {round - 1}"
 
 
 def validation_file(config: Config, groups: Path, growing: Growing | None) -> Path | None:
@@ -210,8 +221,11 @@ def _users(groups: Path) -> Iterator[pa.ChunkedArray]:
 
 def _columns(train: AlignConfig) -> list[str]:
     """The columns of groups that training reads."""
-    free = OBJECTIVES[train.loss].reference_free
-    columns = [name for name in GROUP_COLUMNS if not (free and name == "ref_logps")]
+    objective = OBJECTIVES[train.loss]
+    unread = {"ref_logps"} if objective.reference_free else set()
+    unread |= set() if objective.reads_rejected else REJECTED_COLUMNS
+    unread |= set() if "weights" in objective.inputs else {"oracle_rest"}
+    columns = [name for name in GROUP_COLUMNS if name not in unread]
     columns += [USER_COLUMN] if train.rows == "trajectory" else []
     return columns + ([SPANS_COLUMN] if train.sft_on == "row" else [])
 
@@ -228,6 +242,11 @@ def _groups_table(columns: list[str], inputs: Outputs) -> ParquetRows:
         raise UserError(
             f"{inputs.groups} has no column '{SPANS_COLUMN}', which align.sft_on=row reads: these groups are of an "
             "earlier version, run `rosepo pairs --overwrite` again"
+        )
+    if missing == ["oracle_rest"]:
+        raise UserError(
+            f"{inputs.groups} has no column 'oracle_rest', which align.loss=distill reads: its titles were not drawn "
+            "from the oracle; run `rosepo pairs --overwrite` with --set 'pairs.strategies={oracle: 1}'"
         )
     if missing:
         raise UserError(

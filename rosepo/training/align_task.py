@@ -20,9 +20,9 @@ from rosepo.errors import StageError
 from rosepo.models.folder import CATALOGUE
 from rosepo.models.policy import load_policy, load_tokenizer, save_policy
 from rosepo.models.quantized import saved_quantization
+from rosepo.objectives.likelihood import chosen_nll, drawn_weights
 from rosepo.objectives.registry import OBJECTIVES, Objective
 from rosepo.objectives.rewards import Metrics, reward_margins
-from rosepo.objectives.rivals import chosen_nll
 from rosepo.objectives.smoothing import RunningQuantile, clamp_epsilon, oracle_targets
 from rosepo.training.batch import Batch
 from rosepo.training.encoders import GroupEncoder
@@ -67,6 +67,7 @@ class AlignTask:
     """Of the margins, for `spa`."""
     held_out: HeldOut | None = None
     origin: str = ""
+    moments: Path | None = None
     name: ClassVar[str] = "align"
     validated: ClassVar[tuple[str, ...]] = ("loss", "accuracy", "margin")
     metric_names: ClassVar[tuple[str, ...]] = (
@@ -98,6 +99,11 @@ class AlignTask:
     @property
     def seed(self) -> int:
         return self.config.seed
+
+    @property
+    def keeps_moments(self) -> bool:
+        # The next round goes on with them; how many rounds there will be is not known for good.
+        return self.settings.optimizer == "sft"
 
     @property
     def figures(self) -> dict[str, Any]:
@@ -156,6 +162,7 @@ class AlignTask:
         growing = self.plan.growing
         name = self.validation_file.name
         table = pq.read_table(self.validation_file) if growing is None else growing.read(name)
+        table = table.select([column for column in table.column_names if column in self.plan.columns])
         parts = -(-len(table) // self.train.micro_batch_size)
         return [part for part in GroupEncoder(self.train.pack_tokens)(table, parts) if part]
 
@@ -164,8 +171,9 @@ class AlignTask:
         return self.plan.open().take(self.probed_rows)
 
     def loss(self, logps: Tensor, counts: Tensor, arrays: Arrays) -> Loss:
-        align, strategy = self.settings, _tensor(arrays, "strategy", logps.device)
-        groups, size = len(strategy), 1 + strategy.shape[1]
+        align, groups = self.settings, int(arrays["units"])
+        strategy = _tensor(arrays, "strategy", logps.device) if self.objective.reads_rejected else None
+        size = 1 if strategy is None else 1 + strategy.shape[1]
         policy = logps[: groups * size].view(groups, size)
         inputs = self._inputs(policy, counts, arrays)
         options = {option: getattr(align, key) for option, key in self.objective.options.items()}
@@ -199,7 +207,11 @@ class AlignTask:
                 inputs[name] = self._epsilon(_tensor(arrays, "epsilon", policy.device), policy, inputs["ref_logps"])
             elif name == "targets":
                 scores = _tensor(arrays, "oracle_scores", policy.device)
-                inputs[name] = oracle_targets(scores, self.settings.target_min)
+                mix = self.settings.target_mix
+                inputs[name] = oracle_targets(scores, self.settings.target_min, inputs["ref_logps"], mix)
+            elif name == "weights":
+                scores, rest = (_tensor(arrays, column, policy.device) for column in ("oracle_scores", "oracle_rest"))
+                inputs[name] = drawn_weights(scores, rest)
             elif name == "counts":
                 inputs[name] = counts[: policy.numel()].view_as(policy)
             else:
@@ -263,9 +275,12 @@ def disable_dropout(model: nn.Module) -> None:
                 setattr(module, name, 0.0)
 
 
-def _sums(policy: Tensor, strategy: Tensor, metrics: Metrics) -> Sums:
-    """Sums and counts over the pairs of a micro-batch, overall and by strategy."""
-    values = metrics | {"logp_chosen": policy[:, 0], "logp_rejected": policy[:, 1:]}
+def _sums(policy: Tensor, strategy: Tensor | None, metrics: Metrics) -> Sums:
+    """Sums and counts over a micro-batch, of its pairs also by strategy; None where it has none."""
+    values = metrics | {"logp_chosen": policy[:, 0]}
+    if strategy is None:
+        return {name: (value.sum(), value.numel()) for name, value in values.items()}
+    values |= {"logp_rejected": policy[:, 1:]}
     sums: Sums = {name: (value.sum(), value.numel()) for name, value in values.items()}
     for code, label in enumerate(_LABELS):
         mine = strategy == code

@@ -33,11 +33,14 @@ GROUP_COLUMNS = (
     "strategy",
     "epsilon",
     "oracle_scores",
+    "oracle_rest",
     "ref_logps",
 )
 USER_COLUMN = "user_id"
 SPANS_COLUMN = "title_spans"
 """Flat pairs of begin and end in `prompt_ids` of titles of the history that `sft` learns from the same beginning."""
+REJECTED_COLUMNS = frozenset({"rejected_ids", "strategy", "epsilon", "oracle_scores", "oracle_rest", "ref_logps"})
+"""Those of `GROUP_COLUMNS` without which a group is its prompt and its chosen title."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,8 @@ def collated(rows: list[Row], parts: int, pack_tokens: int | None = None) -> lis
 @dataclass(frozen=True)
 class GroupEncoder:
     """Rows of the groups table as micro-batches: the arrays of a `Batch`, `units` (its groups), and for G groups of K
-    pairs `ref_logps` (where fed) and `oracle_scores` float32 [G, 1 + K], `epsilon` float32 and `strategy` int64 [G, K].
+    pairs `ref_logps` and `oracle_scores` float32 [G, 1 + K], `epsilon` float32 and `strategy` int64 [G, K],
+    `oracle_rest` float32 [G], each where its column is fed. Without `rejected_ids` groups are chosen titles alone.
 
     Strategies are numbered as in `config.STRATEGIES`, those by import path all by the number after them.
     """
@@ -181,12 +185,14 @@ def _filled(padded: list[int], tokens: int) -> list[int]:
 
 
 def _lists(rows: pa.Table) -> dict[str, list[Any]]:
-    # A loss that knows no reference is fed no `ref_logps`.
+    # Losses are fed what they read: one that knows no reference no `ref_logps`, `sft` no rejected titles.
     return {name: rows[name].to_pylist() for name in GROUP_COLUMNS if name in rows.column_names}
 
 
 def _completions(table: dict[str, list[Any]]) -> list[list[Any]]:
     """The titles of every group, the chosen one first. Raises UserError where groups have more than one size."""
+    if "rejected_ids" not in table:
+        return [[chosen] for chosen in table["chosen_ids"]]
     completions = [[chosen, *rejected] for chosen, rejected in zip(table["chosen_ids"], table["rejected_ids"])]
     one_size({len(group) - 1 for group in completions})
     return completions
@@ -195,11 +201,12 @@ def _completions(table: dict[str, list[Any]]) -> list[list[Any]]:
 def _beside(table: dict[str, list[Any]], places: list[int]) -> Arrays:
     """What the groups at `places` have beside their tokens, and their number."""
     arrays: Arrays = {"units": np.array(len(places), dtype=np.float64)}
-    for name in ("ref_logps", "oracle_scores", "epsilon"):
+    for name in ("ref_logps", "oracle_scores", "oracle_rest", "epsilon"):
         if name in table:
             arrays[name] = np.array([table[name][place] for place in places], dtype=np.float32)
-    codes = [[_code(name) for name in table["strategy"][place]] for place in places]
-    arrays["strategy"] = np.array(codes, dtype=np.int64)
+    if "strategy" in table:
+        codes = [[_code(name) for name in table["strategy"][place]] for place in places]
+        arrays["strategy"] = np.array(codes, dtype=np.int64)
     return arrays
 
 

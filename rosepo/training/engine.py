@@ -81,6 +81,7 @@ class Engine:
         self.train, self.steps, self.micro_batches = train, steps, micro_batches
         self.world = dist.get_world_size()
         self.done = 0
+        self.carried = 0  # steps that the optimizer's state had seen before the first of this training
         self._accumulated = 0
         self._shapes = {name: list(parameter.shape) for name, parameter in module.named_parameters()}
         self._optimizer = torch.optim.AdamW(

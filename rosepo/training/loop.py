@@ -18,6 +18,7 @@ from rosepo.training.checkpoints import Checkpoint, remove_checkpoints
 from rosepo.training.engine import Engine, prepare_process
 from rosepo.training.feed import Arrays, micro_batches
 from rosepo.training.metrics import Averages, MetricLog, all_max, all_sum, means, peak_memory
+from rosepo.training.moments import begin_with, save_moments
 from rosepo.training.saving import Saver
 from rosepo.training.schedule import Schedule
 from rosepo.training.task import Loss, Task
@@ -65,6 +66,8 @@ def train_rank(
     engine = Engine(task.build(), train, schedule.steps, schedule.micro_batches(world, train.micro_batch_size))
     run = _Run(task, engine, schedule.steps, Saver(task, engine, out, schedule.steps, resumable))
     run.verify()
+    if task.moments is not None:
+        begin_with(engine, task.moments, resumed=start is not None)
     if start is not None:
         run.resume(start)
     if rank == 0:
@@ -76,6 +79,9 @@ def train_rank(
     weights = engine.state_dict()
     if weights is not None:
         task.save(weights, out, figures)
+    del weights
+    if task.keeps_moments:
+        save_moments(engine, out)
     if engine.module.obstacle is not None:
         figures["plain_rows"] = engine.module.obstacle
     engine.close()

@@ -98,4 +98,5 @@ class Saver:
         if best.step is None or best.step == last:
             return
         dist.barrier()  # every rank has written its share
-        import_state(self.engine, _at(self.out, best.step), weights_only=True)
+        # What the next training would begin with belongs to the same step as the weights.
+        import_state(self.engine, _at(self.out, best.step), weights_only=not self.task.keeps_moments)

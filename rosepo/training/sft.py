@@ -105,6 +105,7 @@ class SftTask:
     validated: ClassVar[tuple[str, ...]] = ("loss",)
     metric_names: ClassVar[tuple[str, ...]] = ("token_loss",)
     tracker: ClassVar[None] = None
+    moments: ClassVar[None] = None
     _built: Any = None
 
     @property
@@ -114,6 +115,10 @@ class SftTask:
     @property
     def seed(self) -> int:
         return self.config.seed
+
+    @property
+    def keeps_moments(self) -> bool:
+        return self.config.sft.keep_optimizer
 
     def build(self) -> nn.Module:
         self._built = model, _ = initial_policy(self.config, self.catalogue)

@@ -6,6 +6,7 @@ parameters that train have any; the others come from the model that training sta
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,8 +32,14 @@ def dealt_out(sizes: dict[str, int], world: int) -> dict[str, int]:
     return owner
 
 
-def export_state(engine: Engine) -> dict[str, np.ndarray]:
+def export_state(
+    engine: Engine, parts: tuple[str, ...] = (WEIGHT, *MOMENTS), owner: int | None = None
+) -> dict[str, np.ndarray]:
     """This rank's share of the state after a step, copied to the CPU; every rank must call it.
+
+    Args:
+        parts: of the state of each parameter.
+        owner: the rank whose share is everything; None deals it out.
 
     Returns:
         `weight/<parameter>`, `exp_avg/<parameter>` and `exp_avg_sq/<parameter>`, float32.
@@ -41,17 +48,17 @@ def export_state(engine: Engine) -> dict[str, np.ndarray]:
 
     _link_moments(engine)
     trained = _trained(engine)
-    owner = dealt_out({name: _size(parameter) for name, parameter in trained.items()}, engine.world)
+    owners = dealt_out({name: _size(parameter) for name, parameter in trained.items()}, engine.world)
     share: dict[str, np.ndarray] = {}
     for name, parameter in trained.items():
-        for part in (WEIGHT, *MOMENTS):
+        for part in parts:
             if engine.train.zero_stage == 0:
                 whole = parameter.detach() if part == WEIGHT else engine.optimizer.state[parameter][part]
             elif part == WEIGHT:
                 whole = safe_get_full_fp32_param(parameter)
             else:
                 whole = safe_get_full_optimizer_state(parameter, part)
-            if owner[name] == dist.get_rank():
+            if (owners[name] if owner is None else owner) == dist.get_rank():
                 share[f"{part}/{name}"] = whole.detach().to("cpu", torch.float32, copy=True).contiguous().numpy()
     return share
 
@@ -68,7 +75,7 @@ def import_state(engine: Engine, checkpoint: Checkpoint, weights_only: bool = Fa
     """
     trained = _trained(engine)
     if not weights_only:
-        _create_moments(engine, checkpoint.step)
+        _create_moments(engine, engine.carried + checkpoint.step)
         engine.done = checkpoint.step
     parts = (WEIGHT,) if weights_only else (WEIGHT, *MOMENTS)
     left = {f"{part}/{name}" for name in trained for part in parts}
@@ -79,6 +86,27 @@ def import_state(engine: Engine, checkpoint: Checkpoint, weights_only: bool = Fa
             _put(engine, trained[name], part, torch.from_numpy(array))
     if left:
         raise ValueError(f"{checkpoint.folder} holds no {min(left)}")
+
+
+@torch.no_grad()
+def import_moments(engine: Engine, tensors: Iterable[tuple[str, np.ndarray]]) -> None:
+    """Put moments of Adam, as after `engine.carried` steps, into an engine before its first step; every rank must call
+    it.
+
+    Args:
+        tensors: `exp_avg/<parameter>` and `exp_avg_sq/<parameter>` of every parameter that trains, float32.
+    """
+    trained = _trained(engine)
+    _create_moments(engine, engine.carried)
+    for key, array in tensors:
+        part, _, name = key.partition("/")
+        _put(engine, trained[name], part, torch.from_numpy(array))
+
+
+def moment_shapes(engine: Engine) -> dict[str, list[int]]:
+    """Names and shapes of the tensors that `import_moments` takes."""
+    shapes = {name: list(getattr(one, "ds_shape", one.shape)) for name, one in _trained(engine).items()}
+    return {f"{part}/{name}": shape for name, shape in shapes.items() for part in MOMENTS}
 
 
 def _put(engine: Engine, parameter: Tensor, part: str, value: Tensor) -> None:

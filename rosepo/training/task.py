@@ -97,6 +97,16 @@ class Task(Protocol):
         ...
 
     @property
+    def moments(self) -> Path | None:
+        """File of the optimizer's state to begin with; None for a fresh one."""
+        ...
+
+    @property
+    def keeps_moments(self) -> bool:
+        """Whether the optimizer's state is left beside the model."""
+        ...
+
+    @property
     def tracker(self) -> Tracker | None:
         """What is to be told of every step; None for nothing."""
         ...

@@ -14,10 +14,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from rosepo.config import LOSSES, AlignConfig
+from rosepo.objectives.likelihood import chosen_nll
 from rosepo.objectives.registry import OBJECTIVES
-from rosepo.objectives.rivals import ada_dpo, best_tau, chosen_nll, dmpo, dpo, ipo, robust, sdpo, simpo
+from rosepo.objectives.rivals import ada_dpo, best_tau, dmpo, dpo, ipo, robust, sdpo, simpo
 from rosepo.objectives.rosepo import pairwise, softmax
 
+PREFERENCES = [name for name, facts in LOSSES.items() if facts.preference]
 OPTIONS: dict[str, dict[str, Any]] = {
     "ipo": {"average": True},
     "simpo": {"gamma": 0.4},
@@ -34,6 +36,7 @@ def made(seed: int = 0, groups: int = 4, k: int = 3, scale: float = 2.0) -> tupl
         "ref_logps": reference - 9,
         "epsilon": 0.49 * torch.rand(groups, k, generator=generator, dtype=torch.float64),
         "targets": torch.softmax(scores, 1),
+        "weights": torch.softmax(scores, 1),
         "counts": torch.randint(1, 9, size, generator=generator),
     }
 
@@ -188,7 +191,7 @@ def test_nothing_overflows(name, u, dtype):
     assert not any(value.requires_grad for value in metrics.values())
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("name", PREFERENCES)
 @pytest.mark.parametrize("u", [-1e4, 1e4])
 def test_extreme_margins_keep_a_finite_gradient_in_the_right_direction(name, u):
     _, inputs = made(6, groups=1, k=1)
@@ -219,7 +222,7 @@ def test_the_order_of_groups_and_of_rejected_titles_has_no_say(name, seed, k, ra
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.sampled_from(sorted(OBJECTIVES)), st.integers(0, 10**6), st.floats(-50, 50))
+@given(st.sampled_from(PREFERENCES), st.integers(0, 10**6), st.floats(-50, 50))
 def test_a_constant_in_the_log_ratios_of_a_prompt_has_no_say(name, seed, shift):
     policy, inputs = made(seed)
     if OBJECTIVES[name].reference_free or name == "ipo":
@@ -232,7 +235,11 @@ def test_metrics_have_the_sizes_of_groups_and_pairs():
     for name, objective in OBJECTIVES.items():
         taken = {key: inputs[key] for key in objective.inputs}
         losses, metrics = objective(policy, taken, 0.7, **OPTIONS.get(name, {}))
-        assert losses.shape == metrics["reward_chosen"].shape == (4,)
+        assert losses.shape == (4,)
+        assert bool(metrics) == (name in PREFERENCES)
+        if name not in PREFERENCES:
+            continue
+        assert metrics["reward_chosen"].shape == (4,)
         assert all(metrics[key].shape == (4, 3) for key in ("reward_rejected", "margin", "accuracy"))
     assert torch.allclose(
         simpo(policy, inputs["counts"], 0.7, 0.4)[1]["reward_chosen"], 0.7 * policy[:, 0] / inputs["counts"][:, 0]
@@ -242,6 +249,17 @@ def test_metrics_have_the_sizes_of_groups_and_pairs():
 def test_the_term_of_fine_tuning_is_the_chosen_title_s_negative_log_likelihood():
     policy, _ = made(8)
     assert torch.equal(chosen_nll(policy), -policy[:, 0])
+
+
+def test_going_on_with_fine_tuning_has_no_loss_of_its_own_and_no_strength():
+    policy, _ = made(9)
+    losses, metrics = OBJECTIVES["sft"](policy.requires_grad_(), {}, 0.7)
+    assert losses.tolist() == [0.0] * 4
+    assert metrics == {}
+    losses.sum().backward()
+    assert not policy.grad.any()
+    alone = OBJECTIVES["sft"](policy[:, :1], {}, 0.7)[0] + chosen_nll(policy[:, :1])
+    assert torch.equal(alone, chosen_nll(policy))
 
 
 @pytest.mark.parametrize("name", [name for name in OBJECTIVES if OBJECTIVES[name].reference_free])
@@ -283,6 +301,7 @@ def test_the_registry_and_the_settings_know_the_same_losses_and_options():
     for name, facts in LOSSES.items():
         objective = OBJECTIVES[name]
         assert objective.reference_free == facts.reference_free
+        assert objective.takes_beta == facts.preference
         assert set(objective.options.values()) == {
             key for key in facts.options if not key.startswith(("epsilon", "spa_", "target_"))
         }

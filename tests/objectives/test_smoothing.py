@@ -33,6 +33,29 @@ def test_a_clamp_keeps_the_odds_among_rejected_titles():
     assert oracle_targets(torch.tensor([[0.0, 9.0]]), 1.0).tolist() == [[1.0, 0.0]]
 
 
+@pytest.mark.parametrize("mix", [0.0, 0.25, 0.5, 1.0])
+def test_a_mix_of_oracle_and_reference_is_the_weighted_geometric_mean_of_both(mix):
+    generator = torch.Generator().manual_seed(1)
+    scores, reference = (3 * torch.randn(5, 4, generator=generator, dtype=torch.float64) for _ in range(2))
+    one, two = torch.softmax(scores, 1), torch.softmax(reference, 1)
+    product = one ** (1 - mix) * two**mix
+    expected = product / product.sum(dim=1, keepdim=True)
+    assert torch.allclose(oracle_targets(scores, 0.0, reference - 20, mix), expected, atol=1e-12)
+    clamped = oracle_targets(scores, 0.6, reference, mix)
+    assert torch.allclose(clamped[:, 0], expected[:, 0].clamp(min=0.6))
+    odds = (clamped[:, 1] / clamped[:, 2]).log()
+    assert torch.allclose(odds, (1 - mix) * (scores[:, 1] - scores[:, 2]) + mix * (reference[:, 1] - reference[:, 2]))
+
+
+def test_without_a_mix_the_reference_changes_no_bit_of_the_targets():
+    scores = torch.randn(6, 5, generator=torch.Generator().manual_seed(2))
+    assert torch.equal(oracle_targets(scores, 0.3, torch.full((6, 5), -1e4), 0.0), oracle_targets(scores, 0.3))
+    with pytest.raises(ValueError, match="needs its log-probabilities"):
+        oracle_targets(scores, 0.3, None, 0.5)
+    with pytest.raises(ValueError, match=r"\[0, 1\], not 1.5"):
+        oracle_targets(scores, 0.3, scores, 1.5)
+
+
 def test_limits_outside_their_range_are_errors():
     with pytest.raises(ValueError, match=r"\[0, 0.5\)"):
         clamp_epsilon(torch.zeros(1), 0.5)

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from rosepo.objectives.likelihood import chosen_nll
 from rosepo.objectives.registry import OBJECTIVES
-from rosepo.objectives.rivals import chosen_nll
 from tests.helpers import tiny_model, tiny_tokenizer
 
 pytest.importorskip("trl", reason="TRL comes with the extra `bench`")

@@ -14,8 +14,11 @@ import torch
 from rosepo.artifacts import Outputs
 from rosepo.data.catalogue import Catalogue
 from rosepo.errors import UserError
+from rosepo.evaluation.decode import Decoder
 from rosepo.models.encoder import encode_titles, history_similarity
 from rosepo.models.folder import load_recommender, save_policy
+from rosepo.models.scorers import load_scorer, whole_catalogue
+from rosepo.sampling.audit import audit_groups
 from rosepo.sampling.draws import Draws
 from rosepo.sampling.examples import Examples
 from rosepo.sampling.pairs import pairs
@@ -124,6 +127,38 @@ def test_the_oracle_decides_what_rso_accepts(run: Outputs, in_process: None, tmp
         scores = np.array(read(out)["oracle_scores"].to_pylist())
         means[temperature] = scores[:, 1:].mean()
     assert means[0.01] > means[100.0] + 0.1
+
+
+def test_titles_drawn_from_the_oracle_and_the_policy_make_groups(
+    run: Outputs, in_process: None, tmp_path: Path
+) -> None:
+    for name in ("oracle", "policy", "both"):
+        (tmp_path / name).mkdir()
+    pairs(configure(strategies={"oracle": 1.0}, oracle_top=5), run, tmp_path / "oracle")
+    pairs(configure(strategies={"policy": 1.0}, policy_top=3), run, tmp_path / "policy")
+    pairs(configure(strategies={"policy": 1.0, "oracle": 1.0}), run, tmp_path / "both")
+    catalogue = Catalogue.load(run.examples / "_items.parquet")
+    recommender, oracle = load_recommender(run.sft), load_scorer(run.oracle, catalogue)
+    score_all = whole_catalogue(oracle, len(catalogue))
+    decoder = Decoder(recommender.model, recommender.builder, beams=8)
+    source = {row["example_id"]: row for row in read(run.examples).to_pylist()}
+    drawn, free = read(tmp_path / "oracle").to_pylist(), read(tmp_path / "policy").to_pylist()
+    assert "oracle_rest" not in free[0]
+    for row, other in list(zip(drawn, free, strict=True))[::40]:
+        example = source[row["example_id"]]
+        history = catalogue.index(np.array(example["history"]))
+        known = [*history, int(catalogue.index(np.array([example["target"]]))[0])]
+        scores = score_all([row["example_id"]], [row["user_id"]], [history])[0] / oracle.tau
+        scores[known] = -np.inf
+        best = np.sort(scores)[-5:]
+        assert row["oracle_rest"] == pytest.approx(np.log(np.exp(best.astype(np.float64)).sum()), abs=1e-4)
+        assert np.isin(catalogue.index(np.array(row["rejected_items"])), np.argsort(scores)[-5:]).all()
+        answers, _ = decoder.top_k([recommender.builder.prompt(history)[0]], [np.array(known)], 3)
+        assert set(catalogue.index(np.array(other["rejected_items"])).tolist()) <= set(answers[0].tolist())
+    both = read(tmp_path / "both")
+    assert {name for names in both["strategy"].to_pylist() for name in names} == {"policy", "oracle"}
+    assert "oracle_rest" in both.column_names
+    assert audit_groups(tmp_path / "both", run.examples, recommender.builder)["groups"] == len(drawn)
 
 
 def test_rso_on_the_models_answers_and_candidates_make_groups(run: Outputs, in_process: None, tmp_path: Path) -> None:

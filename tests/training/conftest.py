@@ -21,8 +21,10 @@ from rosepo.data.catalogue import Catalogue
 ITEMS, USERS = 40, 60
 
 
-def tiny_config(section: str = "sft", model: dict[str, Any] | None = None, **train: Any) -> Config:
-    """A configuration that trains in seconds; keys go to the named section."""
+def tiny_config(
+    section: str = "sft", model: dict[str, Any] | None = None, other: dict[str, Any] | None = None, **train: Any
+) -> Config:
+    """A configuration that trains in seconds; keys go to the named section, `other` sections stand beside it."""
     scratch = {"hidden_size": 16, "layers": 2, "heads": 2, "intermediate_size": 32, "vocab_size": 300, "dropout": 0.0}
     base = {"batch_size": 8, "micro_batch_size": 8, "learning_rate": 5e-3, "epochs": 1.0, "log_every": 2}
     return parse_config(
@@ -30,6 +32,7 @@ def tiny_config(section: str = "sft", model: dict[str, Any] | None = None, **tra
             "seed": 3,
             "model": model or {"scratch": scratch, "max_length": 128},
             section: {**base, "cpus_per_worker": 0.5, **train},
+            **(other or {}),
         }
     )
 

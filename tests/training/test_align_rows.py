@@ -20,6 +20,7 @@ from rosepo.errors import UserError
 from rosepo.models.policy import load_recommender
 from rosepo.sampling.titles import title_spans
 from rosepo.training.align import align, align_in_process, align_task
+from rosepo.training.batch import Batch
 from rosepo.training.engine import prepare_process
 from rosepo.training.feed import micro_batches
 from rosepo.training.logps import plain_logps
@@ -32,6 +33,9 @@ from tests.training.ranks import two_ranks
 USERS = 9
 WHOLE = {"log_every": 1, "learning_rate": 1e-3, "beta": 0.5, "epochs": 3, "zero_stage": 0, "pack_tokens": None}
 """One step an epoch, so that both kinds of rows see the same groups in every step."""
+
+LIKELIHOOD = {"rows", "batch_size", "micro_batch_size", "zero_stage", "epochs", "sft_on", "sft_weight"}
+"""Settings that a loss without a preference takes too."""
 
 
 @pytest.fixture(scope="module")
@@ -140,6 +144,19 @@ def test_every_title_of_a_step_weighs_the_same_in_its_likelihood(users, tmp_path
     assert arrays["titles"] == len(titles) == loss.sums["title_nll"][1]
     expected = plain.total / loss.units - 0.5 * titles.mean()
     assert float(loss.summed(loss.units, len(titles)) / loss.units) == pytest.approx(float(expected), abs=1e-5)
+
+
+def test_going_on_with_fine_tuning_teaches_a_row_s_titles_without_the_rejected_ones(users):
+    found = []
+    for loss in ("dpo", "sft"):
+        train = {key: value for key, value in by_user(sft_on="row", sft_weight=0.5).align if key in LIKELIHOOD}
+        task = align_task(tiny_config("align", loss=loss, **train), users)
+        (arrays,) = micro_batches(task.plan, 0, 1, range(1))
+        made = task.loss(*task.build()(Batch.from_numpy(arrays)), arrays)
+        found.append((float(made.titles.detach()), float(arrays["titles"]), made.units, int(arrays["row_offsets"][-1])))
+    assert found[1][0] == pytest.approx(found[0][0], rel=1e-5)
+    assert found[1][1:3] == found[0][1:3]
+    assert found[1][3] == found[0][3] - 2 * found[0][2] == found[1][1]
 
 
 def test_the_validation_loss_is_the_same_whatever_titles_rows_teach(users, tmp_path):

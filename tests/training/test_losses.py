@@ -12,12 +12,15 @@ import pytest
 import torch
 
 from rosepo.artifacts import Outputs
-from rosepo.config import LOSSES
+from rosepo.config import LOSSES, Config
+from rosepo.errors import UserError
+from rosepo.objectives.likelihood import drawn_weights
 from rosepo.training.align import align_in_process, align_task
 from rosepo.training.feed import micro_batches
 from tests.training.conftest import lines, tiny_config, weights
 
-ALIGN: dict[str, Any] = {"log_every": 1, "learning_rate": 1e-3, "beta": 0.5, "zero_stage": 0, "epochs": 2}
+PLAIN: dict[str, Any] = {"log_every": 1, "learning_rate": 1e-3, "zero_stage": 0, "epochs": 2}
+ALIGN: dict[str, Any] = {**PLAIN, "beta": 0.5}
 START = {
     "pairwise": math.log(2),
     "softmax": math.log(3),
@@ -35,7 +38,7 @@ START = {
 EPSILON = {"pairwise": "oracle", "cdpo": "constant", "spa": "spa", "robust": "constant"}
 
 
-@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("loss", [name for name, facts in LOSSES.items() if facts.preference])
 def test_every_loss_starts_where_its_formula_says_and_widens_margins(run, tmp_path, loss):
     options = {"target_min": 1.0} if loss == "softmax" else {}
     figures = align_in_process(tiny_config("align", loss=loss, **options, **ALIGN), run, tmp_path)
@@ -112,6 +115,87 @@ def test_a_loss_without_a_reference_needs_no_log_probabilities_of_one(run, tmp_p
     assert all(torch.equal(one[name], two[name]) for name in one)
     line = lines(tmp_path / "without")[1]
     assert line["reward_chosen"] > 0.5 * line["logp_chosen"]  # a mean over tokens, beta times
+
+
+def test_going_on_with_fine_tuning_reads_prompts_and_chosen_titles_alone(run, tmp_path):
+    other = Outputs(tmp_path / "other")
+    other.groups.mkdir(parents=True)
+    other.sft.symlink_to(run.sft)
+    table = pq.read_table(run.groups)
+    kept = table.select(["example_id", "user_id", "prompt_ids", "chosen_ids"])
+    pq.write_table(kept, other.groups / "part-00000.parquet")
+    pq.write_table(table.slice(0, 8), other.groups / "_validation.parquet")
+    figures = align_in_process(tiny_config("align", loss="sft", **PLAIN), other, tmp_path / "out")
+    found = [line for line in lines(tmp_path / "out") if "loss" in line]
+    for line in found:
+        assert line["loss"] == pytest.approx(-line["logp_chosen"], rel=1e-5)
+    assert sum(line["loss"] for line in found[4:]) < sum(line["loss"] for line in found[:4])
+    assert "validation_loss" in figures
+    assert not {"margin", "accuracy", "logp_rejected", "validation_margin", "epsilon"} & figures.keys()
+    assert f"Trained by {LOSSES['sft'].described}" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_titles_drawn_from_the_oracle_are_learned_by_their_weights(run, tmp_path):
+    with pytest.raises(UserError, match=r"no column 'oracle_rest', .* titles were not drawn from the oracle"):
+        align_task(distilling(), run)
+    other = Outputs(tmp_path / "other")
+    other.groups.mkdir(parents=True)
+    other.sft.symlink_to(run.sft)
+    table = pq.read_table(run.groups).drop_columns("ref_logps")
+    scores = torch.tensor(table["oracle_scores"].to_pylist())
+    rest = torch.logsumexp(scores[:, 1:], 1) + 0.5  # more titles than these could have been drawn
+    pq.write_table(
+        table.append_column("oracle_rest", pa.array(rest.tolist(), pa.float32())), other.groups / "part-00000.parquet"
+    )
+    task = align_task(distilling(), other)
+    arrays = next(micro_batches(task.plan, 0, 1))
+    groups = len(arrays["strategy"])
+    logps = -5 * torch.rand(groups, 3)
+    found = task.loss(logps.flatten(), torch.ones(groups * 3), arrays)
+    kept = drawn_weights(*(torch.from_numpy(arrays[name].copy()) for name in ("oracle_scores", "oracle_rest")))
+    assert float(found.total) == pytest.approx(-float((kept * logps).sum()), rel=1e-5)
+    assert not {"margin", "accuracy"} & found.sums.keys()
+    align_in_process(distilling(epochs=4), other, tmp_path / "out")
+    losses = [line["loss"] for line in lines(tmp_path / "out") if "loss" in line]
+    assert sum(losses[-4:]) < sum(losses[:4]) - 0.1
+    assert LOSSES["distill"].described in (tmp_path / "out" / "README.md").read_text()
+
+
+def distilling(**train: Any) -> Config:
+    return tiny_config("align", loss="distill", other={"pairs": {"strategies": {"oracle": 1}}}, **{**PLAIN, **train})
+
+
+def test_targets_may_be_a_mix_of_the_oracle_s_and_the_reference_s(run):
+    arrays, totals = None, {}
+    for mix in (None, 0.0, 0.5):
+        options = {} if mix is None else {"target_mix": mix}
+        task = align_task(tiny_config("align", loss="softmax", target_min=0.0, **options, **ALIGN), run)
+        arrays = next(micro_batches(task.plan, 0, 1))
+        logps = torch.linspace(-9, -1, arrays["ref_logps"].size)
+        totals[mix] = task.loss(logps, torch.ones_like(logps), arrays).total
+    assert torch.equal(totals[None], totals[0.0])
+    scores, reference = (torch.from_numpy(arrays[name].copy()) for name in ("oracle_scores", "ref_logps"))
+    targets = torch.softmax((scores + reference) / 2, 1)
+    rewards = 0.5 * (logps.view_as(reference) - reference)
+    assert float(totals[0.5]) == pytest.approx(float(-(targets * torch.log_softmax(rewards, 1)).sum()), rel=1e-5)
+
+
+def test_going_on_with_fine_tuning_is_the_weighted_term_of_any_loss_alone(run):
+    for weight in (1.0, 0.3):
+        alone, plain, both = (
+            align_task(tiny_config("align", loss=loss, sft_weight=other, **PLAIN), run)
+            for loss, other in (("sft", weight), ("dpo", 0.0), ("dpo", weight))
+        )
+        arrays = next(micro_batches(plain.plan, 0, 1))
+        groups = len(arrays["strategy"])
+        logps = -torch.rand(groups, arrays["strategy"].shape[1] + 1)
+        counts = torch.ones(logps.numel(), dtype=torch.int64)
+        term = both.loss(logps.flatten(), counts, arrays).total - plain.loss(logps.flatten(), counts, arrays).total
+        chosen = next(micro_batches(alone.plan, 0, 1))
+        assert (chosen["row_offsets"][-1], arrays["row_offsets"][-1]) == (groups, 3 * groups)
+        made = alone.loss(logps[:, 0], counts[:groups], chosen)
+        assert float(made.total) == pytest.approx(float(term), abs=1e-4)
+        assert set(made.sums) == {"logp_chosen"}
 
 
 def without_reference(run: Outputs, folder: Path) -> Outputs:
