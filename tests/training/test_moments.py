@@ -175,3 +175,19 @@ def test_a_state_that_is_not_there_is_refused_before_work(run: Outputs) -> None:
         align_task(tiny_config("align", **ALIGN), run)
     with pytest.raises(UserError, match=r"align\.optimizer=sft .* set sft\.keep_optimizer=true"):
         parse_config({"align": {"optimizer": "sft"}})
+
+
+def test_a_later_round_goes_on_with_the_state_of_the_round_before(carried: Outputs, tmp_path: Path) -> None:
+    first, second = Outputs(tmp_path), Outputs(tmp_path, round=2)
+    shutil.copytree(carried.sft, first.sft)
+    shutil.copytree(carried.groups, first.groups)
+    write_groups(second)
+    other = KEPT | {"pairs": {"rounds": 2}}
+    config = tiny_config("align", epochs=0.5, **{**ALIGN, "other": other})
+    align_in_process(config, first, first.aligned)
+    assert steps_of(first.aligned / FILE) == 10
+    align_in_process(config, second, second.aligned)
+    assert steps_of(second.aligned / FILE) == 12
+    shutil.rmtree((first.aligned / FILE).parent)
+    with pytest.raises(UserError, match=r"aligned has none: run `rosepo align --overwrite`"):
+        align_task(config, second)
