@@ -26,7 +26,7 @@ from rosepo.training.saving import agreed_start
 from rosepo.training.sft import sft_task
 from rosepo.training.state import MOMENTS, export_state
 from tests.training.conftest import assert_same_training, lines, tiny_config, weights, write_groups
-from tests.training.ranks import two_ranks
+from tests.training.ranks import forked_ranks
 from tests.training.test_resume import alone as stoppable
 
 KEPT = {"sft": {"keep_optimizer": True}}
@@ -84,14 +84,14 @@ def train_two(rank: int, run: str, config: Config, out: str, section: str) -> No
 def test_any_stage_and_number_of_workers_leave_and_take_the_same_state(
     tiny_run: Outputs, carried: Outputs, tmp_path: Path
 ) -> None:
-    two_ranks(train_two, str(tiny_run.root), tiny_config(keep_optimizer=True, zero_stage=3, micro_batch_size=4),
-              str(tmp_path / "sft"), "sft")  # fmt: skip
+    three = tiny_config(keep_optimizer=True, zero_stage=3, micro_batch_size=4)
+    assert forked_ranks(2, train_two, str(tiny_run.root), three, str(tmp_path / "sft"), "sft") == [0, 0]
     one, two = load_file(carried.sft / FILE), load_file(tmp_path / "sft" / FILE)
     assert one.keys() == two.keys()
     assert all(np.allclose(one[name], two[name], rtol=1e-3, atol=1e-6) for name in one)
     alone, pair = (tiny_config("align", zero_stage=stage, micro_batch_size=4, epochs=0.75, **ALIGN) for stage in (0, 2))
     align_in_process(alone, carried, tmp_path / "alone")
-    two_ranks(train_two, str(carried.root), pair, str(tmp_path / "pair"), "align")
+    assert forked_ranks(2, train_two, str(carried.root), pair, str(tmp_path / "pair"), "align") == [0, 0]
     assert_same_training(tmp_path / "alone", tmp_path / "pair", 1e-5)
     fresh = tiny_config("align", zero_stage=0, micro_batch_size=4, epochs=0.75, log_every=1, warmup_fraction=0.0)
     align_in_process(fresh, carried, tmp_path / "fresh")
@@ -175,3 +175,19 @@ def test_a_state_that_is_not_there_is_refused_before_work(run: Outputs) -> None:
         align_task(tiny_config("align", **ALIGN), run)
     with pytest.raises(UserError, match=r"align\.optimizer=sft .* set sft\.keep_optimizer=true"):
         parse_config({"align": {"optimizer": "sft"}})
+
+
+def test_a_later_round_goes_on_with_the_state_of_the_round_before(carried: Outputs, tmp_path: Path) -> None:
+    first, second = Outputs(tmp_path), Outputs(tmp_path, round=2)
+    shutil.copytree(carried.sft, first.sft)
+    shutil.copytree(carried.groups, first.groups)
+    write_groups(second)
+    other = KEPT | {"pairs": {"rounds": 2}}
+    config = tiny_config("align", epochs=0.5, **{**ALIGN, "other": other})
+    align_in_process(config, first, first.aligned)
+    assert steps_of(first.aligned / FILE) == 10
+    align_in_process(config, second, second.aligned)
+    assert steps_of(second.aligned / FILE) == 12
+    shutil.rmtree((first.aligned / FILE).parent)
+    with pytest.raises(UserError, match=r"aligned has none: run `rosepo align --overwrite`"):
+        align_task(config, second)
