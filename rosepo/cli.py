@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 import rosepo
-from rosepo.artifacts import Outputs, of_round
+from rosepo.artifacts import of_round
 from rosepo.cli_help import stage_help
 from rosepo.cli_options import (
     ConfigOption,
@@ -22,12 +22,9 @@ from rosepo.cli_options import (
     RoundOption,
     SetOption,
 )
-from rosepo.config import Config
-from rosepo.errors import UserError
+from rosepo.cli_tools import compare, experiments, recommend
+from rosepo.commands import quoted, resolve, run_all, run_named
 from rosepo.guard import guarded
-
-_JOB_COPY = "working_dir_files"
-"""Folder in which Ray unpacks what `ray job submit --working-dir` sent."""
 
 app = typer.Typer(
     name="rosepo",
@@ -53,7 +50,7 @@ def _stage_command(name: str) -> None:
         overwrite: OverwriteOption = False,
         debug: DebugOption = False,
     ) -> None:
-        guarded(lambda: _run(out, config, set_ or [], [name], overwrite, debug), debug)
+        guarded(lambda: run_named(out, config, set_ or [], [name], overwrite, debug), debug)
 
     app.command(name, help=stage_help(name))(command)
 
@@ -67,7 +64,7 @@ def _round_command(name: str) -> None:
         overwrite: OverwriteOption = False,
         debug: DebugOption = False,
     ) -> None:
-        guarded(lambda: _run(out, config, set_ or [], [of_round(name, round)], overwrite, debug), debug)
+        guarded(lambda: run_named(out, config, set_ or [], [of_round(name, round)], overwrite, debug), debug)
 
     app.command(name, help=stage_help(name))(command)
 
@@ -97,7 +94,7 @@ def check(
         if groups is not None:
             check_groups(groups)
             return
-        run_check(_resolve(out, config, set_ or [], interactions, items), out)
+        run_check(resolve(out, config, set_ or [], interactions, items), out)
 
     guarded(work, debug)
 
@@ -112,7 +109,7 @@ def prepare(
     overwrite: OverwriteOption = False,
     debug: DebugOption = False,
 ) -> None:
-    guarded(lambda: _run(out, config, set_ or [], ["prepare"], overwrite, debug, interactions, items), debug)
+    guarded(lambda: run_named(out, config, set_ or [], ["prepare"], overwrite, debug, interactions, items), debug)
 
 
 for _name in ("sft", "oracle", "pairs", "align", "sweep"):
@@ -148,8 +145,8 @@ def evaluate(
 ) -> None:
     def work() -> None:
         given = {"models": model, "predictions": predictions}
-        settings = [f"evaluate.{key}=[{', '.join(map(_quote, found))}]" for key, found in given.items() if found]
-        _run(out, config, [*settings, *(set_ or [])], ["evaluate"], overwrite, debug)
+        settings = [f"evaluate.{key}=[{', '.join(map(quoted, found))}]" for key, found in given.items() if found]
+        run_named(out, config, [*settings, *(set_ or [])], ["evaluate"], overwrite, debug)
 
     guarded(work, debug)
 
@@ -174,143 +171,18 @@ def run(
         from rosepo.stages import stages_of
         from rosepo.summary import print_summary
 
-        settings = _resolve(out, config, set_ or [], interactions, items)
+        settings = resolve(out, config, set_ or [], interactions, items)
         check_before_run(settings)
         names = [name for name in stages_of(settings) if name != "sweep" or settings.sweep.trials > 0]
-        _run_stages(settings, out, names, overwrite, debug)
+        run_all(settings, out, names, overwrite, debug)
         print_summary(settings, out)
 
     guarded(work, debug)
 
 
-@app.command("experiments")
-def experiments(
-    suites: Annotated[list[Path], typer.Argument(help="Files of suites, as in jobs/configs/experiments/.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of all runs: DATA/seed-SEED/VARIANT in it.")],
-    only: Annotated[list[str] | None, typer.Option("--only", help="A variant to make; may be repeated.")] = None,
-    data: Annotated[list[str] | None, typer.Option("--data", help="A data set to use; may be repeated.")] = None,
-    seeds: Annotated[str | None, typer.Option("--seeds", help="Seeds instead of the suites', as in 0,1,2.")] = None,
-    test: Annotated[
-        bool, typer.Option("--test", help="Evaluate on the test split too, where suites ask for it.")
-    ] = False,
-    set_: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            "-s",
-            metavar="[DATA:]SECTION.KEY=VALUE",
-            help="Override one setting in every run, or in those of one data set; may be repeated.",
-        ),
-    ] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would be made and shared, and how long.")
-    ] = False,
-    tables: Annotated[bool, typer.Option("--tables", help="Make the tables of what is finished, and no run.")] = False,
-    overwrite: OverwriteOption = False,
-    debug: DebugOption = False,
-) -> None:
-    """Make all runs of suites of experiments, and their tables; what is finished is passed over.
-
-    A suite names variants of a base configuration, data sets and seeds. Every run is an ordinary run's folder,
-    evaluated on validation; stages that runs have in common are made once. A run that fails is told and recorded, and
-    the others go on. Writes results.md and results.json in --out: figures, costs, paired intervals over users.
-
-    Example: rosepo experiments jobs/configs/experiments/essential.yaml --out runs/experiments --dry-run
-    """
-
-    def work() -> None:
-        from rosepo.experiments.command import Chosen
-        from rosepo.experiments.command import experiments as make
-
-        _check_job(out)
-        chosen = Chosen(only or [], data or [], _numbers(seeds), test)
-        make(suites, out, chosen, set_ or [], overwrite=overwrite, dry_run=dry_run, tables=tables)
-
-    guarded(work, debug)
-
-
-def _numbers(text: str | None) -> list[int]:
-    try:
-        return [int(part) for part in text.split(",")] if text is not None else []
-    except ValueError:
-        raise UserError(f"--seeds {text} is not a list of numbers: write 0,1,2") from None
-
-
-@app.command("recommend")
-def recommend(
-    model: Annotated[
-        str | None, typer.Option("--model", "-m", help="Model folder that rosepo wrote, e.g. runs/demo/aligned.")
-    ] = None,
-    out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Folder of a run, instead of --model: its newest model answers.")
-    ] = None,
-    history: Annotated[
-        list[str] | None, typer.Option("--history", help="A title that the user liked, oldest first; may be repeated.")
-    ] = None,
-    file: Annotated[
-        str | None, typer.Option("--file", help="Many histories: Parquet, CSV or JSON Lines with a column `history`.")
-    ] = None,
-    output: Annotated[Path | None, typer.Option("--output", help="Write JSON Lines there instead of stdout.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="JSON Lines instead of a table.")] = False,
-    config: ConfigOption = None,
-    set_: SetOption = None,
-    debug: DebugOption = False,
-) -> None:
-    """The best titles for a history, with scores (log-probability of the title).
-
-    Example: rosepo recommend --out runs/demo --history "Gravity (2013)" --history "Her (2013)" --set recommend.k=5
-    """
-
-    def work() -> None:
-        from rosepo.config import load_config
-        from rosepo.evaluation.recommend import recommend as answer
-
-        settings = _resolve(out, config, set_ or []) if out is not None else load_config(config, set_ or [])
-        answer(settings, _model_of(settings, model, out), history or [], file, output, as_json)
-
-    guarded(work, debug)
-
-
-@app.command("compare")
-def compare(
-    runs: Annotated[
-        list[Path], typer.Argument(metavar="RUNS...", help="Folders of runs that were evaluated, two at least.")
-    ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="HTML file to write; Markdown goes beside it.")] = Path(
-        "compare.html"
-    ),
-    base: Annotated[
-        Path | None, typer.Option("--base", help="The run that others are held against; without it, the first.")
-    ] = None,
-    debug: DebugOption = False,
-) -> None:
-    """One page of several runs: accuracy, bias, cost, the settings that differ, and paired differences.
-
-    Runs that measured the same examples are compared on the same draws of users; of others the intervals stand alone.
-
-    Example: rosepo compare runs/dpo runs/rosepo --out compare.html
-    """
-
-    def work() -> None:
-        from rosepo.evaluation.compare import compare as write
-
-        write(runs, out, base)
-
-    guarded(work, debug)
-
-
-def _model_of(config: Config, model: str | None, out: Path | None) -> str:
-    if model is not None and out is not None:
-        raise UserError(f"--model {model} and --out {out} both name a model: give one of them")
-    if model is not None:
-        return model
-    if out is None:
-        raise UserError("which model is to answer? Give --out FOLDER of a run, or --model FOLDER")
-    newest_first = [outputs.aligned for outputs in reversed(Outputs(out, config.pairs.rounds).rounds)]
-    found = next((folder for folder in (*newest_first, out / "sft") if folder.is_dir()), None)
-    if found is None:
-        raise UserError(f"--out {out} holds no model (aligned/ or sft/): run `rosepo run --out {out}` first")
-    return str(found)
+app.command("recommend")(recommend)
+app.command("compare")(compare)
+app.command("experiments")(experiments)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -318,63 +190,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # `ray job stop` and cluster managers send SIGTERM: take the same clean way out as Ctrl-C.
     signal.signal(signal.SIGTERM, _interrupt)
     app(args=list(arguments) if arguments is not None else None)
-
-
-def _resolve(
-    out: Path, config: Path | None, overrides: Sequence[str], interactions: str | None = None, items: str | None = None
-) -> Config:
-    from rosepo.pipeline import resolve_config
-
-    files = [f"data.{k}={_quote(v)}" for k, v in (("interactions", interactions), ("items", items)) if v is not None]
-    return resolve_config(out, config, [*files, *overrides])
-
-
-def _quote(text: str) -> str:
-    import yaml
-
-    return yaml.safe_dump(text, default_style='"').strip()
-
-
-def _run(
-    out: Path,
-    config: Path | None,
-    overrides: Sequence[str],
-    names: Sequence[str],
-    overwrite: bool,
-    debug: bool,
-    interactions: str | None = None,
-    items: str | None = None,
-) -> None:
-    from rosepo.summary import print_next
-
-    settings = _resolve(out, config, overrides, interactions, items)
-    _run_stages(settings, out, names, overwrite, debug)
-    print_next(settings, out, names[-1])
-
-
-def _run_stages(config: Config, out: Path, names: Sequence[str], overwrite: bool, debug: bool) -> None:
-    from rosepo.pipeline import plan_stages, run_stages, with_streamed
-    from rosepo.refusals import check_named, check_resources
-    from rosepo.session import ray_session
-
-    _check_job(out)
-    names = with_streamed(config, out, names)
-    check_named(config, names)
-    # Refusals come before Ray is started; run_stages plans again, on the same folder.
-    if all(plan.state == "done" for plan in plan_stages(config, out, names, overwrite)):
-        run_stages(config, out, names, overwrite)
-        return
-    with ray_session(config.ray, debug):
-        check_resources(config, names)
-        run_stages(config, out, names, overwrite)
-
-
-def _check_job(out: Path) -> None:
-    if not out.is_absolute() and _JOB_COPY in Path.cwd().parts:
-        raise UserError(
-            f"--out {out} is relative, and a Ray job runs in a copy of the submitted folder that Ray removes: "
-            "give an absolute path that every node sees"
-        )
 
 
 def _interrupt(number: int, frame: Any) -> None:

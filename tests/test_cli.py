@@ -86,10 +86,10 @@ def test_bad_input_is_one_line_without_traceback_and_exit_code_2(
 def test_systems_of_others_come_from_options_or_settings_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from typer.testing import CliRunner
 
-    from rosepo import cli
+    from rosepo import commands
 
     found: list[object] = []
-    monkeypatch.setattr(cli, "_run_stages", lambda config, out, names, overwrite, debug: found.append(config.evaluate))
+    monkeypatch.setattr(commands, "run_all", lambda config, out, names, overwrite, debug: found.append(config.evaluate))
     monkeypatch.setattr("rosepo.summary.print_next", lambda config, root, stage: None)
     options = ["--model", "it's: [1]/m", "--model", "b=x/y", "--predictions", "p #1.csv"]
     result = CliRunner().invoke(cli.app, ["evaluate", "--out", str(tmp_path), *options])
@@ -136,7 +136,7 @@ def test_a_folder_that_rosepo_did_not_write_is_left_alone(tmp_path: Path) -> Non
 
 
 def test_the_newest_model_of_a_run_answers(tmp_path: Path) -> None:
-    from rosepo.cli import _model_of
+    from rosepo.cli_tools import _model_of
     from rosepo.config import load_config
 
     two, one = load_config(None, ["pairs.rounds=2"]), load_config(None)

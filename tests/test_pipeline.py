@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from rosepo.artifacts import MANIFEST, read_manifest, write_json
-from rosepo.cli import _run_stages
+from rosepo.commands import run_all
 from rosepo.config import Config, load_config
 from rosepo.errors import UserError
 from rosepo.pipeline import plan_stages, streamed_plans, with_streamed
@@ -104,7 +104,7 @@ def test_what_streamed_sampling_lacks_is_told_before_ray_is_started(
     monkeypatch.setattr("rosepo.session.ray_session", lambda *_: pytest.fail("Ray was started"))
     config = configure("pairs.stream=true", "pairs.strategies={nowhere.at_all:draw: 1.0}")
     with pytest.raises(UserError, match=r"nowhere.at_all"):
-        _run_stages(config, tmp_path, ["align"], overwrite=False, debug=False)
+        run_all(config, tmp_path, ["align"], overwrite=False, debug=False)
 
 
 def test_stages_that_ran_at_the_same_time_are_counted_once() -> None:

@@ -90,8 +90,10 @@ def _data(config: Config, manifests: Manifests) -> str:
 
 def _measured(config: Config, metrics: Mapping[str, Any]) -> str:
     cut = max((cut["prompts"] for cut in metrics.get("cut", {}).values()), default=0)
-    told = f"{metrics['n_examples']:,} examples of {metrics['n_users']:,} users, every title that the user had not "
-    told += f"chosen yet; 95 % intervals from {config.evaluate.bootstrap:,} draws of users"
+    listed = metrics["protocol"] == "candidates"
+    ranked = "the candidates that their prompts list" if listed else "every title that the user had not chosen yet"
+    told = f"{metrics['n_examples']:,} examples of {metrics['n_users']:,} users, {ranked}"
+    told += f"; 95 % intervals from {config.evaluate.bootstrap:,} draws of users"
     if cut:
         told += f"; {cut:,} histories did not fit in the prompt and lost their oldest titles"
     return told

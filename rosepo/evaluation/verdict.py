@@ -54,7 +54,8 @@ def verdict(metrics: Mapping[str, Any]) -> Verdict:
         (popularity[1], difference["log_popularity"], "popularity", "log-popularity "),
         (likeness[1], difference["hallucination"], "semantic hallucination", ""),
     )
-    return Verdict((_accuracy_sentence(difference), _bias_sentence(biases)), told)
+    among = " among the listed candidates" if metrics["protocol"] == "candidates" else ""
+    return Verdict((_accuracy_sentence(difference, among), _bias_sentence(biases)), told)
 
 
 def no_baseline(metrics: Mapping[str, Any]) -> tuple[str, ...]:
@@ -70,19 +71,20 @@ def sign(difference: Figure) -> int:
     return int(low > ROUNDING) - int(high < -ROUNDING)
 
 
-def _accuracy_sentence(difference: Mapping[str, Figure]) -> str:
-    """Sentence one: HR@10 and NDCG@10 of the aligned model against those of the SFT model that it started from."""
+def _accuracy_sentence(difference: Mapping[str, Figure], among: str) -> str:
+    """Sentence one: HR@10 and NDCG@10 of the aligned model against those of the SFT model that it started from;
+    `among`: what was ranked, where that is not the catalogue."""
     told = {name: f"{label} {_short(difference[name])}" for name, label in ACCURACY}
     signs = {name: sign(difference[name]) for name, _ in ACCURACY}
     unseen = [told[name] for name, found in signs.items() if found == 0]
     seen = [told[name] for name, found in signs.items() if found != 0]
     if not seen:
-        return f"Alignment changed nothing that can be seen in accuracy: {NONE_SEEN} in {_join(unseen)}."
+        return f"Alignment changed nothing that can be seen in accuracy{among}: {NONE_SEEN} in {_join(unseen)}."
     if set(signs.values()) == {1, -1}:
-        return f"Alignment moved hits and their order in opposite directions: {_join(seen)}."
+        return f"Alignment moved hits and their order in opposite directions{among}: {_join(seen)}."
     more = "more" if 1 in signs.values() else "less"
     rest = f", with {NONE_SEEN} in {_join(unseen)}" if unseen else ""
-    return f"Alignment made recommendations {more} accurate: {_join(seen)}{rest}."
+    return f"Alignment made recommendations {more} accurate{among}: {_join(seen)}{rest}."
 
 
 def _bias_sentence(biases: Sequence[tuple[str | None, Figure, str, str]]) -> str:

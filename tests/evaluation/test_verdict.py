@@ -13,7 +13,8 @@ def _metrics(low: float, high: float) -> dict[str, object]:
     sft = {key: {"value": 1.0, "low": 0.9, "high": 1.1, "truth": 0.0} for key in keys}
     aligned = {key: {**figure, "value": 1.0 + middle} for key, figure in sft.items()}
     difference = {key: {"value": middle, "low": low, "high": high} for key in keys}
-    return {"models": {"sft": sft, "aligned": aligned}, "differences": {"aligned-sft": difference}}
+    models = {"sft": sft, "aligned": aligned}
+    return {"protocol": "catalogue", "models": models, "differences": {"aligned-sft": difference}}
 
 
 def test_the_verdict_calls_nothing_a_difference_that_may_be_none() -> None:
@@ -31,6 +32,11 @@ def test_the_verdict_says_what_is_better_and_what_is_worse() -> None:
         "It lowered popularity bias (log-popularity −0.150 [−0.200, −0.100]) and lowered semantic hallucination "
         "(−0.150 [−0.200, −0.100])."
     )
+
+
+def test_the_verdict_says_that_candidates_alone_were_ranked() -> None:
+    said = verdict(_metrics(0.1, 0.2) | {"protocol": "candidates"}).sentences[0]
+    assert said.startswith("Alignment made recommendations more accurate among the listed candidates: HR@10")
 
 
 @pytest.mark.parametrize(
