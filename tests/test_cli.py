@@ -87,12 +87,13 @@ def test_systems_of_others_come_from_options_or_settings_alike(tmp_path: Path, m
     from typer.testing import CliRunner
 
     from rosepo import commands
+    from rosepo.cli import app
 
     found: list[object] = []
     monkeypatch.setattr(commands, "run_all", lambda config, out, names, overwrite, debug: found.append(config.evaluate))
     monkeypatch.setattr("rosepo.summary.print_next", lambda config, root, stage: None)
     options = ["--model", "it's: [1]/m", "--model", "b=x/y", "--predictions", "p #1.csv"]
-    result = CliRunner().invoke(cli.app, ["evaluate", "--out", str(tmp_path), *options])
+    result = CliRunner().invoke(app, ["evaluate", "--out", str(tmp_path), *options])
     assert result.exit_code == 0, result.output
     (settings,) = found
     assert settings.models == ("it's: [1]/m", "b=x/y")  # type: ignore[attr-defined]
