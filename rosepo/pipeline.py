@@ -118,7 +118,7 @@ def _only_adds(config: Config, stage: Stage, manifest: Mapping[str, Any], finger
     lists = ("evaluate.models", "evaluate.predictions")
     same = all(not _differ(old[key], new.get(key)) for key in old if key not in lists)
     kept = all(set(old.get(key, ())) <= set(new[key]) for key in lists)
-    files = manifest["files"].items() <= file_digests(config, stage).items()
+    files = manifest.get("files", {}).items() <= file_digests(config, stage).items()
     inputs = {name: fingerprints[name] for name in (*stage.needs, *stage.uses) if name in fingerprints}
     plain = all(key in lists or key.startswith("model.") for key in added)
     return same and kept and files and plain and inputs == manifest["inputs"]

@@ -160,6 +160,7 @@ def test_the_table_names_every_rate_and_every_probe() -> None:
     assert "ValidRatio" in shown
 
 
+@pytest.mark.slow
 def test_a_model_that_has_learned_answers_freely_with_the_right_candidate() -> None:
     titles = [*(f"Film {chr(65 + number % 26)}{number}" for number in range(40)), "Alien", "Aliens"]
     template = TemplateConfig(candidates=True)

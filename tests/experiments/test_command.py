@@ -53,6 +53,7 @@ def test_names_that_no_suite_has_are_refused(tmp_path: Path, chosen: Chosen, mor
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_runs_that_fail_are_recorded_and_the_others_tried(tmp_path: Path) -> None:
     variants = {
         "unknown-key": {"set": {"align.bta": 1}},

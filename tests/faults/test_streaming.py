@@ -68,6 +68,7 @@ def watch(inputs: Outputs, config: Config, then: str) -> list[int]:
     return order
 
 
+@pytest.mark.slow
 def test_a_streamed_run_trains_before_the_last_part_is_there_and_ends_as_one_that_was_not_streamed(
     ready: Outputs,
     ray_cluster: None,

@@ -230,6 +230,7 @@ def test_settings_of_rows_that_are_not_used_are_refused(settings, words):
         parse_config({"align": settings})
 
 
+@pytest.mark.slow
 def test_trajectory_rows_go_through_ray(users, ray_cluster, tmp_path):
     config = by_user(rows="trajectory", sft_weight=0.5, sft_on="row", workers=2, micro_batch_size=3, batch_size=5)
     figures = align(config, users, tmp_path)

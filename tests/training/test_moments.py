@@ -81,6 +81,7 @@ def train_two(rank: int, run: str, config: Config, out: str, section: str) -> No
     train_rank(task, micro_batches(task.plan, rank, 2), Path(out))
 
 
+@pytest.mark.slow
 def test_any_stage_and_number_of_workers_leave_and_take_the_same_state(
     tiny_run: Outputs, carried: Outputs, tmp_path: Path
 ) -> None:

@@ -34,7 +34,12 @@ KILLED = 26
 KEYS = ("loss", "token_loss", "epoch", "learning_rate", "grad_norm", "validation_loss", "pad_share", "hr@10")
 
 
-@pytest.fixture(scope="module", params=["full-2", "full-3", "lora-2", "lora-3"])
+def _slow(kind: str) -> Any:
+    """A case that CI leaves to `make test-slow`: of stages and kinds the others have one each."""
+    return pytest.param(kind, marks=pytest.mark.slow)
+
+
+@pytest.fixture(scope="module", params=[_slow("full-2"), "full-3", "lora-2", _slow("lora-3")])
 def trained(
     request: pytest.FixtureRequest, tiny_run: Outputs, base_model: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, Path, Path]:
