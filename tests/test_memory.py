@@ -32,11 +32,10 @@ def test_what_other_processes_hold_is_counted_while_they_live() -> None:
 
 @linux
 def test_a_stage_does_not_answer_for_an_earlier_one() -> None:
-    with Meter() as first:
-        # Mapped by hand: what is freed on the heap need not go back to the system.
-        with mmap.mmap(-1, 160 * MIB, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as held:
-            held[:: mmap.PAGESIZE] = b"\1" * (160 * MIB // mmap.PAGESIZE)
-            first.look()
+    # Mapped by hand: what is freed on the heap need not go back to the system.
+    with Meter() as first, mmap.mmap(-1, 160 * MIB, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as held:
+        held[:: mmap.PAGESIZE] = b"\1" * (160 * MIB // mmap.PAGESIZE)
+        first.look()
     with Meter() as second:
         pass
     assert second.peak < first.peak - 100 * MIB
