@@ -11,7 +11,7 @@ SUITES ?= essential
 demo: $(READY)
 	$(BIN)/rosepo run --config jobs/configs/demo.yaml --out runs/demo
 
-## All experiments of docs/results.md, on validation and on test, or what is left of them: hours on two cores.
+## The suites of jobs/configs/experiments, on validation and on test, or what is left of them: hours on two cores.
 experiments: $(READY)
 	$(BIN)/python jobs/experiments.py $(addprefix jobs/configs/experiments/,$(SUITES:=.yaml)) --out runs/experiments --test
 
