@@ -59,8 +59,6 @@ def test_a_run_in_the_candidate_protocol_ends_with_its_figures(
             assert figures[f"hr@1{rule}"]["value"] <= figures[f"valid_ratio{rule}"]["value"] <= 1.0
     assert found["probes"]["chance"]["value"] == pytest.approx(0.2)
     assert found["differences"]["aligned-sft"]["hr@1"].keys() == {"value", "low", "high"}
-    # Chance finds the right one of five in a fifth of the lists; SFT has learned more.
-    assert metrics["models"]["sft"]["hr@1"]["low"] > 0.2
     check_groups(out / "groups")
     assert "no fault found" in capsys.readouterr().err
     # The number of actors changes no figure.
