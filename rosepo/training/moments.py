@@ -87,7 +87,8 @@ def begin_with(engine: Engine, path: Path, resumed: bool = False) -> None:
     if resumed:
         return
     with safe_open(path, framework="numpy") as file:
-        found = {name: list(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        names = list(file.keys())
+        found = {name: list(file.get_slice(name).get_shape()) for name in names}
     expected = moment_shapes(engine)
     other = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
     if other:
@@ -101,5 +102,6 @@ def begin_with(engine: Engine, path: Path, resumed: bool = False) -> None:
 
 def _tensors(path: Path) -> Iterator[tuple[str, np.ndarray]]:
     with safe_open(path, framework="numpy") as file:
-        for name in file.keys():  # noqa: SIM118  (not a mapping)
+        names = list(file.keys())
+        for name in names:
             yield name, file.get_tensor(name)

@@ -166,12 +166,12 @@ def test_the_baselines_rank_what_was_not_seen_by_scores_that_are_worked_out_one_
             newest = torch.from_numpy(catalogue.index(example["history"][-5:]))[None]
             logits = oracle.logits(oracle.forward(newest + 1)[:, -1])[0].tolist()
         keys = {
-            "popular": lambda item: (-counts[item], item),
-            "markov": lambda item: (-followed[last, int(ids[item])], -counts[item], item),  # noqa: B023
-            "oracle": lambda item: (-logits[item], item),  # noqa: B023
+            "popular": {item: (-counts[item], item) for item in left},
+            "markov": {item: (-followed[last, int(ids[item])], -counts[item], item) for item in left},
+            "oracle": {item: (-logits[item], item) for item in left},
         }
         for name, key in keys.items():
-            assert ranked[name][row].tolist() == (sorted(left, key=key)[:20] + [-1] * 20)[:20], name
+            assert ranked[name][row].tolist() == (sorted(left, key=key.__getitem__)[:20] + [-1] * 20)[:20], name
 
 
 def test_models_of_others_are_ranked_by_the_same_rules(tmp_path: Path, in_process: None) -> None:
