@@ -27,7 +27,7 @@ def settings(folder: Path, **evaluate: object) -> Config:
         folder,
         prepare={"candidates": 5},
         model={"max_length": 256, "template": {"candidates": True}},
-        sft={"workers": 1, "epochs": 6, "learning_rate": 1e-2},
+        sft={"workers": 1, "epochs": 40, "learning_rate": 5e-3},
         oracle={"folds": 1, "max_epochs": 1},
         pairs={"strategies": {"self_hard": 1.0}, "groups_per_user": 2, "negatives": 2},
         align={"workers": 1, "zero_stage": 1, "epochs": 1, "loss": "sdpo"},
@@ -59,6 +59,8 @@ def test_a_run_in_the_candidate_protocol_ends_with_its_figures(
             assert figures[f"hr@1{rule}"]["value"] <= figures[f"valid_ratio{rule}"]["value"] <= 1.0
     assert found["probes"]["chance"]["value"] == pytest.approx(0.2)
     assert found["differences"]["aligned-sft"]["hr@1"].keys() == {"value", "low", "high"}
+    # Chance finds the right one of five in a fifth of the lists; SFT has learned more.
+    assert metrics["models"]["sft"]["hr@1"]["low"] > 0.2
     check_groups(out / "groups")
     assert "no fault found" in capsys.readouterr().err
     # The number of actors changes no figure.
