@@ -42,8 +42,8 @@ def svg(draw: Callable[[Axes], None], height: float) -> str:
         return text_of(figure)
 
 
-def text_of(figure: Figure) -> str:
-    """A figure as SVG text, the same for the same figure."""
+def text_of(figure: Figure, transparent: bool = True) -> str:
+    """A figure as SVG text, the same for the same figure; on white unless `transparent`."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None}, transparent=True)
+    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None}, transparent=transparent)
     return buffer.getvalue().decode()

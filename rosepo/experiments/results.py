@@ -19,6 +19,7 @@ from rosepo.artifacts import Outputs, git_revision, now, read_manifest, versions
 from rosepo.evaluation.bootstrap import Estimate
 from rosepo.evaluation.verdict import sign
 from rosepo.experiments.measures import METRICS, TRUTH, Measured, Pool, Series, measure
+from rosepo.experiments.pictures import write_pictures
 from rosepo.experiments.runs import Run
 from rosepo.experiments.suite import BASELINES, Contrast, Experiments
 from rosepo.experiments.tables import as_markdown
@@ -35,7 +36,7 @@ _ACCURACY = ("hr@1", "hr@10", "ndcg@10")
 def write_results(
     asked: Experiments, runs: Sequence[Run], out: Path, more: Sequence[str] = (), resamples: int = 1000
 ) -> dict[str, Any]:
-    """Write `results.json` and `results.md` of all runs that are finished; returns the former.
+    """Write `results.json`, `results.md` and its pictures of all runs that are finished; returns the first.
 
     Args:
         runs: of both splits, finished or not.
@@ -73,6 +74,7 @@ def write_results(
         "failed": failed,
     }
     write_json(out / JSON_FILE, results)
+    write_pictures(results, out)
     write_text(out / MARKDOWN_FILE, as_markdown(results, out))
     return results
 

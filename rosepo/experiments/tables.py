@@ -54,6 +54,8 @@ def _section(data: str, split: str, section: Mapping[str, Any], about: Mapping[s
     users = f"{section['n_examples']:,} examples of {section['n_users']:,} users"
     lines = [f"## {data}, {split} split: {users}, seeds {seeds}", ""]
     lines += _systems(section, about)
+    if (base := base_of(section)) is not None:
+        lines += [f"![{data}, {split}: every system minus {base}]({file_name(data, split)})", ""]
     for base, differences in section["against"].items():
         lines += [f"### Minus {base}", "", *_against(differences)]
     if any(contrast["metrics"] for contrast in section["contrasts"]):
@@ -61,6 +63,16 @@ def _section(data: str, split: str, section: Mapping[str, Any], about: Mapping[s
     if section["evaluated_on_other_examples"]:
         lines += [f"Left out, evaluated on other examples: {'; '.join(section['evaluated_on_other_examples'])}.", ""]
     return lines
+
+
+def base_of(section: Mapping[str, Any]) -> str | None:
+    """What the picture of a data set and a split compares to: the first comparator; None where there is none."""
+    return next((base for base, differences in section["against"].items() if any(differences.values())), None)
+
+
+def file_name(data: str, split: str) -> str:
+    """The picture's, beside the page."""
+    return f"{data}-{split}.svg"
 
 
 def _systems(section: Mapping[str, Any], about: Mapping[str, str]) -> list[str]:

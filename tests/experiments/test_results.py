@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from rosepo.artifacts import Outputs, write_json
 from rosepo.evaluation.measure import measure as measure_stage
 from rosepo.experiments.measures import METRICS, Pool, measure
+from rosepo.experiments.pictures import DRAWN, LEFT_OUT
 from rosepo.experiments.results import verdict, write_results
 from rosepo.experiments.runs import FAILURE_FILE, Run, plan_of, runs_of
 from rosepo.experiments.sharing import link_rankings
@@ -182,6 +184,19 @@ def test_the_page_tells_everything(finished: tuple[Experiments, list[Run], dict[
         assert words in page
     tables = [line for line in page.splitlines() if line.startswith("|")]
     assert len({line.replace("\\|", "").count("|") for line in tables}) <= 3  # one width a kind of table
+
+
+def test_the_page_shows_a_picture_with_a_mark_for_every_system_and_measure(
+    finished: tuple[Experiments, list[Run], dict[str, Any], str],
+) -> None:
+    _, runs, results, page = finished
+    assert "![ring, validation: every system minus sft](ring-validation.svg)" in page
+    root = ElementTree.parse(runs[0].out / "ring-validation.svg").getroot()
+    compared = {*results["data"]["ring"]["validation"]["against"]["sft"]} - {*LEFT_OUT}
+    uses = root.iter("{http://www.w3.org/2000/svg}use")
+    marks = [use for use in uses if "stroke-width: 1.5" in use.get("style", "")]
+    assert compared
+    assert len(marks) == len(compared) * len(DRAWN)
 
 
 def test_trials_of_a_sweep_stand_in_the_page_best_first(tmp_path: Path) -> None:
