@@ -268,6 +268,18 @@ def test_a_finished_run_whose_settings_are_none_any_more_does_not_keep_the_other
     assert "cdpo" in results["data"]["ring"]["validation"]["systems"]
 
 
+def test_an_evaluation_that_is_older_than_its_model_is_no_result(tmp_path: Path) -> None:
+    asked = read_suites([write_suite(tmp_path, changed(SUITE, data={"ring": {"base": "base.yaml"}}))])
+    runs = runs_of(asked.experiments, tmp_path / "out")[:2]
+    for run in runs:
+        evaluate_run(run, 1.0)
+    path = runs[1].folder / "aligned" / "_manifest.json"
+    write_json(path, {**json.loads(path.read_text()), "fingerprint": "made again"})
+    results = write_results(asked, runs, tmp_path / "out", resamples=100)
+    assert "align was made again after the evaluation" in results["failed"]["ring, seed 0, cdpo"]
+    assert "cdpo" not in results["data"]["ring"]["validation"]["systems"]
+
+
 def test_rankings_of_the_same_models_are_lent_to_an_evaluation(tmp_path: Path) -> None:
     asked = read_suites([write_suite(tmp_path, changed(SUITE, variants=VARIANTS, contrasts=[], comparators=[]))])
     runs = [run for run in runs_of(asked.experiments, tmp_path / "out", test=True) if run.seed == 0]
