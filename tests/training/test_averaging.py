@@ -74,6 +74,7 @@ def test_the_model_that_is_kept_is_the_mean_that_was_looked_at(tiny_run: Outputs
         settings: dict[str, Any] = {
             "validate_every": 2,
             "learning_rate": 0.3 if stops else 0.05,
+            "epochs": 2 if stops else 1,
             "warmup_fraction": 0.0,
         }
         settings |= {"best_metric": "validation_loss", "patience": patience, "keep_optimizer": True}
