@@ -20,6 +20,8 @@ SAMPLED_TITLES = 20_000
 """Titles whose tokens are counted."""
 BYTES_A_STATE = {"float32": (4, 4, 8), "bfloat16": (2, 4, 12)}
 """Bytes a trained parameter: weights, gradients, optimizer (AdamW's two moments; float32 masters under bfloat16)."""
+BYTES_MEAN = 4
+"""Bytes a trained parameter of the running mean of the weights."""
 BYTES_QUANTIZED = {"none": 0.0, "nf4": 0.5, "int8": 1.0}
 """Bytes a weight of a quantized base."""
 
@@ -165,6 +167,7 @@ def _memory(train: TrainConfig, facts: dict[str, Any]) -> str:
     without what is offloaded, which lies in the CPU's memory."""
     # bfloat16 with ZeRO-0 is autocast: the weights stay as they are (`Engine`).
     weights, gradients, optimizer = BYTES_A_STATE["float32" if train.zero_stage == 0 else train.precision]
+    optimizer += 0 if train.ema is None else BYTES_MEAN
     trained, quantized = facts["trainable_parameters"] or 0, facts["quantized_parameters"]
     whole = facts["parameters"] - quantized + (trained if facts["adapter"] == "new" else 0)
     share = 1.0 / train.workers

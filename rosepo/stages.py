@@ -17,6 +17,10 @@ from rosepo.imports import module_digest
 RESOURCE_KEYS = SAME_RESULT | {"actors", "cpus_per_actor", "concurrent", "part_groups", "reference_cache"}
 """Keys that do not make a stage stale."""
 
+_LATER: dict[str, Any] = {"sft.ema": None, "align.ema": None}
+"""Keys that came when there were outputs already, and the value under which these stay what they were: the key is then
+left out."""
+
 StageFunction = Callable[[Config, Outputs, Path], dict[str, Any]]
 
 
@@ -217,6 +221,7 @@ def stage_settings(config: Config, stage: Stage) -> dict[str, Any]:
             and key.rsplit(".", 1)[-1] not in RESOURCE_KEYS
             and key not in searched
             and key not in stage.without
+            and not (key in _LATER and value == _LATER[key])
         )
     }
 

@@ -61,6 +61,9 @@ class TrainConfig(Section):
     """Where the cosine ends."""
     weight_decay: NonNegative = 0.01
     max_grad_norm: Positive = 1.0
+    ema: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
+    """Decay a step (0.995, say) of an exponential mean of the weights, which is looked at and kept in place of the
+    weights themselves: 4 bytes a parameter that trains, divided as the optimizer's state is. None keeps none."""
     log_every: Count = 10
     """Steps between two lines of metrics."""
     validate_every: Count | None = None

@@ -10,7 +10,7 @@ from rosepo.config.base import nearest
 from rosepo.console import say
 from rosepo.errors import StageError, UserError
 from rosepo.experiments.forecast import as_text, forecast
-from rosepo.experiments.making import make
+from rosepo.experiments.making import Making, make
 from rosepo.experiments.process import only_one
 from rosepo.experiments.runs import runs_of
 from rosepo.experiments.suite import GIVEN, Experiment, Experiments, read_suites
@@ -61,12 +61,13 @@ def experiments(
         return
     if not tables:
         with only_one(out) as lock:
+            making = Making(more, overwrite, lock)
             for number, run in enumerate(runs, 1):
                 say(f"({number}/{len(runs)}) {run.label}")
                 if run.split == "test" and not replace(run, split="validation").finished:
                     say("  left out: it has no evaluation on validation")
                     continue
-                make(run, more, overwrite, lock)
+                make(run, making)
     from rosepo.experiments.results import MARKDOWN_FILE, write_results
 
     # Of the tables the whole suites are part, whatever was chosen to be made now.

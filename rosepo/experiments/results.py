@@ -15,17 +15,19 @@ from typing import Any
 
 import numpy as np
 
-from rosepo.artifacts import Outputs, git_revision, now, read_manifest, versions, write_json, write_text
+from rosepo.artifacts import Outputs, now, read_manifest, write_json, write_text
+from rosepo.errors import UserError
 from rosepo.evaluation.bootstrap import Estimate
-from rosepo.evaluation.verdict import sign
+from rosepo.evaluation.verdict import NONE_SEEN, sign
+from rosepo.experiments.looks import looked_at
 from rosepo.experiments.measures import METRICS, TRUTH, Measured, Pool, Series, measure
 from rosepo.experiments.pictures import write_pictures
+from rosepo.experiments.provenance import cost, made_by
 from rosepo.experiments.runs import Run
 from rosepo.experiments.suite import BASELINES, Contrast, Experiments
 from rosepo.experiments.tables import as_markdown
 from rosepo.pipeline import resolve_config
 from rosepo.redaction import redact
-from rosepo.stages import find_stage, seconds_in_all, stages_of
 from rosepo.tuning.sweep import TRIALS_FILE
 
 JSON_FILE, MARKDOWN_FILE = "results.json", "results.md"
@@ -40,13 +42,17 @@ def write_results(
 
     Args:
         runs: of both splits, finished or not.
-        more: overrides that the runs were made with. A run that was made with other settings than it has now is told
-            among those that failed.
+        more: overrides that the runs were made with. A run that was made with other settings than it has now, or whose
+            settings are none any more, is told among those that failed.
     """
     data: dict[str, dict[str, list[Run]]] = {}
     missing, failed = [], {}
     for run in runs:
-        changed = run.changed(more) if run.finished else []
+        try:
+            changed = run.changed(more) if run.finished else []
+        except UserError as error:
+            failed[run.label] = str(error)
+            continue
         if run.finished and not changed:
             data.setdefault(run.experiment.data, {}).setdefault(run.split, []).append(run)
         elif changed:
@@ -63,10 +69,12 @@ def write_results(
         "made": now(),
         "command": redact(" ".join(sys.argv)),
         "suites": [str(path) for path in asked.suites],
+        "overrides": [redact(override) for override in more],
         "machine": f"{os.cpu_count()} CPUs, {platform.system()} {platform.machine()}",
-        "versions": versions(),
-        "revision": git_revision(),
+        **made_by([run for splits in data.values() for made in splits.values() for run in made]),
         "resamples": resamples,
+        "comparisons": sum(_comparisons(section) for splits in found.values() for section in splits.values()),
+        "test_looks": looked_at(out),
         "variants": {name: variant.about for name, variant in asked.variants.items()},
         "data": found,
         "sweeps": {run.label: trials for run in runs if run.finished and (trials := _trials(run)) is not None},
@@ -77,6 +85,12 @@ def write_results(
     write_pictures(results, out)
     write_text(out / MARKDOWN_FILE, as_markdown(results, out))
     return results
+
+
+def _comparisons(section: Mapping[str, Any]) -> int:
+    """Paired intervals of a section."""
+    against = [row for rows in section["against"].values() for row in rows.values() if row is not None]
+    return sum(map(len, against)) + sum(len(contrast["metrics"]) for contrast in section["contrasts"])
 
 
 @dataclass
@@ -145,22 +159,7 @@ def _collect(collected: _Collected, runs: Sequence[Run]) -> None:
         for model, name in wanted.items():
             if model in measured.systems:
                 collected.systems.setdefault(name, {})[run.seed] = measured.systems[model]
-                collected.costs.setdefault(name, {})[run.seed] = _cost(run, model)
-
-
-def _cost(run: Run, model: str) -> dict[str, float]:
-    """Seconds of a model's own stages and of all that it rests on, tokens that it was trained on, bytes at the most."""
-    config = resolve_config(run.folder, None, [])
-    read = {name: read_manifest(run.folder / stage.folder) for name, stage in stages_of(config).items()}
-    manifests = {name: manifest for name, manifest in read.items() if manifest is not None}
-    kinds = {"aligned": ("pairs", "align"), "sft": ("sft",), "oracle": ("oracle",)}.get(model, ())
-    below = {"aligned": ("prepare", "sft", "oracle"), "sft": ("prepare",), "oracle": ("prepare",)}.get(model, ())
-    own = {name: manifest for name, manifest in manifests.items() if find_stage(name).kind in kinds}
-    rest = {name: manifest for name, manifest in manifests.items() if find_stage(name).kind in below}
-    tokens = [own[name]["figures"].get("tokens", 0) for name in own if find_stage(name).kind in ("sft", "align")]
-    memory = [manifest.get("peak_memory") or 0 for manifest in own.values()]
-    seconds = {"own_seconds": seconds_in_all(own), "seconds": seconds_in_all({**own, **rest})}
-    return seconds | {"tokens": sum(tokens), "memory": max(memory, default=0)}
+                collected.costs.setdefault(name, {})[run.seed] = cost(run, model)
 
 
 def _baselines(collected: _Collected) -> list[str]:
@@ -181,7 +180,16 @@ def _row(pool: Pool, collected: _Collected, name: str) -> dict[str, Any]:
 def _differences(pool: Pool, name: str, base: str) -> dict[str, Any] | None:
     if not pool.seeds(name, base):
         return None
-    return {key: _plain(estimate) for key in METRICS if (estimate := pool.difference(name, base, key)) is not None}
+    return {key: _paired(pool, name, base, key) for key in METRICS}
+
+
+def _paired(pool: Pool, name: str, base: str, metric: str) -> dict[str, Any]:
+    """The difference with its interval, and that of every seed, over the seeds that both have."""
+    estimate = pool.difference(name, base, metric)
+    assert estimate is not None
+    ours, theirs = pool.by_seed(name, metric), pool.by_seed(base, metric)
+    by_seed = {seed: _number(ours[seed] - theirs[seed]) for seed in pool.seeds(name, base)}
+    return {**_plain(estimate), "by_seed": by_seed}
 
 
 def _answer(pool: Pool, collected: _Collected, contrast: Contrast) -> dict[str, Any]:
@@ -190,11 +198,8 @@ def _answer(pool: Pool, collected: _Collected, contrast: Contrast) -> dict[str, 
     seeds = pool.seeds(a, b)
     answers: dict[str, Any] = {}
     for key in contrast.metrics if seeds else ():
-        estimate = pool.difference(a, b, key)
-        assert estimate is not None
-        ours, theirs = pool.by_seed(a, key), pool.by_seed(b, key)
-        by_seed = {seed: _number(ours[seed] - theirs[seed]) for seed in seeds}
-        answers[key] = {**_plain(estimate), "by_seed": by_seed, "verdict": verdict(key, _plain(estimate))}
+        figure = _paired(pool, a, b, key)
+        answers[key] = {**figure, "verdict": verdict(key, figure)}
     return {"question": contrast.question, "a": contrast.a, "b": contrast.b, "seeds": list(seeds), "metrics": answers}
 
 
@@ -208,9 +213,15 @@ def _trials(run: Run) -> dict[str, Any] | None:
 
 
 def verdict(metric: str, difference: Mapping[str, Any]) -> str:
-    """What an interval says of a minus b: better or worse for accuracy, higher or lower for bias, or nothing."""
+    """What an interval says of a minus b: better or worse for accuracy, higher or lower for bias, or nothing. The
+    interval knows nothing of the luck of training, so a seed that says otherwise (`by_seed`) is told."""
+    found = sign(difference)
+    if not found:
+        return NONE_SEEN
     words = ("better", "worse") if metric in _ACCURACY else ("higher", "lower")
-    return {1: words[0], -1: words[1], 0: "no difference seen"}[sign(difference)]
+    text = words[0] if found > 0 else words[1]
+    of_seeds = difference.get("by_seed", {}).values()
+    return text if all(value is None or value * found > 0 for value in of_seeds) else f"{text}, but not in every seed"
 
 
 def _mark_chosen(splits: dict[str, Any]) -> None:

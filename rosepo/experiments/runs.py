@@ -17,7 +17,7 @@ from rosepo.config import Config
 from rosepo.experiments.suite import Experiment, Split
 from rosepo.pipeline import CONFIG_FILE, Plan, plan_stages
 from rosepo.redaction import redact_tree
-from rosepo.stages import stage_settings, stages_of
+from rosepo.stages import find_stage, stage_settings, stages_of
 
 FAILURE_FILE = "failure.json"
 _TEST = ".test"
@@ -54,7 +54,8 @@ class Run:
         return self.experiment.config(self.seed, self.split, overrides_of(self.experiment.data, more))
 
     def changed(self, more: Sequence[str] = ()) -> list[str]:
-        """Settings that its finished stages were made with and that it has no longer, `key: then → now`."""
+        """Settings that its finished stages were made with and that it has no longer, `key: then → now`; and stages
+        made again since they were evaluated, as a command that was killed under `--overwrite` leaves them."""
         config, found = self.config(more), {}
         for stage in stages_of(config).values():
             manifest = read_manifest(self.folder / stage.folder)
@@ -64,6 +65,11 @@ class Run:
                 # Where the data stands is no matter; what is in it the fingerprints know.
                 if not key.startswith("data.") and digest(redact_tree(value)) != digest(then):
                     found[key] = f"{key}: {then} → {value}"
+        evaluated = (read_manifest(Outputs(self.folder).evaluation) or {}).get("inputs", {})
+        for name, fingerprint in evaluated.items():
+            manifest = read_manifest(self.folder / find_stage(name).folder)
+            if manifest is not None and manifest["fingerprint"] != fingerprint:
+                found[name] = f"{name} was made again after the evaluation"
         return [*found.values()]
 
     def siblings(self) -> list[Path]:

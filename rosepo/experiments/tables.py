@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,23 +21,37 @@ LABELS = {
 _MEASURED = ("hr@10", "ndcg@10")
 """Of a sweep's trials."""
 _EXPLAINED = """\
-Means over examples and seeds, and 95 % intervals of a bootstrap over users (the same user of all seeds is one unit).
+Means over examples and seeds, and 95 % intervals of a bootstrap over users (the same user of all seeds is one unit):
+what other users would have given for these very models. How far models of other seeds would be from them is not in the
+intervals: the values by seed tell that, as roughly as few seeds can.
 HR and NDCG over the whole catalogue. log-popularity: mean log(1 + interactions in training) of the first ten; head
 share: share of them among the most popular tenth; look-alike (semantic hallucination): by how much wrong titles are
 more like the history than the right one. own: the time of a system's own stages (`pairs` and `align` of a variant),
 all: with what it rests on, without the evaluation; tokens: those that its own training saw; all of them means over
 seeds. **Bold**: the variant with the highest NDCG@10 on validation.
 """
+_BY_SEED = "ndcg@10"
 
 
 def as_markdown(results: Mapping[str, Any], out: Path) -> str:
     """The page."""
     lines = ["# Experiments", "", f"    {results['command']}", ""]
-    revision = f", revision {results['revision']}" if results["revision"] else ""
-    used = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
-    lines += [f"{results['made']} · {results['machine']} · {used}{revision} · {', '.join(results['suites'])}", ""]
-    lines += [f"A single run again: `rosepo run --out {out}/DATA/seed-SEED/VARIANT` (on test: `VARIANT.test`).", ""]
-    lines += [_EXPLAINED]
+    used = [f"{name} {version}" for name, version in results["versions"].items()]
+    used += [f"revision {' and '.join(results['revisions'])}"] if results["revisions"] else []
+    lines += [" · ".join([results["made"], results["machine"], ", ".join(used), ", ".join(results["suites"])]), ""]
+    if len(results["revisions"]) > 1:
+        lines += [
+            "**Stages were made by more than one revision of rosepo**: what is compared may differ in that too.",
+            "",
+        ]
+    lines += [*_again(results, out), _EXPLAINED]
+    if results["comparisons"]:
+        lines += [
+            f"{results['comparisons']} differences are measured below. Of twenty that are none, one is clear of zero "
+            "by chance.",
+            "",
+        ]
+    lines += _looks(results["test_looks"])
     for data, splits in results["data"].items():
         for split, section in splits.items():
             lines += _section(data, split, section, results["variants"])
@@ -47,6 +62,28 @@ def as_markdown(results: Mapping[str, Any], out: Path) -> str:
             told = {name: f": {' '.join(labels[name].split())}" for name in labels} if title == "Failed" else {}
             lines += [f"## {title}", "", *(f"- {name}{told.get(name, '')}" for name in labels), ""]
     return "\n".join(lines)
+
+
+def _again(results: Mapping[str, Any], out: Path) -> list[str]:
+    """The one command behind a row."""
+    options = [part for override in results["overrides"] for part in ("--set", override)]
+    command = shlex.join(["rosepo", "experiments", *results["suites"], *options])
+    return [
+        f"A row again, in another folder: `{command} --data DATA --seeds SEED --only SYSTEM --out DIR`, with `--test` "
+        "for the test split; popular, markov, oracle and sft come with every system. The reports of these runs are "
+        f"{out}/DATA/seed-SEED/SYSTEM/report.html (on test: SYSTEM.test).",
+        "",
+    ]
+
+
+def _looks(looks: Mapping[str, Any]) -> list[str]:
+    """When the test split was looked at, and what of it more than once."""
+    if not looks:
+        return []
+    first = min(entry["first"] for entry in looks.values())
+    again = [f"{label} ({entry['settings']} settings)" for label, entry in looks.items() if entry["settings"] > 1]
+    told = f"more than once, with other settings: {', '.join(again)}" if again else "each with one setting"
+    return [f"The test split was looked at for {len(looks)} runs, first at {first}; {told}.", ""]
 
 
 def _section(data: str, split: str, section: Mapping[str, Any], about: Mapping[str, str]) -> list[str]:
@@ -77,7 +114,9 @@ def file_name(data: str, split: str) -> str:
 
 def _systems(section: Mapping[str, Any], about: Mapping[str, str]) -> list[str]:
     costs = ["own", "all", "tokens", "memory"]
-    header = ["system", "seeds", *LABELS.values(), *costs, "what it is"]
+    several = len(section["seeds"]) > 1
+    by_seed = [f"{LABELS[_BY_SEED]} by seed"] if several else []
+    header = ["system", "seeds", *LABELS.values(), *by_seed, *costs, "what it is"]
     rows = []
     for name, row in section["systems"].items():
         shown = f"**{name}**" if name == section["chosen"] else name
@@ -85,9 +124,10 @@ def _systems(section: Mapping[str, Any], about: Mapping[str, str]) -> list[str]:
         times = [duration(row[key]) if row[key] else "" for key in ("own_seconds", "seconds")]
         tokens = f"{row['tokens'] / 1e6:.2f} M" if row["tokens"] else ""
         memory = f"{row['memory'] / 2**30:.1f} GiB" if row["memory"] else ""
-        rows.append([shown, str(len(row["seeds"])), *figures, *times, tokens, memory, about.get(name, "")])
+        of_seeds = [" ".join(number(value) for value in row["by_seed"][_BY_SEED].values())] if several else []
+        rows.append([shown, str(len(row["seeds"])), *figures, *of_seeds, *times, tokens, memory, about.get(name, "")])
     truth = [number(section["truth"][key]["value"]) if key in section["truth"] else "" for key in LABELS]
-    rows.append(["what people chose", "", *truth, *("" for _ in costs), ""])
+    rows.append(["what people chose", "", *truth, *("" for _ in (*by_seed, *costs)), ""])
     return [*_table(header, rows), ""]
 
 
@@ -97,7 +137,7 @@ def _against(differences: Mapping[str, Any]) -> list[str]:
     for name, figures in differences.items():
         if figures is not None:
             rows.append([name, *(_difference(figures[key]) for key in LABELS)])
-    return [*_table(header, rows), "", "Set in bold: clear of zero.", ""]
+    return [*_table(header, rows), "", "Set in bold: clear of zero, and of one sign in every seed.", ""]
 
 
 def _contrasts(contrasts: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -137,8 +177,9 @@ def _with_interval(figure: Mapping[str, Any]) -> str:
 
 
 def _difference(figure: Mapping[str, Any]) -> str:
-    text = number(figure["value"], True)
-    text = f"**{text}**" if sign(figure) else text
+    text, found = number(figure["value"], True), sign(figure)
+    agreed = all(value is None or value * found > 0 for value in figure["by_seed"].values())
+    text = f"**{text}**" if found and agreed else text
     return f"{text} [{number(figure['low'], True)}, {number(figure['high'], True)}]"
 
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from rosepo.config import TrainConfig
 from rosepo.errors import StageError, UserError
+from rosepo.training.averaging import WeightMean
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,7 @@ class Engine:
             optimizer=self._optimizer,
             config=deepspeed_config(train, micro_batches, self.world, sum(map(math.prod, self._shapes.values()))),
         )
+        self.mean = None if train.ema is None else WeightMean(self, train.ema)
 
     @property
     def module(self) -> nn.Module:
@@ -143,6 +145,8 @@ class Engine:
         self._engine.step()
         self.done += 1
         self._accumulated = 0
+        if self.mean is not None:
+            self.mean.follow(self.done)
         return StepFigures(float(self._engine.get_global_grad_norm() if norm is None else norm), rate)
 
     def state_dict(self) -> dict[str, Tensor] | None:

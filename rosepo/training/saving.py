@@ -12,10 +12,11 @@ import torch.distributed as dist
 from rosepo.artifacts import digest
 from rosepo.config import TrainConfig
 from rosepo.config.training import SAME_RESULT
+from rosepo.training.averaging import mean_in_place
 from rosepo.training.checkpoints import FOLDER, Checkpoint, CheckpointWriter, complete_checkpoints, newest_checkpoint
 from rosepo.training.engine import Engine
 from rosepo.training.metrics import Averages, all_sum
-from rosepo.training.state import export_state, import_state, random_state, restore_random_state
+from rosepo.training.state import MEAN, WEIGHT, export_state, import_state, random_state, restore_random_state
 from rosepo.training.task import Task
 from rosepo.training.validation import Best
 
@@ -75,6 +76,10 @@ class Saver:
     def save(self, step: int, facts: dict[str, Any], averages: Averages) -> None:
         """Copy the state after a step and begin to write it; every rank must call it."""
         tensors = export_state(self.engine) | random_state(self.engine.device)
+        if self.engine.mean is not None:
+            with mean_in_place(self.engine):
+                means = export_state(self.engine, (WEIGHT,))
+            tensors |= {f"{MEAN}/{key.partition('/')[2]}": value for key, value in means.items()}
         tensors[f"averages/{dist.get_rank()}"] = averages.parts.numpy()
         self.writer.write(step, tensors, {"origin": self.task.origin, **facts})
 
@@ -84,6 +89,9 @@ class Saver:
         Where the number of ranks has changed, rank r takes over what the ranks r, r + world, … had counted, and ranks
         that are new begin their masks of dropout anew.
         """
+        if self.engine.mean is not None:
+            import_state(self.engine, start, weights_only=True, weight=MEAN)
+            self.engine.mean.begin()
         import_state(self.engine, start)
         rank = dist.get_rank()
         found = dict(start.tensors(("averages",)))
@@ -93,10 +101,15 @@ class Saver:
         restore_random_state(dict(start.tensors(("rng", "cuda_rng"))), self.engine.device, seed)
 
     def finish(self, best: Best, last: int) -> None:
-        """Wait for what is being written, and put the best weights into the engine where they are not the last ones."""
+        """Wait for what is being written, and put the weights that are kept into the engine where they are not there:
+        the running mean where there is one, that of the best look where it was not the last."""
         self.writer.wait()
+        mean = self.engine.mean
         if best.step is None or best.step == last:
+            if mean is not None:
+                mean.swap()
             return
         dist.barrier()  # every rank has written its share
         # What the next training would begin with belongs to the same step as the weights.
-        import_state(self.engine, _at(self.out, best.step), weights_only=not self.task.keeps_moments)
+        checkpoint, weight = _at(self.out, best.step), WEIGHT if mean is None else MEAN
+        import_state(self.engine, checkpoint, weights_only=not self.task.keeps_moments, weight=weight)

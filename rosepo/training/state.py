@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 WEIGHT, MOMENTS = "weight", ("exp_avg", "exp_avg_sq")
 """Parts of the state of a parameter."""
+MEAN = "mean"
+"""In a checkpoint, the running mean of a weight."""
 
 
 def dealt_out(sizes: dict[str, int], world: int) -> dict[str, int]:
@@ -64,11 +66,12 @@ def export_state(
 
 
 @torch.no_grad()
-def import_state(engine: Engine, checkpoint: Checkpoint, weights_only: bool = False) -> None:
+def import_state(engine: Engine, checkpoint: Checkpoint, weights_only: bool = False, weight: str = WEIGHT) -> None:
     """Put a checkpoint's weights, moments and number of steps into an engine; every rank must call it.
 
     Args:
         weights_only: leave the optimizer as it is.
+        weight: what becomes the weights, `WEIGHT` or `MEAN`.
 
     Raises:
         ValueError: a parameter that trains has no such tensor, or one of another shape.
@@ -77,13 +80,13 @@ def import_state(engine: Engine, checkpoint: Checkpoint, weights_only: bool = Fa
     if not weights_only:
         _create_moments(engine, engine.carried + checkpoint.step)
         engine.done = checkpoint.step
-    parts = (WEIGHT,) if weights_only else (WEIGHT, *MOMENTS)
+    parts = (weight,) if weights_only else (weight, *MOMENTS)
     left = {f"{part}/{name}" for name in trained for part in parts}
     for key, array in checkpoint.tensors(parts):
         part, _, name = key.partition("/")
         if name in trained:
             left.remove(key)
-            _put(engine, trained[name], part, torch.from_numpy(array))
+            _put(engine, trained[name], WEIGHT if part == weight else part, torch.from_numpy(array))
     if left:
         raise ValueError(f"{checkpoint.folder} holds no {min(left)}")
 
@@ -101,6 +104,17 @@ def import_moments(engine: Engine, tensors: Iterable[tuple[str, np.ndarray]]) ->
     for key, array in tensors:
         part, _, name = key.partition("/")
         _put(engine, trained[name], part, torch.from_numpy(array))
+
+
+@torch.no_grad()
+def publish_masters(engine: Engine) -> None:
+    """Let the weights that are computed with follow the float32 masters, which have changed; every rank calls it."""
+    if engine.train.zero_stage == 0:
+        return  # they are the masters
+    from deepspeed.utils import safe_get_full_fp32_param
+
+    for parameter in _trained(engine).values():
+        _put(engine, parameter, WEIGHT, safe_get_full_fp32_param(parameter).clone())
 
 
 def moment_shapes(engine: Engine) -> dict[str, list[int]]:
@@ -151,7 +165,7 @@ def _create_moments(engine: Engine, steps: int) -> None:
     """Adam's state as it is after `steps` steps, of zeros: it comes into being with the first step only."""
     optimizer = engine.optimizer
     fused = bool(optimizer.defaults.get("fused"))
-    for parameter in _flat_parameters(engine):
+    for parameter in master_shares(engine):
         count = torch.tensor(float(steps), dtype=torch.float32, device=parameter.device if fused else "cpu")
         optimizer.state[parameter] = {"step": count} | {part: torch.zeros_like(parameter) for part in MOMENTS}
     _link_moments(engine)
@@ -166,7 +180,7 @@ def _link_moments(engine: Engine) -> None:
         wrapper._lazy_init_hp_params_optimizer_state()
 
 
-def _flat_parameters(engine: Engine) -> list[Tensor]:
+def master_shares(engine: Engine) -> list[Tensor]:
     """What the optimizer steps on: this rank's flat float32 partitions, or at ZeRO-0 the parameters themselves."""
     wrapper = engine.deepspeed.optimizer
     for name in ("fp32_partitioned_groups_flat", "single_partition_of_fp32_groups", "fp32_groups_flat_partition"):

@@ -21,6 +21,7 @@ from rosepo.data.prompts import PromptBuilder
 from rosepo.data.seen import read_split
 from rosepo.errors import UserError
 from rosepo.sampling.draws import example_keys
+from rosepo.training.averaging import mean_in_place
 from rosepo.training.batch import Batch
 from rosepo.training.collate import collate_numpy
 from rosepo.training.feed import Arrays
@@ -89,9 +90,11 @@ class Validator:
 
     @torch.no_grad()
     def look(self) -> dict[str, float]:
-        """The task's figures on what it holds out, `validation_<name>`, and `hr@10` and `ndcg@10`; dropout off."""
+        """The task's figures on what it holds out, `validation_<name>`, and `hr@10` and `ndcg@10`; dropout off, and of
+        the running mean of the weights where there is one."""
         self.engine.module.eval()
-        figures = self._losses() | self._rankings()
+        with mean_in_place(self.engine):
+            figures = self._losses() | self._rankings()
         self.engine.module.train()
         return figures
 

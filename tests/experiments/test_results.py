@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -167,6 +168,14 @@ def test_verdicts_name_a_difference_only_where_it_is_clear_of_zero() -> None:
     assert verdict("hallucination", {"low": None, "high": None}) == "no difference seen"
 
 
+def test_a_verdict_that_a_seed_speaks_against_says_so() -> None:
+    clear = {"low": 0.1, "high": 0.2}
+    assert verdict("hr@10", {**clear, "by_seed": {0: 0.4, 1: 0.1, 2: None}}) == "better"
+    assert verdict("hr@10", {**clear, "by_seed": {0: 0.4, 1: -0.1}}) == "better, but not in every seed"
+    assert verdict("log_popularity", {"low": -2, "high": -1, "by_seed": {0: 0.0}}) == "lower, but not in every seed"
+    assert verdict("hr@10", {"low": -0.1, "high": 0.2, "by_seed": {0: 0.4, 1: -0.1}}) == "no difference seen"
+
+
 def test_the_page_tells_everything(finished: tuple[Experiments, list[Run], dict[str, Any], str]) -> None:
     _, _, results, page = finished
     assert results["missing"] == ["ring, seed 1, late"]
@@ -180,8 +189,14 @@ def test_the_page_tells_everything(finished: tuple[Experiments, list[Run], dict[
         "| Is a strong model better? | cdpo − dpo | HR@10 |",
         "- ring, seed 0, broken: pairs.negatives=99 is more than the catalogue allows",
         "- ring, seed 1, late",
+        "the values by seed tell that",
+        " | NDCG@10 by seed | ",
+        "--data DATA --seeds SEED --only SYSTEM --out DIR`, with `--test`",
     ):
         assert words in page
+    rows = results["data"]["ring"]["validation"]
+    counted = 6 * sum(row is not None for against in rows["against"].values() for row in against.values())
+    assert f"{counted + 2 + 1 + 2 + 2 + 2} differences are measured below." in page
     tables = [line for line in page.splitlines() if line.startswith("|")]
     assert len({line.replace("\\|", "").count("|") for line in tables}) <= 3  # one width a kind of table
 
@@ -232,6 +247,52 @@ def test_a_run_of_other_settings_is_no_result(
     assert "was made with other settings (align.beta: 1.0 → 0.25): --overwrite" in told
     moved = write_results(asked, runs, tmp_path, ["data.interactions=elsewhere.csv"], 100)
     assert moved["data"]["ring"]["validation"]["seeds"] == [0, 1]
+
+
+def test_what_made_the_runs_is_told_and_not_what_wrote_the_tables(tmp_path: Path) -> None:
+    asked = read_suites([write_suite(tmp_path, changed(SUITE, data={"ring": {"base": "base.yaml"}}))])
+    runs = runs_of(asked.experiments, tmp_path / "out")[:2]
+    for run, revision, torch in zip(runs, ("aaa", "bbb+"), ("2.0", "2.1")):
+        evaluate_run(run, 1.0)
+        path = run.folder / "aligned" / "_manifest.json"
+        made = {"revision": revision, "versions": {"torch": torch, "rosepo": "0.1"}}
+        write_json(path, {**json.loads(path.read_text()), **made})
+    results = write_results(asked, runs, tmp_path / "out", resamples=100)
+    assert results["revisions"] == ["aaa", "bbb+"]
+    assert results["versions"] == {"torch": "2.0 and 2.1", "rosepo": "0.1"}
+    page = (tmp_path / "out" / "results.md").read_text()
+    assert "revision aaa and bbb+" in page
+    assert "made by more than one revision" in page
+    alone = write_results(asked, runs[:1], tmp_path / "out", resamples=100)
+    assert alone["revisions"] == ["aaa"]
+    assert "more than one revision" not in (tmp_path / "out" / "results.md").read_text()
+
+
+def test_a_finished_run_whose_settings_are_none_any_more_does_not_keep_the_others_from_the_page(
+    finished: tuple[Experiments, list[Run], dict[str, Any], str], tmp_path: Path
+) -> None:
+    asked, runs, _, _ = finished
+    odd = [
+        replace(run, experiment=replace(run.experiment, overrides=(("align.bta", 1),)))
+        if run.experiment.variant == "dpo"
+        else run
+        for run in runs
+    ]
+    results = write_results(asked, odd, tmp_path, resamples=100)
+    assert "did you mean 'beta'" in results["failed"]["ring, seed 0, dpo"]
+    assert "cdpo" in results["data"]["ring"]["validation"]["systems"]
+
+
+def test_an_evaluation_that_is_older_than_its_model_is_no_result(tmp_path: Path) -> None:
+    asked = read_suites([write_suite(tmp_path, changed(SUITE, data={"ring": {"base": "base.yaml"}}))])
+    runs = runs_of(asked.experiments, tmp_path / "out")[:2]
+    for run in runs:
+        evaluate_run(run, 1.0)
+    path = runs[1].folder / "aligned" / "_manifest.json"
+    write_json(path, {**json.loads(path.read_text()), "fingerprint": "made again"})
+    results = write_results(asked, runs, tmp_path / "out", resamples=100)
+    assert "align was made again after the evaluation" in results["failed"]["ring, seed 0, cdpo"]
+    assert "cdpo" not in results["data"]["ring"]["validation"]["systems"]
 
 
 def test_rankings_of_the_same_models_are_lent_to_an_evaluation(tmp_path: Path) -> None:

@@ -97,6 +97,11 @@ def test_a_name_that_stands_twice_is_refused(tmp_path: Path) -> None:
         read_suites([first, tmp_path / "other.yaml"])
 
 
+def test_a_key_that_is_a_list_is_told(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"(?s)suite .* cannot be read: .*unhashable key"):
+        read_suites([write_suite(tmp_path, SUITE + "? [a, b]\n: 1\n")])
+
+
 def test_one_data_set_has_one_base(tmp_path: Path) -> None:
     first = write_suite(tmp_path)
     (tmp_path / "other.yaml").write_text("data: {ring: {base: b.yaml}}\nvariants: {x: {}}\ncomparators: []\n")
