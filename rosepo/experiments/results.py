@@ -17,7 +17,7 @@ import numpy as np
 
 from rosepo.artifacts import Outputs, git_revision, now, read_manifest, versions, write_json, write_text
 from rosepo.evaluation.bootstrap import Estimate
-from rosepo.evaluation.verdict import sign
+from rosepo.evaluation.words import sign
 from rosepo.experiments.measures import METRICS, TRUTH, Measured, Pool, Series, measure
 from rosepo.experiments.runs import Run
 from rosepo.experiments.suite import BASELINES, Contrast, Experiments

@@ -2,15 +2,19 @@ from __future__ import annotations
 
 import base64
 import re
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from rosepo.config import AlignConfig
+from rosepo.config import AlignConfig, Config
+from rosepo.evaluation.facts import reproduction
+from rosepo.evaluation.figures import accuracy
 from rosepo.evaluation.naming import colours_of, short, split_pair
 from rosepo.evaluation.smoothing import shape_of
+from rosepo.redaction import command_line
 from tests.evaluation.reports import EXTRA, shared_run
 
 
@@ -92,6 +96,33 @@ def test_markdown_tables_have_as_many_cells_as_their_heads(report: Path) -> None
         rows = lines[rule - 1 : rule + 2]
         assert len({len(re.findall(r"(?<!\\)\|", row)) for row in rows}) == 1, rows
     assert not re.search(r"(?<!\\)<(script|b|beta)", "\n".join(lines))
+
+
+def test_a_picture_shows_any_name_and_no_interval_where_there_is_none() -> None:
+    def picture(name: str, low: float | None) -> str:
+        figure = {"hr@10": {"value": 0.25, "low": low, "high": None if low is None else 0.5}}
+        return accuracy({"sft": (name, figure)}, "hr@10")
+
+    assert "<svg" in picture("$\\frac$ 100 $ off", 0.125)
+    whole, alone = (picture("SFT", low).count("LineCollection") for low in (0.125, None))
+    assert (whole, alone) == (1, 0)
+
+
+def test_the_page_names_its_run_and_the_command_that_made_it(report: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert f"<title>{report.parent.name} · rosepo report</title>" in report.read_text()
+    for given, expected in (
+        (["/x/bin/rosepo", "evaluate", "--out", "my runs/a"], "rosepo evaluate --out 'my runs/a'"),
+        (["jobs/run.py", "--set", "a=[1, 2]"], "python jobs/run.py --set 'a=[1, 2]'"),
+        (["rosepo", "s3://user:word@bucket/log"], "rosepo 's3://***@bucket/log'"),
+    ):
+        monkeypatch.setattr(sys, "argv", given)
+        assert command_line() == expected
+        assert expected in reproduction(Config(), {"sft": {"command": "rosepo sft"}})["commands"]
+
+
+def test_versions_that_differ_between_stages_are_all_told() -> None:
+    told = reproduction(Config(), {"sft": {"versions": {"torch": "0.1"}}})["versions"]["torch"]
+    assert told.startswith("0.1 and ")
 
 
 def test_models_of_any_name_have_colours_of_their_own() -> None:
