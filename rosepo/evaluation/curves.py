@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -84,7 +85,14 @@ def _trainings(inputs: Outputs) -> list[tuple[str, Path, str, str]]:
 
 def _end(rows: Rows, key: str) -> Cell:
     found = [row[key] for row in rows if key in row]
-    return Cell(number(found[-1]), f"from {number(found[0])}" if len(found) > 1 else "") if found else Cell("–")
+    if not found:
+        return Cell("–")
+    first, last = _logged(found[0]), _logged(found[-1])
+    return Cell(last, f"from {first}" if len(found) > 1 else "")
+
+
+def _logged(value: float) -> str:
+    return number(value) if math.isfinite(value) else str(value)
 
 
 def _has(rows: Rows, key: str) -> bool:

@@ -35,9 +35,10 @@ def facts_of(
         ("Data", _data(config, manifests)),
         ("Split", f"{config.prepare.split.replace('_', ' ')}; {metrics['split']} part measured"),
         ("Measured", _measured(config, metrics)),
-        ("Model", _model(config)),
-        ("Fine-tuning", f"{_epochs(config.sft.epochs)}, learning rate {config.sft.learning_rate:g}"),
     ]
+    if "sft" in manifests:
+        trained = f"{_epochs(config.sft.epochs)}, learning rate {config.sft.learning_rate:g}"
+        facts += [("Model", _model(config)), ("Fine-tuning", trained)]
     if metrics.get("oracle") is not None:
         facts.append(("Oracle", _oracle(metrics["oracle"], manifests.get("oracle", {}).get("figures", {}))))
     if "pairs" in manifests:

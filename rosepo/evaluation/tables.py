@@ -125,6 +125,8 @@ def _bias_table(metrics: Mapping[str, Any], names: Sequence[str]) -> Table:
         if not any(key in models[name] for name in names):
             continue
         cells = [figure_cell(models[name].get(key)) for name in names]
+        apart = next((models[name][key] for name in names if "n_examples" in models[name].get(key, {})), None)
+        about += "" if apart is None else f"; {measured_on(apart)}"
         if change is not None:
             cells.append(figure_cell(change.get(key), bool(sign(change.get(key, {}))), signed=True))
         own = Cell("0") if key.startswith("hallucination") or key == "out_of_catalogue" else figure_cell(truth.get(key))

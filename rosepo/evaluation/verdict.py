@@ -53,7 +53,7 @@ def verdict(metrics: Mapping[str, Any]) -> Verdict:
         _change(label, models["sft"][name], models["aligned"][name], difference[name]) for name, label in ACCURACY
     ]
     popularity, likeness = _popularity(models, difference), _look_alikes(models, difference)
-    details += [_other_accuracy(difference), popularity[0], likeness[0]]
+    details += [_other_accuracy(difference), _free_answers(metrics), popularity[0], likeness[0]]
     details += [against("aligned", base, differences) for base in ("oracle", "markov")]
     details += [against(name, "aligned", differences) for name in metrics.get("given", {})]
     told = tuple(sentence for sentence in (*details, *no_baseline(metrics), few_users(metrics)) if sentence)
@@ -121,6 +121,15 @@ def _other_accuracy(difference: Mapping[str, Figure]) -> str:
     """Where other figures of accuracy are clear of zero: which."""
     found = [f"{key.upper()} {brackets(difference[key])}" for key in OTHER_ACCURACY if sign(difference.get(key, {}))]
     return f"Of the other figures of accuracy, clear of zero too: {joined(found)}." if found else ""
+
+
+def _free_answers(metrics: Mapping[str, Any]) -> str:
+    """HR@1 of what the models wrote freely, where prompts list candidates."""
+    found = metrics.get("candidates") or {}
+    difference = found.get("differences", {}).get("aligned-sft", {}).get("hr@1")
+    if difference is None:
+        return ""
+    return _change("HR@1 of free answers", *(found["models"][name]["hr@1"] for name in ("sft", "aligned")), difference)
 
 
 def _popularity(models: Mapping[str, Any], differences: Mapping[str, Any]) -> tuple[str, str | None]:

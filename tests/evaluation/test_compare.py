@@ -139,7 +139,7 @@ def _another_title(copy: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (_more_users, r"not measured on the same examples \(1,000 of 900 users, and 24 of 24 users\)"),
+        (_more_users, r"not measured on the same examples \(1,000 of 900 users, and 24 of 24\)"),
         (
             _among_candidates,
             r"cannot be compared: B · copy ranked the candidates that prompts list, A · .* whole catal",

@@ -9,11 +9,14 @@ from typing import Any
 
 import pytest
 
+from rosepo.artifacts import Outputs
 from rosepo.config import AlignConfig, Config
-from rosepo.evaluation.facts import reproduction
+from rosepo.evaluation.curves import ends
+from rosepo.evaluation.facts import facts_of, reproduction
 from rosepo.evaluation.figures import accuracy
 from rosepo.evaluation.naming import colours_of, short, split_pair
 from rosepo.evaluation.smoothing import shape_of
+from rosepo.evaluation.tables import bias_tables
 from rosepo.redaction import command_line
 from tests.evaluation.reports import EXTRA, shared_run
 
@@ -157,3 +160,24 @@ def test_models_of_any_name_have_colours_of_their_own() -> None:
 )
 def test_the_kind_of_smoothing_is_named(align: dict[str, Any], figures: dict[str, Any], words: str) -> None:
     assert shape_of(AlignConfig(**align), figures) == words
+
+
+def test_a_training_that_went_astray_is_not_hidden(tmp_path: Path) -> None:
+    (tmp_path / "sft").mkdir()
+    (tmp_path / "sft" / "metrics.jsonl").write_text('{"step": 1, "loss": 2.5}\n{"step": 2, "loss": NaN}\n')
+    table = ends(Outputs(tmp_path))
+    assert table is not None
+    assert [table.rows[0][2].text, table.rows[0][2].below] == ["nan", "from 2.500"]
+
+
+def test_a_bias_figure_of_fewer_examples_says_of_how_many() -> None:
+    entry = {"out_of_catalogue": {"value": 0.1, "low": 0.0, "high": 0.2, "n_examples": 200, "n_users": 150}}
+    metrics = {"models": {"sft": entry}, "truth": {}, "differences": {}, "n_examples": 900, "n_users": 800}
+    first = bias_tables(metrics)[0].rows[0][0]
+    assert first.below.endswith("n = 200 examples of 150 users")
+
+
+def test_a_run_without_fine_tuning_does_not_tell_of_any(tmp_path: Path) -> None:
+    metrics = {"split": "test", "protocol": "catalogue", "n_examples": 5, "n_users": 5}
+    names = [[name for name, _ in facts_of(Config(), Outputs(tmp_path), metrics, found)] for found in ({}, {"sft": {}})]
+    assert names == [["Data", "Split", "Measured"], ["Data", "Split", "Measured", "Model", "Fine-tuning"]]

@@ -196,3 +196,10 @@ def test_narrow_intervals_get_the_digits_that_show_them() -> None:
     assert brackets({"value": 0.0104, "low": 0.0051, "high": 0.0152}) == "+0.010 [+0.005, +0.015]"
     assert brackets({"value": -0.00216, "low": -0.0025, "high": -0.0018}) == "−0.0022 [−0.0025, −0.0018]"
     assert brackets({"value": 0.00001, "low": 0.0, "high": 0.00003}) == "+0.00001 [0.00000, +0.00003]"
+
+
+def test_free_answers_among_candidates_are_in_the_verdict() -> None:
+    answers = {name: {"hr@1": {"value": value}} for name, value in (("sft", 0.2), ("aligned", 0.35))}
+    found = {"models": answers, "differences": {"aligned-sft": {"hr@1": _figure(0.1, 0.2)}}}
+    said = verdict(_metrics(-0.1, 0.1) | {"candidates": found}).details[2]
+    assert said == "HR@1 of free answers went from 0.200 to 0.350 (+0.150, 95 % interval +0.100 to +0.200): better."
