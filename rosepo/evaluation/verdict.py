@@ -129,7 +129,8 @@ def _free_answers(metrics: Mapping[str, Any]) -> str:
     difference = found.get("differences", {}).get("aligned-sft", {}).get("hr@1")
     if difference is None:
         return ""
-    return _change("HR@1 of free answers", *(found["models"][name]["hr@1"] for name in ("sft", "aligned")), difference)
+    before, after = (found["models"][name]["hr@1"] for name in ("sft", "aligned"))
+    return _change("HR@1 of free answers", before, after, difference)
 
 
 def _popularity(models: Mapping[str, Any], differences: Mapping[str, Any]) -> tuple[str, str | None]:
