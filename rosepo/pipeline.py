@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -37,7 +36,7 @@ from rosepo.config import Config, dump_config, load_config
 from rosepo.console import duration, say
 from rosepo.errors import UserError
 from rosepo.memory import Meter
-from rosepo.redaction import redact, redact_tree
+from rosepo.redaction import command_line, redact_tree
 from rosepo.stages import (
     Stage,
     StageFunction,
@@ -221,7 +220,7 @@ def _run_stage(config: Config, root: Path, plan: Plan, work: StageFunction | Non
             "created": now(),
             "seconds": round(time.monotonic() - started, 2),
             **_memory(meter, figures),
-            "command": redact(" ".join(sys.argv)),
+            "command": command_line(),
             "settings": stage_settings(config, plan.stage),
             "inputs": {name: found_manifest["fingerprint"] for name, found_manifest in found.items() if found_manifest},
             "files": file_digests(config, plan.stage),

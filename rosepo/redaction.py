@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
+import shlex
+import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 _SECRET = "key|token|secret|password|signature|credential"
@@ -14,6 +17,16 @@ def redact(text: str) -> str:
     # Up to the last @: secret keys of object stores may hold slashes.
     text = re.sub(r"(\w+://)(?:[^/@\s]+|[^:/@\s]*:\S*)@", r"\1***@", text)
     return re.sub(rf"(?i)([?&][\w-]*(?:{_SECRET})[\w-]*=|\b(?:\w+_)?(?:{_SECRET})=)[^&\s]+", r"\1***", text)
+
+
+def command_line() -> str:
+    """The command that runs, as it can be typed again, without secrets."""
+    program = Path(sys.argv[0]).name
+    if program in ("rosepo", "__main__.py"):
+        words = ["rosepo"]
+    else:
+        words = ["python", sys.argv[0]] if program.endswith(".py") else [sys.argv[0]]
+    return shlex.join(redact(word) for word in (*words, *sys.argv[1:]))
 
 
 def redact_tree(value: Any) -> Any:

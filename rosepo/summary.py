@@ -11,6 +11,7 @@ from rosepo.artifacts import Outputs, read_manifest
 from rosepo.config import Config
 from rosepo.console import duration, say, table
 from rosepo.evaluation.verdict import no_baseline
+from rosepo.evaluation.words import digits_of, number
 from rosepo.stages import Stage, find_stage, seconds_in_all, stages_of, together_with
 
 SHOWN = ("hr@1", "hr@10", "ndcg@10")
@@ -98,8 +99,10 @@ def _after(done: Stage, config: Config) -> tuple[str, ...]:
     return _NEXT[done.kind]
 
 
-def _interval(figure: dict[str, float]) -> str:
-    return f"{figure['value']:.3f} [{figure['low']:.3f}, {figure['high']:.3f}]"
+def _interval(figure: dict[str, float | None]) -> str:
+    digits = digits_of(figure)
+    value, low, high = (number(figure.get(key), digits=digits) for key in ("value", "low", "high"))
+    return f"{value} [{low}, {high}]"
 
 
 def _times(config: Config, root: Path) -> str:

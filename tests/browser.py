@@ -6,6 +6,7 @@ import base64
 import itertools
 import json
 import os
+import select
 import shutil
 import subprocess
 import time
@@ -17,6 +18,8 @@ from typing import Any
 
 PAPER = 688
 """CSS pixels across A4 between margins of 14 mm."""
+PATIENCE = 120
+"""Seconds after which a browser that does not answer is given up."""
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 
@@ -106,6 +109,8 @@ class Browser:
 
     def _message(self) -> dict[str, Any]:
         while b"\0" not in self._buffer:
+            ready, _, _ = select.select([self._receive], [], [], PATIENCE)
+            assert ready, f"the browser has not answered for {PATIENCE} s"
             read = os.read(self._receive, 1 << 16)
             assert read, "the browser ended"
             self._buffer += read

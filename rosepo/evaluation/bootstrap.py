@@ -73,7 +73,7 @@ class UserBootstrap:
 
         Examples weigh alike, whoever they belong to. A series without a single number gives NaN throughout. Of each
         series only its sums by user are kept (8 bytes a user, 16 where it has NaN), so that an iterable may make them
-        one by one.
+        one by one. The draws of a single user are NaN: one unit says nothing of the spread between units.
         """
         names: list[Hashable] = []
         sums: list[np.ndarray] = []
@@ -97,6 +97,10 @@ class UserBootstrap:
             sums: of M series, [n_users, M].
             counts: numbers behind them, [n_users, C]; `by` [M] says which column is whose.
         """
+        with np.errstate(invalid="ignore", divide="ignore"):
+            means = sums.sum(0) / counts.sum(0)[by]
+        if self.n_users < 2:  # every draw would be the same: an interval without width would claim to be sure
+            return means, np.full((self.resamples, sums.shape[1]), np.nan)
         rng = np.random.default_rng([self.seed, self.n_users])
         chunk = max(1, _CELLS // max(self.n_users, 1))
         draws = np.empty((self.resamples, sums.shape[1]))
@@ -105,7 +109,7 @@ class UserBootstrap:
                 rows = min(chunk, self.resamples - start)
                 weights = _draw_users(rng, rows, self.n_users)
                 draws[start : start + rows] = (weights @ sums) / (weights @ counts)[:, by]
-            return sums.sum(0) / counts.sum(0)[by], draws
+        return means, draws
 
 
 def _draw_users(rng: np.random.Generator, rows: int, n_users: int) -> np.ndarray:

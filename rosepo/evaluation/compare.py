@@ -10,13 +10,15 @@ from rosepo.artifacts import now
 from rosepo.console import duration, say, table
 from rosepo.errors import UserError
 from rosepo.evaluation import run_figures
+from rosepo.evaluation.bias import Popularity
 from rosepo.evaluation.bootstrap import UserBootstrap, plain
 from rosepo.evaluation.cost import NOTE, amount, costs_of, total_of
 from rosepo.evaluation.finished import Run, read_runs, why_unpaired
 from rosepo.evaluation.naming import label
 from rosepo.evaluation.pages import uri, write_pages
 from rosepo.evaluation.tables import ACCURACY, BIAS, Cell, Table, figure_cell, measured_on
-from rosepo.evaluation.verdict import Verdict, interval, number, outcome, sign, verdict
+from rosepo.evaluation.verdict import Verdict, verdict
+from rosepo.evaluation.words import interval, number, outcome, sign
 
 PAIRED = (*ACCURACY, "log_popularity", "head_share")
 SAID = (
@@ -78,8 +80,12 @@ def paired_differences(runs: Sequence[Run], base: Run) -> tuple[Differences, lis
     bootstrap = UserBootstrap(
         base.examples["user_id"], int(settings.get("evaluate.bootstrap", 1000)), int(settings.get("seed", 0))
     )
+    popularity = Popularity.of(base.catalogue.train_count)
     drawn = bootstrap.resample(
-        ((run.mark, key), values) for run in (base, *paired) for key, values in run.series().items() if key in PAIRED
+        ((run.mark, key), values)
+        for run in (base, *paired)
+        for key, values in run.series(popularity).items()
+        if key in PAIRED
     )
     return {
         run.mark: {key: plain(drawn.difference((run.mark, key), (base.mark, key))) for key in PAIRED} for run in paired
@@ -113,9 +119,8 @@ def _verdict(run: Run) -> Verdict:
 
 
 def _said(run: Run, base: Run, difference: dict[str, Any]) -> str:
-    told = (
-        f"{title} {interval(difference[key])}: {outcome(difference[key], up, down)}" for key, title, up, down in SAID
-    )
+    told = (f"{title} {interval(difference[key])}: {outcome(difference[key], up, down)}"
+            for key, title, up, down in SAID)  # fmt: skip
     return f"{run.title} minus {base.title}: {'; '.join(told)}."  # fmt: skip
 
 
@@ -200,7 +205,8 @@ def _pictures(runs: Sequence[Run]) -> dict[str, Any]:
     pictures: dict[str, Any] = {"colours": run_figures.run_colours(list(marks))}
     shown = (("hr@10", "HR@10"), ("ndcg@10", "NDCG@10"))
     pictures["accuracy"] = [(title, uri(run_figures.by_run(marks, _points(runs, key), key))) for key, title in shown]
-    truth = runs[0].metrics["truth"].get("log_popularity", {}).get("value")
+    truths = {run.metrics["truth"].get("log_popularity", {}).get("value") for run in runs}
+    truth = truths.pop() if len(truths) == 1 else None  # runs of other data have another
     pictures["tradeoff"] = [
         (title, uri(run_figures.tradeoff(marks, _points(runs, "log_popularity"), _points(runs, key), truth, title)))
         for key, title in shown

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from rosepo.evaluation import figures
 from rosepo.evaluation.naming import COLOURS
 from rosepo.evaluation.tables import Cell, Table
-from rosepo.evaluation.verdict import number
+from rosepo.evaluation.words import number
 
 if TYPE_CHECKING:
     from rosepo.artifacts import Outputs
@@ -18,14 +19,14 @@ if TYPE_CHECKING:
 Rows = list[dict[str, Any]]
 
 LOSS = "loss"
-_DARK, _SECOND = "#222222", "#009e73"
+_DARK = "#222222"
 _LINES = (
     (LOSS, "loss", (("loss", "training", ""), ("validation_loss", "validation", _DARK))),
     ("reward margin, chosen − rejected", "margin",
      (("margin", "training", ""), ("validation_margin", "validation", _DARK))),
     ("pairs in the right order", "share",
      (("accuracy", "training", ""), ("validation_accuracy", "validation", _DARK))),
-    ("held-out users", "HR@10, NDCG@10", (("hr@10", "HR@10", ""), ("ndcg@10", "NDCG@10", _SECOND))),
+    ("held-out users", "HR@10, NDCG@10", (("hr@10", "HR@10", ""), ("ndcg@10", "NDCG@10", _DARK))),
 )  # fmt: skip
 """Of `sft` and `align`: title, y axis, and the key, label and colour ('': the model's) of each line."""
 _SHOWN = {
@@ -49,7 +50,7 @@ def pictures(inputs: Outputs) -> list[tuple[str, str]]:
                 told = f"loss a {unit}" if about == LOSS else about
                 found.append((f"{title}: {told}", figures.curves(drawn, "step", axis)))
     rows = _lines(inputs.oracle / "metrics.jsonl")
-    wanted = (("hr@10", "HR@10", COLOURS["oracle"]), ("ndcg@10", "NDCG@10", COLOURS["sft"]))
+    wanted = (("hr@10", "HR@10", COLOURS["oracle"]), ("ndcg@10", "NDCG@10", _DARK))
     drawn = [(name, colour, *_xy(rows, key)) for key, name, colour in wanted if _has(rows, key)]
     if drawn:
         found.append(("Oracle: validation", figures.curves(drawn, "epoch", "HR@10, NDCG@10")))
@@ -84,7 +85,14 @@ def _trainings(inputs: Outputs) -> list[tuple[str, Path, str, str]]:
 
 def _end(rows: Rows, key: str) -> Cell:
     found = [row[key] for row in rows if key in row]
-    return Cell(number(found[-1]), f"from {number(found[0])}" if len(found) > 1 else "") if found else Cell("–")
+    if not found:
+        return Cell("–")
+    first, last = _logged(found[0]), _logged(found[-1])
+    return Cell(last, f"from {first}" if len(found) > 1 else "")
+
+
+def _logged(value: float) -> str:
+    return number(value) if math.isfinite(value) else str(value)
 
 
 def _has(rows: Rows, key: str) -> bool:

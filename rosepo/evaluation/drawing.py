@@ -26,6 +26,7 @@ STYLE: Any = {
     "svg.fonttype": "path",
     "legend.frameon": False,
     "legend.fontsize": 10,
+    "text.parse_math": False,  # a dollar sign in a name is a dollar sign
 }
 
 

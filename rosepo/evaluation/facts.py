@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import platform
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from rosepo.artifacts import git_revision, of_round, read_manifest, versions
 from rosepo.config import LOSSES, Config, dump_config
 from rosepo.evaluation.smoothing import shape_of
-from rosepo.redaction import redact
+from rosepo.redaction import command_line, redact
 
 if TYPE_CHECKING:
     from rosepo.artifacts import Outputs
@@ -33,9 +35,10 @@ def facts_of(
         ("Data", _data(config, manifests)),
         ("Split", f"{config.prepare.split.replace('_', ' ')}; {metrics['split']} part measured"),
         ("Measured", _measured(config, metrics)),
-        ("Model", _model(config)),
-        ("Fine-tuning", f"{_epochs(config.sft.epochs)}, learning rate {config.sft.learning_rate:g}"),
     ]
+    if "sft" in manifests:
+        trained = f"{_epochs(config.sft.epochs)}, learning rate {config.sft.learning_rate:g}"
+        facts += [("Model", _model(config)), ("Fine-tuning", trained)]
     if metrics.get("oracle") is not None:
         facts.append(("Oracle", _oracle(metrics["oracle"], manifests.get("oracle", {}).get("figures", {}))))
     if "pairs" in manifests:
@@ -65,7 +68,7 @@ def aligned_figures(inputs: Outputs, manifests: Manifests) -> Mapping[str, Any]:
 
 def reproduction(config: Config, manifests: Manifests) -> dict[str, Any]:
     """The commands, configuration, seeds, versions, and digests of the files that were read."""
-    commands = (manifest.get("command", "") for manifest in manifests.values())
+    commands = (*(manifest.get("command", "") for manifest in manifests.values()), command_line())
     digests = {name: found for manifest in manifests.values() for name, found in manifest.get("files", {}).items()}
     revisions = (manifest.get("revision") for manifest in manifests.values())
     return {
@@ -75,9 +78,19 @@ def reproduction(config: Config, manifests: Manifests) -> dict[str, Any]:
         "draws": config.evaluate.bootstrap,
         "files": digests,
         "fingerprints": {name: found["fingerprint"] for name, found in manifests.items() if "fingerprint" in found},
-        "versions": versions(),
+        "versions": _versions(manifests),
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs",
         "revisions": list(dict.fromkeys(found for found in (*revisions, git_revision()) if found)),
     }  # fmt: skip
+
+
+def _versions(manifests: Manifests) -> dict[str, str]:
+    """Versions that the stages ran with, and of what wrote this; several of a library where they differ."""
+    found: dict[str, dict[str, None]] = {}
+    for each in (*(manifest.get("versions", {}) for manifest in manifests.values()), versions()):
+        for name, version in each.items():
+            found.setdefault(name, {})[version] = None
+    return {name: " and ".join(each) for name, each in found.items()}
 
 
 def _data(config: Config, manifests: Manifests) -> str:

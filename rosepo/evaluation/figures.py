@@ -15,8 +15,10 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from rosepo.evaluation.drawing import STYLE, WIDTH, or_zero, svg, text_of
 from rosepo.evaluation.naming import COLOURS, colours_of, label, short
-from rosepo.evaluation.verdict import sign
+from rosepo.evaluation.words import digits_of, measured, number, sign
 
+ROUND = (1, 2, 5, 10)
+"""Steps between marks of an axis, times a power of ten."""
 STRATEGY_COLOURS = ("#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c8c8c")
 
 
@@ -25,18 +27,20 @@ def accuracy(models: Mapping[str, tuple[str, Mapping[str, Any]]], metric: str) -
 
     def draw(axes: Axes) -> None:
         colours, shown = colours_of(models), [entry.get(metric, {}) for _, entry in models.values()]
-        highest = max((or_zero(figure.get("high")) for figure in shown), default=1.0) or 1.0
-        for row, (name, figure) in enumerate(zip(models, shown)):
-            value, low, high = (or_zero(figure.get(key)) for key in ("value", "low", "high"))
+        ends = [or_zero(figure.get("high" if measured(figure) else "value")) for figure in shown]
+        highest = max(ends, default=1.0) or 1.0
+        for row, (name, figure, end) in enumerate(zip(models, shown, ends)):
+            value = or_zero(figure.get("value"))
             axes.barh(row, value, height=0.62, color=colours[name], alpha=0.85)
-            axes.errorbar(
-                value, row, xerr=[[max(value - low, 0)], [max(high - value, 0)]], color="#222222", capsize=3, lw=1.3
-            )
-            axes.text(high + 0.02 * highest, row, f"{value:.3f}", va="center", fontsize=10)
+            if measured(figure):
+                around = [[max(value - figure["low"], 0)], [max(end - value, 0)]]
+                axes.errorbar(value, row, xerr=around, color="#222222", capsize=3, lw=1.3)
+            text = number(figure.get("value"), digits=digits_of(figure))
+            axes.text(end + 0.02 * highest, row, text, va="center", fontsize=10)
         axes.set_yticks(range(len(models)), [short(text) for text, _ in models.values()])
         axes.invert_yaxis()
-        axes.set_xlim(0, highest * 1.17)
-        axes.xaxis.set_major_locator(MaxNLocator(5))
+        axes.set_xlim(0, highest * 1.2)
+        axes.xaxis.set_major_locator(MaxNLocator(6, steps=ROUND))
         axes.spines["left"].set_visible(False)
         axes.tick_params(axis="y", length=0)
 
@@ -52,17 +56,18 @@ def change(differences: Mapping[str, Any], metrics: Sequence[str], labels: Seque
             figure = differences[name]
             value, low, high = (or_zero(figure[key]) for key in ("value", "low", "high"))
             clear = sign(figure) != 0
-            colour = {1: COLOURS["sft"], -1: COLOURS["aligned"], 0: "#777777"}[sign(figure)]
+            colour = "#222222" if clear else "#777777"
             axes.plot([low, high], [row, row], color=colour, lw=2.2, solid_capstyle="butt")
             axes.plot(value, row, "o", ms=7, color=colour, mfc=colour if clear else "white", mew=1.6)
         axes.set_yticks(range(len(metrics)), labels)
         axes.invert_yaxis()
         axes.margins(x=0.08, y=0.08)
         low, high = axes.get_xlim()
-        axes.set_xlim(min(low, -0.002), max(high, 0.002))
-        axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+        least = 0.002 if max(abs(low), abs(high)) > 0.0005 else 0.0002
+        axes.set_xlim(min(low, -least), max(high, least))
+        axes.xaxis.set_major_locator(MaxNLocator(5, steps=ROUND))
         axes.xaxis.set_major_formatter(
-            FuncFormatter(lambda value, _: f"{value:+.3f}".replace("-", "−") if value else "0")
+            FuncFormatter(lambda value, _: f"{value:+g}".replace("-", "−") if value else "0")
         )
         axes.tick_params(axis="y", length=0)
         axes.set_xlabel(about)
@@ -97,7 +102,7 @@ def smoothing(counts: Mapping[str, np.ndarray], edges: np.ndarray, ceiling: floa
     """
     with rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, 0.75 + 1.05 * len(counts)), layout="constrained")
-        rows = figure.subplots(len(counts), 1, sharex=True, squeeze=False)[:, 0]
+        rows = figure.subplots(len(counts), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
         colours = ("#666666", *STRATEGY_COLOURS)
         for place, (axes, (name, values)) in enumerate(zip(rows, counts.items())):
             total = max(int(values.sum()), 1)
@@ -107,12 +112,13 @@ def smoothing(counts: Mapping[str, np.ndarray], edges: np.ndarray, ceiling: floa
             )
             if ceiling is not None:
                 axes.axvline(ceiling, color="#222222", lw=1.2, ls="--")
-            axes.set_title(f"{name} · {total:,} pairs", fontsize=10.5, loc="left", pad=3)
+            axes.set_title(f"{name} · {total:,} pair{'' if total == 1 else 's'}", fontsize=10.5, loc="left", pad=3)
             axes.yaxis.set_major_locator(MaxNLocator(2))
             axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f} %"))
         rows[-1].set_xlim(0, 0.5)
         label = "ε of a pair" + (f" (dashed: clamp at {ceiling:g})" if ceiling is not None else "")
         rows[-1].set_xlabel(label)
+        figure.supylabel("share of pairs", fontsize=11, color="#333333")
         return text_of(figure)
 
 
@@ -159,8 +165,9 @@ def popularity(train_count: np.ndarray, exposures: Mapping[str, np.ndarray]) -> 
             share = np.bincount(place, counts, minlength=len(x)) / max(counts.sum(), 1)
             if name == "truth":
                 axes.bar(x, share, width=0.9, color="#d9d9d9", label=short(label(name)))
-            else:
-                axes.plot(x, share, "o-", color=colours[name], lw=1.8, ms=4.5, label=short(label(name)))
+            else:  # that of SFT is wide enough to be seen under that of the model which began as it
+                wide = 3.6 if name == "sft" and "aligned" in exposures else 1.8
+                axes.plot(x, share, "o-", color=colours[name], lw=wide, ms=2.7 + wide, label=short(label(name)))
         labels = [f"{low}" if high - low == 1 else f"{low}–{high - 1}" for low, high in pairwise(edges)]
         axes.set_xticks(x, labels, rotation=35 if len(x) > 5 else 0, ha="right" if len(x) > 5 else "center")
         axes.set_xlabel("interactions of the item in training")

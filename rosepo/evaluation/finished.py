@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from rosepo.artifacts import read_manifest
+from rosepo.artifacts import digest, read_manifest
 from rosepo.data.catalogue import Catalogue
 from rosepo.errors import UserError
 from rosepo.evaluation import bias
@@ -20,6 +20,9 @@ from rosepo.evaluation.metrics import accuracy
 from rosepo.evaluation.rankings import read_rankings
 
 _EXAMPLES = ("example_id", "user_id", "target")
+_LISTED = "candidates"
+_NEEDED = ("hr@1", "hr@5", "hr@10", "hr@20", "ndcg@5", "ndcg@10", "ndcg@20", "log_popularity", "head_share")
+"""Figures that the page cannot do without."""
 
 
 @dataclass(frozen=True)
@@ -72,17 +75,36 @@ class Run:
 
     @cached_property
     def examples(self) -> dict[str, np.ndarray] | None:
-        """Ids, users and targets of what was measured, by id; None where the tables are not there any more."""
+        """Ids, users and targets of what was measured, by id, and the candidates that prompts list; None where the
+        tables are not there any more."""
         path = self.root / "evaluation" / "_examples.parquet"
         if not path.is_file() or not (self.root / "examples" / "_items.parquet").is_file():
             return None
-        table = pq.read_table(path, columns=list(_EXAMPLES))
+        listed = _LISTED in pq.read_schema(path).names
+        table = pq.read_table(path, columns=[*_EXAMPLES, *([_LISTED] if listed else [])])
         columns = {name: table[name].to_numpy() for name in _EXAMPLES}
         order = np.argsort(columns["example_id"].astype(str), kind="stable")
-        return {name: column[order] for name, column in columns.items()} | {"order": order}
+        found = {name: column[order] for name, column in columns.items()} | {"order": order}
+        if listed:
+            found[_LISTED] = np.array([digest(row) for row in table[_LISTED].to_pylist()], dtype=object)[order]
+        return found
 
-    def series(self) -> dict[str, np.ndarray]:
+    @cached_property
+    def catalogue(self) -> Catalogue:
+        """Titles, and how often each was chosen in training."""
+        return Catalogue.load(self.root / "examples" / "_items.parquet")
+
+    @property
+    def ranked(self) -> str:
+        """What was ranked, in words."""
+        listed = self.metrics.get("protocol") == "candidates"
+        return "the candidates that prompts list" if listed else "the whole catalogue"
+
+    def series(self, popularity: bias.Popularity) -> dict[str, np.ndarray]:
         """Accuracy and popularity of its model on every example, float64 [N] each, in the order of `examples`.
+
+        Args:
+            popularity: of the titles, by item index: that of the run which others are held against.
 
         Raises:
             UserError: the rankings are not there any more.
@@ -90,10 +112,9 @@ class Run:
         folder = self.root / "evaluation" / "rankings" / f"{self.model}.parquet"
         if self.examples is None or not any(folder.glob("part-*.parquet")):
             raise UserError(f"{folder} holds no rankings: run `rosepo evaluate --out {self.root} --overwrite` again")
-        catalogue = Catalogue.load(self.root / "examples" / "_items.parquet")
-        ranks, items = read_rankings(folder, catalogue)
-        popularity = bias.popularity_series(items[:, : bias.LIST], bias.Popularity.of(catalogue.train_count))
-        return {key: values[self.examples["order"]] for key, values in (accuracy(ranks) | popularity).items()}
+        ranks, items = read_rankings(folder, self.catalogue)
+        series = accuracy(ranks) | bias.popularity_series(items[:, : bias.LIST], popularity)
+        return {key: values[self.examples["order"]] for key, values in series.items()}
 
 
 def read_runs(folders: Sequence[Path]) -> list[Run]:
@@ -120,17 +141,33 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
 
 def why_unpaired(run: Run, base: Run) -> str | None:
     """A sentence on why two runs cannot be compared example by example; None where they can."""
+    both = f"{run.title} and {base.title}"
+    if run.ranked != base.ranked:
+        return f"{both} cannot be compared: {run.title} ranked {run.ranked}, {base.title} {base.ranked}."
+    n = tuple(tuple(one.metrics[key] for key in ("n_examples", "n_users")) for one in (run, base))
+    if n[0] != n[1]:
+        return _of_other_data(both, n)
     for one in (run, base):
         if one.examples is None or not any((one.root / "evaluation/rankings" / f"{one.model}.parquet").glob("part-*")):
             return f"The rankings of {one.title} are not there any more, so its intervals stand alone."
     mine, theirs = run.examples, base.examples
     assert mine is not None
     assert theirs is not None
-    if all(np.array_equal(mine[name], theirs[name]) for name in _EXAMPLES):
-        return None
+    if not all(np.array_equal(mine[name], theirs[name]) for name in _EXAMPLES):
+        return _of_other_data(both, n)
+    if not np.array_equal(run.catalogue.item_ids, base.catalogue.item_ids):
+        counts = f"{len(run.catalogue):,} and {len(base.catalogue):,}"
+        return f"{both} ranked different catalogues ({counts} titles), so their figures cannot be compared."
+    if _LISTED in mine and not np.array_equal(mine[_LISTED], theirs.get(_LISTED, ())):
+        return f"{both} ranked different candidates of the same examples, so their figures cannot be compared."
+    return None
+
+
+def _of_other_data(both: str, n: Sequence[tuple[int, int]]) -> str:
+    (mine, my_users), (theirs, their_users) = n
     return (
-        f"{run.title} and {base.title} were not measured on the same examples ({len(mine['order']):,} and "
-        f"{len(theirs['order']):,}), so there is no paired difference: compare their intervals with care."
+        f"{both} were not measured on the same examples ({mine:,} of {my_users:,} users, and {theirs:,} of "
+        f"{their_users:,}), so there is no paired difference: what is higher may be the easier data."
     )
 
 
@@ -145,14 +182,21 @@ def _read(folder: Path, mark: str, name: str) -> Run:
         )
     try:
         metrics = json.loads(path.read_text(encoding="utf-8"))
-        models, _ = metrics["models"], (metrics["split"], metrics["n_users"])
+        models, _ = metrics["models"], (metrics["split"], metrics["n_users"], metrics["n_examples"])
     except (ValueError, KeyError, TypeError):
         raise UserError(
             f"{path} is no metrics.json of rosepo: `rosepo evaluate --out {folder} --overwrite` again"
         ) from None
     if not {"sft", "aligned"} & set(models):
         raise UserError(f"{folder} evaluated no model of its own (sft or aligned), so there is nothing to compare")
-    return Run(mark, name, folder, metrics, _manifests(folder))  # fmt: skip
+    run = Run(mark, name, folder, metrics, _manifests(folder))
+    missing = [key for key in _NEEDED if key not in run.figures or (run.before is not None and key not in run.before)]
+    if missing or not {"truth", "differences"} <= set(metrics):
+        raise UserError(
+            f"{path} lacks {', '.join(missing) or 'figures'}, so another version of rosepo wrote it: "
+            f"`rosepo evaluate --out {folder} --overwrite` again"
+        )
+    return run
 
 
 def _manifests(folder: Path) -> dict[str, dict[str, Any]]:

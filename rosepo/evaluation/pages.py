@@ -11,7 +11,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from rosepo.artifacts import write_text
-from rosepo.evaluation.verdict import number
+from rosepo.evaluation.words import number
 
 
 def write_pages(path: Path, template: str, page: Mapping[str, Any], pictures: Mapping[str, Any]) -> None:

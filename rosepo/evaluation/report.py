@@ -16,6 +16,7 @@ from rosepo.evaluation import curves, figures, tables
 from rosepo.evaluation.cases import Case, changed_cases
 from rosepo.evaluation.cost import cost_table
 from rosepo.evaluation.facts import aligned_figures, facts_of, manifests_of, reproduction
+from rosepo.evaluation.group_tables import group_tables
 from rosepo.evaluation.naming import colours_of, label
 from rosepo.evaluation.pages import uri, write_pages
 from rosepo.evaluation.smoothing import read_calibration, read_epsilon, shape_of, strategy_rows
@@ -38,8 +39,10 @@ def write_report(config: Config, inputs: Outputs, out: Path, seconds: float) -> 
     metrics = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
     manifests = manifests_of(inputs)
     oracle = _oracle(config, inputs, manifests)
-    sweep = inputs.sweep / "trials.json"
+    both = "aligned-sft" in metrics["differences"]
+    groups, groups_others = group_tables(metrics)
     page = {
+        "name": inputs.root.resolve().name,
         "created": now()[:16].replace("T", " ") + " UTC",
         "metrics": metrics,
         "n": tables.measured_on(metrics),
@@ -50,11 +53,13 @@ def write_report(config: Config, inputs: Outputs, out: Path, seconds: float) -> 
         "differences": tables.differences_table(metrics),
         "no_baseline": " ".join(no_baseline(metrics)),
         "candidates": tables.candidates_tables(metrics),
-        "groups": tables.group_tables(metrics),
+        "groups": groups,
+        "groups_others": groups_others,
         "cases": _cases(inputs, out, metrics),
+        "bias_title": f"Popularity and look-alikes{', before and after' if both else ''}",
         "bias": tables.bias_tables(metrics),
         "oracle": oracle,
-        "sweep": tables.sweep_table(json.loads(sweep.read_text(encoding="utf-8"))) if sweep.is_file() else None,
+        "sweep": _sweep(config, inputs),
         "training": curves.ends(inputs),
         "cost": cost_table(manifests | {"evaluate": _so_far(seconds)}),
         "again": reproduction(config, manifests),
@@ -112,6 +117,13 @@ def _oracle(config: Config, inputs: Outputs, manifests: Mapping[str, Any]) -> di
         "trained": manifests.get("oracle", {}).get("figures", {}),
         "calibration": read_calibration(inputs.oracle),
     }
+
+
+def _sweep(config: Config, inputs: Outputs) -> tables.Table | None:
+    path = inputs.sweep / "trials.json"
+    if not path.is_file():
+        return None
+    return tables.sweep_table(json.loads(path.read_text(encoding="utf-8")), config.sweep.max_examples)
 
 
 def _cases(inputs: Outputs, out: Path, metrics: Mapping[str, Any]) -> dict[str, list[Case]]:

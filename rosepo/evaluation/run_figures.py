@@ -10,6 +10,7 @@ from matplotlib.ticker import MaxNLocator
 
 from rosepo.evaluation.drawing import or_zero, svg
 from rosepo.evaluation.naming import short
+from rosepo.evaluation.words import measured
 
 RUN_COLOURS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7a4fa3", "#8b5a2b", "#4d6b00")
 
@@ -35,10 +36,12 @@ def by_run(titles: Mapping[str, str], points: Mapping[str, Point], metric: str) 
         for row, mark in enumerate(titles):
             figure, before = points[mark]
             if before is not None:
+                if measured(before):
+                    axes.plot([before["low"], before["high"]], [row + 0.22] * 2, color="#bbbbbb", lw=1.2)
                 axes.plot(or_zero(before["value"]), row + 0.22, "o", ms=5, color="#777777", mfc="white", mew=1.2)
-                axes.plot([or_zero(before["low"]), or_zero(before["high"])], [row + 0.22] * 2, color="#bbbbbb", lw=1.2)
-            low, high = or_zero(figure["low"]), or_zero(figure["high"])
-            axes.plot([low, high], [row - 0.08] * 2, color=colours[mark], lw=2.2, solid_capstyle="butt")
+            if measured(figure):
+                ends = [figure["low"], figure["high"]]
+                axes.plot(ends, [row - 0.08] * 2, color=colours[mark], lw=2.2, solid_capstyle="butt")
             axes.plot(or_zero(figure["value"]), row - 0.08, "o", ms=7, color=colours[mark])
         axes.set_yticks(range(len(titles)), [short(title) for title in titles.values()])
         axes.set_ylim(len(titles) - 0.4, -0.6)
@@ -72,8 +75,10 @@ def tradeoff(
                 start, level = or_zero(a_before["value"]), or_zero(b_before["value"])
                 axes.plot([start, at], [level, height], color=colours[mark], lw=0.9, alpha=0.7)
                 axes.plot(start, level, "o", ms=5, color="#777777", mfc="white", mew=1.2)
-            axes.plot([or_zero(a["low"]), or_zero(a["high"])], [height] * 2, color=colours[mark], lw=1.1, alpha=0.6)
-            axes.plot([at] * 2, [or_zero(b["low"]), or_zero(b["high"])], color=colours[mark], lw=1.1, alpha=0.6)
+            if measured(a):
+                axes.plot([a["low"], a["high"]], [height] * 2, color=colours[mark], lw=1.1, alpha=0.6)
+            if measured(b):
+                axes.plot([at] * 2, [b["low"], b["high"]], color=colours[mark], lw=1.1, alpha=0.6)
             axes.plot(at, height, "o", ms=8, color=colours[mark])
             axes.annotate(mark, (at, height), (6, 5), textcoords="offset points", fontsize=10, fontweight="bold")
         axes.margins(0.1)

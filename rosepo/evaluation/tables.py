@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rosepo.evaluation.naming import SHORT, label, split_pair
-from rosepo.evaluation.verdict import number, sign
+from rosepo.evaluation.words import digits_of, measured, number, sign
 
 ACCURACY = ("hr@1", "hr@5", "hr@10", "hr@20", "ndcg@5", "ndcg@10", "ndcg@20")
 BIAS = (
@@ -20,10 +20,6 @@ BIAS = (
     ("hallucination@1", "Semantic hallucination, first place", "the same for a wrong first title"),
     ("out_of_catalogue", "Out of the catalogue", "share of freely generated answers that are no title"),
 )
-GROUPINGS = {
-    "history_length": ("By length of the history", "history"),
-    "popularity_taste": ("By taste for popular titles", "taste"),
-}
 CANDIDATE_METRICS = {
     "hr@1": "HR@1, all answers",
     "hr@1_valid": "HR@1, valid answers",
@@ -33,12 +29,6 @@ CANDIDATE_METRICS = {
     "valid_ratio_substring": "ValidRatio, substring rule",
 }
 PROBES = {"chance": "Chance", "item_slot": "Probe: item and slot only"}
-SHOWN_OF_GROUPS = (
-    ("hr@10", "HR@10"),
-    ("ndcg@10", "NDCG@10"),
-    ("log_popularity", "log-popularity"),
-    ("hallucination", "hallucination"),
-)
 
 
 @dataclass(frozen=True)
@@ -51,6 +41,8 @@ class Cell:
         model: whose colour it carries.
         wide: it may wrap.
         share: what a bar beside it shows, 0 to 1.
+
+    A row of a single cell is a heading across the whole table.
     """
 
     text: str
@@ -81,9 +73,10 @@ def figure_cell(figure: Mapping[str, Any] | None, strong: bool = False, signed: 
     """A value and its interval; a dash for what was not measured."""
     if figure is None or figure.get("value") is None:
         return Cell("–")
-    low, high = figure.get("low"), figure.get("high")
-    below = "" if low is None or high is None else f"{number(low, signed)} to {number(high, signed)}"
-    return Cell(number(figure["value"], signed), below, strong)
+    digits = digits_of(figure)
+    low, high = (number(figure.get(key), signed, digits) for key in ("low", "high"))
+    below = f"{low} to {high}" if measured(figure) else ""
+    return Cell(number(figure["value"], signed, digits), below, strong)
 
 
 def accuracy_table(metrics: Mapping[str, Any]) -> Table:
@@ -132,41 +125,14 @@ def _bias_table(metrics: Mapping[str, Any], names: Sequence[str]) -> Table:
         if not any(key in models[name] for name in names):
             continue
         cells = [figure_cell(models[name].get(key)) for name in names]
+        apart = next((models[name][key] for name in names if "n_examples" in models[name].get(key, {})), None)
+        about += "" if apart is None else f"; {measured_on(apart)}"
         if change is not None:
             cells.append(figure_cell(change.get(key), bool(sign(change.get(key, {}))), signed=True))
         own = Cell("0") if key.startswith("hallucination") or key == "out_of_catalogue" else figure_cell(truth.get(key))
         rows.append([Cell(title, about, wide=True), *cells, own])
     shown = [said.get(name) or label(name, metrics) for name in names] + ["Change"] * (change is not None)
     return Table(("Figure", *shown, "What people chose"), rows, n=measured_on(metrics))
-
-
-def group_tables(metrics: Mapping[str, Any]) -> list[Table]:
-    """Models by groups of users, a table a grouping; empty where no groups were measured."""
-    tables = []
-    for grouping, groups in metrics.get("groups", {}).items():
-        if not groups:
-            continue
-        title, column = GROUPINGS.get(grouping, (f"By {grouping.replace('_', ' ')}", "group"))
-        names = list(dict.fromkeys(name for group in groups.values() for name in group["models"]))
-        rows = [row for name, group in groups.items() for row in _group_rows(name, group, names)]
-        header = (column.capitalize(), "Figure", *(label(name, metrics) for name in names))
-        tables.append(Table((*header, "Aligned − SFT", "What people chose"), rows, title))
-    return tables
-
-
-def _group_rows(group_name: str, group: Mapping[str, Any], names: Sequence[str]) -> list[list[Cell]]:
-    """A row a figure of one group: the models, the change by alignment, what people chose."""
-    change = group.get("differences", {}).get("aligned-sft", {})
-    first = Cell(group_name.replace("_", " "), f"{group['n_users']:,} users, {group['n_examples']:,} examples")
-    rows: list[list[Cell]] = []
-    for key, shown in SHOWN_OF_GROUPS:
-        figures = [group["models"].get(name, {}).get(key) for name in names]
-        if any(figure is not None for figure in figures):
-            truth = next((figure["truth"] for figure in figures if figure and "truth" in figure), None)
-            changed = figure_cell(change.get(key), bool(sign(change.get(key, {}))), signed=True)
-            cells = (*map(figure_cell, figures), changed, Cell(number(truth)))
-            rows.append([first if not rows else Cell("", ""), Cell(shown), *cells])
-    return rows
 
 
 def candidates_tables(metrics: Mapping[str, Any]) -> list[Table]:
@@ -214,8 +180,12 @@ def strategy_table(rows: Sequence[Mapping[str, Any]], ceiling: float | None) -> 
     return Table(header, cells)
 
 
-def sweep_table(sweep: Mapping[str, Any]) -> Table:
-    """Trials of a sweep as `trials.json` has them, the best one standing out."""
+def sweep_table(sweep: Mapping[str, Any], most: int | None) -> Table:
+    """Trials of a sweep as `trials.json` has them, the best one standing out.
+
+    Args:
+        most: examples that a trial was measured on at most (sweep.max_examples); None: all of them.
+    """
     keys = list(sweep["trials"][0]["settings"]) if sweep["trials"] else []
     finished = [trial for trial in sweep["trials"] if "error" not in trial]
     best = max(finished, key=lambda trial: trial[sweep["metric"]], default=None)
@@ -231,7 +201,9 @@ def sweep_table(sweep: Mapping[str, Any]) -> Table:
             figures = [Cell(number(trial[key]), strong=strong) for key in ("hr@10", "ndcg@10")]
             figures.append(Cell(f"{trial['seconds']:.0f}"))
         rows.append([Cell(name, strong=strong), *settings, *figures])
-    return Table(("Trial", *keys, "HR@10", "NDCG@10", "Seconds"), rows, note="Measured on validation examples.")
+    n = "all" if most is None else f"at most {most:,}"
+    note = f"Measured on {n} validation examples, without intervals: the best value may be so by chance."
+    return Table(("Trial", *keys, "HR@10", "NDCG@10", "Seconds"), rows, note=note)
 
 
 def _model_cell(name: str, metrics: Mapping[str, Any]) -> Cell:

@@ -9,20 +9,26 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-ACCURACY = (("hr@10", "HR@10"), ("ndcg@10", "NDCG@10"))
-NO_BASELINE = "The oracle is a table of scores, which cannot rank the whole catalogue, so it is no baseline here."
-NONE_SEEN = "no difference seen"
-ROUNDING = 1e-9
-"""Sums of the same numbers in another order differ by less: no difference of models."""
-_BASES = {
-    "popular": "most popular",
-    "markov": "the Markov chain",
-    "oracle": "the oracle",
-    "sft": "the SFT model",
-    "aligned": "the aligned model",
-}
+from rosepo.evaluation.standings import against, few_users, without_alignment
+from rosepo.evaluation.words import (
+    NONE_SEEN,
+    NOT_MEASURED,
+    Figure,
+    brackets,
+    digits_of,
+    interval,
+    joined,
+    known,
+    measured,
+    number,
+    outcome,
+    sign,
+)
 
-Figure = Mapping[str, Any]
+ACCURACY = (("hr@10", "HR@10"), ("ndcg@10", "NDCG@10"))
+"""What the verdict is made of."""
+OTHER_ACCURACY = ("hr@1", "hr@5", "hr@20", "ndcg@5", "ndcg@20")
+NO_BASELINE = "The oracle is a table of scores, which cannot rank the whole catalogue, so it is no baseline here."
 
 
 @dataclass(frozen=True)
@@ -41,15 +47,16 @@ def verdict(metrics: Mapping[str, Any]) -> Verdict:
     models, differences = metrics["models"], metrics["differences"]
     difference = differences.get("aligned-sft")
     if difference is None:
-        first, second, told = _without_alignment(models, differences)
-        return Verdict((first, second), (*told, *no_baseline(metrics)))
+        sentences, told = without_alignment(metrics)
+        return Verdict(sentences, (*told, *no_baseline(metrics)))
     details = [
         _change(label, models["sft"][name], models["aligned"][name], difference[name]) for name, label in ACCURACY
     ]
     popularity, likeness = _popularity(models, difference), _look_alikes(models, difference)
-    details += [popularity[0], likeness[0]]
-    details += [_against("Aligned is", differences.get(f"aligned-{base}"), base) for base in ("oracle", "markov")]
-    told = tuple(sentence for sentence in (*details, *no_baseline(metrics)) if sentence)
+    details += [_other_accuracy(difference), _free_answers(metrics), popularity[0], likeness[0]]
+    details += [against("aligned", base, differences) for base in ("oracle", "markov")]
+    details += [against(name, "aligned", differences) for name in metrics.get("given", {})]
+    told = tuple(sentence for sentence in (*details, *no_baseline(metrics), few_users(metrics)) if sentence)
     biases = (
         (popularity[1], difference["log_popularity"], "popularity", "log-popularity "),
         (likeness[1], difference["hallucination"], "semantic hallucination", ""),
@@ -63,71 +70,85 @@ def no_baseline(metrics: Mapping[str, Any]) -> tuple[str, ...]:
     return () if metrics.get("oracle") is None or "oracle" in metrics["models"] else (NO_BASELINE,)
 
 
-def sign(difference: Figure) -> int:
-    """1 or -1 where the interval is clear of zero, 0 where it is not (or missing)."""
-    low, high = difference.get("low"), difference.get("high")
-    if low is None or high is None:
-        return 0
-    return int(low > ROUNDING) - int(high < -ROUNDING)
-
-
 def _accuracy_sentence(difference: Mapping[str, Figure], among: str) -> str:
     """Sentence one: HR@10 and NDCG@10 of the aligned model against those of the SFT model that it started from;
     `among`: what was ranked, where that is not the catalogue."""
-    told = {name: f"{label} {_short(difference[name])}" for name, label in ACCURACY}
-    signs = {name: sign(difference[name]) for name, _ in ACCURACY}
+    told = {name: f"{label} ({brackets(difference[name])})" for name, label in ACCURACY}
+    signs = {name: sign(difference[name]) for name, _ in ACCURACY if measured(difference[name])}
     unseen = [told[name] for name, found in signs.items() if found == 0]
     seen = [told[name] for name, found in signs.items() if found != 0]
+    lost = [label for name, label in ACCURACY if name not in signs]
+    rest = f"; {joined(lost)} {NOT_MEASURED}" if lost else ""
+    if not signs:
+        return f"Whether alignment changed accuracy{among} cannot be told: {joined(lost)} {NOT_MEASURED}."
     if not seen:
-        return f"Alignment changed nothing that can be seen in accuracy{among}: {NONE_SEEN} in {_join(unseen)}."
+        where = "the hits and the order of the first ten" if _other_accuracy(difference) else "accuracy"
+        found_none = f"{NONE_SEEN} in {joined(unseen)}"
+        return f"Alignment changed nothing that can be seen in {where}{among}: {found_none}{rest}."
     if set(signs.values()) == {1, -1}:
-        return f"Alignment moved hits and their order in opposite directions{among}: {_join(seen)}."
+        return f"Alignment moved hits and their order in opposite directions{among}: {joined(seen)}."
     more = "more" if 1 in signs.values() else "less"
-    rest = f", with {NONE_SEEN} in {_join(unseen)}" if unseen else ""
-    return f"Alignment made recommendations {more} accurate{among}: {_join(seen)}{rest}."
+    rest = f", with {NONE_SEEN} in {joined(unseen)}" if unseen else rest
+    return f"Alignment made recommendations {more} accurate{among}: {joined(seen)}{rest}."
 
 
 def _bias_sentence(biases: Sequence[tuple[str | None, Figure, str, str]]) -> str:
     """Sentence two, of each bias the words for it ('' where nothing was seen, None where nothing could be measured),
     the difference, its name, and what to write before the difference."""
-    seen = [f"{words} ({before}{_short(figure)})" for words, figure, _, before in biases if words]
-    unseen = [f"{name} ({before}{_short(figure)})" for words, figure, name, before in biases if words == ""]
-    rest = "".join(f"; {name} could not be measured" for words, _, name, _ in biases if words is None)
+    seen = [f"{words} ({before}{brackets(figure)})" for words, figure, _, before in biases if words]
+    unseen = [f"{name} ({before}{brackets(figure)})" for words, figure, name, before in biases if words == ""]
+    lost = [name for words, _, name, _ in biases if words is None]
+    rest = f"; {joined(lost)} {NOT_MEASURED}" if lost else ""
+    if len(lost) == len(biases):
+        return f"Bias {NOT_MEASURED}: {joined(lost)}."
     if not seen:
         return f"There was {NONE_SEEN} in {' or '.join(unseen)}{rest}."
-    return f"It {_join(seen)}{f', with {NONE_SEEN} in {unseen[0]}' if unseen else ''}{rest}."
-
-
-def _short(figure: Figure) -> str:
-    low, high = number(figure.get("low"), True), number(figure.get("high"), True)
-    return f"{number(figure['value'], True)} [{low}, {high}]"
+    return f"It {joined(seen)}{f', with {NONE_SEEN} in {unseen[0]}' if unseen else ''}{rest}."
 
 
 def _change(label: str, before: Figure, after: Figure, difference: Figure) -> str:
-    told = f"{label} went from {number(before['value'])} to {number(after['value'])} ({interval(difference)})"
-    return f"{told}: {outcome(difference)}."
+    if not measured(difference):
+        return f"{label} went from {number(before['value'])} to {number(after['value'])}; its change {NOT_MEASURED}."
+    return f"{label} {_from_to(before, after, difference)} ({interval(difference)}): {outcome(difference)}."
 
 
-def outcome(difference: Figure, up: str = "better", down: str = "worse") -> str:
-    """`better`, `worse` (or what is given for them) or that no difference was seen."""
-    return {1: up, -1: down, 0: NONE_SEEN}[sign(difference)]
+def _from_to(before: Figure, after: Figure, difference: Figure) -> str:
+    digits = digits_of(difference)
+    return f"went from {number(before['value'], digits=digits)} to {number(after['value'], digits=digits)}"
 
 
-def _popularity(models: Mapping[str, Any], differences: Mapping[str, Any]) -> tuple[str, str]:
-    """A sentence, and the words for the verdict ('' where nothing was seen)."""
-    before, after, difference = _three("log_popularity", models, differences)
-    truth = before["truth"]
+def _other_accuracy(difference: Mapping[str, Figure]) -> str:
+    """Where other figures of accuracy are clear of zero: which."""
+    found = [f"{key.upper()} {brackets(difference[key])}" for key in OTHER_ACCURACY if sign(difference.get(key, {}))]
+    return f"Of the other figures of accuracy, clear of zero too: {joined(found)}." if found else ""
+
+
+def _free_answers(metrics: Mapping[str, Any]) -> str:
+    """HR@1 of what the models wrote freely, where prompts list candidates."""
+    found = metrics.get("candidates") or {}
+    difference = found.get("differences", {}).get("aligned-sft", {}).get("hr@1")
+    if difference is None:
+        return ""
+    before, after = (found["models"][name]["hr@1"] for name in ("sft", "aligned"))
+    return _change("HR@1 of free answers", before, after, difference)
+
+
+def _popularity(models: Mapping[str, Any], differences: Mapping[str, Any]) -> tuple[str, str | None]:
+    """A sentence, and the words for the verdict ('' where nothing was seen, None where nothing could be measured)."""
+    before, after, difference = _both("log_popularity", models, differences)
+    truth = before.get("truth")
+    if not measured(difference) or truth is None or not known(before["value"], after["value"], truth):
+        return f"Popularity of what is recommended {NOT_MEASURED}.", None
+    digits = digits_of(difference)
     told = (
-        f"Mean log-popularity of the top 10 went from {number(before['value'])} to {number(after['value'])} "
-        f"({interval(difference)}; what people chose has {number(truth)})"
+        f"Mean log-popularity of the top 10 {_from_to(before, after, difference)} "
+        f"({interval(difference)}; what people chose has {number(truth, digits=digits)})"
     )
     if sign(difference) == 0:
         return f"{told}: {NONE_SEEN}.", ""
     nearer = abs(after["value"] - truth) < abs(before["value"] - truth)
-    outcome = (
-        f"{'more' if sign(difference) > 0 else 'less'} popular titles, {'nearer to' if nearer else 'further from'}"
-    )
-    return f"{told}: {outcome} what people chose.", _bias_words(before["value"] - truth, after["value"] - truth)
+    words = f"{'more' if sign(difference) > 0 else 'less'} popular titles, {'nearer to' if nearer else 'further from'}"
+    return f"{told}: {words} what people chose.", _bias_words(before["value"] - truth, after["value"] - truth)
 
 
 def _bias_words(before: float, after: float) -> str:
@@ -142,62 +163,27 @@ def _bias_words(before: float, after: float) -> str:
 
 
 def _look_alikes(models: Mapping[str, Any], differences: Mapping[str, Any]) -> tuple[str, str | None]:
-    """The same for semantic hallucination; None in place of the words where it could not be measured."""
-    before, after, difference = _three("hallucination", models, differences)
-    if before["value"] is None or after["value"] is None:
-        return "Likeness to the history could not be measured.", None
+    """The same for semantic hallucination."""
+    before, after, difference = _both("hallucination", models, differences)
+    if not measured(difference) or not known(before["value"], after["value"]):
+        return f"Likeness to the history {NOT_MEASURED}.", None
     told = (
-        f"Semantic hallucination, by how much wrong titles look more like the history than the right one, went from "
-        f"{number(before['value'])} to {number(after['value'])} ({interval(difference)})"
+        "Semantic hallucination, by how much wrong titles look more like the history than the right one, "
+        f"{_from_to(before, after, difference)} ({interval(difference)})"
     )
     seen = outcome(difference, "more look-alikes", "fewer look-alikes")
     if max(before["value"], after["value"]) <= 0:
-        word = {1: "made wrong titles more", -1: "made wrong titles less", 0: ""}[sign(difference)]
-        rest = " like the history, if less so than the right ones" if word else ""
-        return f"{told}: {seen}, and both below the right titles.", word + rest
-    word = {1: "raised semantic hallucination", -1: "lowered semantic hallucination", 0: ""}[sign(difference)]
-    return f"{told}: {seen}.", word
+        words = {
+            1: "made wrong titles more like the history, though less so than right ones",
+            -1: "made wrong titles even less like the history than right ones",
+            0: "",
+        }
+        return f"{told}: {seen}; before and after, wrong titles look less like it than the right ones.", words[
+            sign(difference)
+        ]
+    words = {1: "raised semantic hallucination", -1: "lowered semantic hallucination", 0: ""}
+    return f"{told}: {seen}.", words[sign(difference)]
 
 
-def _three(name: str, models: Mapping[str, Any], differences: Mapping[str, Any]) -> tuple[Figure, Figure, Figure]:
+def _both(name: str, models: Mapping[str, Any], differences: Mapping[str, Any]) -> tuple[Figure, Figure, Figure]:
     return models["sft"][name], models["aligned"][name], differences[name]
-
-
-def _without_alignment(models: Mapping[str, Any], differences: Mapping[str, Any]) -> tuple[str, str, tuple[str, ...]]:
-    best = max((name for name in models), key=lambda name: models[name]["ndcg@10"]["value"] or 0.0)
-    told = (_against("SFT is", differences.get(f"sft-{base}"), base) for base in ("popular", "markov", "oracle"))
-    return (
-        "There is no aligned model beside its SFT base in this run, so alignment cannot be judged.",
-        f"The highest NDCG@10 is that of {_BASES.get(best, best)}.",
-        tuple(sentence for sentence in told if sentence),
-    )
-
-
-def _against(subject: str, difference: Mapping[str, Figure] | None, base: str) -> str:
-    """How a model stands to a baseline in HR@10 and NDCG@10; nothing where they were not compared."""
-    if difference is None:
-        return ""
-    words = [(outcome(difference[name], "above", "below"), label, difference[name]) for name, label in ACCURACY]
-    told = (f"{word.replace(NONE_SEEN, 'not distinguishable from')} {_BASES[base]} in {label} ({interval(figure)})"
-            for word, label, figure in words)  # fmt: skip
-    return f"{subject} {' and '.join(told)}."
-
-
-def _join(words: list[str]) -> str:
-    return words[0] if len(words) == 1 else ", ".join(words[:-1]) + " and " + words[-1]
-
-
-def number(value: float | None, signed: bool = False) -> str:
-    """Three digits, with a real minus sign; a dash where there is no number."""
-    if value is None:
-        return "–"
-    digits = 3 if abs(value) < 10 else 2
-    value = round(value, digits) + 0.0  # no minus in front of what rounds to zero
-    text = f"{value:+.{digits}f}" if signed and value else f"{value:.{digits}f}"
-    return text.replace("-", "−")
-
-
-def interval(figure: Figure) -> str:
-    """`+0.010, 95 % interval +0.001 to +0.019`."""
-    low, high = number(figure.get("low"), True), number(figure.get("high"), True)
-    return f"{number(figure['value'], True)}, 95 % interval {low} to {high}"

@@ -14,7 +14,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from rosepo.artifacts import write_text
 from rosepo.evaluation.drawing import STYLE, text_of
 from rosepo.evaluation.naming import short
-from rosepo.evaluation.verdict import sign
+from rosepo.evaluation.words import sign
 from rosepo.experiments.tables import LABELS, base_of, file_name
 
 DRAWN = ("ndcg@10", "hr@10", "log_popularity")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rosepo.console import duration
-from rosepo.evaluation.verdict import number, sign
+from rosepo.evaluation.words import number, sign
 
 LABELS = {
     "hr@1": "HR@1",

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from rosepo.evaluation.bootstrap import UserBootstrap, _draw_users
+from rosepo.evaluation.bootstrap import UserBootstrap, _draw_users, plain
 
 
 def _slow_draws(users: np.ndarray, values: np.ndarray, resamples: int, seed: int) -> np.ndarray:
@@ -111,3 +112,9 @@ def test_equal_seeds_give_equal_intervals_and_a_series_of_nothing_gives_nan() ->
     assert first == second
     empty = UserBootstrap(users, 100).resample({"x": np.full(3, np.nan)}).mean("x")
     assert np.isnan([empty.value, empty.low, empty.high]).all()
+
+
+def test_a_single_user_gives_a_mean_and_no_interval() -> None:
+    drawn = UserBootstrap(np.array(["u", "u", "u"]), 50).resample({"a": np.array([1.0, 0.0, 1.0])})
+    assert plain(drawn.mean("a")) == {"value": pytest.approx(2 / 3), "low": None, "high": None}
+    assert plain(drawn.difference("a", "a"))["low"] is None

@@ -9,7 +9,7 @@ import pytest
 
 from rosepo.evaluation.compare import compare
 from tests.browser import Browser, Drawn, browser, installed
-from tests.evaluation.reports import shared_run
+from tests.evaluation.reports import EXTRA, shared_run
 
 PHONE, DESK = 360, 1200
 
@@ -56,6 +56,35 @@ def test_what_is_folded_away_opens_with_a_tap(chromium: Browser, pages: dict[str
     assert chromium.value(height) == 0
     chromium.value("document.querySelector('label[for=differences]').click()")
     assert chromium.value(height) > 100
+
+
+def test_what_alignment_changed_in_groups_fits_a_desk_whatever_else_was_measured(
+    chromium: Browser, pages: dict[str, Path]
+) -> None:
+    chromium.draw(pages["report"], DESK)
+    chromium.call("Emulation.setEmulatedMedia", media="screen")
+    hidden = "[...document.querySelectorAll('#groups > .table > .scroll')].map(e => e.scrollWidth - e.clientWidth)"
+    found = chromium.value(hidden)
+    assert found
+    assert max(found) <= 0
+    headings = "[...document.querySelectorAll('#groups > .table th')].map(e => e.textContent)"
+    assert EXTRA not in chromium.value(headings)
+
+
+def test_in_the_dark_text_is_light_and_pictures_keep_a_white_ground(chromium: Browser, pages: dict[str, Path]) -> None:
+    chromium.draw(pages["report"], DESK)
+    ground = "getComputedStyle(document.querySelector('{}')).{}"
+    colours = {}
+    for scheme in ("light", "dark"):
+        features = [{"name": "prefers-color-scheme", "value": scheme}]
+        chromium.call("Emulation.setEmulatedMedia", media="screen", features=features)
+        colours[scheme] = [
+            chromium.value(ground.format(*of))
+            for of in (("section", "backgroundColor"), ("td", "color"), ("figure img", "backgroundColor"))
+        ]
+    chromium.call("Emulation.setEmulatedMedia", media="screen", features=[])
+    assert colours["light"][0] == "rgb(255, 255, 255)"
+    assert colours["dark"] == ["rgb(27, 33, 42)", "rgb(228, 232, 238)", "rgb(255, 255, 255)"]
 
 
 def test_the_browser_would_tell_of_errors_and_of_what_does_not_fit(chromium: Browser, tmp_path: Path) -> None:

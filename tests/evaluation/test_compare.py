@@ -17,7 +17,7 @@ from rosepo.artifacts import write_json
 from rosepo.errors import UserError
 from rosepo.evaluation.compare import compare, paired_differences, settings_table
 from rosepo.evaluation.finished import read_runs
-from rosepo.evaluation.verdict import sign
+from rosepo.evaluation.words import sign
 from tests.evaluation.reports import shared_run
 
 
@@ -80,7 +80,7 @@ def test_other_examples_or_lost_rankings_leave_the_intervals_alone(
     else:
         shutil.rmtree(copy / "evaluation" / "rankings")
     compare([runs[0], copy], tmp_path / "page.html")
-    told = "not measured on the same examples (23 and 24)" if lost == "examples" else "are not there any more"
+    told = "not measured on the same examples" if lost == "examples" else "are not there any more"
     assert told in capsys.readouterr().err
     for suffix in (".html", ".md"):
         text = (tmp_path / "page").with_suffix(suffix).read_text().replace("\\", "")
@@ -118,6 +118,54 @@ def test_runs_are_told_apart_by_as_much_of_their_path_as_it_takes(runs: list[Pat
     assert [run.title for run in read_runs(folders)] == ["A · a/run", "B · b/run"]
 
 
+def _more_users(copy: Path) -> None:
+    path = copy / "evaluation" / "metrics.json"
+    write_json(path, json.loads(path.read_text()) | {"n_examples": 1000, "n_users": 900})
+    shutil.rmtree(copy / "evaluation" / "rankings")
+
+
+def _among_candidates(copy: Path) -> None:
+    path = copy / "evaluation" / "metrics.json"
+    write_json(path, json.loads(path.read_text()) | {"protocol": "candidates"})
+
+
+def _another_title(copy: Path) -> None:
+    path = copy / "examples" / "_items.parquet"
+    items = pq.read_table(path)
+    more = items.slice(0, 1).set_column(0, "item_id", pa.array([10**6], items.schema.field("item_id").type))
+    pq.write_table(pa.concat_tables([items, more]), path)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (_more_users, r"not measured on the same examples \(1,000 of 900 users, and 24 of 24\)"),
+        (
+            _among_candidates,
+            r"cannot be compared: B · copy ranked the candidates that prompts list, A · .* whole catal",
+        ),
+        (_another_title, r"ranked different catalogues \(31 and 30 titles\)"),
+    ],
+)
+def test_runs_of_other_data_get_no_paired_difference_and_are_told_why(
+    change: Any, words: str, copy: Path, runs: list[Path]
+) -> None:
+    change(copy)
+    first, second = read_runs([runs[0], copy])
+    found, alone = paired_differences([first, second], first)
+    assert found == {}
+    assert len(alone) == 1
+    assert re.search(words, alone[0])
+
+
+def _older(copy: Path, runs: list[Path]) -> list[Path]:
+    path = copy / "evaluation" / "metrics.json"
+    metrics = json.loads(path.read_text())
+    del metrics["models"]["aligned"]["hr@20"]
+    write_json(path, metrics)
+    return [runs[0], copy]
+
+
 def _split(copy: Path, runs: list[Path]) -> list[Path]:
     path = copy / "evaluation" / "metrics.json"
     write_json(path, json.loads(path.read_text()) | {"split": "validation"})
@@ -149,6 +197,7 @@ def _empty(copy: Path, runs: list[Path]) -> list[Path]:
         (_empty, r"is no evaluated run .*run `rosepo evaluate --out"),
         (_broken, "is no metrics.json of rosepo"),
         (_baselines, "no model of its own"),
+        (_older, r"lacks hr@20, so another version of rosepo wrote it"),
         (_split, "evaluated on the validation split .* same evaluate.split"),
     ],
 )

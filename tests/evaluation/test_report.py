@@ -2,15 +2,22 @@ from __future__ import annotations
 
 import base64
 import re
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from rosepo.config import AlignConfig
+from rosepo.artifacts import Outputs
+from rosepo.config import AlignConfig, Config
+from rosepo.evaluation.curves import ends
+from rosepo.evaluation.facts import facts_of, reproduction
+from rosepo.evaluation.figures import accuracy
 from rosepo.evaluation.naming import colours_of, short, split_pair
 from rosepo.evaluation.smoothing import shape_of
+from rosepo.evaluation.tables import bias_tables
+from rosepo.redaction import command_line
 from tests.evaluation.reports import EXTRA, shared_run
 
 
@@ -94,6 +101,33 @@ def test_markdown_tables_have_as_many_cells_as_their_heads(report: Path) -> None
     assert not re.search(r"(?<!\\)<(script|b|beta)", "\n".join(lines))
 
 
+def test_a_picture_shows_any_name_and_no_interval_where_there_is_none() -> None:
+    def picture(name: str, low: float | None) -> str:
+        figure = {"hr@10": {"value": 0.25, "low": low, "high": None if low is None else 0.5}}
+        return accuracy({"sft": (name, figure)}, "hr@10")
+
+    assert "<svg" in picture("$\\frac$ 100 $ off", 0.125)
+    whole, alone = (picture("SFT", low).count("LineCollection") for low in (0.125, None))
+    assert (whole, alone) == (1, 0)
+
+
+def test_the_page_names_its_run_and_the_command_that_made_it(report: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert f"<title>{report.parent.name} · rosepo report</title>" in report.read_text()
+    for given, expected in (
+        (["/x/bin/rosepo", "evaluate", "--out", "my runs/a"], "rosepo evaluate --out 'my runs/a'"),
+        (["jobs/run.py", "--set", "a=[1, 2]"], "python jobs/run.py --set 'a=[1, 2]'"),
+        (["rosepo", "s3://user:word@bucket/log"], "rosepo 's3://***@bucket/log'"),
+    ):
+        monkeypatch.setattr(sys, "argv", given)
+        assert command_line() == expected
+        assert expected in reproduction(Config(), {"sft": {"command": "rosepo sft"}})["commands"]
+
+
+def test_versions_that_differ_between_stages_are_all_told() -> None:
+    told = reproduction(Config(), {"sft": {"versions": {"torch": "0.1"}}})["versions"]["torch"]
+    assert told.startswith("0.1 and ")
+
+
 def test_models_of_any_name_have_colours_of_their_own() -> None:
     colours = colours_of(["sft", "a", "b", "aligned"])
     assert len({colours[name] for name in ("sft", "aligned", "a", "b")}) == 4
@@ -126,3 +160,24 @@ def test_models_of_any_name_have_colours_of_their_own() -> None:
 )
 def test_the_kind_of_smoothing_is_named(align: dict[str, Any], figures: dict[str, Any], words: str) -> None:
     assert shape_of(AlignConfig(**align), figures) == words
+
+
+def test_a_training_that_went_astray_is_not_hidden(tmp_path: Path) -> None:
+    (tmp_path / "sft").mkdir()
+    (tmp_path / "sft" / "metrics.jsonl").write_text('{"step": 1, "loss": 2.5}\n{"step": 2, "loss": NaN}\n')
+    table = ends(Outputs(tmp_path))
+    assert table is not None
+    assert [table.rows[0][2].text, table.rows[0][2].below] == ["nan", "from 2.500"]
+
+
+def test_a_bias_figure_of_fewer_examples_says_of_how_many() -> None:
+    entry = {"out_of_catalogue": {"value": 0.1, "low": 0.0, "high": 0.2, "n_examples": 200, "n_users": 150}}
+    metrics = {"models": {"sft": entry}, "truth": {}, "differences": {}, "n_examples": 900, "n_users": 800}
+    first = bias_tables(metrics)[0].rows[0][0]
+    assert first.below.endswith("n = 200 examples of 150 users")
+
+
+def test_a_run_without_fine_tuning_does_not_tell_of_any(tmp_path: Path) -> None:
+    metrics = {"split": "test", "protocol": "catalogue", "n_examples": 5, "n_users": 5}
+    names = [[name for name, _ in facts_of(Config(), Outputs(tmp_path), metrics, found)] for found in ({}, {"sft": {}})]
+    assert names == [["Data", "Split", "Measured"], ["Data", "Split", "Measured", "Model", "Fine-tuning"]]
