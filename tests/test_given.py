@@ -23,6 +23,10 @@ def test_a_system_is_called_by_its_location_or_by_the_name_in_front_of_it() -> N
         "predictions:My_BPR:lists/My BPR.csv.gz",
         "predictions:x:s3://b/top=20/x.parquet",
     ]
+    assert names(predictions="./my-bpr=1.csv, x=top=20.csv") == [
+        "predictions:my_bpr_1:./my-bpr=1.csv",
+        "predictions:x:top=20.csv",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -33,6 +37,9 @@ def test_a_system_is_called_by_its_location_or_by_the_name_in_front_of_it() -> N
         ({"predictions": "aligned.csv"}, "'aligned', which is the run's own"),
         ({"predictions": "'*'"}, "tells no name"),
         ({"predictions": "s3://me:secret@b/x.csv"}, "carries credentials"),
+        ({"predictions": "my-bpr=bpr.csv"}, r"'my-bpr=bpr.csv' is not NAME=LOCATION, with letters, digits"),
+        ({"models": "=Qwen/Qwen3-1.7B"}, "is not NAME=LOCATION"),
+        ({"models": "base="}, "is not NAME=LOCATION"),
     ],
 )
 def test_names_that_clash_or_are_none_are_refused(lists: dict[str, str], message: str) -> None:

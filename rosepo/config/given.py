@@ -37,12 +37,17 @@ def given_systems(models: Sequence[str], predictions: Sequence[str]) -> dict[str
     """The systems by name, in order.
 
     Raises:
-        ValueError: a name that cannot be told from the location, or that two systems have.
+        ValueError: a name that cannot be told from the location, that has other characters, or that two systems have.
     """
     found: dict[str, Given] = {}
     entries = [("models", entry) for entry in models] + [("predictions", entry) for entry in predictions]
     for kind, entry in entries:
-        named = re.fullmatch(r"([\w.+]+)=(.+)", entry)
+        named = re.fullmatch(r"([^/:=]*)=(.*)", entry)  # no name where a `=` stands further down in a path or URL
+        if named and not (re.fullmatch(r"[\w.+]+", named[1]) and named[2]):
+            raise ValueError(
+                f"evaluate.{kind}: {entry!r} is not NAME=LOCATION, with letters, digits, '_', '.' and '+' in the name "
+                f"(a location that has '=' itself: ./{entry})"
+            )
         location = named[2] if named else entry
         refuse_credentials(f"evaluate.{kind}", location)
         name = named[1] if named else _name_of(location, kind)

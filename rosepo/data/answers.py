@@ -75,6 +75,8 @@ class ItemReader:
         self._ids = {str(item): index for index, item in enumerate(catalogue.item_ids.tolist())}
         self._known: dict[Any, int] = {}
         self.unknown: list[Any] = []
+        self.misnamed: tuple[str, str] | None = None
+        """The first column that has names ids (or titles) and holds what is one of the other: its name, and which."""
 
     def __call__(self, values: pa.Array, column: str, where: str) -> np.ndarray:
         """Item indexes int32 of integers or text, UNKNOWN for what the catalogue does not hold (and for nulls).
@@ -82,6 +84,8 @@ class ItemReader:
         Raises:
             UserError: values of another type, or text that may mean two items.
         """
+        if pa.types.is_string_view(values.type):
+            values = values.cast(pa.string())
         kind = values.type.value_type if pa.types.is_dictionary(values.type) else values.type
         if pa.types.is_null(kind):
             return np.full(len(values), UNKNOWN, dtype=np.int32)
@@ -114,6 +118,11 @@ class ItemReader:
                 both = " and ".join(map(repr, self._catalogue.item_ids[[by_title, other]].tolist()))
                 raise UserError(f"{where}: {text!r} is the title of several items ({both}): give item ids instead")
         found = by_id if by_id is not None else by_title
+        if found is None and self.misnamed is None:
+            if column in _IDS and normalised(text) in self._titles:
+                self.misnamed = column, "titles"
+            elif column in _TITLES and text in self._ids:
+                self.misnamed = column, "item_ids"
         return UNKNOWN if found is None else found
 
 
@@ -174,8 +183,8 @@ def _answers(table: pa.Table, layout: Layout, reader: ItemReader, where: str, ro
     keys = ids(table[layout.key], layout.key, where, row)
     column = table[layout.entries].combine_chunks()
     if layout.listed:
-        values, lengths = _flat_lists(column, layout.entries, where, row)
-        return Answers(keys, reader(values, layout.entries, where), lengths, None)
+        values, lengths, name = _flat_lists(column, layout.entries, where, row)
+        return Answers(keys, reader(values, name, where), lengths, None)
     assert layout.order is not None
     remedy = f"'{layout.order}' must be a number in every row"
     order = numbers(table[layout.order], layout.order, where, row, remedy)
@@ -185,8 +194,9 @@ def _answers(table: pa.Table, layout: Layout, reader: ItemReader, where: str, ro
     return Answers(keys, reader(column, layout.entries, where), None, -ranks if layout.order == "score" else ranks)
 
 
-def _flat_lists(column: pa.Array, name: str, where: str, row: int) -> tuple[pa.Array, np.ndarray]:
-    """The entries of all lists end to end, and the length of each list, 0 for a null."""
+def _flat_lists(column: pa.Array, name: str, where: str, row: int) -> tuple[pa.Array, np.ndarray, str]:
+    """The entries of all lists end to end, the length of each list, 0 for a null, and the name that says what they are:
+    the column's, or that of a field inside of it."""
     if not _is_list(column.type):
         column = _parsed(column, name, where, row)
     lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy(zero_copy_only=False).astype(np.int64)
@@ -195,27 +205,34 @@ def _flat_lists(column: pa.Array, name: str, where: str, row: int) -> tuple[pa.A
         inner = next((field for field in ("item_id", "title") if values.type.get_field_index(field) >= 0), None)
         if inner is None:
             raise UserError(f"{where}: column '{name}' holds {values.type}: give lists of titles or item ids")
-        values = values.field(inner)
-    return values, lengths
+        return values.field(inner), lengths, inner
+    return values, lengths, name
 
 
 def _parsed(column: pa.Array, name: str, where: str, row: int) -> pa.Array:
-    """Lists out of text that is JSON."""
+    """Lists out of text that is JSON: of integers where there is nothing else, else of text."""
     rows: list[list[Any]] = []
     for number, text in enumerate(column.to_pylist(), row):
         try:
             entries = json.loads(text) if isinstance(text, str) else [] if text is None else text
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):  # also an integer of thousands of digits, and lists in lists in lists
             entries = text
-        if not isinstance(entries, list) or not all(isinstance(entry, (str, int)) for entry in entries):
+        if not isinstance(entries, list) or not all(map(_is_entry, entries)):
             shown = str(text)[:60]
             raise UserError(
                 f'{where}: row {number}: {name} {shown!r} is not a JSON list such as ["Title A", "Title B"]'
             )
         rows.append(entries)
-    whole = all(isinstance(entry, int) for entries in rows for entry in entries)
-    made = rows if whole else [[str(entry) for entry in entries] for entries in rows]
-    return pa.array(made, pa.list_(pa.int64() if whole else pa.string()))
+    given = [entry for entries in rows for entry in entries if entry is not None]
+    if all(isinstance(entry, int) and abs(entry) < 2**63 for entry in given):
+        return pa.array(rows, pa.list_(pa.int64()))
+    made = [[None if entry is None else str(entry) for entry in entries] for entries in rows]
+    return pa.array(made, pa.list_(pa.string()))
+
+
+def _is_entry(value: Any) -> bool:
+    """Whether a value of JSON can be an item; a null stands for one that is not known."""
+    return value is None or (isinstance(value, (str, int)) and not isinstance(value, bool))
 
 
 def _is_list(kind: pa.DataType) -> bool:

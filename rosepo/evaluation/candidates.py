@@ -22,6 +22,8 @@ from rosepo.evaluation.systems import Ranking
 
 FREE_EXAMPLES_FILE = "_free_examples.parquet"
 SERIES = ("hr@1", "hr@1_valid", "valid_ratio", "hr@1_substring", "hr@1_substring_valid", "valid_ratio_substring")
+PROBES = ""
+"""Stands for the probes among the names of systems, none of which is empty."""
 HEADER = ("", "HR@1", "HR@1 of valid", "ValidRatio", "substring: HR@1", "of valid", "ValidRatio")
 
 
@@ -64,7 +66,7 @@ def candidate_protocol(writing: Writing, models: Mapping[str, str]) -> dict[str,
         assert batch.candidates is not None
         n_candidates = batch.candidates.shape[1]
         for key, values in probes.series(batch.candidates, batch.targets).items():
-            series.setdefault(("probes", key), []).append(values)
+            series.setdefault((PROBES, key), []).append(values)
         for name, (texts, items) in answers.items():
             for key, values in answer_series(texts, items, batch.candidates, batch.targets, catalogue.titles).items():
                 series.setdefault((name, key), []).append(values)
@@ -75,7 +77,7 @@ def candidate_protocol(writing: Writing, models: Mapping[str, str]) -> dict[str,
         "n_users": bootstrap.n_users,
         "n_candidates": n_candidates,
         "models": {name: {key: plain(drawn.mean((name, key))) for key in SERIES} for name in models},
-        "probes": {key: plain(drawn.mean((name, key))) for name, key in series if name == "probes"},
+        "probes": {key: plain(drawn.mean((name, key))) for name, key in series if name == PROBES},
         "differences": {
             f"{a}-{b}": {key: plain(drawn.difference((a, key), (b, key))) for key in SERIES}
             for a, b in compared(list(models))

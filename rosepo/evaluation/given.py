@@ -53,7 +53,7 @@ def check_given_model(given: Given, catalogue: Catalogue, prompts: ModelConfig) 
     """Refuse a model that could not rank a catalogue, from its config and tokenizer alone; no weights are loaded.
 
     Raises:
-        UserError: with the key that names it.
+        UserError: with the key that names it; a model that answers out of candidates where the run lists none.
     """
     from rosepo.models.loading import adapter_base, find_source, load_model_config, load_tokenizer
     from rosepo.models.policy import max_positions
@@ -62,6 +62,7 @@ def check_given_model(given: Given, catalogue: Catalogue, prompts: ModelConfig) 
     try:
         if _is_rosepos(folder):
             check_catalogue(folder, catalogue)
+            _check_prompts(given, folder, prompts)
             return
         source = find_source(given.location)
         base = find_source(*adapter_base(source)) if source.adapter else source
@@ -92,6 +93,20 @@ def check_catalogue(folder: Path, catalogue: Catalogue) -> None:
         )
 
 
+def _check_prompts(given: Given, folder: Path, prompts: ModelConfig) -> None:
+    """Refuse a model of rosepo that needs candidates where the run has none; say where it is the other way round."""
+    from rosepo.models.folder import read_settings
+
+    listing = bool(read_settings(folder)["template"].get("candidates"))
+    if listing and not prompts.template.candidates:
+        raise UserError(
+            f"the model in {folder} answers out of candidates that its prompts list (model.template.candidates=true), "
+            "and this run lists none: give a model without, or evaluate it in a run whose prompts list them"
+        )
+    if prompts.template.candidates and not listing:
+        say(f"  {given.name}: its prompts list no candidates, so it ranks them, and answers freely without them")
+
+
 def given_digests(config: Config) -> dict[str, str]:
     """Digests of what lies behind `evaluate.models` and `evaluate.predictions`; a hub id stands for itself.
 
@@ -109,7 +124,7 @@ def sources_of(given: Given) -> list[Source]:
     if given.kind == "predictions":
         return find_sources(given.location, "auto", given.key)
     folder = Path(given.location).expanduser()
-    endings = (".json", ".safetensors", ".parquet", ".model")
+    endings = (".json", ".safetensors", ".parquet", ".model", ".txt")  # vocabularies and merges are text
     files = sorted(folder.iterdir()) if folder.is_dir() else []
     return [Source(str(path.absolute()), "") for path in files if path.suffix in endings and path.name[0] != "_"]
 

@@ -55,7 +55,10 @@ def measure(
     entries: dict[str, dict[str, Any]] = {}
     for name in (*names, "truth"):
         entries[name] = {key: plain(drawn.mean((name, key))) for key in series.keys(name)}
-        entries[name] |= {key: {"value": value} for key, value in bias.concentration(series.exposure[name]).items()}
+        entries[name] |= {
+            key: {"value": value if np.isfinite(value) else None}
+            for key, value in bias.concentration(series.exposure[name]).items()
+        }
     truth = entries.pop("truth")
     for figures, key in itertools.product(entries.values(), truth):
         figures[key]["truth"] = truth[key]["value"]

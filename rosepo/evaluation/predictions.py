@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from rosepo.config.given import Given
 from rosepo.data.answers import UNKNOWN, Answers, ItemReader, Layout, read_answers
 from rosepo.data.catalogue import Catalogue
+from rosepo.data.columns import codes as places_of
 from rosepo.errors import UserError
 from rosepo.evaluation.given import sources_of
 from rosepo.evaluation.rankings import (
@@ -32,6 +33,9 @@ from rosepo.evaluation.rankings import (
 )
 
 assert UNKNOWN == NO_ITEM
+PENDING = 1 << 22
+"""Entries (16 bytes each) that may wait before all but the first `DEPTH` of each list are dropped; as many as are kept,
+if those are more."""
 
 
 @dataclass
@@ -53,19 +57,26 @@ class Predictions:
     unknown: list[Any] = field(default_factory=list)
 
     def rank(self, examples: Path, catalogue: Catalogue, out: Path, parts: list[Part]) -> None:
-        """Write the parts of the rankings into the folder `out`; entries that were seen are counted on the way."""
+        """Write the parts of the rankings into the folder `out`; entries that were seen, or that are none of their
+        example's candidates where it has some, are counted on the way."""
         out.mkdir(exist_ok=True)
-        start, seen = 0, 0
+        start, seen, unlisted = 0, 0, 0
         for part in parts:
             tables = []
             for batch in part_batches(examples, catalogue, part):
                 rows = self.of_example[start : start + len(batch.targets)]
                 items = np.where(rows[:, None] >= 0, self.lists[rows], -1).astype(np.int64)
-                seen += sum(int(np.isin(found, chosen).sum()) for found, chosen in zip(items, batch.seen, strict=True))
+                chosen = np.stack([np.isin(found, before) for found, before in zip(items, batch.seen, strict=True)])
+                seen += int(chosen.sum())
+                if batch.candidates is not None:
+                    inside = (items[:, :, None] == batch.candidates[:, None, :]).any(axis=2)
+                    unlisted += int(((items >= 0) & ~inside & ~chosen).sum())
                 tables.append(rankings_table(batch, catalogue, items, np.full(items.shape, np.nan)))
                 start += len(rows)
             write_part(out, part, tables)
         self.counts["seen_entries"] = seen
+        if unlisted:
+            self.counts["unlisted_entries"] = unlisted
 
     def told(self) -> str:
         """What was found in the file, in a sentence."""
@@ -75,6 +86,7 @@ class Predictions:
             (counts["unknown_entries"], f"no item of the catalogue{such_as}"),
             (counts["repeated_entries"], "repeated"),
             (counts["seen_entries"], "chosen before"),
+            (counts["unlisted_entries"], "none of the example's candidates"),
         ]
         parts = [
             f"{self.name}: lists for {counts['examples'] - counts['missing']:,} of {counts['examples']:,} examples",
@@ -120,6 +132,12 @@ def read_predictions(given: Given, catalogue: Catalogue, examples: Path, ambiguo
         )
     if not (lists >= 0).any():
         shown = ", ".join(repr(value) for value in reader.unknown[:3])
+        if reader.misnamed is not None:
+            column, meant = reader.misnamed
+            raise UserError(
+                f"{given.key}: the column '{column}' of {given.location} holds {meant.replace('item_ids', 'item ids')} "
+                f"(such as {shown}): name it '{meant if collected.layout.listed else meant[:-1]}'"
+            )
         raise UserError(
             f"{given.key}: no entry of {given.location} is an item of the catalogue (it has {shown}, the catalogue "
             f"{catalogue.titles[0]!r}, id {catalogue.item_ids[:1].tolist()[0]!r}): give its titles or item ids"
@@ -149,6 +167,7 @@ class _Lists:
         self._filled = np.full((len(self._keys), DEPTH), -1, dtype=np.int32)
         self._has = np.zeros(len(self._keys), dtype=bool)
         self._entries: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+        self._waiting = 0
         self._strangers: list[pa.Array] = []
 
     @property
@@ -161,7 +180,7 @@ class _Lists:
         return repr(self._keys[0].as_py())
 
     def add(self, answers: Answers) -> None:
-        codes = self._codes(answers.keys)
+        codes = places_of(answers.keys, self._keys)
         known = codes >= 0
         if answers.lengths is not None:
             self.counts["not_measured"] += int((~known).sum())
@@ -170,18 +189,27 @@ class _Lists:
         assert answers.order is not None
         self._strangers.append(pc.unique(answers.keys.filter(pa.array(~known))))
         self._entries.append((codes[known].astype(np.int32), answers.items[known], answers.order[known]))
+        self._waiting += int(known.sum())
+        if self._waiting > max(PENDING, len(self._entries[0][0])):
+            self._entries, self._waiting = [self._first_entries()], 0
 
     def lists(self) -> np.ndarray:
         """All lists, when all rows were added."""
         if self._entries:
             self.counts["not_measured"] = len(pc.unique(pa.chunked_array(self._strangers)))
-            codes, items, order = (np.concatenate(parts) for parts in zip(*self._entries, strict=True))
-            sorting = np.lexsort((order, codes))
-            codes, items, order = codes[sorting], items[sorting], order[sorting]
-            self._check_ranks(codes, order)
-            starts = np.flatnonzero(np.concatenate([[True], codes[1:] != codes[:-1]])) if len(codes) else codes
-            self._fill(codes[starts], items, np.diff(np.append(starts, len(codes))))
+            codes, items, _ = self._first_entries()
+            named, lengths = np.unique(codes, return_counts=True)
+            self._fill(named, items, lengths)
         return self._filled
+
+    def _first_entries(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Of all entries so far the first `DEPTH` of each list, in order: code of the list, item, order."""
+        codes, items, order = (np.concatenate(parts) for parts in zip(*self._entries, strict=True))
+        sorting = np.lexsort((order, codes))
+        codes, items, order = codes[sorting], items[sorting], order[sorting]
+        self._check_ranks(codes, order)
+        kept = np.arange(len(codes)) - np.searchsorted(codes, codes) < DEPTH
+        return codes[kept], items[kept], order[kept]
 
     def _fill(self, codes: np.ndarray, items: np.ndarray, lengths: np.ndarray) -> None:
         """Put lists that stand end to end into their rows; codes below 0 are passed over."""
@@ -196,13 +224,6 @@ class _Lists:
         place = np.arange(len(row)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
         kept = (row >= 0) & (place < DEPTH)
         self._filled[row[kept], place[kept]] = items[kept]
-
-    def _codes(self, keys: pa.Array) -> np.ndarray:
-        """Where each key stands among those of the examples; -1 for none."""
-        values = self._keys
-        if values.type != keys.type:  # text in CSV, integers in the run, or the other way round
-            values, keys = values.cast(pa.string()), keys.cast(pa.string())
-        return pc.fill_null(pc.index_in(keys, values), -1).to_numpy(zero_copy_only=False).astype(np.int64)
 
     def _check_ranks(self, codes: np.ndarray, order: np.ndarray) -> None:
         if self.layout.order != "rank":

@@ -22,7 +22,7 @@ class Probes:
     """What other lists tell.
 
     Attributes:
-        slots: int64 [C], how often the target stood in each slot.
+        slots: int64 [C], how often the target stood in each slot; empty where there were no other lists.
         pairs: sorted int64, `item * C + slot` of every target there was,
         pair_counts: and how often.
         popularity: int64 [n_items], interactions in training.
@@ -42,13 +42,15 @@ class Probes:
         """
         size = candidates.shape[1]
         is_target = candidates == targets[:, None]
+        stood = np.zeros(size, dtype=np.int64)
+        stood[: len(self.slots)] = self.slots
         keys = candidates * size + np.arange(size)
         at = np.minimum(np.searchsorted(self.pairs, keys), max(len(self.pairs) - 1, 0))
         known = self.pairs[at] == keys if len(self.pairs) else np.zeros(keys.shape, dtype=bool)
         seen = np.where(known, self.pair_counts[at] if len(self.pairs) else 0, 0)
         return {
             "chance": np.full(len(candidates), 1.0 / size),
-            "slot": is_target[:, int(self.slots.argmax())].astype(np.float64),
+            "slot": _best(np.broadcast_to(stood, candidates.shape), is_target),
             "item_slot": _best(seen, is_target),
             "popularity": _best(self.popularity[candidates], is_target),
         }
@@ -56,16 +58,18 @@ class Probes:
 
 def learn_probes(examples: Path, split: str, catalogue: Catalogue) -> Probes:
     """What the lists of an examples table tell that are not of the `split` that is evaluated; read file by file."""
-    slots, places = np.zeros(0, dtype=np.int64), [np.zeros(0, dtype=np.int64)]
+    slots = pairs = counts = np.zeros(0, dtype=np.int64)
     for path in example_files(examples):
         table = pq.read_table(path, columns=["target", "candidates"], filters=[("split", "!=", split)])
+        if not len(table):
+            continue
         is_target = target_slots(table)
-        slots = np.zeros(is_target.shape[1], dtype=np.int64) if not len(slots) else slots
-        slots = slots + is_target.sum(axis=0)
-        targets = catalogue.index(table["target"].to_numpy())
-        places.append(targets * is_target.shape[1] + is_target.argmax(axis=1))
-    pairs, counts = np.unique(np.concatenate(places), return_counts=True)
-    return Probes(slots, pairs, counts.astype(np.int64), catalogue.train_count)
+        slots = is_target.sum(axis=0) + (slots if len(slots) else 0)
+        places = catalogue.index(table["target"].to_numpy()) * is_target.shape[1] + is_target.argmax(axis=1)
+        # No more is kept than there are items and slots, however many lists there are.
+        pairs, place = np.unique(np.concatenate([pairs, places]), return_inverse=True)
+        counts = np.bincount(place, np.concatenate([counts, np.ones(len(places), dtype=np.int64)])).astype(np.int64)
+    return Probes(slots, pairs, counts, catalogue.train_count)
 
 
 def _best(scores: np.ndarray, is_target: np.ndarray) -> np.ndarray:

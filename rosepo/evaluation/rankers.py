@@ -103,6 +103,7 @@ class LanguageModelRanker:
             return
         from rosepo.evaluation.given import load_given
 
+        self.release()  # or both would lie in memory while the next one is loaded
         settings = self.settings
         self.recommender = load_given(settings.models[name], self.catalogue, settings.prompts, settings.max_history)
         self.recommender.model.to(settings.device)
@@ -114,6 +115,12 @@ class LanguageModelRanker:
         from rosepo.evaluation.decode import Decoder
 
         self.decoder = Decoder(self.recommender.model, self.recommender.builder, self.settings.beams)
+
+    def release(self) -> None:
+        """Let go of the model that is held, and of what works with it."""
+        for name in ("recommender", "decoder"):
+            self.__dict__.pop(name, None)
+        self.held = ""
 
 
 def rank_by_models(

@@ -53,8 +53,11 @@ def training_rows(examples: Path) -> np.ndarray:
     Raises:
         UserError: there are none.
     """
-    splits = [table["split"] for table in _tables(examples, ["split"])]
-    rows = np.flatnonzero(np.concatenate([pc.equal(column, "train").to_numpy() for column in splits]))
+    found, start = [np.zeros(0, dtype=np.int64)], 0
+    for table in _tables(examples, ["split"]):
+        found.append(start + np.flatnonzero(pc.equal(table["split"], "train").to_numpy()))
+        start += len(table)
+    rows = np.concatenate(found)
     if not len(rows):
         raise UserError(f"{examples} holds no training examples: lower prepare.min_history, or take more data")
     return rows

@@ -143,6 +143,26 @@ def test_candidates_that_a_rule_cannot_tell_apart_share_the_hit(tmp_path: Path) 
     np.testing.assert_allclose(found["item_slot"], [1 / 3, 1 / 3])  # none of them was a target
 
 
+def test_parts_without_other_lists_are_passed_over_and_no_other_list_tells_nothing(tmp_path: Path) -> None:
+    write_lists(tmp_path / "examples", [("train", 100, [100, 101]), ("test", 101, [101, 102])])  # a part each
+    probes = learn_probes(tmp_path / "examples", "test", tiny_catalogue(5))
+    assert (probes.slots.tolist(), probes.pair_counts.tolist()) == ([1, 0], [1])
+    write_lists(tmp_path / "alone", [("test", 100, [100, 101]), ("test", 101, [102, 101])])
+    probes = learn_probes(tmp_path / "alone", "test", tiny_catalogue(5))
+    found = probes.series(np.array([[0, 1], [2, 1]]), np.array([0, 1]))
+    for name in ("slot", "item_slot"):
+        np.testing.assert_array_equal(found[name], [0.5, 0.5])
+
+
+def test_slots_in_which_equally_many_targets_stood_share_the_hit(tmp_path: Path) -> None:
+    rows = [("train", 100, [100, 101, 102]), ("train", 101, [100, 101, 102]), ("test", 102, [100, 102, 101])]
+    write_lists(tmp_path / "examples", rows)
+    probes = learn_probes(tmp_path / "examples", "test", tiny_catalogue(5))
+    assert probes.slots.tolist() == [1, 1, 0]
+    found = probes.series(np.array([[0, 2, 1], [0, 1, 2]]), np.array([2, 2]))
+    np.testing.assert_array_equal(found["slot"], [0.5, 0.0])
+
+
 def test_the_table_names_every_rate_and_every_probe() -> None:
     figure = {"value": 0.25, "low": 0.2, "high": 0.31}
     shown = protocol_table(

@@ -16,6 +16,7 @@ import pytest
 from rosepo.config import load_config
 from rosepo.data.catalogue import Catalogue
 from rosepo.errors import UserError
+from rosepo.evaluation import predictions
 from rosepo.evaluation.metrics import target_ranks
 from rosepo.evaluation.predictions import Predictions, read_predictions
 from rosepo.evaluation.rankings import plan_parts, read_rankings, write_examples
@@ -182,6 +183,15 @@ def _refusals() -> list[Any]:
         ([{"user_id": 1, "items": [1.5]}], "items must be ids"),
         ([{"user_id": None, "items": [100]}], "has no 'user_id'"),
         ([{"user_id": 1, "items": "Alpha"}], "is not a JSON list"),
+        ([{"user_id": 1, "items": "[true, 100]"}], "is not a JSON list"),
+        ([{"user_id": 1, "items": f"[{'[' * 9999}"}], "is not a JSON list"),
+        ([{"user_id": 1, "items": f"[{'9' * 9999}]"}], "is not a JSON list"),
+        (
+            [{"user_id": 1, "item_ids": ["Night (1980)"]}],
+            r"'item_ids' .* titles \(such as 'Night \(1980\)'\): name .*'titles'",
+        ),
+        ([{**entry, "item_id": "Night (1980)"}], "holds titles .*: name it 'title'"),
+        ([{"user_id": 1, "titles": [100]}], "holds item ids .*: name it 'item_ids'"),
     ]
 
 
@@ -208,6 +218,55 @@ def test_a_title_that_several_items_share_and_text_that_may_mean_two_items_are_r
     path = jsonl(tmp_path / "x.jsonl", [{"user_id": 1, "items": ["1"]}])
     with pytest.raises(UserError, match=r"'1' is the id of 'Hamlet' and the title of another item"):
         read((run[0], catalogue), path)
+
+
+def test_lists_in_csv_may_hold_nulls_and_numbers_that_are_no_ids(run: tuple[Path, Catalogue], tmp_path: Path) -> None:
+    written = ["[100, null, 101]", "[100, 99999999999999999999, 101]", '[100, "No such film", "101"]', '["100", null]']
+    path = table(tmp_path / "x.csv", [{"user_id": user, "items": text} for user, text in enumerate(written)])
+    found = read(run, path)
+    assert found.lists[:4, :4].tolist() == [[0, -2, 1, -1]] * 3 + [[0, -2, -1, -1]]
+    assert found.counts["unknown_entries"] == 4
+
+
+def test_what_a_field_inside_of_a_list_is_called_says_what_it_holds(
+    run: tuple[Path, Catalogue], tmp_path: Path
+) -> None:
+    catalogue = Catalogue(np.array(["1984", "7"], dtype=object), ["Brazil", "1984"], [()] * 2, np.array([2, 1]))
+    for field, item in (("item_id", 0), ("title", 1)):
+        path = jsonl(tmp_path / "x.jsonl", [{"user_id": 1, "recommendations": [{field: "1984"}]}])
+        assert read((run[0], catalogue), path).lists[1, 0] == item
+
+
+@pytest.mark.parametrize("order", ["rank", "score"])
+def test_of_lists_of_any_length_the_first_twenty_are_kept_on_the_way(
+    order: str, run: tuple[Path, Catalogue], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Entries of all users in any order, a few hundred a stretch; scores tie, and the file's order decides."""
+    catalogue, rng = run[1], np.random.default_rng(2)
+    rows = [{"user_id": user, "item_id": int(item), order: place + 1 if order == "rank" else -(place // 3)}
+            for user in range(24) for place, item in enumerate(rng.permutation(catalogue.item_ids))]  # fmt: skip
+    mixed = [rows[place] for place in rng.permutation(len(rows))]
+    pq.write_table(pa.Table.from_pylist(mixed), tmp_path / "x.parquet", row_group_size=50)
+    at_once = read(run, tmp_path / "x.parquet")
+    monkeypatch.setattr(predictions, "PENDING", 100)
+    kept: list[int] = []
+    first = predictions._Lists._first_entries
+
+    def watched(self: Any) -> Any:
+        found = first(self)
+        kept.append(len(found[0]))
+        return found
+
+    monkeypatch.setattr(predictions._Lists, "_first_entries", watched)
+    on_the_way = read(run, tmp_path / "x.parquet")
+    np.testing.assert_array_equal(on_the_way.lists, at_once.lists)
+    assert on_the_way.counts == at_once.counts
+    assert len(kept) > 1
+    assert max(kept) == 24 * 20 < len(rows)
+    expected = sorted(
+        (row for row in mixed if row["user_id"] == 3), key=lambda row: row[order] * (1 if order == "rank" else -1)
+    )
+    assert catalogue.item_ids[on_the_way.lists[3]].tolist() == [row["item_id"] for row in expected[:20]]
 
 
 def test_titles_that_look_like_dates_are_titles(run: tuple[Path, Catalogue], tmp_path: Path) -> None:

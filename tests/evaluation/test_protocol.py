@@ -108,6 +108,49 @@ def check_answers(folder: Path, run: Outputs, examples: list[dict[str, Any]]) ->
         assert answer["target"] == row["target"]
 
 
+def test_models_of_others_are_measured_on_candidates_whatever_they_are_called(
+    listed: Outputs, tmp_path: Path, in_process: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One that reads the lists, by the name of what stands beside it in the figures, and one that knows none."""
+    tokenizer, bare = tiny_tokenizer(30), tmp_path / "bare"
+    save_policy(bare, tiny_model(seed=0), tokenizer, tiny_catalogue(30), tiny_config(), stage="sft")
+    config = tiny_config(*LISTING, f"evaluate.models=[probes={listed.sft}, {bare}]")
+    found = evaluated(config, listed, tmp_path / "out")["candidates"]
+    assert set(found["probes"]) == {"chance", "slot", "item_slot", "popularity"}
+    assert found["models"]["probes"] == found["models"]["sft"]
+    assert "  bare: its prompts list no candidates" in capsys.readouterr().err
+    answers = {name: pq.read_table(tmp_path / "out" / "answers" / f"{name}.parquet") for name in ("sft", "bare")}
+    assert answers["sft"]["answer"] != answers["bare"]["answer"]  # the same weights, other prompts
+
+
+def test_a_model_that_needs_candidates_is_refused_before_anything_is_ranked(
+    listed: Outputs, tmp_path: Path, in_process: None
+) -> None:
+    run = Outputs(tmp_path / "run")
+    write_examples(run.root, tiny_catalogue(30), users=4)
+    run.evaluation.mkdir()
+    with pytest.raises(UserError, match=r"answers out of candidates .* and this run lists none"):
+        evaluate(tiny_config(f"evaluate.models=[theirs={listed.sft}]"), run, run.evaluation)
+    assert not (run.evaluation / "rankings").exists()
+
+
+def test_listed_entries_of_others_that_are_no_candidates_are_told(
+    listed: Outputs, tmp_path: Path, in_process: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A list over the whole catalogue competes with lists of candidates, and its reader should know."""
+    examples = pq.read_table(listed.examples / "part-00000.parquet", filters=[("split", "==", "test")]).to_pylist()
+    rows = [{"example_id": row["example_id"], "items": [*row["candidates"], row["history"][0]]} for row in examples]
+    rows[0]["items"][0] = next(item for item in range(100, 130) if item not in
+                               (*examples[0]["history"], *examples[0]["candidates"]))  # fmt: skip
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "x.parquet")
+    metrics = evaluated(
+        tiny_config(*LISTING, f"evaluate.predictions=[{tmp_path / 'x.parquet'}]"), listed, tmp_path / "o"
+    )
+    assert metrics["given"]["x"]["unlisted_entries"] == 1
+    assert metrics["given"]["x"]["seen_entries"] == 12
+    assert "12 chosen before, 1 none of the example's candidates" in capsys.readouterr().err
+
+
 def test_free_answers_out_of_the_catalogue_are_counted_where_asked(tmp_path: Path, in_process: None) -> None:
     config = tiny_config("evaluate.free_generation=7")
     run = listing_run(tmp_path / "run", config)

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
 import subprocess
 import sys
+import weakref
 from collections import Counter
+from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -21,8 +26,11 @@ from rosepo.config import TemplateConfig
 from rosepo.data.catalogue import Catalogue
 from rosepo.data.prompts import PromptBuilder
 from rosepo.errors import UserError
+from rosepo.evaluation import given
 from rosepo.evaluation.decode import Decoder
 from rosepo.evaluation.evaluate import evaluate
+from rosepo.evaluation.generate import FreeWriter
+from rosepo.evaluation.rankers import LanguageModelRanker, RankerSettings
 from rosepo.evaluation.rankings import (
     open_rankings,
     plan_parts,
@@ -217,6 +225,58 @@ def test_a_model_of_another_catalogue_and_one_that_is_none_are_refused(tmp_path:
         evaluate(tiny_config(f"evaluate.models=[{tmp_path / 'x'}]"), inputs, inputs.evaluation)
     with pytest.raises(UserError, match=r"^evaluate\.models=/nowhere/m is neither a model folder"):
         evaluate(tiny_config("evaluate.models=[/nowhere/m]"), inputs, inputs.evaluation)
+
+
+def test_a_list_without_a_title_in_its_first_ten_places_leaves_metrics_that_any_reader_of_json_takes(
+    inputs: Outputs, tmp_path: Path, in_process: None
+) -> None:
+    lists = {"user_id": 3, "titles": [*(f"no such {place}" for place in range(12)), "Night (1980)"]}
+    (tmp_path / "late.jsonl").write_text(json.dumps(lists))
+    evaluate(tiny_config(f"evaluate.predictions=[{tmp_path}/late.jsonl]"), inputs, tmp_path)
+
+    def refuse(name: str) -> None:
+        raise AssertionError(f"{name} is no JSON")
+
+    metrics = json.loads((tmp_path / "metrics.json").read_text(), parse_constant=refuse)
+    figures = metrics["models"]["late"]
+    assert (figures["gini"]["value"], figures["coverage"]["value"]) == (None, 0.0)
+    assert figures["log_popularity"]["value"] is None
+
+
+def test_an_actor_lets_go_of_a_model_before_it_loads_the_next(
+    inputs: Outputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two models of seven billion parameters do not fit where one does."""
+    load, alive = given.load_given, list[int]()
+    held: list[weakref.ref[Any]] = []
+
+    def watched(*arguments: Any) -> Any:
+        gc.collect()
+        alive.append(sum(model() is not None for model in held))
+        found = load(*arguments)
+        held.append(weakref.ref(found.model))
+        return found
+
+    monkeypatch.setattr(given, "load_given", watched)
+    write_examples(inputs.examples, "test", 8, 4, tmp_path / "examples.parquet")
+    settings = RankerSettings(
+        models={name: str(inputs.root / name) for name in ("sft", "aligned")},
+        examples=tmp_path / "examples.parquet",
+        catalogue=inputs.examples / "_items.parquet",
+        out=tmp_path,
+        beams=20,
+        device="cpu",
+        prompts=tiny_config().model,
+        max_history=20,
+    )
+    for actor in (LanguageModelRanker, FreeWriter):
+        held.clear()
+        alive.clear()
+        ranker = actor(settings)
+        for name in ("sft", "aligned", "aligned", "sft"):
+            (tmp_path / f"{name}.parquet").mkdir(exist_ok=True)
+            ranker(pa.Table.from_pylist([{"model": name, **asdict(plan_parts(settings.examples)[0])}]))
+        assert alive == [0, 0, 0]
 
 
 def test_lists_of_others_score_as_the_rankings_that_they_are(inputs: Outputs, tmp_path: Path, in_process: None) -> None:
