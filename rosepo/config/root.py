@@ -163,6 +163,15 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _dropout(self) -> Config:
+        if self.align.dropout and self.model.path is None and not self.model.scratch_config.dropout:
+            raise ValueError(
+                "align.dropout=true keeps the dropout of fine-tuning, and model.scratch.dropout is 0: raise that, or "
+                "leave align.dropout out"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _stream(self) -> Config:
         align = self.align
         constant = align.smoothing == "constant" and align.epsilon_value is None

@@ -164,6 +164,9 @@ class AlignConfig(TrainConfig):
     optimizer: Literal["fresh", "sft"] = "fresh"
     """Adam's moments at the start: `fresh` ones, or those that `sft` ended with (sft.keep_optimizer), in rounds after
     the first those of the round before. The learning rate's schedule begins anew either way."""
+    dropout: bool = False
+    """Keep the dropout that fine-tuning had: model.scratch.dropout, model.lora.dropout, a pretrained model's own. false
+    leaves all of it out, as TRL does: policy and reference then differ in nothing but their weights."""
     rows: Literal["group", "trajectory"] = "group"
     """A row of the model is a `group`, or a user's `trajectory`: the longest prompt once, and every group whose prompt
     begins alike branching off from it. Then `batch_size` and `micro_batch_size` count users, with all their groups."""

@@ -18,7 +18,7 @@ from rosepo.config import OWN_STRATEGY, STRATEGIES, AlignConfig, Config, TrainCo
 from rosepo.data.catalogue import Catalogue
 from rosepo.errors import StageError
 from rosepo.models.folder import CATALOGUE
-from rosepo.models.policy import load_policy, load_tokenizer, save_policy
+from rosepo.models.policy import load_policy, load_tokenizer, save_policy, training_dropout
 from rosepo.models.quantized import saved_quantization
 from rosepo.objectives.likelihood import chosen_nll, drawn_weights
 from rosepo.objectives.registry import OBJECTIVES, Objective
@@ -122,7 +122,10 @@ class AlignTask:
         self._built = model = load_policy(
             self.start, trainable=True, compute_dtype=torch.bfloat16 if bfloat16 else None
         )
-        disable_dropout(model)
+        if not self.settings.dropout:
+            disable_dropout(model)
+        elif self.config.model.path is None:
+            training_dropout(model, self.config.model.scratch_config.dropout)
         train = self.train
         checkpointing = train.activation_checkpointing
         return LogpsModel(model, attention=train.attention, activation_checkpointing=checkpointing).train()

@@ -158,6 +158,20 @@ def test_no_dropout_is_left(family, sizes):
     assert torch.equal(model(ids).logits, model(ids).logits)
 
 
+def test_dropout_of_fine_tuning_is_kept_where_it_is_asked_for(run, tmp_path):
+    scratch = tiny_config().model.scratch.model_dump() | {"dropout": 0.4}
+    model = {"scratch": scratch, "max_length": 128}
+    align_in_process(tiny_config("align", model=model, dropout=True, epochs=4, **ALIGN), run, tmp_path)
+    found = lines(tmp_path)
+    # The first step's policy has the reference's weights, and differs from it by its masks alone.
+    assert abs(found[1]["margin"]) > 1e-3
+
+
+def test_dropout_that_fine_tuning_did_not_have_is_refused():
+    with pytest.raises(UserError, match=r"align.dropout=true keeps .* model.scratch.dropout is 0"):
+        tiny_config("align", dropout=True)
+
+
 def changed(run: Outputs, folder: Path, column: str, change) -> Outputs:
     """The same run with another column of the groups."""
     other = Outputs(folder / "other")
