@@ -48,7 +48,7 @@ from rosepo.evaluation.bootstrap import Estimate, UserBootstrap
 from rosepo.evaluation.metrics import hit_ratio, target_ranks
 from rosepo.models.oracle import Oracle
 from rosepo.models.sasrec import SASRec, SASRecConfig
-from rosepo.pipeline import resolve_config
+from rosepo.planning import resolve_config
 from rosepo.training.oracle import _training_table
 from rosepo.training.oracle_fit import _Run
 from rosepo.training.sequences import NextItemLoss, Sequences, epoch_batches

@@ -198,7 +198,7 @@ def _resources(config: Config) -> list[list[Any]]:
 
 
 def _say_outputs(config: Config, root: Path) -> None:
-    from rosepo.pipeline import plan_stages
+    from rosepo.planning import plan_stages
     from rosepo.stages import stages_of
 
     names = [name for name in stages_of(config) if name != "sweep" or config.sweep.trials > 0]

@@ -20,7 +20,7 @@ def resolve(
     Raises:
         UserError: settings that are unknown or do not go together.
     """
-    from rosepo.pipeline import resolve_config
+    from rosepo.planning import resolve_config
 
     files = [f"data.{k}={quoted(v)}" for k, v in (("interactions", interactions), ("items", items)) if v is not None]
     return resolve_config(out, config, [*files, *overrides])
@@ -58,7 +58,8 @@ def run_all(config: Config, out: Path, names: Sequence[str], overwrite: bool, de
         UserError: something stands against it, told before any work.
         StageError: a stage failed.
     """
-    from rosepo.pipeline import plan_stages, run_stages, with_streamed
+    from rosepo.pipeline import run_stages
+    from rosepo.planning import plan_stages, with_streamed
     from rosepo.refusals import check_named, check_resources
     from rosepo.session import ray_session
 

@@ -12,7 +12,8 @@ from rosepo.artifacts import read_manifest
 from rosepo.check import check_groups
 from rosepo.config import Config
 from rosepo.models.folder import read_settings
-from rosepo.pipeline import plan_stages, run_stages
+from rosepo.pipeline import run_stages
+from rosepo.planning import plan_stages
 from tests.test_run import N_USERS, configure, write_log
 
 STAGES = ["prepare", "sft", "oracle", "pairs", "align", "evaluate"]

@@ -11,7 +11,7 @@ from rosepo.artifacts import MANIFEST, read_manifest, write_json
 from rosepo.commands import run_all
 from rosepo.config import Config, load_config
 from rosepo.errors import UserError
-from rosepo.pipeline import plan_stages, streamed_plans, with_streamed
+from rosepo.planning import plan_stages, streamed_plans, with_streamed
 from rosepo.stages import STAGES, find_stage, seconds_in_all, stage_fingerprint, stage_settings, stages_of
 
 

@@ -12,7 +12,8 @@ import pytest
 from rosepo.artifacts import read_manifest
 from rosepo.config import Config, load_config, parse_config
 from rosepo.errors import UserError
-from rosepo.pipeline import plan_stages, run_stages
+from rosepo.pipeline import run_stages
+from rosepo.planning import plan_stages
 from rosepo.stages import STAGES
 
 N_ITEMS, N_USERS = 40, 60

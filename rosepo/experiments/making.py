@@ -14,7 +14,7 @@ from rosepo.experiments.looks import record_look
 from rosepo.experiments.process import call
 from rosepo.experiments.runs import FAILURE_FILE, Run, plan_of
 from rosepo.experiments.sharing import link_finished, link_rankings
-from rosepo.pipeline import CONFIG_FILE, Plan
+from rosepo.planning import CONFIG_FILE, Plan
 from rosepo.redaction import redact
 
 LOG_FILE = "log.txt"

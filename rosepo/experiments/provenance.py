@@ -7,7 +7,7 @@ from typing import Any
 
 from rosepo.artifacts import read_manifest
 from rosepo.experiments.runs import Run
-from rosepo.pipeline import resolve_config
+from rosepo.planning import resolve_config
 from rosepo.stages import find_stage, seconds_in_all, stages_of
 
 

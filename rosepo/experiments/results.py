@@ -27,7 +27,7 @@ from rosepo.experiments.provenance import cost, made_by
 from rosepo.experiments.runs import Run
 from rosepo.experiments.suite import BASELINES, Contrast, Experiments
 from rosepo.experiments.tables import as_markdown
-from rosepo.pipeline import resolve_config
+from rosepo.planning import resolve_config
 from rosepo.redaction import redact
 from rosepo.tuning.sweep import TRIALS_FILE
 

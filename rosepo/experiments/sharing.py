@@ -17,7 +17,7 @@ from pathlib import Path
 
 from rosepo.artifacts import Outputs, of_round, partial_folder, read_manifest, replacing
 from rosepo.experiments.runs import Run
-from rosepo.pipeline import Plan
+from rosepo.planning import Plan
 
 
 def source_of(plan: Plan, siblings: Iterable[Path]) -> Path | None:

@@ -44,6 +44,7 @@ from rosepo.evaluation.systems import Ranking
 from rosepo.models.folder import save_policy
 from rosepo.models.sasrec import SASRec, SASRecConfig
 from rosepo.pipeline import run_stages
+from rosepo.planning import CONFIG_FILE, plan_stages, resolve_config
 from tests.evaluation.runs import finished, tiny_config, tiny_run
 from tests.helpers import tiny_catalogue, tiny_model, tiny_tokenizer
 
@@ -105,6 +106,19 @@ def test_another_evaluation_takes_over_what_the_last_one_ranked(tmp_path: Path, 
         run_stages(tiny_config("evaluate.bootstrap=200"), root, ["evaluate"])
     run_stages(tiny_config("evaluate.beams=21"), root, ["evaluate"], overwrite=True)
     assert not before.items() & inodes(root / "evaluation").items()
+
+
+def test_a_refused_evaluation_leaves_the_run_as_it_was(tmp_path: Path, in_process: None) -> None:
+    root = tiny_run(tmp_path).root
+    finished(root, tiny_config(), *STAGES)
+    run_stages(tiny_config(), root, ["evaluate"])
+    unknown = tmp_path / "unknown.jsonl"
+    unknown.write_text('{"user_id": 1, "titles": ["Nowhere to be found"]}\n')
+    before = (root / CONFIG_FILE).read_text()
+    with pytest.raises(UserError, match="unknown.jsonl"):
+        run_stages(tiny_config(f"evaluate.predictions=[other={unknown}]"), root, ["evaluate"])
+    assert (root / CONFIG_FILE).read_text() == before
+    assert plan_stages(resolve_config(root, None, []), root, ["evaluate"], overwrite=False)[0].state == "done"
 
 
 def test_parts_of_another_origin_and_broken_ones_are_made_again(inputs: Outputs, tmp_path: Path) -> None:

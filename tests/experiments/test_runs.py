@@ -13,7 +13,7 @@ from rosepo.experiments.process import only_one
 from rosepo.experiments.runs import Run, overrides_of, plan_of, runs_of
 from rosepo.experiments.sharing import link_finished
 from rosepo.experiments.suite import read_suites
-from rosepo.pipeline import CONFIG_FILE
+from rosepo.planning import CONFIG_FILE
 from tests.experiments.suites import SUITE, changed, write_suite
 
 SECONDS = {"prepare": 1.0, "sft": 100.0, "oracle": 20.0, "pairs": 30.0, "align": 40.0, "evaluate": 10.0}

@@ -16,7 +16,8 @@ from ray.exceptions import WorkerCrashedError
 from rosepo.artifacts import MANIFEST, Outputs, continuing, now, partial_folder, read_manifest, write_json
 from rosepo.config import Config, parse_config
 from rosepo.errors import StageError
-from rosepo.pipeline import plan_stages, run_stages
+from rosepo.pipeline import run_stages
+from rosepo.planning import plan_stages
 from rosepo.sampling.audit import audit_groups
 from rosepo.sampling.pairs import plan_sampling
 from rosepo.sampling.parts import part_path
