@@ -18,8 +18,7 @@ import numpy as np
 from rosepo.artifacts import Outputs, now, read_manifest, write_json, write_text
 from rosepo.errors import UserError
 from rosepo.evaluation.bootstrap import Estimate
-from rosepo.evaluation.verdict import NONE_SEEN
-from rosepo.evaluation.words import sign
+from rosepo.evaluation.words import NONE_SEEN, sign
 from rosepo.experiments.looks import looked_at
 from rosepo.experiments.measures import METRICS, TRUTH, Measured, Pool, Series, measure
 from rosepo.experiments.pictures import write_pictures
