@@ -18,7 +18,7 @@ import numpy as np
 from rosepo.artifacts import Outputs, now, read_manifest, write_json, write_text
 from rosepo.errors import UserError
 from rosepo.evaluation.bootstrap import Estimate
-from rosepo.evaluation.words import NONE_SEEN, sign
+from rosepo.evaluation.words import outcome, sign
 from rosepo.experiments.looks import looked_at
 from rosepo.experiments.measures import METRICS, TRUTH, Measured, Pool, Series, measure
 from rosepo.experiments.pictures import write_pictures
@@ -217,7 +217,7 @@ def verdict(metric: str, difference: Mapping[str, Any]) -> str:
     interval knows nothing of the luck of training, so a seed that says otherwise (`by_seed`) is told."""
     found = sign(difference)
     if not found:
-        return NONE_SEEN
+        return outcome(difference)
     words = ("better", "worse") if metric in _ACCURACY else ("higher", "lower")
     text = words[0] if found > 0 else words[1]
     of_seeds = difference.get("by_seed", {}).values()

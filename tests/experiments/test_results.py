@@ -162,18 +162,19 @@ def test_questions_are_answered_from_paired_intervals(
 
 
 def test_verdicts_name_a_difference_only_where_it_is_clear_of_zero() -> None:
-    assert verdict("hr@10", {"low": -0.1, "high": 0.2}) == "no difference seen"
-    assert verdict("hr@10", {"low": 0.1, "high": 0.2}) == "better"
-    assert verdict("log_popularity", {"low": -0.3, "high": -0.2}) == "lower"
-    assert verdict("hallucination", {"low": None, "high": None}) == "no difference seen"
+    assert verdict("hr@10", {"value": 0.1, "low": -0.1, "high": 0.2}) == "no difference seen"
+    assert verdict("hr@10", {"value": 0.15, "low": 0.1, "high": 0.2}) == "better"
+    assert verdict("log_popularity", {"value": -0.25, "low": -0.3, "high": -0.2}) == "lower"
+    assert verdict("hallucination", {"value": None, "low": None, "high": None}) == "could not be measured"
 
 
 def test_a_verdict_that_a_seed_speaks_against_says_so() -> None:
-    clear = {"low": 0.1, "high": 0.2}
+    clear = {"value": 0.15, "low": 0.1, "high": 0.2}
     assert verdict("hr@10", {**clear, "by_seed": {0: 0.4, 1: 0.1, 2: None}}) == "better"
     assert verdict("hr@10", {**clear, "by_seed": {0: 0.4, 1: -0.1}}) == "better, but not in every seed"
-    assert verdict("log_popularity", {"low": -2, "high": -1, "by_seed": {0: 0.0}}) == "lower, but not in every seed"
-    assert verdict("hr@10", {"low": -0.1, "high": 0.2, "by_seed": {0: 0.4, 1: -0.1}}) == "no difference seen"
+    lower, none = {"value": -1.5, "low": -2, "high": -1}, {"value": 0.1, "low": -0.1, "high": 0.2}
+    assert verdict("log_popularity", {**lower, "by_seed": {0: 0.0}}) == "lower, but not in every seed"
+    assert verdict("hr@10", {**none, "by_seed": {0: 0.4, 1: -0.1}}) == "no difference seen"
 
 
 def test_the_page_tells_everything(finished: tuple[Experiments, list[Run], dict[str, Any], str]) -> None:
