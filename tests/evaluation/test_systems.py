@@ -115,7 +115,7 @@ def test_a_refused_evaluation_leaves_the_run_as_it_was(tmp_path: Path, in_proces
     unknown = tmp_path / "unknown.jsonl"
     unknown.write_text('{"user_id": 1, "titles": ["Nowhere to be found"]}\n')
     before = (root / CONFIG_FILE).read_text()
-    with pytest.raises(UserError, match="unknown.jsonl"):
+    with pytest.raises(UserError, match=r"unknown\.jsonl"):
         run_stages(tiny_config(f"evaluate.predictions=[other={unknown}]"), root, ["evaluate"])
     assert (root / CONFIG_FILE).read_text() == before
     assert plan_stages(resolve_config(root, None, []), root, ["evaluate"], overwrite=False)[0].state == "done"
