@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rosepo.console import duration
-from rosepo.evaluation.words import number, sign
+from rosepo.evaluation.words import digits_of, number, sign
 
 LABELS = {
     "hr@1": "HR@1",
@@ -145,7 +145,7 @@ def _contrasts(contrasts: Sequence[Mapping[str, Any]]) -> list[str]:
     rows = []
     for contrast in contrasts:
         for place, (key, figure) in enumerate(contrast["metrics"].items()):
-            by_seed = " ".join(number(value, True) for value in figure["by_seed"].values())
+            by_seed = " ".join(number(value, True, digits_of(figure)) for value in figure["by_seed"].values())
             question = [contrast["question"], f"{contrast['a']} − {contrast['b']}"] if place == 0 else ["", ""]
             rows.append([*question, LABELS[key], _difference(figure), by_seed, figure["verdict"]])
         if not contrast["metrics"]:
@@ -177,10 +177,10 @@ def _with_interval(figure: Mapping[str, Any]) -> str:
 
 
 def _difference(figure: Mapping[str, Any]) -> str:
-    text, found = number(figure["value"], True), sign(figure)
-    agreed = all(value is None or value * found > 0 for value in figure["by_seed"].values())
-    text = f"**{text}**" if found and agreed else text
-    return f"{text} [{number(figure['low'], True)}, {number(figure['high'], True)}]"
+    digits, found = digits_of(figure), sign(figure)
+    value, low, high = (number(figure[key], True, digits) for key in ("value", "low", "high"))
+    agreed = all(one is None or one * found > 0 for one in figure["by_seed"].values())
+    return f"**{value}** [{low}, {high}]" if found and agreed else f"{value} [{low}, {high}]"
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
