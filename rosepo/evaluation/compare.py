@@ -38,11 +38,13 @@ def compare(folders: Sequence[Path], out: Path, base: Path | None = None) -> Non
         base: the run that others are held against, one of `folders`; None takes the first.
 
     Raises:
-        UserError: see `read_runs`; a base that is none of them; an `out` that is no .html file.
+        UserError: see `read_runs`; a base that is none of them; an `out` that is no .html file, or a run's own report.
     """
     if out.suffix.lower() not in (".html", ".htm") or out.is_dir():
         raise UserError(f"--out {out} is no .html file: name one, e.g. --out compare.html")
     runs = read_runs(folders)
+    if any(out.resolve().parent == run.root.resolve() and out.stem == "report" for run in runs):
+        raise UserError(f"--out {out} is the report of one of the runs: name another file, e.g. --out compare.html")
     against = _base(runs, base)
     differences, alone = paired_differences(runs, against)
     page = {

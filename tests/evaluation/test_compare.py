@@ -213,6 +213,8 @@ def test_a_base_that_is_no_run_and_an_out_that_is_no_page_are_refused(runs: list
     for out in (tmp_path, tmp_path / "page.pdf"):
         with pytest.raises(UserError, match=r"is no \.html file"):
             compare(runs, out)
+    with pytest.raises(UserError, match="is the report of one of the runs"):
+        compare(runs, runs[1] / "report.html")
 
 
 def test_the_command_ends_with_2_on_misuse_and_says_what_it_takes(runs: list[Path]) -> None:
