@@ -11,7 +11,7 @@ from rosepo.artifacts import Outputs, read_manifest
 from rosepo.config import Config
 from rosepo.console import duration, say, table
 from rosepo.evaluation.verdict import no_baseline
-from rosepo.evaluation.words import digits_of, number
+from rosepo.evaluation.words import brackets
 from rosepo.stages import Stage, find_stage, seconds_in_all, stages_of, together_with
 
 SHOWN = ("hr@1", "hr@10", "ndcg@10")
@@ -62,7 +62,7 @@ def results_table(metrics: dict[str, Any]) -> str:
         title += ", every example among its own candidates"
     rows = []
     for name, figures in metrics["models"].items():
-        cells = [_interval(figures[key]) for key in SHOWN]
+        cells = [brackets(figures[key], signed=False) for key in SHOWN]
         kind = f" ({metrics['oracle']})" if name == "oracle" and metrics.get("oracle") else ""
         rows.append([NAMES.get(name, name) + kind, *cells])
     notes = "".join(f"\n  {sentence}" for sentence in no_baseline(metrics))
@@ -97,12 +97,6 @@ def _after(done: Stage, config: Config) -> tuple[str, ...]:
     if done.kind == "pairs" and done.round > 1:
         return (f"align --round {done.round}",)
     return _NEXT[done.kind]
-
-
-def _interval(figure: dict[str, float | None]) -> str:
-    digits = digits_of(figure)
-    value, low, high = (number(figure.get(key), digits=digits) for key in ("value", "low", "high"))
-    return f"{value} [{low}, {high}]"
 
 
 def _times(config: Config, root: Path) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rosepo.evaluation.naming import SHORT, label, split_pair
-from rosepo.evaluation.words import digits_of, measured, number, sign
+from rosepo.evaluation.words import as_shown, measured, number, sign
 
 ACCURACY = ("hr@1", "hr@5", "hr@10", "hr@20", "ndcg@5", "ndcg@10", "ndcg@20")
 BIAS = (
@@ -73,10 +73,8 @@ def figure_cell(figure: Mapping[str, Any] | None, strong: bool = False, signed: 
     """A value and its interval; a dash for what was not measured."""
     if figure is None or figure.get("value") is None:
         return Cell("–")
-    digits = digits_of(figure)
-    low, high = (number(figure.get(key), signed, digits) for key in ("low", "high"))
-    below = f"{low} to {high}" if measured(figure) else ""
-    return Cell(number(figure["value"], signed, digits), below, strong)
+    value, low, high = as_shown(figure, signed)
+    return Cell(value, f"{low} to {high}" if measured(figure) else "", strong)
 
 
 def accuracy_table(metrics: Mapping[str, Any]) -> Table:

@@ -64,13 +64,13 @@ def number(value: float | None, signed: bool = False, digits: int = DIGITS[0]) -
 
 def interval(figure: Figure) -> str:
     """`+0.010, 95 % interval +0.001 to +0.019`."""
-    value, low, high = _three(figure)
+    value, low, high = as_shown(figure)
     return f"{value}, 95 % interval {low} to {high}"
 
 
-def brackets(figure: Figure) -> str:
+def brackets(figure: Figure, signed: bool = True) -> str:
     """`+0.010 [+0.001, +0.019]`."""
-    value, low, high = _three(figure)
+    value, low, high = as_shown(figure, signed)
     return f"{value} [{low}, {high}]"
 
 
@@ -79,6 +79,7 @@ def joined(words: Sequence[str]) -> str:
     return words[0] if len(words) == 1 else ", ".join(words[:-1]) + " and " + words[-1]
 
 
-def _three(figure: Figure) -> tuple[str, ...]:
+def as_shown(figure: Figure, signed: bool = True) -> tuple[str, ...]:
+    """Value, low and high with as many digits as the interval needs."""
     digits = digits_of(figure)
-    return tuple(number(figure.get(key), True, digits) for key in ("value", "low", "high"))
+    return tuple(number(figure.get(key), signed, digits) for key in ("value", "low", "high"))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rosepo.console import duration
-from rosepo.evaluation.words import digits_of, number, sign
+from rosepo.evaluation.words import as_shown, digits_of, number, sign
 
 LABELS = {
     "hr@1": "HR@1",
@@ -177,8 +177,7 @@ def _with_interval(figure: Mapping[str, Any]) -> str:
 
 
 def _difference(figure: Mapping[str, Any]) -> str:
-    digits, found = digits_of(figure), sign(figure)
-    value, low, high = (number(figure[key], True, digits) for key in ("value", "low", "high"))
+    found, (value, low, high) = sign(figure), as_shown(figure)
     agreed = all(one is None or one * found > 0 for one in figure["by_seed"].values())
     return f"**{value}** [{low}, {high}]" if found and agreed else f"{value} [{low}, {high}]"
 

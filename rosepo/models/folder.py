@@ -194,7 +194,8 @@ def _save_adapter(folder: Path, model: Any, config: Config, state_dict: Mapping[
     # Without save_embedding_layers PEFT would ask the hub about the base's vocabulary, which nothing here resizes.
     model.save_pretrained(folder, state_dict=weights, save_embedding_layers=False)
     with safe_open(folder / "adapter_model.safetensors", framework="pt") as file:
-        saved = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        names = list(file.keys())
+        saved = {name: file.get_tensor(name) for name in names}
     _check(saved)
     halves = {half: {name.replace(f"lora_{half}", "") for name in saved if f"lora_{half}" in name} for half in "AB"}
     expected = sum(".lora_A." in name or ".lora_embedding_A." in name for name, _ in model.named_parameters())

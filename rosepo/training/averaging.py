@@ -7,7 +7,7 @@ state is, at every ZeRO stage, and following it takes no communication.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -20,23 +20,28 @@ if TYPE_CHECKING:
     from rosepo.training.engine import Engine
 
 
+@torch.no_grad()
+def follow_mean(mean: Sequence[Tensor], weights: Sequence[Tensor], step: int, decay: float) -> None:
+    """Move an exponential mean towards the weights after step 1, 2, …, in place; `decay` is the share of the mean that
+    stays, less in the first steps: (1 + t) / (10 + t) after step t."""
+    torch._foreach_lerp_(list(mean), list(weights), 1.0 - min(decay, (1.0 + step) / (10.0 + step)))
+
+
 class WeightMean:
     """One rank's share of an exponential mean of the weights that train.
 
     Args:
         engine: it begins as this engine's weights.
-        decay: share of the mean that stays in a step; less in the first steps, (1 + t) / (10 + t) after step t.
+        decay: see `follow_mean`.
     """
 
     def __init__(self, engine: Engine, decay: float) -> None:
         self.engine, self.decay = engine, decay
         self._shares = [master.clone() for master in self._masters()]
 
-    @torch.no_grad()
     def follow(self, step: int) -> None:
         """Move on after step 1, 2, …"""
-        weight = 1.0 - min(self.decay, (1.0 + step) / (10.0 + step))
-        torch._foreach_lerp_(self._shares, self._masters(), weight)
+        follow_mean(self._shares, self._masters(), step, self.decay)
 
     @torch.no_grad()
     def begin(self) -> None:

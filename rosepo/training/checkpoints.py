@@ -64,7 +64,8 @@ class Checkpoint:
             path = self.folder / _RANK.format(rank, self.world)
             try:
                 with safe_open(path, framework="numpy") as file:
-                    for name in file.keys():  # noqa: SIM118  (not a mapping)
+                    names = list(file.keys())
+                    for name in names:
                         if name.partition("/")[0] in kinds:
                             yield name, file.get_tensor(name)
             except (OSError, SafetensorError) as error:

@@ -29,9 +29,10 @@ from rosepo.errors import StageError
 from rosepo.evaluation.metrics import hit_ratio, ndcg
 from rosepo.models.oracle import fold_folder
 from rosepo.models.sasrec import SASRec, SASRecConfig
+from rosepo.training.averaging import follow_mean
 from rosepo.training.metrics import METRICS_FILE, MetricLog
 from rosepo.training.preferences import validation_arrays
-from rosepo.training.sequences import NextItemLoss, Sequences, batch_tensors, epoch_batches, follow_average, ranks_of
+from rosepo.training.sequences import NextItemLoss, Sequences, batch_tensors, epoch_batches, ranks_of
 from rosepo.training.trainer import root_cause, trainer_class
 
 WARMUP_STEPS = 100
@@ -194,7 +195,7 @@ class _Run:
             for group in self.optimizer.param_groups:
                 group["lr"] = self.oracle.learning_rate * min(1.0, self.steps / WARMUP_STEPS)
             self.optimizer.step()
-            follow_average(self.average, self.model, self.steps, AVERAGE)
+            follow_mean([*self.average.parameters()], [*self.model.parameters()], self.steps, AVERAGE)
             total += loss.detach()
         return float(self._summed(total[None])[0]) / int(train.n_targets.sum())
 

@@ -113,10 +113,3 @@ def ranks_of(
         ahead = (scores > own) | tied | ~torch.isfinite(own)
         ranks[part] = ahead.sum(1).cpu().numpy()
     return ranks
-
-
-@torch.no_grad()
-def follow_average(average: nn.Module, model: nn.Module, step: int, decay: float) -> None:
-    """Move `average` towards `model` after step 1, 2, …: an exponential mean of weights, shorter in the first steps."""
-    weight = 1.0 - min(decay, (1.0 + step) / (10.0 + step))
-    torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), weight)

@@ -50,7 +50,10 @@ def loss_of(name: str, policy: Tensor, inputs: dict[str, Tensor], beta: float = 
 
 def by_hand(name: str, w: tuple[float, float, int], losers: list[tuple[float, float, int]], beta: float) -> float:
     """The loss of one group in plain numbers, from (policy, reference, tokens) of each completion; epsilon 0.2."""
-    sigma = lambda x: 1 / (1 + math.exp(-x))  # noqa: E731
+
+    def sigma(x: float) -> float:
+        return 1 / (1 + math.exp(-x))
+
     r = [policy - reference for policy, reference, _ in (w, *losers)]
     mean_r = [(policy - reference) / tokens for policy, reference, tokens in (w, *losers)]
     mean_p = [policy / tokens for policy, _, tokens in (w, *losers)]

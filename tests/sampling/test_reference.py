@@ -18,7 +18,10 @@ EOS = 2
 def make_groups(negatives: int, prompt_lengths: tuple[int, ...]) -> tuple[list[np.ndarray], list[list[np.ndarray]]]:
     """Prompts of the given lengths, each with 1 + K completions of one to six tokens, some of EOS alone."""
     random = np.random.default_rng(negatives)
-    draw = lambda n: random.integers(3, 400, n).astype(np.int32)  # noqa: E731
+
+    def draw(n: int) -> np.ndarray:
+        return random.integers(3, 400, n).astype(np.int32)
+
     prompts = [draw(length) for length in prompt_lengths]
     lengths = [[1 + (row + column) * 2 % 6 for column in range(1 + negatives)] for row in range(len(prompts))]
     return prompts, [[np.append(draw(n - 1), np.int32(EOS)) for n in row] for row in lengths]
