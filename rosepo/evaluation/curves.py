@@ -22,6 +22,8 @@ LOSS = "loss"
 _DARK = "#222222"
 _LINES = (
     (LOSS, "loss", (("loss", "training", ""), ("validation_loss", "validation", _DARK))),
+    ("loss above the least that its targets allow", "nats",
+     (("target_kl", "training", ""), ("validation_target_kl", "validation", _DARK))),
     ("reward margin, chosen − rejected", "margin",
      (("margin", "training", ""), ("validation_margin", "validation", _DARK))),
     ("pairs in the right order", "share",
@@ -32,6 +34,8 @@ _LINES = (
 _SHOWN = {
     "loss": "Loss",
     "validation_loss": "Validation loss",
+    "target_kl": "Above its least",
+    "validation_target_kl": "Validation, above its least",
     "margin": "Reward margin",
     "accuracy": "Reward accuracy",
     "hr@10": "HR@10",
@@ -45,7 +49,11 @@ def pictures(inputs: Outputs) -> list[tuple[str, str]]:
     for title, folder, colour, unit in _trainings(inputs):
         rows = _lines(folder / "metrics.jsonl")
         for about, axis, wanted in _LINES if colour else ():
-            drawn = [(name, shade or colour, *_xy(rows, key)) for key, name, shade in wanted if _has(rows, key)]
+            drawn = [
+                (name, shade or colour, *_xy(rows, key))
+                for key, name, shade in wanted
+                if _has(rows, key) and not _repeats_loss(rows, key)
+            ]
             if drawn:
                 told = f"loss a {unit}" if about == LOSS else about
                 found.append((f"{title}: {told}", figures.curves(drawn, "step", axis)))
@@ -61,7 +69,7 @@ def ends(inputs: Outputs) -> Table | None:
     """First and last value of every curve that was logged, a row a training; None where nothing was."""
     logs = {title: _lines(folder / "metrics.jsonl") for title, folder, *_ in _trainings(inputs)}
     logs = {title: rows for title, rows in logs.items() if rows}
-    keys = [key for key in _SHOWN if any(_has(rows, key) for rows in logs.values())]
+    keys = [key for key in _SHOWN if any(_has(rows, key) and not _repeats_loss(rows, key) for rows in logs.values())]
     if not keys:
         return None
     cells = [[Cell(title), Cell(f"{rows[-1]['step']:,}"), *(_end(rows, key) for key in keys)]
@@ -97,6 +105,14 @@ def _logged(value: float) -> str:
 
 def _has(rows: Rows, key: str) -> bool:
     return any(key in row for row in rows)
+
+
+def _repeats_loss(rows: Rows, key: str) -> bool:
+    """Whether it is the loss once more: under one-hot targets the least is 0."""
+    if not key.endswith("target_kl"):
+        return False
+    loss = key.replace("target_kl", LOSS)
+    return all(math.isclose(row[key], row.get(loss, math.nan), rel_tol=1e-5) for row in rows if key in row)
 
 
 def _xy(rows: Rows, key: str) -> tuple[Sequence[float], Sequence[float]]:

@@ -13,6 +13,7 @@ oracle's distribution as target is this project's own.
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -31,7 +32,8 @@ def pairwise(policy_logps: Tensor, ref_logps: Tensor, epsilon: Tensor, beta: flo
         beta: > 0, strength of the tie to the reference.
 
     Returns:
-        Loss [G], float32 (float64 stays float64), and metrics [G] or [G, K] without gradient, see `reward_metrics`.
+        Loss [G], float32 (float64 stays float64), and metrics [G] or [G, K] without gradient: those of
+        `reward_metrics`, and `target_kl` [G], by how much the loss is above the least that its targets allow.
 
     Raises:
         ValueError: see `log_ratios`.
@@ -40,7 +42,8 @@ def pairwise(policy_logps: Tensor, ref_logps: Tensor, epsilon: Tensor, beta: flo
     margins = pair_margins(rewards)
     epsilon = epsilon.to(margins.dtype)
     losses = -(1 - epsilon) * F.logsigmoid(margins) - epsilon * F.logsigmoid(-margins)
-    return losses.mean(dim=1), reward_metrics(rewards)
+    least = torch.special.entr(epsilon) + torch.special.entr(1 - epsilon)
+    return losses.mean(dim=1), reward_metrics(rewards) | {"target_kl": (losses - least).mean(dim=1).detach()}
 
 
 def softmax(policy_logps: Tensor, ref_logps: Tensor, targets: Tensor, beta: float) -> tuple[Tensor, Metrics]:
@@ -57,4 +60,5 @@ def softmax(policy_logps: Tensor, ref_logps: Tensor, targets: Tensor, beta: floa
     targets = targets.to(rewards.dtype)
     # log_softmax subtracts the row's maximum first, so that rewards of any size stay finite.
     losses = -(targets * F.log_softmax(rewards, dim=1)).sum(dim=1)
-    return losses, reward_metrics(rewards)
+    least = torch.special.entr(targets).sum(dim=1)
+    return losses, reward_metrics(rewards) | {"target_kl": (losses - least).detach()}

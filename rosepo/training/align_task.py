@@ -39,7 +39,9 @@ TOLERANCE = {"float32": (0.01, 1e-3), "bfloat16": (0.3, 0.03)}
 """Absolute and relative difference that arithmetic alone may make; another model or template is nats away."""
 _LABELS = (*STRATEGIES, OWN_STRATEGY)
 _BY_STRATEGY = ("margin", "accuracy", "epsilon")
-_OVERALL = ("margin", "accuracy", "reward_chosen", "reward_rejected", "logp_chosen", "logp_rejected", "epsilon")
+_OVERALL = (
+    "margin", "accuracy", "reward_chosen", "reward_rejected", "logp_chosen", "logp_rejected", "epsilon", "target_kl",
+)  # fmt: skip
 
 
 @dataclass
@@ -69,7 +71,7 @@ class AlignTask:
     origin: str = ""
     moments: Path | None = None
     name: ClassVar[str] = "align"
-    validated: ClassVar[tuple[str, ...]] = ("loss", "accuracy", "margin")
+    validated: ClassVar[tuple[str, ...]] = ("loss", "accuracy", "margin", "target_kl")
     metric_names: ClassVar[tuple[str, ...]] = (
         *_OVERALL,
         *(f"{name}/{strategy}" for name in _BY_STRATEGY for strategy in _LABELS),

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import re
 import sys
 from html.parser import HTMLParser
@@ -11,7 +12,7 @@ import pytest
 
 from rosepo.artifacts import Outputs
 from rosepo.config import AlignConfig, Config
-from rosepo.evaluation.curves import ends
+from rosepo.evaluation.curves import ends, pictures
 from rosepo.evaluation.facts import facts_of, reproduction
 from rosepo.evaluation.figures import accuracy
 from rosepo.evaluation.naming import colours_of, short, split_pair
@@ -168,6 +169,20 @@ def test_a_training_that_went_astray_is_not_hidden(tmp_path: Path) -> None:
     table = ends(Outputs(tmp_path))
     assert table is not None
     assert [table.rows[0][2].text, table.rows[0][2].below] == ["nan", "from 2.500"]
+
+
+@pytest.mark.parametrize("least", [0.0, 0.5])
+def test_the_distance_from_the_targets_is_told_where_it_is_not_the_loss_itself(tmp_path: Path, least: float) -> None:
+    (tmp_path / "aligned").mkdir()
+    lines = [{"step": step, "loss": loss, "target_kl": loss - least} for step, loss in enumerate([2.0, 1.0], 1)]
+    (tmp_path / "aligned" / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    table, titles = ends(Outputs(tmp_path)), [title for title, _ in pictures(Outputs(tmp_path))]
+    assert table is not None
+    assert ("Above its least" in table.header) == (least > 0)
+    assert any("least" in title for title in titles) == (least > 0)
+    if least:
+        cell = table.rows[0][table.header.index("Above its least")]
+        assert [cell.text, cell.below] == ["0.500", "from 1.500"]
 
 
 def test_a_bias_figure_of_fewer_examples_says_of_how_many() -> None:

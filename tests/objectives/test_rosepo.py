@@ -87,6 +87,34 @@ def test_a_one_hot_target_is_s_dpo():
     assert torch.allclose(losses, -torch.log(rewards[:, 0].exp() / rewards.exp().sum(dim=1)))
 
 
+@given(seed=st.integers(0, 10_000), beta=st.floats(0.1, 3.0))
+@settings(max_examples=50, deadline=None)
+def test_the_distance_from_the_targets_is_what_a_loop_over_titles_gives(seed, beta):
+    policy, reference, epsilon, targets = random_groups(seed)
+    by_pair, by_group = pairwise(policy, reference, epsilon, beta)[1], softmax(policy, reference, targets, beta)[1]
+    for g in range(len(policy)):
+        rewards = [beta * (policy[g, i] - reference[g, i]).item() for i in range(4)]
+        total = sum(math.exp(reward) for reward in rewards)
+        kl = sum(q * math.log(q * total / math.exp(r)) for q, r in zip(targets[g].tolist(), rewards))
+        assert by_group["target_kl"][g].item() == pytest.approx(kl, abs=1e-9)
+        pairs = 0.0
+        for e, r in zip(epsilon[g].tolist(), rewards[1:]):
+            right = 1 / (1 + math.exp(r - rewards[0]))
+            pairs += (1 - e) * math.log((1 - e) / right) + e * math.log(e / (1 - right))
+        assert by_pair["target_kl"][g].item() == pytest.approx(pairs / 3, abs=1e-9)
+
+
+def test_the_distance_is_nothing_at_the_targets_and_the_loss_where_they_are_one_hot():
+    policy, reference, epsilon, targets = random_groups(3)
+    at_targets = reference + torch.log(targets) / 0.5
+    assert softmax(at_targets, reference, targets, 0.5)[1]["target_kl"].abs().max() < 1e-9
+    losses, metrics = pairwise(policy, reference, torch.zeros_like(epsilon), 0.5)
+    assert torch.allclose(metrics["target_kl"], losses)
+    one_hot = torch.eye(4, dtype=torch.float64)[:1].repeat(4, 1)
+    losses, metrics = softmax(policy, reference, one_hot, 0.5)
+    assert torch.equal(metrics["target_kl"], losses)
+
+
 @pytest.mark.parametrize(("epsilon", "optimum"), [(0.1, 2.197), (0.2, 1.386), (0.3, 0.847)])
 def test_the_optimum_is_finite_and_where_the_odds_say(epsilon, optimum):
     def slope(u: float) -> float:
