@@ -101,7 +101,7 @@ class _Collected:
     systems: dict[str, dict[int, Series]] = field(default_factory=dict)
     costs: dict[str, dict[int, dict[str, float]]] = field(default_factory=dict)
     same: dict[str, str] = field(default_factory=dict)
-    """`<variant>:sft` or `<variant>:oracle` to the baseline that it is."""
+    """`<variant>:sft` or `<variant>:oracle` to the system that it is: a baseline, or what another variant brought."""
     elsewhere: list[str] = field(default_factory=list)
     """Runs that were evaluated on other examples than the first one of their seed."""
 
@@ -128,22 +128,26 @@ def _section(asked: Experiments, runs: Sequence[Run], resamples: int) -> dict[st
 
 def _collect(collected: _Collected, runs: Sequence[Run]) -> None:
     """Runs of one seed. A baseline is the one that most runs share; a variant with an SFT model or an oracle of its
-    own brings that too, as `<variant>:sft`."""
+    own brings that too, as `<variant>:sft`, once for all variants that share it."""
     inputs = {run.folder: (read_manifest(Outputs(run.folder).evaluation) or {})["inputs"] for run in runs}
     common = {
         stage: Counter(made[stage] for made in inputs.values() if stage in made).most_common(1)
         for stage in ("prepare", "sft", "oracle")
     }
     first: Measured | None = None
+    brought: dict[tuple[str, str], str] = {}
     for run in runs:
         own, wanted = {}, {"aligned": run.experiment.variant}
         for stage, models in (("prepare", ("popular", "markov")), ("sft", ("sft",)), ("oracle", ("oracle",))):
             if stage not in inputs[run.folder]:
                 continue
-            shared = inputs[run.folder][stage] == common[stage][0][0]
+            made = inputs[run.folder][stage]
             for model in models:
-                own[f"{run.experiment.variant}:{model}"] = shared
-                name = model if shared else f"{run.experiment.variant}:{model}"
+                brings, name = f"{run.experiment.variant}:{model}", model
+                if made != common[stage][0][0]:
+                    before = collected.same.get(brings, model)  # its name in another seed
+                    name = brought.setdefault((model, made), brings if before == model else before)
+                own[brings] = name
                 if run.seed not in collected.systems.get(name, {}):
                     wanted[model] = name
         config = resolve_config(run.folder, None, [])
@@ -155,7 +159,7 @@ def _collect(collected: _Collected, runs: Sequence[Run]) -> None:
             first = measured
             collected.users[run.seed] = measured.users
             wanted[TRUTH] = TRUTH
-        collected.same |= {name: name.partition(":")[2] for name, shared in own.items() if shared}
+        collected.same |= own
         for model, name in wanted.items():
             if model in measured.systems:
                 collected.systems.setdefault(name, {})[run.seed] = measured.systems[model]

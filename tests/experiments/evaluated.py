@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -34,8 +34,10 @@ def noisy(strength: float, seed: int) -> Callable[[Batch], np.ndarray]:
     return score
 
 
-def evaluate_run(run: Run, strength: float, users: int = 40, own: Sequence[str] = ()) -> None:
-    """A finished run whose aligned model has this strength; `own`: stages that it does not share with other runs."""
+def evaluate_run(run: Run, strength: float, users: int = 40, own: Mapping[str, str] | None = None) -> None:
+    """A finished run whose aligned model has this strength; `own`: stages that it does not share with all other runs,
+    and a mark that the runs have in common that share them."""
+    own = own or {}
     tiny.write_examples(run.folder, CATALOGUE, users=users)
     inputs, config = Outputs(run.folder), run.config()
     (inputs.evaluation / "rankings").mkdir(parents=True)
@@ -56,13 +58,11 @@ def evaluate_run(run: Run, strength: float, users: int = 40, own: Sequence[str] 
     (run.folder / CONFIG_FILE).write_text(dump_config(config))
 
 
-def write_manifests(run: Run, own: Sequence[str]) -> None:
+def write_manifests(run: Run, own: Mapping[str, str]) -> None:
     """Of every stage but the sweep: ten seconds, a thousand tokens."""
     config = run.config()
-    marks = {
-        name: digest([name, run.seed, run.experiment.variant if name in (*own, "pairs", "align") else ""])
-        for name in stages_of(config)
-    }
+    of = {"pairs": run.experiment.variant, "align": run.experiment.variant, **own}
+    marks = {name: digest([name, run.seed, of.get(name, "")]) for name in stages_of(config)}
     for name, stage in stages_of(config).items():
         folder: Path = run.folder / stage.folder
         if name != "sweep":

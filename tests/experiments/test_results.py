@@ -49,7 +49,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Experiments, lis
     for run in runs:
         name = run.experiment.variant
         if name in strengths:
-            evaluate_run(run, strengths[name], own=["oracle"] if name == "own-oracle" else [])
+            evaluate_run(run, strengths[name], own={"oracle": name} if name == "own-oracle" else {})
         elif name == "late" and run.seed == 0:
             evaluate_run(run, 9.0)
         elif name == "broken":
@@ -116,6 +116,24 @@ def test_figures_are_those_of_the_evaluation(finished: tuple[Experiments, list[R
     for key, figure in expected["truth"].items():
         if key in found["truth"]:
             assert np.nanmean(found["truth"][key]) == pytest.approx(figure["value"], abs=1e-6)
+
+
+def test_an_oracle_that_variants_share_is_one_row(tmp_path: Path) -> None:
+    variants = {name: {} for name in ("dpo", "cdpo", "ipo", "sdpo")}
+    variants |= {name: {"set": {"oracle.folds": 1}} for name in ("first", "second", "third")}
+    contrasts = [{"question": "Any oracle?", "a": "third:oracle", "b": "oracle", "metrics": ["hr@10"]}]
+    asked = read_suites([write_suite(tmp_path, changed(SUITE, variants=variants, contrasts=contrasts, comparators=[]))])
+    runs = runs_of(asked.experiments, tmp_path / "out")
+    for run in runs:
+        name = run.experiment.variant
+        if (run.seed, name) != (1, "first"):  # the other seed knows it from the second variant alone
+            own = {"oracle": "in sample"} if name in ("first", "second", "third") else {}
+            evaluate_run(run, 1.0, own=own)
+    section = write_results(asked, runs, tmp_path / "out", resamples=100)["data"]["ring"]["validation"]
+    assert [name for name in section["systems"] if ":" in name] == ["first:oracle"]
+    assert section["systems"]["first:oracle"]["seeds"] == [0, 1]
+    (answer,) = section["contrasts"]
+    assert len(answer["metrics"]["hr@10"]["by_seed"]) == 2
 
 
 def test_rows_are_means_over_seeds_with_costs(finished: tuple[Experiments, list[Run], dict[str, Any], str]) -> None:
