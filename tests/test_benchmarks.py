@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import dpo, gpu, reference, synthetic, trajectory
+from benchmarks import ceiling, dpo, gpu, reference, synthetic, trajectory
 from benchmarks.command import Source, chosen
 from benchmarks.flops import Size, Work, peak_flops, size_of, step_flops, work_of
 from benchmarks.groups_run import make_run, read_groups, split_table, write_groups, write_model
@@ -144,3 +144,10 @@ def test_counted_steps_of_a_rank_meet_checkpoints(tmp_path: Path, monkeypatch: p
     figures = on_ranks(1, 1, rank_training, make_run(tmp_path, 8, 1), 3, 1)
     assert figures["checkpoints"] > 0
     assert figures["compute"] > 0
+
+
+def test_a_ceiling_counts_a_tie_against_the_target(capsys: pytest.CaptureFixture[str]) -> None:
+    scores = np.full((2, 30), -np.inf)
+    scores[0, 3], scores[0, 4], scores[1, :20] = 2.0, 1.0, 0.0
+    ceiling.show("any", scores, np.array([4, 5]))
+    assert capsys.readouterr().out == f"{'any':<20} HR@10 0.5000   NDCG@10 {0.5 / np.log2(3):.4f}\n"
