@@ -7,12 +7,14 @@ evaluated on.
     python benchmarks/ceiling.py RUN                                     # the run's own oracle
     python benchmarks/ceiling.py RUN --teacher RUN --teacher OTHER_RUN   # the mean of several, normalised
 
-A title that a search of BEAMS beams does not find counts as likely as the last one that it does find.
+A title that a search of BEAMS beams does not find counts as likely as the last one that it does find. Whole catalogue
+alone, and oracles that rosepo trained.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +23,7 @@ from scipy.special import log_softmax
 
 from rosepo.artifacts import Outputs
 from rosepo.data.catalogue import Catalogue
+from rosepo.errors import UserError
 from rosepo.evaluation.decode import Decoder
 from rosepo.evaluation.listed import rank_batch
 from rosepo.evaluation.metrics import hit_ratio, ndcg
@@ -37,41 +40,56 @@ def main() -> None:
     parser.add_argument("--weights", type=float, nargs="+", default=[0.5, 1.0, 2.0], help="w = 1 / (beta tau)")
     parser.add_argument("--beams", type=int, default=200)
     asked = parser.parse_args()
-    run = Outputs(asked.run)
-    catalogue = Catalogue.load(run.examples / "_items.parquet")
-    batches = list(read_batches(run.evaluation / EXAMPLES_FILE, catalogue))
-    targets = np.concatenate([batch.targets for batch in batches])
-    policy = policy_scores(load_recommender(run.sft), batches, asked.beams, len(catalogue))
-    folders = [Outputs(teacher).oracle for teacher in asked.teacher or [asked.run]]
-    teachers = [oracle_scores(Oracle.load(folder, catalogue.item_ids), batches) for folder in folders]
-    teacher = np.mean(teachers, axis=0)
-    print(f"{len(targets):,} examples")
-    for name, scores in (("SFT", policy), ("teacher", teacher)):
-        show(name, scores, targets)
-    for weight in asked.weights:
-        show(f"SFT + {weight:g} teacher", policy + weight * teacher, targets)
+    try:
+        found = ceiling(asked.run, asked.teacher or [asked.run], asked.weights, asked.beams)
+    except UserError as error:
+        parser.error(str(error))
+    print(f"{len(next(iter(found.values()))):,} examples")
+    for name, ranks in found.items():
+        print(f"{name:<20} HR@10 {hit_ratio(ranks, 10).mean():.4f}   NDCG@10 {ndcg(ranks, 10).mean():.4f}")
 
 
-def policy_scores(recommender: Recommender, batches: list[Batch], beams: int, n_items: int) -> np.ndarray:
-    """log π of every item, float32 [N, n_items]; -inf for what was seen."""
+def ceiling(run: Path, teachers: Sequence[Path], weights: Sequence[float], beams: int) -> dict[str, np.ndarray]:
+    """Ranks of the targets, int64 [N], by `SFT`, by the `teacher`, and by their products.
+
+    Raises:
+        UserError: a run that is not finished, or without what is read here.
+    """
+    of_run = Outputs(run)
+    if not (of_run.evaluation / EXAMPLES_FILE).exists():
+        raise UserError(f"{run} holds no evaluation: run `rosepo evaluate` first")
+    catalogue = Catalogue.load(of_run.examples / "_items.parquet")
+    oracles = [Oracle.load(Outputs(teacher).oracle, catalogue.item_ids) for teacher in teachers]
+    recommender = load_recommender(of_run.sft)
     decoder = Decoder(recommender.model, recommender.builder, beams)
-    found = []
-    for batch in batches:
-        with torch.inference_mode():
-            items, scores, _ = rank_batch(recommender, decoder, batch, beams)
-        worst = np.where(np.isfinite(scores), scores, np.inf).min(axis=1, keepdims=True)
-        whole = np.repeat(worst, n_items, axis=1).astype(np.float32)
-        rows, places = np.nonzero(items >= 0)
-        whole[rows, items[rows, places]] = scores[rows, places]
-        found.append(without_seen(whole, batch))
-    return np.concatenate(found)
+    found: dict[str, list[np.ndarray]] = {}
+    for batch in read_batches(of_run.evaluation / EXAMPLES_FILE, catalogue):
+        if batch.candidates is not None:
+            raise UserError(f"{run} ranks lists of candidates, not the whole catalogue")
+        policy = policy_scores(recommender, decoder, batch, len(catalogue))
+        teacher = np.mean([oracle_scores(oracle, batch) for oracle in oracles], axis=0)
+        scores = {"SFT": policy, "teacher": teacher}
+        scores |= {f"SFT + {weight:g} teacher": policy + weight * teacher for weight in weights}
+        for name, values in scores.items():
+            found.setdefault(name, []).append(ranks_in(values, batch.targets))
+    return {name: np.concatenate(ranks) for name, ranks in found.items()}
 
 
-def oracle_scores(oracle: Oracle, batches: list[Batch]) -> np.ndarray:
-    """log softmax of the raw scores of every item that was not seen, float32 [N, n_items]."""
-    return np.concatenate(
-        [log_softmax(without_seen(oracle.score_all(batch.histories), batch), axis=1) for batch in batches]
-    )
+def policy_scores(recommender: Recommender, decoder: Decoder, batch: Batch, n_items: int) -> np.ndarray:
+    """log π of every item, float32 [B, n_items]; -inf for what was seen."""
+    with torch.inference_mode():
+        items, scores, _ = rank_batch(recommender, decoder, batch, decoder.beams)
+    worst = np.where(np.isfinite(scores), scores, np.inf).min(axis=1, keepdims=True)
+    whole = np.repeat(worst, n_items, axis=1).astype(np.float32)
+    rows, places = np.nonzero(items >= 0)
+    whole[rows, items[rows, places]] = scores[rows, places]
+    return without_seen(whole, batch)
+
+
+def oracle_scores(oracle: Oracle, batch: Batch) -> np.ndarray:
+    """log softmax of the raw scores of every item that was not seen, float32 [B, n_items]; -inf for the others."""
+    normalised: np.ndarray = log_softmax(without_seen(oracle.score_all(batch.histories), batch), axis=1)
+    return normalised
 
 
 def without_seen(scores: np.ndarray, batch: Batch) -> np.ndarray:
@@ -81,11 +99,10 @@ def without_seen(scores: np.ndarray, batch: Batch) -> np.ndarray:
     return scores
 
 
-def show(name: str, scores: np.ndarray, targets: np.ndarray) -> None:
-    """A line with HR@10 and NDCG@10; of equal scores the target comes last."""
+def ranks_in(scores: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """Where each target stands by scores [B, n_items], int64 [B], 0 first; of equal scores it comes last."""
     own = scores[np.arange(len(targets)), targets][:, None]
-    ranks = (scores >= own).sum(axis=1) - 1
-    print(f"{name:<20} HR@10 {hit_ratio(ranks, 10).mean():.4f}   NDCG@10 {ndcg(ranks, 10).mean():.4f}")
+    return (scores >= own).sum(axis=1).astype(np.int64) - 1
 
 
 if __name__ == "__main__":

@@ -146,8 +146,7 @@ def test_counted_steps_of_a_rank_meet_checkpoints(tmp_path: Path, monkeypatch: p
     assert figures["compute"] > 0
 
 
-def test_a_ceiling_counts_a_tie_against_the_target(capsys: pytest.CaptureFixture[str]) -> None:
-    scores = np.full((2, 30), -np.inf)
-    scores[0, 3], scores[0, 4], scores[1, :20] = 2.0, 1.0, 0.0
-    ceiling.show("any", scores, np.array([4, 5]))
-    assert capsys.readouterr().out == f"{'any':<20} HR@10 0.5000   NDCG@10 {0.5 / np.log2(3):.4f}\n"
+def test_a_ceiling_counts_a_tie_against_the_target() -> None:
+    scores = np.array([[0.0, 2.0, 1.0, 1.0], [3.0, -np.inf, 3.0, 3.0]])
+    assert ceiling.ranks_in(scores, np.array([1, 0])).tolist() == [0, 2]
+    assert ceiling.ranks_in(scores, np.array([2, 3])).tolist() == [2, 2]

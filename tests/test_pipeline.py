@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -183,11 +184,38 @@ def test_an_out_that_is_a_file_is_refused(tmp_path: Path) -> None:
             plan_stages(configure(), out, ["prepare"], overwrite=False)
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_an_out_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
-    tmp_path.chmod(0o500)
-    with pytest.raises(UserError, match="cannot be written"):
-        plan_stages(configure(), tmp_path / "run", ["prepare"], overwrite=False)
+@pytest.mark.parametrize("mode", [0o555, 0o000], ids=["may not be written", "may not be entered"])
+def test_an_out_that_cannot_be_written_is_refused(mode: int) -> None:
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:  # not tmp_path, which lies in a folder of its user alone
+        inner = Path(folder) / "inner"
+        inner.mkdir()
+        inner.chmod(mode)
+        Path(folder).chmod(0o555)
+        told = refusal_as_nobody(inner / "run")
+        for made in (Path(folder), inner):
+            made.chmod(0o700)
+    assert "cannot be written to: use another --out" in told
+
+
+def refusal_as_nobody(out: Path) -> str:
+    """What plan_stages says, in a process that gave up being root if it was: root may write everywhere."""
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        told = "nothing"
+        try:
+            if os.geteuid() == 0:
+                os.setgid(65534)
+                os.setuid(65534)
+            plan_stages(configure(), out, ["prepare"], overwrite=False)
+        except BaseException as error:
+            told = f"{type(error).__name__}: {error}"
+        os.write(write, told.encode())
+        os._exit(0)
+    os.close(write)
+    os.waitpid(child, 0)
+    with os.fdopen(read) as answer:
+        return answer.read()
 
 
 def test_a_manifest_has_the_memory_of_its_stage_and_of_its_training_workers() -> None:
