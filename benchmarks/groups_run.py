@@ -35,7 +35,9 @@ class Groups(NamedTuple):
 def settings(**align: Any) -> Config:
     """DPO with AdamW at one constant learning rate, on the model that the benchmarks share; keys go to `align`."""
     plain = {
-        "epsilon": "zero",
+        "loss": "dpo",
+        "rows": "group",
+        "epochs": 1,
         "beta": BETA,
         "learning_rate": LEARNING_RATE,
         "min_learning_rate": LEARNING_RATE,

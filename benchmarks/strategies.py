@@ -163,6 +163,7 @@ def _run(examples: Path, shards: list[Shard], actors: int) -> Done:
         cache=None,
         device="cpu",
         origin="benchmark",
+        negatives=1,
     )
     tally = Tally()
     try:

@@ -146,10 +146,10 @@ def _work(config: Config, data: dict[str, Any], facts: dict[str, Any]) -> list[l
     if not data["exact"]:
         return [["sft", "unknown before prepare", "", _memory(config.sft, facts)]]
     groups = data["examples"]["train"]
-    if config.pairs.groups_per_user is not None:
-        groups = min(groups, config.pairs.groups_per_user * data["users"])
+    if config.pairs.newest is not None:
+        groups = min(groups, config.pairs.newest * data["users"])
     # Rows of a step are users where rows are trajectories; those without a training example are few.
-    aligned = groups if config.align.rows == "group" else min(groups, data["users"])
+    aligned = min(groups, data["users"]) if config.trajectories else groups
     tuned = data["examples"]["train"] if config.model.template.candidates else data["trajectories"]
     rows = [["sft", tuned, _steps(config.sft, tuned), _memory(config.sft, facts)]]
     for number in range(1, config.pairs.rounds + 1):

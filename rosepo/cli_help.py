@@ -42,12 +42,13 @@ _HELP = {
     """,
     "align": """Align the SFT model with the groups by the smoothed preference objective, or by one of its rivals.
 
-    align.beta ties the model to its reference, align.epsilon_max bounds the smoothing (0 is DPO); align.loss is
-    pairwise or softmax, a rival (dpo, cdpo, spa, robust, ipo, simpo, rpo, sdpo, dmpo, ada_dpo), or sft, which only goes
-    on with fine-tuning. align.epsilon takes the smoothing of pairwise from the oracle or from a control: constant,
-    shuffled, zero or spa. A setting that the loss does not use is refused. --round 2 goes on from the model of the
-    first round, on the groups of the second, and so on. With pairs.stream=true, groups that are not there are sampled
-    meanwhile: training takes them while they are made.
+    align.beta ties the model to its reference; align.loss is softmax or pairwise, a rival (dpo, cdpo, spa, robust, ipo,
+    simpo, rpo, sdpo, dmpo, ada_dpo), or sft, which only goes on with fine-tuning. Under pairwise, align.epsilon takes
+    the smoothing from the oracle or from a control (constant, shuffled, zero or spa), and align.epsilon_max bounds it
+    (0 is DPO). A setting that the loss does not use is refused. The defaults suit a model that was pretrained; a small
+    one from scratch learns at align.learning_rate=1e-3. --round 2 goes on from the model of the first round, on the
+    groups of the second, and so on. With pairs.stream=true, groups that are not there are sampled meanwhile: training
+    takes them while they are made.
 
     Example: rosepo align --set align.beta=0.5 --out runs/ml --overwrite
     """,

@@ -29,6 +29,7 @@ def check_before_run(config: Config) -> dict[str, Any]:
     from rosepo.data.prepare import inspect_data
     from rosepo.models.policy import validate_model
     from rosepo.models.scorers import check_given
+    from rosepo.sampling.mixture import check_negatives
     from rosepo.tuning.space import check_space
 
     if config.sweep.trials > 0:
@@ -48,7 +49,7 @@ def check_before_run(config: Config) -> dict[str, Any]:
     data = inspect_data(config)
     validate_model(config)
     if data["exact"]:
-        _check_negatives(config, data)
+        check_negatives(config.pairs.negatives, data["items"] - data["longest_sequence"], data["items"])
     return data
 
 
@@ -144,15 +145,6 @@ def _check_systems(config: Config) -> None:
             continue
         for source in sources_of(given):
             layout_of(source, read_header(source, "interactions"), given.key)
-
-
-def _check_negatives(config: Config, data: dict[str, Any]) -> None:
-    allowed = data["items"] - data["longest_sequence"]
-    if config.pairs.negatives > allowed:
-        raise UserError(
-            f"pairs.negatives={config.pairs.negatives} is more than the catalogue allows: {data['items']:,} items "
-            f"leave {max(0, allowed)} outside the longest history and the target; lower it"
-        )
 
 
 def _local_gpus() -> int:

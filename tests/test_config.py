@@ -38,17 +38,26 @@ from rosepo.tuning.space import check_space
         ("pairs={strategies: {policy: 1}, negatives: 51}", ["pairs.policy_top=50 holds fewer titles", "negatives=51"]),
         ("pairs={strategies: {policy: 1}, engine: vllm}", ["which pairs.engine=vllm does not search for"]),
         ("prepare.test_fraction=0.2", ["used by prepare.split=temporal alone"]),
-        ("align.target_min=0.1", ["used by align.loss=softmax alone"]),
+        ("align={loss: dpo, target_min: 0.1}", ["used by align.loss=softmax alone"]),
         ("align.epsilon=none", ["align.epsilon", "'oracle', 'constant', 'shuffled', 'zero' or 'spa'"]),
-        ("align.epsilon_value=0.1", ["align.epsilon_value is used by align.epsilon=constant or spa, not by oracle"]),
-        ("align.spa_quantile=0.2", ["align.spa_quantile is used by align.epsilon=spa, not by oracle"]),
-        ("align={epsilon: zero, epsilon_max: 0.1}", ["align.epsilon_max is used by", "not by zero"]),
-        ("align={epsilon: spa, epsilon_max: 0.1}", ["align.epsilon_max is used by", "not by spa"]),
-        ("align={epsilon: shuffled, epsilon_value: 0.1}", ["align.epsilon_value is used by", "not by shuffled"]),
-        ("align={epsilon: constant, epsilon_value: 0.5}", ["align.epsilon_value", "less than 0.5"]),
-        ("align={epsilon: spa, spa_quantile: 1}", ["align.spa_quantile", "less than 1"]),
         (
-            "align={epsilon: constant, epsilon_value: 0.1, epsilon_max: 0.2}",
+            "align={loss: pairwise, epsilon_value: 0.1}",
+            ["align.epsilon_value is used by align.epsilon=constant or spa, not by oracle"],
+        ),
+        (
+            "align={loss: pairwise, spa_quantile: 0.2}",
+            ["align.spa_quantile is used by align.epsilon=spa, not by oracle"],
+        ),
+        ("align={loss: pairwise, epsilon: zero, epsilon_max: 0.1}", ["align.epsilon_max is used by", "not by zero"]),
+        ("align={loss: pairwise, epsilon: spa, epsilon_max: 0.1}", ["align.epsilon_max is used by", "not by spa"]),
+        (
+            "align={loss: pairwise, epsilon: shuffled, epsilon_value: 0.1}",
+            ["align.epsilon_value is used by", "not by shuffled"],
+        ),
+        ("align={loss: pairwise, epsilon: constant, epsilon_value: 0.5}", ["align.epsilon_value", "less than 0.5"]),
+        ("align={loss: pairwise, epsilon: spa, spa_quantile: 1}", ["align.spa_quantile", "less than 1"]),
+        (
+            "align={loss: pairwise, epsilon: constant, epsilon_value: 0.1, epsilon_max: 0.2}",
             ["align.epsilon_max is not used beside align.epsilon_value"],
         ),
         (
@@ -88,8 +97,14 @@ def test_a_bad_setting_is_refused_in_words_that_name_it(override: str, words: li
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (["align.epsilon=shuffled"], "align.epsilon=shuffled reads the whole table .*: use pairs.stream=false"),
-        (["align.epsilon=constant"], "align.epsilon=constant reads .*: set align.epsilon_value, or use pairs.stream"),
+        (
+            ["align={loss: pairwise, epsilon: shuffled}"],
+            "align.epsilon=shuffled reads the whole table .*: use pairs.stream=false",
+        ),
+        (
+            ["align={loss: pairwise, epsilon: constant}"],
+            "align.epsilon=constant reads .*: set align.epsilon_value, or use pairs.stream",
+        ),
         (["pairs.score=false"], "pairs.stream=true streams groups into align"),
     ],
 )
@@ -97,7 +112,42 @@ def test_what_needs_the_whole_table_or_gives_none_to_train_on_cannot_stream(over
     load_config(None, overrides)
     with pytest.raises(UserError, match=words):
         load_config(None, ["pairs.stream=true", *overrides])
-    load_config(None, ["pairs.stream=true", "align.epsilon=constant", "align.epsilon_value=0.1"])
+    load_config(None, ["pairs.stream=true", "align={loss: pairwise, epsilon: constant, epsilon_value: 0.1}"])
+
+
+@pytest.mark.parametrize(
+    ("settings", "allowed", "count"),
+    [
+        ([], 1000, 15),
+        ([], 4, 4),
+        (["pairs.negatives=20"], 1000, 20),
+        (["pairs={strategies: {policy: 1, popularity: 1}, policy_top: 9}"], 1000, 9),
+        (["pairs={strategies: {oracle: 1}, oracle_top: 8}"], 1000, 8),
+        (["prepare.candidates=5", "pairs.strategies={candidates: 1}"], 1000, 4),
+        (["prepare.candidates=5"], 1000, 15),  # lists that nobody reads
+    ],
+)
+def test_rejected_titles_left_open_are_as_many_as_every_group_can_have(
+    settings: list[str], allowed: int, count: int
+) -> None:
+    assert load_config(None, settings).negatives(allowed) == count
+
+
+def test_rows_are_trajectories_unless_prompts_list_candidates() -> None:
+    listing = ["prepare.candidates=5", "model.template.candidates=true"]
+    assert load_config().trajectories
+    assert not load_config(None, ["align.rows=group"]).trajectories
+    assert not load_config(None, listing).trajectories
+    for unused in ("row_tokens=512", "sft_on=row"):
+        with pytest.raises(UserError, match=rf"align\.{unused.split('=')[0]}.* is for users' trajectories, and under"):
+            load_config(None, [*listing, "align.sft_weight=1", f"align.{unused}"])
+
+
+def test_the_groups_of_a_user_are_the_newest_or_all() -> None:
+    assert load_config().pairs.newest == 8
+    assert load_config(None, ["pairs.groups_per_user=all"]).pairs.newest is None
+    with pytest.raises(UserError, match=r"pairs\.groups_per_user"):
+        load_config(None, ["pairs.groups_per_user=none"])
 
 
 @pytest.mark.parametrize("url", ["s3://KEY:SECRET@bucket/log.csv", "s3://KEY:SEC/RET@bucket/log.csv"])

@@ -16,7 +16,13 @@ from rosepo.tuning.space import best_config, check_space, trial_settings, with_s
 
 def _config(trials: int, parameters: Any, seed: int = 0, *more: str) -> Config:
     return load_config(
-        None, [f"sweep={yaml.safe_dump({'trials': trials, 'parameters': parameters})}", f"seed={seed}", *more]
+        None,
+        [
+            f"sweep={yaml.safe_dump({'trials': trials, 'parameters': parameters})}",
+            f"seed={seed}",
+            "align.loss=pairwise",
+            *more,
+        ],
     )
 
 
@@ -62,20 +68,19 @@ def test_the_best_settings_come_back_as_a_configuration() -> None:
 
 
 def test_the_default_search_fits_the_loss() -> None:
-    assert "align.epsilon_max" in load_config().sweep_parameters
-    softmax = load_config(None, ["align.loss=softmax"])
-    assert "align.target_min" in softmax.sweep_parameters
-    check_space(softmax)
+    assert "align.epsilon_max" in load_config(None, ["align.loss=pairwise"]).sweep_parameters
+    assert "align.target_min" in load_config().sweep_parameters
+    check_space(load_config())
 
 
 @pytest.mark.parametrize(
     ("align", "clamped"),
     [
-        ("{epsilon: constant}", True),
-        ("{epsilon: shuffled}", True),
-        ("{epsilon: constant, epsilon_value: 0.1}", False),
-        ("{epsilon: zero}", False),
-        ("{epsilon: spa}", False),
+        ("{loss: pairwise, epsilon: constant}", True),
+        ("{loss: pairwise, epsilon: shuffled}", True),
+        ("{loss: pairwise, epsilon: constant, epsilon_value: 0.1}", False),
+        ("{loss: pairwise, epsilon: zero}", False),
+        ("{loss: pairwise, epsilon: spa}", False),
         ("{loss: cdpo}", True),
         ("{loss: robust}", True),
         ("{loss: robust, epsilon_value: 0.1}", False),

@@ -9,8 +9,10 @@ from rosepo.config.data import ColumnsConfig, DataConfig, PrepareConfig
 from rosepo.config.losses import LOSSES
 from rosepo.config.model import LoraConfig, ModelConfig, ScratchConfig, TemplateConfig
 from rosepo.config.oracle import OracleConfig
-from rosepo.config.root import Config, dump_config, load_config, parse_config
-from rosepo.config.stages import EvaluateConfig, PairsConfig, RangeConfig, RayConfig, RecommendConfig, SweepConfig
+from rosepo.config.pairs import PairsConfig
+from rosepo.config.reading import dump_config, load_config, parse_config
+from rosepo.config.root import Config
+from rosepo.config.stages import EvaluateConfig, RangeConfig, RayConfig, RecommendConfig, SweepConfig
 from rosepo.config.training import AlignConfig, SftConfig, TrainConfig
 
 __all__ = [

@@ -48,3 +48,12 @@ def refuse_credentials(key: str, location: str) -> None:
     _, scheme, rest = location.partition("://")
     if scheme and re.match(r"[^/@]+@|[^:/@]*:.*@", rest):
         raise ValueError(f"{key} carries credentials in its URL: give them by environment or profile instead")
+
+
+class ActorsConfig(Section):
+    """What the stages that run Ray Data actors share."""
+
+    actors: Count = 1
+    cpus_per_actor: Positive = 1.0
+    gpu: Gpu = "auto"
+    """One GPU an actor: where the cluster has them, always, or never."""

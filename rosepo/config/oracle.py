@@ -27,9 +27,10 @@ class OracleConfig(Section):
     workers: Count = 1
     cpus_per_worker: Positive = 1.0
     gpu: Gpu = "auto"
-    folds: Count = 2
-    """Users are dealt into this many folds, each scored by a model that did not train on it. 1: one model, in sample,
-    which is sure of what it was trained on and drives every epsilon to 0. Training takes 1 + folds models."""
+    folds: Count = 1
+    """1: one model, in sample, the best teacher that softmax and distill were measured with; but it is sure of what it
+    was trained on, and drives epsilon to 0. 2 and more: users are dealt into this many folds, each scored by a model
+    that did not train on it, as an epsilon that means something needs; training takes 1 + folds models."""
     hidden_size: Count = 64
     layers: Count = 2
     heads: Count = 2

@@ -127,11 +127,15 @@ class AlignConfig(TrainConfig):
     pairs.rounds)."""
 
     learning_rate: Positive = 3e-5
+    epochs: Positive = 2.0
+    batch_size: Count = 8
+    """Rows a step over all workers: users, with all their groups, or groups (see `rows`)."""
+    micro_batch_size: Count = 4
     section: ClassVar[str] = "align"
-    beta: Positive = 1.0
+    beta: Positive = 0.5
     """Strength of the tie to the reference; `simpo`, which has none, multiplies log-probabilities a token by it. Not
     used by `sft` and `distill`."""
-    loss: LossName = "pairwise"
+    loss: LossName = "softmax"
     """`pairwise` and `softmax` are RosePO, the others its rivals (docs/method.md). All take any number of rejected
     titles. Two are controls: `sft` goes on with fine-tuning and looks at no rejected title; `distill` learns the
     oracle's whole distribution, from titles that the strategy `oracle` has drawn from it."""
@@ -146,7 +150,7 @@ class AlignConfig(TrainConfig):
     0.1)."""
     spa_quantile: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.1
     """Share of the pairs, those of least margin, that `spa` smooths."""
-    target_min: Annotated[float, Field(ge=0.0, le=1.0)] = 0.5
+    target_min: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
     """Lower clamp of the chosen title's target. Used by `softmax`."""
     target_mix: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
     """Weight of the reference in the targets of `softmax`, softmax((1 - w) f + w log π_ref): 0 is the oracle alone, 0.5
@@ -167,9 +171,10 @@ class AlignConfig(TrainConfig):
     dropout: bool = False
     """Keep the dropout that fine-tuning had: model.scratch.dropout, model.lora.dropout, a pretrained model's own. false
     leaves all of it out, as TRL does: policy and reference then differ in nothing but their weights."""
-    rows: Literal["group", "trajectory"] = "group"
+    rows: Literal["auto", "group", "trajectory"] = "auto"
     """A row of the model is a `group`, or a user's `trajectory`: the longest prompt once, and every group whose prompt
-    begins alike branching off from it. Then `batch_size` and `micro_batch_size` count users, with all their groups."""
+    begins alike branching off from it. Then `batch_size` and `micro_batch_size` count users, with all their groups.
+    `auto` is `trajectory`, and `group` where every prompt lists candidates of its own."""
     row_tokens: Count = 2048
     """Tokens of a trajectory's row at most: longer ones are cut, at least one group a row. Used by `trajectory`."""
     sft_weight: NonNegative = Field(default_factory=lambda data: 1.0 if data.get("loss") in ("rpo", "sft") else 0.0)
@@ -192,11 +197,11 @@ class AlignConfig(TrainConfig):
 
     @model_validator(mode="after")
     def _rows(self) -> AlignConfig:
-        if "row_tokens" in self.model_fields_set and self.rows != "trajectory":
+        if "row_tokens" in self.model_fields_set and self.rows == "group":
             raise ValueError("align.row_tokens is used by align.rows=trajectory alone: leave it out, or set that")
         if "sft_on" in self.model_fields_set and self.sft_weight == 0.0:
             raise ValueError("align.sft_on is used with an align.sft_weight above 0 alone: set one, or leave it out")
-        if self.sft_on == "row" and self.rows != "trajectory":
+        if self.sft_on == "row" and self.rows == "group":
             raise ValueError("align.sft_on=row needs align.rows=trajectory: rows of one group share no titles")
         return self
 
@@ -220,7 +225,9 @@ class AlignConfig(TrainConfig):
             users = users_of(key)
             if self.loss not in users:
                 named = " or ".join(filter(None, [", ".join(users[:-1]), users[-1]]))
-                raise ValueError(f"align.{key} is used by align.loss={named} alone, not by {self.loss}: leave it out")
+                raise ValueError(
+                    f"align.{key} is used by align.loss={named} alone, not by {self.loss}: leave it out, or set that"
+                )
             kinds = _EPSILON_USERS.get(key)
             if self.loss == "pairwise" and kinds is not None and self.epsilon not in kinds:
                 raise ValueError(f"align.{key} is used by align.epsilon={' or '.join(kinds)}, not by {self.epsilon}")

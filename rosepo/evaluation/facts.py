@@ -44,7 +44,8 @@ def facts_of(
     if "pairs" in manifests:
         used = config.pairs.strategies.items()
         strategies = ", ".join(f"{name} {weight:g}" for name, weight in used if weight > 0)
-        facts.append(("Rejected titles", f"{config.pairs.negatives} a group; {strategies}"))
+        negatives = manifests["pairs"].get("figures", {}).get("negatives", config.pairs.negatives)
+        facts.append(("Rejected titles", f"{negatives} a group; {strategies}"))
     if "align" in manifests:
         align = config.align
         shape = shape_of(align, aligned_figures(inputs, manifests))

@@ -20,9 +20,10 @@ def shape_of(align: AlignConfig, figures: Mapping[str, Any]) -> str:
     """What the loss aims at, in a few words; `figures` of the manifest of `align` hold a value that it computed."""
     value = figures.get("epsilon_value", align.epsilon_value)
     fixed = "ε" if value is None else f"ε = {value:.3g}"
-    mixed = f", {100 * align.target_mix:g} % of it from the reference" if align.target_mix > 0 else ""
+    clamp = f", the chosen one's ≥ {align.target_min:g}" if align.target_min > 0 else ""
+    mixed = f", {100 * align.target_mix:g} % of them from the reference" if align.target_mix > 0 else ""
     shapes = {
-        "softmax": f"target ≥ {align.target_min:g}{mixed}",
+        "softmax": f"targets from the oracle{clamp}{mixed}",
         "dpo": "ε = 0",
         "rpo": "ε = 0",
         "ipo": f"log-ratios {'a token' if align.ipo_average else 'summed over tokens'}",

@@ -16,7 +16,7 @@ from pydantic import Field, ValidationError
 
 from rosepo.config import Config, Section, load_config
 from rosepo.config.base import nearest
-from rosepo.config.root import explain
+from rosepo.config.reading import explain
 from rosepo.errors import UserError
 
 BASELINES = ("popular", "markov", "oracle", "sft")

@@ -62,6 +62,7 @@ class ActorSettings:
     cache: Path | None
     device: str
     origin: str
+    negatives: int
     candidates: bool = False
 
 
@@ -80,8 +81,9 @@ class GroupsActor:
         models = self.models
         decoder, scores = (models.decoder, models.scores) if models else (None, None)
         whole, listed = (models.catalogue_scores, models.listed) if models else (None, None)
-        made = strategies(pairs, self.catalogue, decoder, scores, settings.embeddings, whole, listed)
-        self.sampler = Sampler(made, pairs.strategies, pairs.negatives, settings.seed)
+        count, embeddings = settings.negatives, settings.embeddings
+        made = strategies(pairs, count, self.catalogue, decoder, scores, embeddings, whole, listed)
+        self.sampler = Sampler(made, pairs.strategies, count, settings.seed)
         self.scorer = self.models.scorer() if self.models and pairs.score else None
 
     def __call__(self, batch: pa.Table) -> dict[str, list[Any]]:
@@ -99,7 +101,7 @@ class GroupsActor:
         tally = Tally()
         with tally.timed("read"):
             extra = ("candidates",) if self.settings.candidates else ()
-            table = read_shard(shard, self.settings.pairs.groups_per_user, extra)
+            table = read_shard(shard, self.settings.pairs.newest, extra)
             examples = examples_of(table, self.catalogue)
         groups = self.groups(table, examples, tally)
         write_part(self.settings.out, shard, self.settings.origin, groups, tally)

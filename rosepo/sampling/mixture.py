@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rosepo.errors import StageError
+from rosepo.errors import StageError, UserError
 from rosepo.sampling.draws import stream, uniforms
 from rosepo.sampling.examples import Examples
 from rosepo.sampling.strategies import Strategy, uniform
@@ -36,6 +36,20 @@ class Rejected:
 def max_negatives(catalogue: Sized, longest_history: int) -> int:
     """Rejected titles that every example can have: those outside the longest history and the target."""
     return len(catalogue) - longest_history - 1
+
+
+def check_negatives(wanted: int | None, allowed: int, n_items: int) -> None:
+    """Refuse more rejected titles than every example can have; None wants one at least.
+
+    Raises:
+        UserError: a catalogue of `n_items` that leaves fewer, `allowed`.
+    """
+    if (wanted or 1) > allowed:
+        raise UserError(
+            f"pairs.negatives={wanted or 1} is more than the catalogue allows: {n_items:,} items leave "
+            f"{max(0, allowed)} outside the longest history and the target; "
+            f"{'lower it' if allowed > 0 else 'none is left to reject: bring more items'}"
+        )
 
 
 def sample_rejected(

@@ -30,7 +30,7 @@ from rosepo.sampling.actors import ActorSettings
 from rosepo.sampling.cache import open_cache
 from rosepo.sampling.draws import round_seed
 from rosepo.sampling.figures import Tally
-from rosepo.sampling.mixture import max_negatives
+from rosepo.sampling.mixture import check_negatives, max_negatives
 from rosepo.sampling.plan import UNIT, Shard, most_seen, shards_of
 from rosepo.sampling.pool import run_shards
 from rosepo.sampling.sampler import check_columns
@@ -66,6 +66,7 @@ class Sampling:
 
     Attributes:
         shards: of the whole table, by number.
+        negatives: K, rejected titles a group.
         device: `cpu` or `cuda`, of the actors.
         cache: folder of reference log-probabilities, None keeps none.
         held_out: validation examples that become groups beside the table; None where there are none.
@@ -75,6 +76,7 @@ class Sampling:
     inputs: Outputs
     catalogue: Catalogue
     shards: Sequence[Shard]
+    negatives: int
     device: str
     cache: Path | None
     held_out: pa.Table | None
@@ -101,7 +103,7 @@ class Sampling:
                 stack.callback(embeddings.unlink, missing_ok=True)
             run(shards, self._actor(out, embeddings), tally, self.label)
         tally.count_seconds("wall", time.monotonic() - start)
-        held = {"validation_groups": 0 if self.held_out is None else len(self.held_out)}
+        held = {"negatives": self.negatives, "validation_groups": 0 if self.held_out is None else len(self.held_out)}
         return {**tally.figures(), **held, "parts": len(self.shards), "actors": self.config.pairs.actors}
 
     def held_out_shards(self, out: Path) -> list[Shard]:
@@ -122,6 +124,7 @@ class Sampling:
             cache=self.cache,
             device=self.device,
             origin=self.origin,
+            negatives=self.negatives,
             candidates=self.config.reads_candidates,
         )
 
@@ -138,10 +141,13 @@ def plan_sampling(config: Config, inputs: Outputs) -> Sampling:
     check_engine(settings, device)
     catalogue = _check_inputs(config, inputs)
     shards = shards_of(settings, inputs.examples)
-    _check_negatives(config, catalogue, inputs.examples)
+    allowed = max_negatives(catalogue, most_seen(inputs.examples, settings.newest))
+    check_negatives(settings.negatives, allowed, len(catalogue))
+    negatives = config.negatives(allowed)
     cache = open_cache(settings.reference_cache, inputs.reference, device) if settings.score else None
-    held_out = validation_examples(config, inputs, catalogue)
-    return Sampling(config, inputs, catalogue, shards, device, None if cache is None else cache.folder, held_out)
+    held_out = validation_examples(config, inputs, catalogue, negatives)
+    folder = None if cache is None else cache.folder
+    return Sampling(config, inputs, catalogue, shards, negatives, device, folder, held_out)
 
 
 def origin_of(inputs: Outputs) -> str:
@@ -184,13 +190,3 @@ def _check_inputs(config: Config, inputs: Outputs) -> Catalogue:
             own_strategy(name, catalogue)
     check_columns(inputs.examples, config.reads_candidates)
     return catalogue
-
-
-def _check_negatives(config: Config, catalogue: Catalogue, examples: Path) -> None:
-    wanted = config.pairs.negatives
-    allowed = max_negatives(catalogue, most_seen(examples, config.pairs.groups_per_user))
-    if wanted > allowed:
-        raise UserError(
-            f"pairs.negatives={wanted} is more than the catalogue allows: {len(catalogue)} items leave "
-            f"{max(allowed, 0)} outside the longest history and the target; lower it"
-        )

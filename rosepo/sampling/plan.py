@@ -86,7 +86,7 @@ def plan_shards(
 def shards_of(pairs: PairsConfig, examples: Path) -> list[Shard]:
     """The shards that the settings of `pairs` make of an examples table; see `plan_shards`."""
     most_units = SHARD_UNITS if pairs.score else TITLE_SHARD_UNITS
-    return plan_shards(examples, pairs.groups_per_user, pairs.part_groups, most_units)
+    return plan_shards(examples, pairs.newest, pairs.part_groups, most_units)
 
 
 def planned_users(examples: Path, newest: int | None) -> Iterator[pa.ChunkedArray]:

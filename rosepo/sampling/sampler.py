@@ -65,6 +65,7 @@ def examples_of(table: pa.Table, catalogue: Catalogue) -> Examples:
 
 def strategies(
     pairs: PairsConfig,
+    negatives: int,
     catalogue: Catalogue,
     decoder: Callable[[int], Answers] | None = None,
     scores: Scores | None = None,
@@ -76,6 +77,7 @@ def strategies(
 
     Args:
         pairs: the configuration.
+        negatives: K, rejected titles an example.
         catalogue: of the examples.
         decoder: what gives the policy's answers, made for a number of beams; for self_hard, policy, and rso on the
             policy's answers.
@@ -103,7 +105,7 @@ def strategies(
     def rso() -> Accepted:
         if scores is None:
             raise ValueError("rso asks the oracle, and there is none")
-        proposals = max(pairs.rso_proposals, pairs.negatives)
+        proposals = max(pairs.rso_proposals, negatives)
         sources: dict[str, Callable[[], Strategy]] = {
             "self_hard": lambda: wrong_answers(1, proposals),  # the best ones, in order
             "popularity": lambda: popularity(catalogue.train_count, pairs.popularity_exponent),
@@ -119,7 +121,7 @@ def strategies(
         return LookAlikes(vectors, pairs.semantic_decay, pairs.semantic_top)
 
     makers: Mapping[str, Callable[[], Strategy]] = {
-        "self_hard": lambda: wrong_answers(pairs.self_hard_top, pairs.negatives),
+        "self_hard": lambda: wrong_answers(pairs.self_hard_top, negatives),
         "semantic": semantic,
         "popularity": lambda: popularity(catalogue.train_count, pairs.popularity_exponent),
         "uniform": lambda: uniform(len(catalogue)),

@@ -25,7 +25,7 @@ from rosepo.sampling.plan import UNIT, VALIDATION, Shard
 EXAMPLES_FILE = "_validation_examples.parquet"
 
 
-def validation_examples(config: Config, inputs: Outputs, catalogue: Catalogue) -> pa.Table | None:
+def validation_examples(config: Config, inputs: Outputs, catalogue: Catalogue, negatives: int) -> pa.Table | None:
     """At most one unit of validation examples, those with the smallest hash; None where there can be no groups of them.
 
     Titles alone are not trained on, and a table of scores knows the pairs of training alone. Examples that leave too
@@ -37,7 +37,7 @@ def validation_examples(config: Config, inputs: Outputs, catalogue: Catalogue) -
     extra = ("candidates",) if config.reads_candidates else ()
     table = pa.concat_tables(read_split(inputs.examples, "validation", UNIT, extra)).slice(0, UNIT)
     lengths = [len(seen) for seen in table["seen"].to_pylist()]
-    fits = np.array([pairs.negatives <= max_negatives(catalogue, length) for length in lengths], dtype=bool)
+    fits = np.array([negatives <= max_negatives(catalogue, length) for length in lengths], dtype=bool)
     table = table.filter(pa.array(fits))
     return table if len(table) else None
 

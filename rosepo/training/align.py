@@ -69,7 +69,7 @@ def align(
         StageError: training failed or diverged, or the groups were made with another model or template.
     """
     use_gpu = stage_use_gpu(config, "align")
-    if config.align.rows == "trajectory" and config.prepare.window == "sliding":
+    if config.trajectories and config.prepare.window == "sliding":
         say(
             "  align.rows=trajectory: under prepare.window=sliding prompts beyond max_history begin with another title "
             "each and share nothing; prepare.window=anchored keeps them prefixes of one another"
@@ -115,14 +115,12 @@ def align_task(
     read_settings(inputs.policy)
     read_settings(inputs.reference)
     train = config.align
-    columns = _columns(train)
+    columns = _columns(config)
     table = _groups_table(columns, inputs) if growing is None else growing.open(columns)
     encoder: Encoder = GroupEncoder(train.pack_tokens)
     rows, offsets, users_a_group = min(len(table), max_groups or len(table)), None, 1.0
-    if train.rows == "trajectory":
-        users = (
-            _users(inputs.groups) if growing is None else planned_users(inputs.examples, config.pairs.groups_per_user)
-        )
+    if config.trajectories:
+        users = _users(inputs.groups) if growing is None else planned_users(inputs.examples, config.pairs.newest)
         offsets = user_offsets(users)
         rows = max(1, (len(offsets) - 1) * rows // len(table))
         users_a_group = (len(offsets) - 1) / len(table)
@@ -219,14 +217,15 @@ def _users(groups: Path) -> Iterator[pa.ChunkedArray]:
     return (chunk[USER_COLUMN] for chunk in ParquetRows(groups, [USER_COLUMN]).chunks())
 
 
-def _columns(train: AlignConfig) -> list[str]:
+def _columns(config: Config) -> list[str]:
     """The columns of groups that training reads."""
+    train = config.align
     objective = OBJECTIVES[train.loss]
     unread = {"ref_logps"} if objective.reference_free else set()
     unread |= set() if objective.reads_rejected else REJECTED_COLUMNS
     unread |= set() if "weights" in objective.inputs else {"oracle_rest"}
     columns = [name for name in GROUP_COLUMNS if name not in unread]
-    columns += [USER_COLUMN] if train.rows == "trajectory" else []
+    columns += [USER_COLUMN] if config.trajectories else []
     return columns + ([SPANS_COLUMN] if train.sft_on == "row" else [])
 
 

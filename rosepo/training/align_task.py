@@ -111,7 +111,7 @@ class AlignTask:
     def figures(self) -> dict[str, Any]:
         """What is known of the training without it."""
         known: dict[str, Any] = {"groups": self.plan.n_table_rows}
-        if self.settings.rows == "trajectory":
+        if self.config.trajectories:
             known["users"] = self.plan.n_rows
         if self.settings.smoothing is not None:
             known["epsilon_kind"] = self.settings.smoothing

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from rosepo.config import AlignConfig
 from rosepo.errors import UserError
 from rosepo.experiments.suite import read_suites
 from tests.experiments.suites import SUITE, changed, write_suite
@@ -31,7 +32,7 @@ def test_a_variant_starts_from_what_it_is_like_and_null_goes_back_to_the_default
     text = changed(SUITE, variants=variants, set={"align.beta": 2.0, "align.loss": "dpo"}, comparators=[], contrasts=[])
     a, b = (one.config(0, "validation") for one in read_suites([write_suite(tmp_path, text)]).experiments)
     assert (a.align.beta, a.align.learning_rate, a.align.loss) == (0.3, 1e-5, "dpo")
-    assert (b.align.beta, b.align.learning_rate, b.align.loss) == (1.0, 1e-5, "dpo")
+    assert (b.align.beta, b.align.learning_rate, b.align.loss) == (AlignConfig().beta, 1e-5, "dpo")
     assert b.pairs.used == ("uniform",)
 
 

@@ -56,17 +56,20 @@ def card_of(align: dict[str, object], figures: dict[str, object] | None = None) 
 
 
 def test_a_loss_is_credited_to_what_its_smoothing_makes_of_it() -> None:
-    assert "RosePO, arXiv 2410.12519) (ε ≤ 0.3) after" in card_of({"epsilon_max": 0.3})
+    assert "RosePO, arXiv 2410.12519) (ε ≤ 0.3) after" in card_of({"loss": "pairwise", "epsilon_max": 0.3})
     for align, words in (
-        ({"epsilon": "zero"}, "DPO (arXiv 2305.18290) (ε = 0)"),
-        ({"epsilon": "spa"}, "DPO with SPA smoothing (arXiv 2406.04412)"),
-        ({"epsilon": "constant", "epsilon_value": 0.2}, "conservative DPO (one ε = 0.2 for all pairs)"),
+        ({"loss": "pairwise", "epsilon": "zero"}, "DPO (arXiv 2305.18290) (ε = 0)"),
+        ({"loss": "pairwise", "epsilon": "spa"}, "DPO with SPA smoothing (arXiv 2406.04412)"),
+        (
+            {"loss": "pairwise", "epsilon": "constant", "epsilon_value": 0.2},
+            "conservative DPO (one ε = 0.2 for all pairs)",
+        ),
         ({"loss": "simpo", "sft_weight": 0.3}, "SimPO (arXiv 2405.14734) (γ = 0.5, no reference, SFT weight 0.3)"),
     ):
         card = card_of(align)
         assert words in card
         assert "2410.12519" not in card
-    assert "one ε = 0.123 for" in card_of({"epsilon": "constant"}, {"epsilon_value": 0.123})
+    assert "one ε = 0.123 for" in card_of({"loss": "pairwise", "epsilon": "constant"}, {"epsilon_value": 0.123})
 
 
 def test_the_card_of_an_adapter_on_a_quantized_base_says_so_and_loads_it_so(monkeypatch: pytest.MonkeyPatch) -> None:

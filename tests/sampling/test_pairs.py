@@ -20,7 +20,7 @@ from rosepo.models.sasrec import SASRec, SASRecConfig
 from rosepo.sampling.pairs import pairs
 from rosepo.training.logps import plain_logps
 from tests.helpers import tiny_catalogue
-from tests.sampling.runs import N_ITEMS, borrow, configure, read, save_oracle
+from tests.sampling.runs import N_ITEMS, borrow, configure, read, save_oracle, write_examples
 
 
 @pytest.fixture(scope="module")
@@ -133,6 +133,17 @@ def test_actors_and_sizes_of_parts_change_no_byte_of_a_group(
     for name in ("epsilon", "oracle_scores", "ref_logps"):
         bits = [table[name].combine_chunks().flatten().to_numpy().tobytes() for table in (one, other)]
         assert bits[0] == bits[1]
+
+
+@pytest.mark.parametrize(("items", "count"), [(12, 6), (N_ITEMS, 15)])
+def test_rejected_titles_left_open_are_fewer_where_the_catalogue_leaves_fewer(
+    items: int, count: int, in_process: None, tmp_path: Path
+) -> None:
+    inputs = Outputs(tmp_path)
+    write_examples(inputs.examples, tiny_catalogue(items))
+    figures = pairs(configure(negatives=None, strategies={"uniform": 1.0}, score=False), inputs, tmp_path)
+    assert figures["negatives"] == count
+    assert {len(row) for row in read(tmp_path)["rejected_items"].to_pylist()} == {count}
 
 
 def test_a_model_that_gives_no_numbers_ends_the_stage_with_one_sentence(

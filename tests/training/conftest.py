@@ -27,6 +27,8 @@ def tiny_config(
     """A configuration that trains in seconds; keys go to the named section, `other` sections stand beside it."""
     scratch = {"hidden_size": 16, "layers": 2, "heads": 2, "intermediate_size": 32, "vocab_size": 300, "dropout": 0.0}
     base = {"batch_size": 8, "micro_batch_size": 8, "learning_rate": 5e-3, "epochs": 1.0, "log_every": 2}
+    if section == "align":
+        base |= {"loss": "pairwise", "rows": "group"}
     return parse_config(
         {
             "seed": 3,

@@ -219,10 +219,10 @@ def test_groups_of_an_earlier_version_are_refused_where_titles_are_learned(users
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"row_tokens": 512}, "align.rows=trajectory alone"),
+        ({"rows": "group", "row_tokens": 512}, "align.rows=trajectory alone"),
         ({"sft_on": "row", "rows": "trajectory"}, "sft_weight above 0"),
         ({"sft_on": "chosen"}, "sft_weight above 0"),
-        ({"sft_on": "row", "sft_weight": 1.0}, "needs align.rows=trajectory"),
+        ({"rows": "group", "sft_on": "row", "sft_weight": 1.0}, "needs align.rows=trajectory"),
     ],
 )
 def test_settings_of_rows_that_are_not_used_are_refused(settings, words):

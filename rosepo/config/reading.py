@@ -1,0 +1,120 @@
+"""Configurations from YAML files and dotted ``--set`` overrides, with faults told in sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_origin
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from rosepo.config.base import Section, nearest
+from rosepo.config.pairs import PairsConfig
+from rosepo.config.root import Config
+from rosepo.errors import UserError
+
+
+def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
+    """The configuration of a YAML file (defaults where None) with ``section.key=value`` overrides, values read as YAML.
+
+    Raises:
+        UserError: a file that cannot be read, an unknown key (naming the nearest known one), a value of the wrong type
+            or outside its range, or rules that join keys.
+    """
+    tree = _read_yaml(Path(path)) if path is not None else {}
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals or not key.strip():
+            raise UserError(f"--set {override!r} is not section.key=value")
+        try:
+            _assign(tree, key.strip().split("."), yaml.safe_load(text), override)
+        except yaml.YAMLError as error:
+            raise UserError(f"--set {override!r}: the value is not YAML ({error})") from error
+    return parse_config(tree, source=str(path) if path is not None else "--set")
+
+
+def parse_config(tree: Mapping[str, Any], source: str = "config") -> Config:
+    """Validate a nested mapping. Raises UserError with every fault on its own line."""
+    try:
+        return Config.model_validate(dict(tree))
+    except ValidationError as error:
+        raise UserError("\n".join(f"{source}: {line}" for line in explain(error, Config))) from error
+
+
+def dump_config(config: Config) -> str:
+    """The configuration as YAML that `load_config` reads back to an equal one: only keys that were set."""
+    return yaml.safe_dump(config.model_dump(mode="json", exclude_unset=True), sort_keys=False, allow_unicode=True)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"config file {path} does not exist") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"config file {path} cannot be read: {error}") from error
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise UserError(f"config file {path} must hold a mapping of sections, not a {type(tree).__name__}")
+    return tree
+
+
+def _assign(tree: dict[str, Any], keys: list[str], value: Any, override: str) -> None:
+    node = tree
+    # Keys of sweep.parameters hold a dot themselves: everything behind it is one key.
+    if keys[:2] == ["sweep", "parameters"] and len(keys) > 2:
+        keys = [*keys[:2], ".".join(keys[2:])]
+    if keys[:2] == ["pairs", "strategies"] and len(keys) > 2:
+        # One weight of a mixture is set beside the others, not instead of them.
+        pairs = tree.get("pairs") or {}
+        tree["pairs"] = {"strategies": dict(PairsConfig().strategies)} | pairs
+    if value is None:  # back to the default: what a kept file has set can be taken away again
+        for key in keys[:-1]:
+            node = node.get(key) or {}
+        node.pop(keys[-1], None)
+        return
+    for key in keys[:-1]:
+        child = node.get(key)
+        if child is None:
+            child = node[key] = {}
+        if not isinstance(child, dict):
+            raise UserError(f"--set {override!r}: {key} holds a value, not keys")
+        node = child
+    node[keys[-1]] = value
+
+
+def explain(error: ValidationError, root: type[Section]) -> list[str]:
+    """A sentence a fault, of what was read as a `root`."""
+    lines = []
+    for fault in error.errors():
+        where = ".".join(str(part) for part in fault["loc"])
+        if fault["type"] == "default_factory_not_called":
+            continue  # a default that depends on another key: there is a fault in that section, which is told
+        if fault["type"] == "extra_forbidden":
+            known = _known_keys(root, fault["loc"][:-1])
+            lines.append(f"unknown key '{where}'{nearest(str(fault['loc'][-1]), known)}")
+        else:
+            message = fault["msg"].removeprefix("Value error, ")
+            value = fault.get("input")
+            shown = "" if isinstance(value, (dict, BaseModel)) else f" (got {value!r})"
+            lines.append(f"{where}: {message}{shown}" if where and fault["type"] != "value_error" else message)
+    return lines
+
+
+def _known_keys(root: type[Section], location: tuple[int | str, ...]) -> list[str]:
+    model: Any = root
+    key = False
+    for part in location:
+        if key:  # of a mapping, or the place in a list: no field
+            key = False
+            continue
+        field = model.model_fields.get(str(part)) if isinstance(model, type) and issubclass(model, BaseModel) else None
+        if field is None:
+            return []
+        types = [arg for arg in getattr(field.annotation, "__args__", ()) if isinstance(arg, type)]
+        sections = [arg for arg in types if issubclass(arg, BaseModel)]
+        model = next(iter(sections or types), field.annotation)
+        key = bool(sections) and get_origin(field.annotation) in (dict, tuple)
+    return list(model.model_fields) if isinstance(model, type) and issubclass(model, BaseModel) else []
