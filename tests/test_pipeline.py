@@ -54,7 +54,7 @@ def test_a_model_that_was_trained_on_another_split_is_not_read(done: Path, later
 
 
 def test_an_evaluation_does_not_take_a_model_of_other_settings(done: Path) -> None:
-    with pytest.raises(UserError, match=r"align\.beta: 1\.0 → 5"):
+    with pytest.raises(UserError, match=r"align\.beta: 0\.5 → 5"):
         plan_stages(configure("align.beta=5"), done, ["evaluate"], overwrite=True)
 
 

@@ -50,7 +50,7 @@ def finished_run(root: Path, seed: int = 0, everything: bool = False, **align: A
     runs.write_examples(root, catalogue)
     inputs, out = Outputs(root), root / "evaluation"
     (out / "rankings").mkdir(parents=True)
-    config = runs.tiny_config("data.dataset=movietweetings-100k")
+    config = runs.tiny_config("data.dataset=movietweetings-100k", "align.loss=pairwise")
     write_examples(inputs.examples, "test", None, 8, out / "_examples.parquet")
     chain = markov(inputs.examples, catalogue)
     taste = np.random.default_rng(seed).permutation(len(catalogue))

@@ -25,7 +25,7 @@ from tests.experiments.suites import SUITE, changed, write_suite
 VARIANTS = {
     "dpo": {"about": "plain | DPO", "set": {"align.loss": "dpo"}},
     "cdpo": {"like": "dpo", "set": {"align.loss": "cdpo", "align.epsilon_value": 0.1}},
-    "own-oracle": {"set": {"oracle.folds": 1}},
+    "own-oracle": {"set": {"oracle.folds": 3}},
     "late": {"like": "dpo", "set": {"align.beta": 0.5}},
     "broken": {"like": "dpo", "set": {"pairs.negatives": 99}},
 }
@@ -120,7 +120,7 @@ def test_figures_are_those_of_the_evaluation(finished: tuple[Experiments, list[R
 
 def test_an_oracle_that_variants_share_is_one_row(tmp_path: Path) -> None:
     variants = {name: {} for name in ("dpo", "cdpo", "ipo", "sdpo")}
-    variants |= {name: {"set": {"oracle.folds": 1}} for name in ("first", "second", "third")}
+    variants |= {name: {"set": {"oracle.folds": 3}} for name in ("first", "second", "third")}
     contrasts = [{"question": "Any oracle?", "a": "third:oracle", "b": "oracle", "metrics": ["hr@10"]}]
     asked = read_suites([write_suite(tmp_path, changed(SUITE, variants=variants, contrasts=contrasts, comparators=[]))])
     runs = runs_of(asked.experiments, tmp_path / "out")
@@ -263,7 +263,7 @@ def test_a_run_of_other_settings_is_no_result(
     results = write_results(asked, runs, tmp_path, ["align.beta=0.25", "data.interactions=elsewhere.csv"], 100)
     assert "ring" not in results["data"]
     told = results["failed"]["ring, seed 0, dpo"]
-    assert "was made with other settings (align.beta: 1.0 → 0.25): --overwrite" in told
+    assert "was made with other settings (align.beta: 0.5 → 0.25): --overwrite" in told
     moved = write_results(asked, runs, tmp_path, ["data.interactions=elsewhere.csv"], 100)
     assert moved["data"]["ring"]["validation"]["seeds"] == [0, 1]
 
