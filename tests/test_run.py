@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 
@@ -72,7 +73,8 @@ def configure(folder: Path, **more: dict[str, object]) -> Config:
 def finished(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Path:
     folder = tmp_path_factory.mktemp("run")
     write_log(folder)
-    run_stages(configure(folder), folder / "out", list(STAGES))
+    with contextlib.chdir(folder):  # --out as users write it, while Ray's workers are elsewhere
+        run_stages(configure(folder), Path("out"), list(STAGES))
     return folder
 
 
