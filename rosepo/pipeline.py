@@ -24,7 +24,7 @@ from rosepo.artifacts import (
     write_json,
     write_text,
 )
-from rosepo.config import Config, dump_config
+from rosepo.config import Config, dump_config, located
 from rosepo.console import duration, say
 from rosepo.errors import UserError
 from rosepo.memory import Meter
@@ -117,7 +117,7 @@ def _run_streamed(config: Config, root: Path, pairs: Plan, align: Plan) -> dict[
     from rosepo.streaming import align_streamed
 
     def work(config: Config, inputs: Outputs, out: Path) -> dict[str, Any]:
-        folder = partial_folder(root / pairs.stage.folder, pairs.fingerprint)
+        folder = partial_folder(inputs.root / pairs.stage.folder, pairs.fingerprint)
         return align_streamed(config, inputs, out, folder, lambda stage: _run_stage(config, root, pairs, stage))
 
     return _run_stage(config, root, align, work)
@@ -126,10 +126,11 @@ def _run_streamed(config: Config, root: Path, pairs: Plan, align: Plan) -> dict[
 def _run_stage(config: Config, root: Path, plan: Plan, work: StageFunction | None = None) -> dict[str, Any]:
     """Run a stage, with `work` in place of its function where it is given; returns its manifest."""
     started = time.monotonic()
+    root = root.resolve()  # as in `located`
     inputs = Outputs(root, plan.stage.round, moved=config.pairs.reference == "moved")
     folder = root / plan.stage.folder
     with Meter() as meter, continuing(folder, plan.fingerprint) if plan.stage.in_parts else replacing(folder) as aside:
-        figures = (work or plan.stage.load())(config, inputs, aside)
+        figures = (work or plan.stage.load())(located(config), inputs, aside)
         names = (*plan.stage.needs, *plan.stage.uses)
         found = {name: read_manifest(root / find_stage(name).folder) for name in names}
         manifest = {

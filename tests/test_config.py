@@ -7,7 +7,7 @@ from typing import get_args
 
 import pytest
 
-from rosepo.config import LOSSES, Config, dump_config, load_config
+from rosepo.config import LOSSES, Config, dump_config, load_config, located
 from rosepo.config.losses import OPTIONS, LossName
 from rosepo.config.training import SAME_RESULT
 from rosepo.errors import UserError
@@ -148,6 +148,15 @@ def test_the_groups_of_a_user_are_the_newest_or_all() -> None:
     assert load_config(None, ["pairs.groups_per_user=all"]).pairs.newest is None
     with pytest.raises(UserError, match=r"pairs\.groups_per_user"):
         load_config(None, ["pairs.groups_per_user=none"])
+
+
+def test_a_folder_of_a_model_is_made_absolute_and_an_id_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models" / "mine").mkdir(parents=True)
+    config = load_config(None, ["model.path=models/mine", "model.lora.rank=4"])
+    assert located(config).model == config.model.model_copy(update={"path": str(tmp_path / "models" / "mine")})
+    for unchanged in ([], ["model.path=someone/model"]):
+        assert located(load_config(None, unchanged)) == load_config(None, unchanged)
 
 
 @pytest.mark.parametrize("url", ["s3://KEY:SECRET@bucket/log.csv", "s3://KEY:SEC/RET@bucket/log.csv"])

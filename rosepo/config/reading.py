@@ -42,6 +42,15 @@ def parse_config(tree: Mapping[str, Any], source: str = "config") -> Config:
         raise UserError("\n".join(f"{source}: {line}" for line in explain(error, Config))) from error
 
 
+def located(config: Config) -> Config:
+    """The configuration with a local `model.path` made absolute: Ray's workers work in other directories."""
+    path = config.model.path
+    if path is None or not Path(path).expanduser().is_dir():
+        return config
+    model = config.model.model_copy(update={"path": str(Path(path).expanduser().resolve())})
+    return config.model_copy(update={"model": model})
+
+
 def dump_config(config: Config) -> str:
     """The configuration as YAML that `load_config` reads back to an equal one: only keys that were set."""
     return yaml.safe_dump(config.model_dump(mode="json", exclude_unset=True), sort_keys=False, allow_unicode=True)

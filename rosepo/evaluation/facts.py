@@ -50,7 +50,8 @@ def facts_of(
         align = config.align
         shape = shape_of(align, aligned_figures(inputs, manifests))
         beta = f"β {align.beta:g}, " if LOSSES[align.loss].preference else ""
-        settings = f"{align.loss} loss, {beta}{shape}, learning rate {align.learning_rate:g}"
+        rows = "trajectory rows, " if config.trajectories else ""
+        settings = f"{align.loss} loss, {beta}{shape}, {rows}learning rate {align.learning_rate:g}"
         facts.append(("Alignment", f"{settings}, {_epochs(align.epochs)}"))
     if inputs.round > 1:
         reference = "the model that each round starts from" if inputs.moved else "the SFT model, frozen"

@@ -180,7 +180,7 @@ def validation_file(config: Config, groups: Path, growing: Growing | None) -> Pa
     Raises:
         UserError: `align.best_metric` or `align.validate_every` asks for what there are no groups for.
     """
-    path = groups.resolve() / VALIDATION_FILE  # Ray's workers have another working directory
+    path = groups.resolve() / VALIDATION_FILE
     there = path.exists() if growing is None else growing.held_out
     if not there:
         say(f"  {groups} holds no groups of validation examples, so align shows no validation loss")
