@@ -116,9 +116,9 @@ def _run_streamed(config: Config, root: Path, pairs: Plan, align: Plan) -> dict[
     """Run the sampling of a round beside its alignment; returns the manifest of the latter."""
     from rosepo.streaming import align_streamed
 
-    def work(config: Config, inputs: Outputs, out: Path) -> dict[str, Any]:
+    def work(absolute: Config, inputs: Outputs, out: Path) -> dict[str, Any]:
         folder = partial_folder(inputs.root / pairs.stage.folder, pairs.fingerprint)
-        return align_streamed(config, inputs, out, folder, lambda stage: _run_stage(config, root, pairs, stage))
+        return align_streamed(absolute, inputs, out, folder, lambda stage: _run_stage(config, root, pairs, stage))
 
     return _run_stage(config, root, align, work)
 
@@ -126,7 +126,7 @@ def _run_streamed(config: Config, root: Path, pairs: Plan, align: Plan) -> dict[
 def _run_stage(config: Config, root: Path, plan: Plan, work: StageFunction | None = None) -> dict[str, Any]:
     """Run a stage, with `work` in place of its function where it is given; returns its manifest."""
     started = time.monotonic()
-    root = root.resolve()  # as in `located`
+    root = root.resolve()
     inputs = Outputs(root, plan.stage.round, moved=config.pairs.reference == "moved")
     folder = root / plan.stage.folder
     with Meter() as meter, continuing(folder, plan.fingerprint) if plan.stage.in_parts else replacing(folder) as aside:

@@ -166,7 +166,7 @@ def _read_where_there(root: Path, stage: Stage) -> list[str]:
 
 def _check_root(root: Path) -> None:
     # Unlike Path.exists, this takes what lies in a folder that may not be entered for not there.
-    there = next(folder for folder in (root, *root.absolute().parents) if os.path.exists(folder))  # noqa: PTH110
+    there = next(folder for folder in (root, *root.absolute().parents) if os.access(folder, os.F_OK))
     if not there.is_dir():
         raise UserError(f"--out {root}: {there} is a file, not a folder: use another --out")
     if not os.access(there, os.W_OK | os.X_OK):

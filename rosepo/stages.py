@@ -22,6 +22,8 @@ _LATER: dict[str, Any] = {"sft.ema": None, "align.ema": None, "align.dropout": F
 left out."""
 
 StageFunction = Callable[[Config, Outputs, Path], dict[str, Any]]
+"""Fills the folder and returns figures. Paths are absolute, those of the configuration by `located`: a stage hands them
+to Ray's workers, which work in other directories."""
 
 
 @dataclass(frozen=True)

@@ -75,9 +75,7 @@ class Production:
         """
         shards = sampling.shards
         names, rows = tuple(part_path(folder, shard).name for shard in shards), tuple(shard.count for shard in shards)
-        self.table = Growing(
-            folder.resolve(), sampling.inputs.groups.resolve(), names, rows, sampling.held_out is not None
-        )
+        self.table = Growing(folder, sampling.inputs.groups, names, rows, sampling.held_out is not None)
         self.error: BaseException | None = None
         self._sampling, self._pairs = sampling, pairs
         self._order: Sequence[int] = ()
@@ -134,7 +132,7 @@ class Production:
 
     def _stage(self, config: Config, inputs: Outputs, out: Path) -> dict[str, Any]:
         """The function of the pairs stage."""
-        if out.resolve() != self.table.folder:
+        if out != self.table.folder:
             raise StageError(f"groups are written to {out}, and read from {self.table.folder}")
         sampling = self._sampling
         # No part of other models is left for readers.

@@ -10,7 +10,7 @@ from rosepo.config.losses import LOSSES
 from rosepo.config.model import LoraConfig, ModelConfig, ScratchConfig, TemplateConfig
 from rosepo.config.oracle import OracleConfig
 from rosepo.config.pairs import PairsConfig
-from rosepo.config.reading import dump_config, load_config, located, parse_config
+from rosepo.config.reading import dump_config, folder_or_id, load_config, located, parse_config
 from rosepo.config.root import Config
 from rosepo.config.stages import EvaluateConfig, RangeConfig, RayConfig, RecommendConfig, SweepConfig
 from rosepo.config.training import AlignConfig, SftConfig, TrainConfig
@@ -39,6 +39,7 @@ __all__ = [
     "TemplateConfig",
     "TrainConfig",
     "dump_config",
+    "folder_or_id",
     "load_config",
     "located",
     "parse_config",

@@ -43,12 +43,17 @@ def parse_config(tree: Mapping[str, Any], source: str = "config") -> Config:
 
 
 def located(config: Config) -> Config:
-    """The configuration with a local `model.path` made absolute: Ray's workers work in other directories."""
-    path = config.model.path
-    if path is None or not Path(path).expanduser().is_dir():
+    """The configuration with a local `model.path` made absolute."""
+    if config.model.path is None:
         return config
-    model = config.model.model_copy(update={"path": str(Path(path).expanduser().resolve())})
+    model = config.model.model_copy(update={"path": folder_or_id(config.model.path)})
     return config.model_copy(update={"model": model})
+
+
+def folder_or_id(model: str) -> str:
+    """The absolute path of a model's folder; the id of one on the hub as it is."""
+    folder = Path(model).expanduser()
+    return str(folder.resolve()) if folder.is_dir() else model
 
 
 def dump_config(config: Config) -> str:

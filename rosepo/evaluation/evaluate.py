@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow.parquet as pq
 
 from rosepo.artifacts import write_json
-from rosepo.config import Config
+from rosepo.config import Config, folder_or_id
 from rosepo.console import say
 from rosepo.data.catalogue import Catalogue
 from rosepo.evaluation.candidates import free_generation
@@ -57,11 +57,11 @@ def evaluate(config: Config, inputs: Outputs, out: Path) -> dict[str, Any]:
     oracle = oracle_name(inputs.oracle)
     absent = _tell_absent(inputs, folders, oracle)
     given = settings.given
-    models = {name: str(folder.resolve()) for name, folder in folders.items()}
+    models = {name: str(folder) for name, folder in folders.items()}
     for name, one in given.items():
         if one.kind == "models":
             check_given_model(one, catalogue, config.model)
-            models[name] = one.location
+            models[name] = folder_or_id(one.location)
     ambiguous = config.prepare.duplicate_titles == "disambiguate"
     predictions = [read_predictions(one, catalogue, examples, ambiguous) for one in given.values()
                    if one.kind == "predictions"]  # fmt: skip

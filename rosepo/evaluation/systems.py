@@ -108,9 +108,9 @@ class Ranking:
         if left:
             settings = RankerSettings(
                 models=dict(models),
-                examples=self.examples.resolve(),
-                catalogue=(self.inputs.examples / ITEMS_FILE).resolve(),
-                out=self.folder.resolve(),
+                examples=self.examples,
+                catalogue=self.inputs.examples / ITEMS_FILE,
+                out=self.folder,
                 beams=config.evaluate.beams,
                 device=device,
                 prompts=config.model,

@@ -115,11 +115,11 @@ class Sampling:
         return ActorSettings(
             pairs=self.config.pairs,
             seed=round_seed(self.config.seed, inputs.round),
-            catalogue=(inputs.examples / ITEMS_FILE).resolve(),
-            policy=inputs.policy.resolve(),
-            reference=inputs.reference.resolve(),
-            oracle=inputs.oracle.resolve(),
-            out=out.resolve(),
+            catalogue=inputs.examples / ITEMS_FILE,
+            policy=inputs.policy,
+            reference=inputs.reference,
+            oracle=inputs.oracle,
+            out=out,
             embeddings=embeddings,
             cache=self.cache,
             device=self.device,
@@ -163,7 +163,7 @@ def _embeddings(config: Config, catalogue: Catalogue, inputs: Outputs, out: Path
     node. None where no strategy needs them."""
     if "semantic" not in config.pairs.used:
         return None
-    path = out.resolve() / "_titles.npy"
+    path = out / "_titles.npy"
     with tally.timed("encoder"):
         vectors = encode_titles(config.pairs.encoder, catalogue, inputs.policy)
         try:

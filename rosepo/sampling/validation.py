@@ -44,13 +44,13 @@ def validation_examples(config: Config, inputs: Outputs, catalogue: Catalogue, n
 
 def validation_shard(examples: pa.Table, out: Path) -> Shard:
     """The shard of such examples, of a table of groups that is written into `out`."""
-    return Shard(VALIDATION, str(out.resolve() / EXAMPLES_FILE), 0, len(examples))
+    return Shard(VALIDATION, str(out / EXAMPLES_FILE), 0, len(examples))
 
 
 @contextmanager
 def written(examples: pa.Table, out: Path) -> Iterator[None]:
     """Such examples in the file of their shard, for the actor that turns them into groups."""
-    path = out.resolve() / EXAMPLES_FILE
+    path = out / EXAMPLES_FILE
     try:
         pq.write_table(examples, path)
         yield

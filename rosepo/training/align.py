@@ -128,7 +128,7 @@ def align_task(
         suffix = len(load_builder(inputs.reference).tail) if titles else 0
         encoder = UserEncoder(train.row_tokens, train.pack_tokens, titles, suffix)
     plan = FeedPlan(
-        folder=inputs.groups.resolve(),
+        folder=inputs.groups,
         columns=tuple(table.columns or ()),
         encoder=encoder,
         n_rows=rows,
@@ -144,7 +144,7 @@ def align_task(
     first = plan.table_rows(plan.schedule.indices(0), len(table))[:PROBED_GROUPS]
     probed = table.take(np.arange(min(PROBED_GROUPS, len(table)))) if growing is None else None
     plan, value = smoothed(plan, train)
-    start, reference = inputs.policy.resolve(), inputs.reference.resolve()
+    start, reference = inputs.policy, inputs.reference
     moments = kept_moments(start, _maker(inputs.round)) if train.optimizer == "sft" else None
     # A table that is streamed has no manifest at first: what it is made from has.
     groups = (inputs.oracle, inputs.examples) if config.pairs.stream else (inputs.groups,)
@@ -180,7 +180,7 @@ def validation_file(config: Config, groups: Path, growing: Growing | None) -> Pa
     Raises:
         UserError: `align.best_metric` or `align.validate_every` asks for what there are no groups for.
     """
-    path = groups.resolve() / VALIDATION_FILE
+    path = groups / VALIDATION_FILE
     there = path.exists() if growing is None else growing.held_out
     if not there:
         say(f"  {groups} holds no groups of validation examples, so align shows no validation loss")

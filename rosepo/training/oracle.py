@@ -73,9 +73,9 @@ def train_oracle(config: Config, inputs: Outputs, out: Path) -> dict[str, Any]:
         _check_folds(table, config.oracle.folds, name, inputs.examples)
     how = f"{config.oracle.folds} folds" if config.oracle.folds > 1 else "users scored in sample"
     say(f"  SASRec: {len(train):,} sequences, {len(catalogue):,} items, {len(validation):,} validation examples, {how}")
-    if config.oracle.folds == 1 and config.align.smoothing in ("oracle", "shuffled"):
+    if config.oracle.folds == 1 and config.align.clamps_epsilon:
         say(
-            "  align.loss=pairwise takes every epsilon from this oracle, which in sample is sure of what it was"
+            f"  align.loss={config.align.loss} takes epsilon from this oracle, which in sample is sure of what it was"
             " trained on: set oracle.folds=2"
         )
     write_about(out, "sasrec")

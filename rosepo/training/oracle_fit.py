@@ -73,7 +73,7 @@ def fit_oracles(
             "oracle": oracle,
             "network": network,
             "seed": config.seed,
-            "out": str(out.resolve()),
+            "out": str(out),
             "item_ids": catalogue.item_ids,
         },
         scaling_config=ScalingConfig(
@@ -81,7 +81,7 @@ def fit_oracles(
             use_gpu=use_gpu,
             resources_per_worker={"CPU": oracle.cpus_per_worker} | ({"GPU": 1} if use_gpu else {}),
         ),
-        run_config=RunConfig(name="oracle", storage_path=str((out / "_train").resolve())),
+        run_config=RunConfig(name="oracle", storage_path=str(out / "_train")),
         datasets={name: ray.data.from_arrow(table) for name, table in blocks.items()},
         dataset_config=DataConfig(datasets_to_split=[]),
     )

@@ -97,7 +97,7 @@ def _plan(config: Config, inputs: Outputs, builder: PromptBuilder, catalogue: Ca
         folder, columns, places = inputs.examples / "_trajectories", ("items", "n_targets"), None
         n_rows, encoder = len(ParquetRows(folder)), TrajectoryEncoder(builder, catalogue, sft.pack_tokens)
     return FeedPlan(
-        folder=folder.resolve(),
+        folder=folder,
         columns=columns,
         encoder=encoder,
         n_rows=n_rows,

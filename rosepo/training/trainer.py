@@ -89,18 +89,18 @@ def _trainer(task: Task, out: Path, storage: Path, gpu: bool) -> Any:
     train = task.train
     return trainer_class()(
         _worker,
-        train_loop_config={"task": ray.put(task), "out": str(out.resolve()), "gpu": gpu},
+        train_loop_config={"task": ray.put(task), "out": str(out), "gpu": gpu},
         scaling_config=ray.train.ScalingConfig(
             num_workers=train.workers, use_gpu=gpu, resources_per_worker={"CPU": train.cpus_per_worker}
         ),
         torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
         run_config=ray.train.RunConfig(
             name=task.name,
-            storage_path=str(storage.resolve()),
+            storage_path=str(storage),
             failure_config=ray.train.FailureConfig(max_failures=train.retries),
         ),
         datasets={"train": plan_dataset(task.plan)},
-        dataset_config=feed_config(task.plan, partial(steps_done, out.resolve(), task.origin)),
+        dataset_config=feed_config(task.plan, partial(steps_done, out, task.origin)),
     )
 
 

@@ -92,7 +92,7 @@ def _run_trials(
     from ray import tune
 
     # Workers may stand on other machines, where a relative path means another place.
-    trial = Trial(config, Outputs(inputs.root.resolve()), out.resolve(), use_gpu)
+    trial = Trial(config, Outputs(inputs.root), out, use_gpu)
     storage = out / "_ray_tune"
 
     def run(chosen: dict[str, Any]) -> None:
@@ -107,7 +107,7 @@ def _run_trials(
         # A process that ran a trial runs the next one too: its imports take longer than a small trial.
         tune_config=tune.TuneConfig(max_concurrent_trials=config.sweep.concurrent, reuse_actors=True),
         run_config=tune.RunConfig(
-            name="sweep", storage_path=str(storage.resolve()), verbose=0, callbacks=[_progress_callback(progress)]
+            name="sweep", storage_path=str(storage), verbose=0, callbacks=[_progress_callback(progress)]
         ),
     )
     try:

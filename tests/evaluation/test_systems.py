@@ -196,8 +196,12 @@ def test_the_baselines_rank_what_was_not_seen_by_scores_that_are_worked_out_one_
             assert ranked[name][row].tolist() == (sorted(left, key=key.__getitem__)[:20] + [-1] * 20)[:20], name
 
 
-def test_models_of_others_are_ranked_by_the_same_rules(tmp_path: Path, in_process: None) -> None:
-    """A folder of another run reads as it learned to; a plain model reads with this run's template."""
+def test_models_of_others_are_ranked_by_the_same_rules(
+    tmp_path: Path, ray_cluster: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder of another run reads as it learned to; a plain model reads with this run's template. Both are named from
+    where the user is, while Ray's actors are elsewhere."""
+    monkeypatch.chdir(tmp_path)
     root = tmp_path / "prepared"
     inputs = tiny_run(root, models=False)
     finished(root, tiny_config(), "prepare")
@@ -210,7 +214,7 @@ def test_models_of_others_are_ranked_by_the_same_rules(tmp_path: Path, in_proces
     save_policy(other, models["other_sft"], tokenizer, tiny_catalogue(30), theirs, stage="sft")
     models["plain"].save_pretrained(plain)
     tokenizer.save_pretrained(plain)
-    config = tiny_config(f"evaluate.models=[{other}, {plain}]", "model.max_length=10000")
+    config = tiny_config("evaluate.models=[other/sft, plain]", "model.max_length=10000")
     run_stages(config, root, ["evaluate"])
     metrics = metrics_of(root)
     assert list(metrics["models"]) == ["popular", "markov", "other_sft", "plain"]
@@ -225,7 +229,7 @@ def test_models_of_others_are_ranked_by_the_same_rules(tmp_path: Path, in_proces
         np.testing.assert_array_equal(ranked[: len(prompts)], expected)
     with pytest.raises(UserError, match="made by another configuration"):
         run_stages(config.model_copy(update={"seed": 1}), root, ["evaluate"])
-    again = tiny_config(f"evaluate.models=[{other}, {plain}]", "model.max_length=10000", "model.template.suffix=x")
+    again = tiny_config("evaluate.models=[other/sft, plain]", "model.max_length=10000", "model.template.suffix=x")
     with pytest.raises(UserError, match=r"model\.template\.suffix"):
         run_stages(again, root, ["evaluate"])
 

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rosepo.errors import StageError
+from rosepo.errors import StageError, UserError
 from rosepo.sampling.examples import Examples
-from rosepo.sampling.mixture import FALLBACK, max_negatives, sample_rejected
+from rosepo.sampling.mixture import FALLBACK, check_negatives, max_negatives, sample_rejected
 from rosepo.sampling.strategies import LookAlikes, Strategy, popularity
 from tests.helpers import tiny_catalogue
 from tests.sampling.test_strategies import batches, embeddings_of, forbidden
@@ -85,6 +85,13 @@ def test_seeds_give_other_groups() -> None:
 
 def test_what_a_catalogue_allows() -> None:
     assert max_negatives(tiny_catalogue(30), 20) == 9
+    for wanted in (9, None):
+        check_negatives(wanted, 9, 30)
+    with pytest.raises(UserError, match=r"negatives=10 is .*: 30 items leave 9 outside .*; lower it"):
+        check_negatives(10, 9, 30)
+    for wanted in (1, None):
+        with pytest.raises(UserError, match=r"30 items leave 0 outside .*; none is left to reject: bring more items"):
+            check_negatives(wanted, -3, 30)
 
 
 def answering(answer: Any) -> Strategy:

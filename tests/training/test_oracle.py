@@ -60,12 +60,18 @@ def test_validation_ranks_are_those_of_the_evaluation() -> None:
     assert ranks_of(model, histories, targets).tolist() == target_ranks(items, targets).tolist()
 
 
-def test_two_workers_train_and_leave_an_oracle_with_its_best_weights(ray_cluster: None, tmp_path: Path) -> None:
+ADVICE = "in sample is sure of what it was trained on: set oracle.folds=2"
+
+
+def test_two_workers_train_and_leave_an_oracle_with_its_best_weights(
+    ray_cluster: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     inputs = tiny_run(tmp_path, models=False)
-    config = tiny_config("oracle.workers=2", "oracle.max_epochs=4", "oracle.batch_size=8")
+    config = tiny_config("oracle.workers=2", "oracle.max_epochs=4", "oracle.batch_size=8", "align.loss=cdpo")
     out = tmp_path / "made"
     out.mkdir()
     figures = train_oracle(config, inputs, out)
+    assert ADVICE in capsys.readouterr().err
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2, 3, 4]
     best = max(lines, key=lambda line: line["ndcg@10"])
@@ -78,9 +84,13 @@ def test_two_workers_train_and_leave_an_oracle_with_its_best_weights(ray_cluster
     assert CrossFitted.load(out).tau == pytest.approx(figures["tau"])
 
 
-def test_no_fold_model_learns_from_the_users_that_it_scores(ray_cluster: None, tmp_path: Path) -> None:
+def test_no_fold_model_learns_from_the_users_that_it_scores(
+    ray_cluster: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     inputs = tiny_run(tmp_path, models=False)
-    config = tiny_config("oracle.folds=3", "oracle.max_epochs=3", "oracle.batch_size=8", "oracle.dropout=0")
+    config = tiny_config(
+        "oracle.folds=3", "oracle.max_epochs=3", "oracle.batch_size=8", "oracle.dropout=0", "align.loss=cdpo"
+    )
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
     train_oracle(config, inputs, tmp_path / "one")
@@ -94,6 +104,7 @@ def test_no_fold_model_learns_from_the_users_that_it_scores(ray_cluster: None, t
             row["items"] = row["items"][::-1] if fold == 1 else row["items"]
         pq.write_table(pa.Table.from_pylist(rows, pq.read_schema(path)), path)
     train_oracle(config, inputs, tmp_path / "two")
+    assert ADVICE not in capsys.readouterr().err
     one, two = (CrossFitted.load(tmp_path / name).oracles for name in ("one", "two"))
     same = [torch.equal(a.model.items.weight, b.model.items.weight) for a, b in zip(one, two)]
     assert same == [False, True, False]
