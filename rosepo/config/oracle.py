@@ -31,6 +31,9 @@ class OracleConfig(Section):
     """1: one model, in sample, the best teacher that softmax and distill were measured with; but it is sure of what it
     was trained on, and drives epsilon to 0. 2 and more: users are dealt into this many folds, each scored by a model
     that did not train on it, as an epsilon that means something needs; training takes 1 + folds models."""
+    models: Count = 1
+    """How many SASRecs, from other random starts, stand for each of these: their scores are averaged, which makes a
+    stronger oracle, and a better teacher, for that many times the training."""
     hidden_size: Count = 64
     layers: Count = 2
     heads: Count = 2

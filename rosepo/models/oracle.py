@@ -15,29 +15,32 @@ import pandas as pd
 import torch
 
 from rosepo.errors import UserError
-from rosepo.models.sasrec import SASRec, pad_histories
+from rosepo.models.sasrec import Ensemble, SASRec, pad_histories
 from rosepo.models.scorers import Users
 
 FOLDS_FILE = "folds.json"
 
 
 class Oracle:
-    """One trained SASRec.
+    """One trained SASRec, or several as one.
 
     Attributes:
         tau: temperature that makes `sigmoid((score_a - score_b) / tau)` a calibrated preference.
     """
 
-    def __init__(self, model: SASRec, tau: float, device: str | torch.device = "cpu") -> None:
-        self.model = model.to(device).eval()
+    def __init__(self, model: SASRec | Ensemble, tau: float, device: str | torch.device = "cpu") -> None:
+        self.model: SASRec | Ensemble = model.to(device).eval()
         self.tau = tau
         self.device = torch.device(device)
 
     @classmethod
     def load(cls, folder: str | Path, item_ids: np.ndarray | None = None, device: str | torch.device = "cpu") -> Oracle:
-        """Read a folder that `SASRec.save` wrote; see `SASRec.load` for `item_ids` and what raises."""
+        """Read a folder that `SASRec.save` wrote, and the ensemble's other members in it; see `SASRec.load` for
+        `item_ids` and what raises."""
         model, tau = SASRec.load(Path(folder), item_ids)
-        return cls(model, tau, device)
+        more = range(1, 1 + len(list(Path(folder).glob("model-*"))))
+        members = [model, *(SASRec.load(member_folder(Path(folder), number), item_ids)[0] for number in more)]
+        return cls(Ensemble(members) if more else model, tau, device)
 
     @torch.inference_mode()
     def score_all(self, histories: Sequence[np.ndarray]) -> np.ndarray:
@@ -50,8 +53,8 @@ class Oracle:
     def score_items(self, histories: Sequence[np.ndarray], items: np.ndarray) -> np.ndarray:
         """Raw scores float32 [B, C] (not divided by `tau`) of items int64 [B, C] after each history of item indexes."""
         padded = pad_histories(histories, self.model.config.max_length).to(self.device)
-        chosen = self.model.items(torch.from_numpy(np.asarray(items, dtype=np.int64) + 1).to(self.device))
-        scores: np.ndarray = torch.einsum("bd,bcd->bc", self.model.last_hidden(padded), chosen).float().cpu().numpy()
+        chosen = torch.from_numpy(np.asarray(items, dtype=np.int64)).to(self.device)
+        scores: np.ndarray = self.model.scores_of(padded, chosen).float().cpu().numpy()
         return scores
 
 
@@ -66,6 +69,11 @@ def fold_of(users: Users, folds: int, seed: int) -> np.ndarray:
 def fold_folder(folder: Path, fold: int) -> Path:
     """Where the model stands that was trained without the users of a fold."""
     return folder / f"fold-{fold}"
+
+
+def member_folder(folder: Path, number: int) -> Path:
+    """Where a member of an ensemble stands; the first is the folder itself."""
+    return folder / f"model-{number}" if number else folder
 
 
 class CrossFitted:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -141,6 +141,10 @@ class SASRec(nn.Module):
         """Scores [B, n_items] of every item as the next one after histories [B, T] as in `forward`."""
         return self.logits(self.last_hidden(history))
 
+    def scores_of(self, history: Tensor, items: Tensor) -> Tensor:
+        """Scores [B, C] of items int64 [B, C] (indexes) as the next one after histories [B, T] as in `forward`."""
+        return torch.einsum("bd,bcd->bc", self.last_hidden(history), self.items(items + 1))
+
     def save(self, folder: Path, item_ids: np.ndarray, tau: float = 1.0) -> None:
         """Write `config.json` (sizes, tau, digest of the catalogue) and `model.safetensors` into `folder`."""
         folder.mkdir(parents=True, exist_ok=True)
@@ -173,6 +177,23 @@ class SASRec(nn.Module):
         model = cls(config)
         model.load_state_dict(weights)
         return model.eval(), tau
+
+
+class Ensemble(nn.Module):
+    """Several networks on one catalogue, whose scores are averaged."""
+
+    def __init__(self, members: Sequence[SASRec]) -> None:
+        super().__init__()
+        self.members: Iterable[SASRec] = nn.ModuleList(members)  # type: ignore[assignment]  # it holds any module
+        self.config = members[0].config
+
+    def scores(self, history: Tensor) -> Tensor:
+        """As in `SASRec.scores`."""
+        return torch.stack([member.scores(history) for member in self.members]).mean(0)
+
+    def scores_of(self, history: Tensor, items: Tensor) -> Tensor:
+        """As in `SASRec.scores_of`."""
+        return torch.stack([member.scores_of(history, items) for member in self.members]).mean(0)
 
 
 def catalogue_digest(item_ids: np.ndarray) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,12 +22,13 @@ from rosepo.console import say
 from rosepo.data.catalogue import Catalogue
 from rosepo.errors import UserError
 from rosepo.evaluation.metrics import hit_ratio, ndcg
-from rosepo.models.oracle import FOLDS_FILE, CrossFitted, Oracle, fold_folder, fold_of
+from rosepo.models.oracle import FOLDS_FILE, CrossFitted, Oracle, fold_of
+from rosepo.models.sasrec import SASRec
 from rosepo.models.scorers import write_about
 from rosepo.resources import stage_use_gpu
 from rosepo.training.given_oracle import given_oracle
 from rosepo.training.metrics import METRICS_FILE
-from rosepo.training.oracle_fit import fit_oracles
+from rosepo.training.oracle_fit import fit_oracles, parts
 from rosepo.training.preferences import (
     CALIBRATION_FILE,
     as_indexes,
@@ -52,7 +54,7 @@ def train_oracle(config: Config, inputs: Outputs, out: Path) -> dict[str, Any]:
     """Train, keep the weights that were best on validation, fit tau there, write the oracle folder.
 
     `out` is the model of all users, which the evaluation ranks with; `fold-<k>/` are those that score the users of
-    their fold, for epsilon.
+    their fold, for epsilon. In each, `model-<n>/` are the other members of an ensemble (`oracle.models`).
 
     Returns:
         Figures: kind; HR@10 and NDCG@10 on validation of the model of all users and, as `held_out`, of each user by the
@@ -82,12 +84,13 @@ def train_oracle(config: Config, inputs: Outputs, out: Path) -> dict[str, Any]:
     write_json(out / FOLDS_FILE, {"folds": config.oracle.folds, "seed": config.seed})
     fit_oracles(config, train, validation, catalogue, out, use_gpu)
     best, last = _best_line(out / METRICS_FILE)
+    figures = _accuracy([Oracle.load(out, catalogue.item_ids)], validation)
     held_out = _measure(CrossFitted.load(out, catalogue.item_ids), validation, len(catalogue), config)
     write_json(out / CALIBRATION_FILE, held_out.pop("calibration"))
-    for folder in (out, *(fold_folder(out, fold) for fold in range(config.oracle.folds) if config.oracle.folds > 1)):
-        Oracle.load(folder, catalogue.item_ids).model.save(folder, catalogue.item_ids, held_out["tau"])
-    figures = {name: best[name] for name in ("hr@10", "ndcg@10")}
-    say(f"  best after epoch {best['step']} of {last['step']}: validation HR@10 {figures['hr@10']:.3f}, "
+    for part in parts(config.oracle, out):
+        SASRec.load(part.folder, catalogue.item_ids)[0].save(part.folder, catalogue.item_ids, held_out["tau"])
+    each = f" (the first of {config.oracle.models} models)" if config.oracle.models > 1 else ""
+    say(f"  best after epoch {best['step']} of {last['step']}{each}: validation HR@10 {figures['hr@10']:.3f}, "
         f"NDCG@10 {figures['ndcg@10']:.3f}")  # fmt: skip
     say(f"  users {'held out' if config.oracle.folds > 1 else 'in sample'}: HR@10 {held_out['hr@10']:.3f}, "
         f"tau {held_out['tau']:.2f}, calibration error {held_out['calibration_error']:.3f}")  # fmt: skip
@@ -97,6 +100,7 @@ def train_oracle(config: Config, inputs: Outputs, out: Path) -> dict[str, Any]:
         "tau": held_out.pop("tau"),
         "held_out": held_out,
         "folds": config.oracle.folds,
+        "models": config.oracle.models,
         "epoch": best["step"],
         "epochs": last["step"],
         "training_seconds": last["seconds"],
@@ -108,17 +112,22 @@ def train_oracle(config: Config, inputs: Outputs, out: Path) -> dict[str, Any]:
 
 
 def _measure(oracle: CrossFitted, validation: pa.Table, n_items: int, config: Config) -> dict[str, Any]:
-    """Accuracy, tau and calibration on validation, each example by the model of its user's fold."""
+    """Accuracy, tau and calibration on validation, each example by the oracle of its user's fold."""
+    scores = score_validation(oracle, validation, n_items, config.seed)
+    calibrated = calibrate_preferences(scores[:, 0], scores[:, 1:], config.oracle.tau)
+    return {**_accuracy(oracle.oracles, validation), **calibrated}
+
+
+def _accuracy(oracles: Sequence[Oracle], validation: pa.Table) -> dict[str, float]:
+    """HR@10 and NDCG@10, each example by the oracle of its user's fold, or by the only one."""
     histories, seen, targets = validation_arrays(validation)
-    folds = validation["fold"].to_numpy()
+    folds = validation["fold"].to_numpy() if len(oracles) > 1 else np.zeros(len(targets), dtype=np.int64)
     ranks = np.empty(len(targets), dtype=np.int64)
     for fold in np.unique(folds):
         rows = np.flatnonzero(folds == fold)
         past, known = ([lists[row] for row in rows] for lists in (histories, seen))
-        ranks[rows] = ranks_of(oracle.oracles[fold].model, past, targets[rows], known)
-    scores = score_validation(oracle, validation, n_items, config.seed)
-    calibrated = calibrate_preferences(scores[:, 0], scores[:, 1:], config.oracle.tau)
-    return {"hr@10": float(hit_ratio(ranks, 10).mean()), "ndcg@10": float(ndcg(ranks, 10).mean()), **calibrated}
+        ranks[rows] = ranks_of(oracles[fold].model, past, targets[rows], known)
+    return {"hr@10": float(hit_ratio(ranks, 10).mean()), "ndcg@10": float(ndcg(ranks, 10).mean())}
 
 
 def _check_folds(table: pa.Table, folds: int, name: str, folder: Path) -> None:

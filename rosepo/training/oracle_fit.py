@@ -1,4 +1,4 @@
-"""SASRec on Ray Train: the model of all users, then, for each fold, one without its users, in one start of workers.
+"""SASRec on Ray Train: the models of all users, then, for each fold, those without its users, in one start of workers.
 
 A catalogue's sequences are a few integers an interaction, so every worker holds them all. Which users a step takes
 follows from (seed, epoch) alone and each rank takes its stride of them: all ranks make the same number of steps by
@@ -27,7 +27,7 @@ from rosepo.console import Progress, follow
 from rosepo.data.catalogue import Catalogue
 from rosepo.errors import StageError
 from rosepo.evaluation.metrics import hit_ratio, ndcg
-from rosepo.models.oracle import fold_folder
+from rosepo.models.oracle import fold_folder, member_folder
 from rosepo.models.sasrec import SASRec, SASRecConfig
 from rosepo.training.averaging import follow_mean
 from rosepo.training.metrics import METRICS_FILE, MetricLog
@@ -40,11 +40,34 @@ AVERAGE = 0.99
 """Decay of the running mean of weights, a step: the mean is what is validated and kept. It ranks better, sooner."""
 
 
-def parts(folds: int, out: Path) -> Iterator[tuple[int | None, Path]]:
-    """What is trained, in order: the fold that is left out (none at first) and the folder of the model."""
-    yield None, out
-    if folds > 1:
-        yield from ((fold, fold_folder(out, fold)) for fold in range(folds))
+@dataclass(frozen=True)
+class Part:
+    """One model that is trained.
+
+    Attributes:
+        fold: the users that are left out; None for the model of all users.
+        member: its number in the ensemble; another one starts from other weights and takes users in another order.
+        folder: where it is written to.
+    """
+
+    fold: int | None
+    member: int
+    folder: Path
+
+    def seed(self, seed: int) -> int:
+        """The first member's is that of the run, so that it is the model which stands alone otherwise."""
+        return seed + 7919 * self.member
+
+    def __str__(self) -> str:
+        users = "all users" if self.fold is None else f"without fold {self.fold}"
+        return f"{users}, model {self.member + 1}" if self.member else users
+
+
+def parts(oracle: OracleConfig, out: Path) -> Iterator[Part]:
+    """What is trained, in order."""
+    for fold in (None, *(range(oracle.folds) if oracle.folds > 1 else ())):
+        folder = out if fold is None else fold_folder(out, fold)
+        yield from (Part(fold, number, member_folder(folder, number)) for number in range(oracle.models))
 
 
 def fit_oracles(
@@ -85,14 +108,14 @@ def fit_oracles(
         datasets={name: ray.data.from_arrow(table) for name, table in blocks.items()},
         dataset_config=DataConfig(datasets_to_split=[]),
     )
-    models = list(parts(oracle.folds, out))
+    models = list(parts(oracle, out))
     try:
         with contextlib.ExitStack() as stack:
             progress = stack.enter_context(Progress("oracle", oracle.max_epochs * len(models), "epochs"))
-            for number, (fold, folder) in enumerate(models):
-                folder.mkdir(exist_ok=True)
-                label = "all users" if fold is None else f"without fold {fold}"
-                stack.enter_context(follow(folder / METRICS_FILE, _show(progress, oracle.max_epochs * number, label)))
+            for number, part in enumerate(models):
+                part.folder.mkdir(exist_ok=True)
+                show = _show(progress, oracle.max_epochs * number, str(part))
+                stack.enter_context(follow(part.folder / METRICS_FILE, show))
             trainer.fit()
     except TrainingFailedError as error:
         raise StageError(root_cause("oracle", oracle.workers, error)) from error
@@ -115,9 +138,10 @@ def _worker(settings: dict[str, Any]) -> None:
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     tables = {name: _whole(name) for name in ("train", "validation")}
-    for fold, folder in parts(settings["oracle"].folds, Path(settings["out"])):
-        train, validation = (_without(table, fold) for table in tables.values())
-        _train_one(settings, train, validation, folder, rank, world)
+    for part in parts(settings["oracle"], Path(settings["out"])):
+        train, validation = (_without(table, part.fold) for table in tables.values())
+        own = {**settings, "seed": part.seed(settings["seed"])}
+        _train_one(own, train, validation, part.folder, rank, world)
 
 
 def _train_one(

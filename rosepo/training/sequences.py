@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from rosepo.models.sasrec import SASRec, pad_histories
+from rosepo.models.sasrec import Ensemble, SASRec, pad_histories
 
 BUCKET = 8
 """Batches that are sorted by length among themselves, so that short sequences are not padded to long ones."""
@@ -89,14 +89,14 @@ def batch_tensors(sequences: Sequences, rows: np.ndarray, max_length: int) -> tu
 
 @torch.inference_mode()
 def ranks_of(
-    model: SASRec, histories: list[np.ndarray], targets: np.ndarray, seen: list[np.ndarray] | None = None
+    model: SASRec | Ensemble, histories: list[np.ndarray], targets: np.ndarray, seen: list[np.ndarray] | None = None
 ) -> np.ndarray:
     """Rank int64 [N] (0 is best) of each target among all items that were not seen before; ties by item index.
 
     Args:
         seen: items that do not compete, one array an example; None takes the histories.
     """
-    device = model.items.weight.device
+    device = next(model.parameters()).device
     ranks = np.empty(len(targets), dtype=np.int64)
     # Histories of like length share a batch: padding short ones to the longest of all would be most of the work.
     order = np.argsort([len(history) for history in histories], kind="stable")

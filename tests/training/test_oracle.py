@@ -12,12 +12,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rosepo.data.catalogue import Catalogue
 from rosepo.errors import UserError
 from rosepo.evaluation.baselines import top_k
-from rosepo.evaluation.metrics import target_ranks
+from rosepo.evaluation.metrics import hit_ratio, ndcg, target_ranks
 from rosepo.models.oracle import CrossFitted, Oracle, fold_of
 from rosepo.models.sasrec import SASRec, SASRecConfig
 from rosepo.training.oracle import train_oracle
+from rosepo.training.preferences import validation_arrays, validation_table
 from rosepo.training.sequences import IGNORED, NextItemLoss, Sequences, batch_tensors, epoch_batches, ranks_of
 from tests.evaluation.runs import tiny_config, tiny_run
 
@@ -108,6 +110,34 @@ def test_no_fold_model_learns_from_the_users_that_it_scores(
     one, two = (CrossFitted.load(tmp_path / name).oracles for name in ("one", "two"))
     same = [torch.equal(a.model.items.weight, b.model.items.weight) for a, b in zip(one, two)]
     assert same == [False, True, False]
+
+
+def test_an_ensemble_scores_with_the_mean_of_models_from_other_starts(ray_cluster: None, tmp_path: Path) -> None:
+    inputs = tiny_run(tmp_path, models=False)
+    figures = {}
+    for models in (1, 3):
+        (tmp_path / str(models)).mkdir()
+        config = tiny_config(f"oracle.models={models}", "oracle.folds=2", "oracle.max_epochs=3", "oracle.batch_size=8")
+        figures[models] = train_oracle(config, inputs, tmp_path / str(models))
+    catalogue = Catalogue.load(inputs.examples / "_items.parquet")
+    validation = validation_table(inputs.examples, catalogue)
+    histories, seen, targets = validation_arrays(validation)
+    for name in ("", "fold-0", "fold-1"):
+        folder = tmp_path / "3" / name
+        first, *more = (Oracle.load(folder / f"model-{n}" if n else tmp_path / "1" / name) for n in range(3))
+        scores = [oracle.score_all(histories) for oracle in (first, *more)]
+        assert not np.allclose(scores[1], scores[0], atol=0.1)
+        assert not np.allclose(scores[1], scores[2], atol=0.1)
+        ensemble = Oracle.load(folder, catalogue.item_ids)
+        np.testing.assert_allclose(ensemble.score_all(histories), np.mean(scores, axis=0), atol=1e-5)
+        items = np.tile(np.arange(4), (len(histories), 1))
+        np.testing.assert_allclose(ensemble.score_items(histories, items), np.mean(scores, axis=0)[:, :4], atol=1e-5)
+        assert {oracle.tau for oracle in more} == {figures[3]["tau"]} == {ensemble.tau}
+        if not name:
+            ranked, _ = top_k(np.mean(scores, axis=0), seen, 10)
+            places = target_ranks(ranked, targets)
+            assert figures[3]["hr@10"] == pytest.approx(hit_ratio(places, 10).mean())
+            assert figures[3]["ndcg@10"] == pytest.approx(ndcg(places, 10).mean())
 
 
 def test_folds_depend_on_the_user_and_the_seed_alone() -> None:
