@@ -125,8 +125,6 @@ def _oracle(name: str, figures: Mapping[str, Any]) -> str:
     """What the oracle is, and its temperature."""
     if "rows" in figures:
         name += f": {figures['rows']:,} of {figures['examples']:,} examples"
-    if figures.get("models", 1) > 1:
-        name += f", the mean of {figures['models']} models"
     return name + (f", τ {figures['tau']:.3g}" if "tau" in figures else "")
 
 

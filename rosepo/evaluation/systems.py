@@ -167,7 +167,11 @@ def oracle_name(folder: Path) -> str | None:
     if not folder.is_dir():
         return None
     about = read_about(folder)
-    return str({"sasrec": "SASRec", "table": TABLE}.get(about["kind"]) or about["scorer"])
+    if about["kind"] == "sasrec":
+        from rosepo.models.oracle import n_members
+
+        return "SASRec" if (models := n_members(folder)) == 1 else f"mean of {models} SASRecs"
+    return TABLE if about["kind"] == "table" else str(about["scorer"])
 
 
 def _oracle_baseline(folder: Path, catalogue: Catalogue) -> BatchScores:

@@ -38,9 +38,9 @@ class Oracle:
         """Read a folder that `SASRec.save` wrote, and the ensemble's other members in it; see `SASRec.load` for
         `item_ids` and what raises."""
         model, tau = SASRec.load(Path(folder), item_ids)
-        more = range(1, 1 + len(list(Path(folder).glob("model-*"))))
-        members = [model, *(SASRec.load(member_folder(Path(folder), number), item_ids)[0] for number in more)]
-        return cls(Ensemble(members) if more else model, tau, device)
+        others = [member_folder(Path(folder), number) for number in range(1, n_members(Path(folder)))]
+        members = [model, *(SASRec.load(other, item_ids)[0] for other in others)]
+        return cls(Ensemble(members) if others else model, tau, device)
 
     @torch.inference_mode()
     def score_all(self, histories: Sequence[np.ndarray]) -> np.ndarray:
@@ -74,6 +74,11 @@ def fold_folder(folder: Path, fold: int) -> Path:
 def member_folder(folder: Path, number: int) -> Path:
     """Where a member of an ensemble stands; the first is the folder itself."""
     return folder / f"model-{number}" if number else folder
+
+
+def n_members(folder: Path) -> int:
+    """How many models the oracle of a folder has."""
+    return 1 + len(list(folder.glob("model-*")))
 
 
 class CrossFitted:

@@ -16,6 +16,7 @@ from rosepo.data.catalogue import Catalogue
 from rosepo.errors import UserError
 from rosepo.evaluation.baselines import top_k
 from rosepo.evaluation.metrics import hit_ratio, ndcg, target_ranks
+from rosepo.evaluation.systems import oracle_name
 from rosepo.models.oracle import CrossFitted, Oracle, fold_of
 from rosepo.models.sasrec import SASRec, SASRecConfig
 from rosepo.training.oracle import train_oracle
@@ -119,6 +120,7 @@ def test_an_ensemble_scores_with_the_mean_of_models_from_other_starts(ray_cluste
         (tmp_path / str(models)).mkdir()
         config = tiny_config(f"oracle.models={models}", "oracle.folds=2", "oracle.max_epochs=3", "oracle.batch_size=8")
         figures[models] = train_oracle(config, inputs, tmp_path / str(models))
+    assert [oracle_name(tmp_path / name) for name in ("1", "3")] == ["SASRec", "mean of 3 SASRecs"]
     catalogue = Catalogue.load(inputs.examples / "_items.parquet")
     validation = validation_table(inputs.examples, catalogue)
     histories, seen, targets = validation_arrays(validation)
