@@ -146,6 +146,26 @@ def test_counted_steps_of_a_rank_meet_checkpoints(tmp_path: Path, monkeypatch: p
     assert figures["compute"] > 0
 
 
+def test_an_aligned_model_at_the_optimum_is_told_to_be_there() -> None:
+    generator = np.random.default_rng(0)
+    policy, teacher, noise = generator.normal(size=(3, 40, 30)).astype(np.float32)
+    policy[:, :5] = -np.inf
+    nearness = ceiling.Nearness()
+    for rows in (slice(0, 25), slice(25, 40)):
+        optimum = policy[rows] + 2 * teacher[rows]
+        nearness.add(optimum, optimum, policy[rows], teacher[rows])
+    assert str(nearness) == "100% of the first ten, slope 2.00, correlation 1.00"
+    far = ceiling.Nearness()
+    far.add(policy + 2 * teacher, policy + noise, policy, teacher)
+    shared = float(str(far).partition("%")[0])
+    assert 30 < shared < 70
+    first = [np.argsort(-scores, axis=1)[:, :10] for scores in (policy + 2 * teacher, policy + noise)]
+    assert shared == pytest.approx(10 * np.mean([len({*a} & {*b}) for a, b in zip(*first)]), abs=0.5)
+    moved, wanted = (np.take_along_axis(scores, first[0], 1) for scores in (noise, teacher))
+    moved, wanted = (values - values.mean(axis=1, keepdims=True) for values in (moved, wanted))
+    assert f"correlation {np.corrcoef(moved.ravel(), wanted.ravel())[0, 1]:.2f}" in str(far)
+
+
 def test_a_ceiling_counts_a_tie_against_the_target() -> None:
     scores = np.array([[0.0, 2.0, 1.0, 1.0], [3.0, -np.inf, 3.0, 3.0]])
     assert ceiling.ranks_in(scores, np.array([1, 0])).tolist() == [0, 2]
