@@ -108,8 +108,9 @@ class _Collected:
 
 def _section(asked: Experiments, runs: Sequence[Run], resamples: int) -> dict[str, Any]:
     collected = _Collected()
+    seeds = Counter(run.experiment.variant for run in runs)
     for seed in sorted({run.seed for run in runs}):
-        _collect(collected, [run for run in runs if run.seed == seed])
+        _collect(collected, [run for run in runs if run.seed == seed], seeds)
     pool = Pool(collected.users, collected.systems, resamples)
     order = [*_baselines(collected), *(name for name in asked.variants if name in collected.systems)]
     comparators = [name for name in asked.comparators if name in collected.systems]
@@ -126,14 +127,14 @@ def _section(asked: Experiments, runs: Sequence[Run], resamples: int) -> dict[st
     }  # fmt: skip
 
 
-def _collect(collected: _Collected, runs: Sequence[Run]) -> None:
-    """Runs of one seed. A baseline is the one that most runs share; a variant with an SFT model or an oracle of its
-    own brings that too, as `<variant>:sft`, once for all variants that share it."""
+def _collect(collected: _Collected, runs: Sequence[Run], seeds: Mapping[str, int]) -> None:
+    """Runs of one seed. Baselines are those of the variant that has the most seeds, the first of such in the suites. A
+    variant with an SFT model or an oracle of its own brings that too, once for all that share it, as `<variant>:sft`.
+    """
     inputs = {run.folder: (read_manifest(Outputs(run.folder).evaluation) or {})["inputs"] for run in runs}
-    common = {
-        stage: Counter(made[stage] for made in inputs.values() if stage in made).most_common(1)
-        for stage in ("prepare", "sft", "oracle")
-    }
+    baselines: dict[str, str] = {}
+    for run in sorted(runs, key=lambda run: -seeds[run.experiment.variant]):
+        baselines = {**inputs[run.folder], **baselines}
     first: Measured | None = None
     brought: dict[tuple[str, str], str] = {}
     for run in runs:
@@ -144,7 +145,7 @@ def _collect(collected: _Collected, runs: Sequence[Run]) -> None:
             made = inputs[run.folder][stage]
             for model in models:
                 brings, name = f"{run.experiment.variant}:{model}", model
-                if made != common[stage][0][0]:
+                if made != baselines[stage]:
                     before = collected.same.get(brings, model)  # its name in another seed
                     name = brought.setdefault((model, made), brings if before == model else before)
                 own[brings] = name

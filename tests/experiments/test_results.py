@@ -136,6 +136,19 @@ def test_an_oracle_that_variants_share_is_one_row(tmp_path: Path) -> None:
     assert len(answer["metrics"]["hr@10"]["by_seed"]) == 2
 
 
+def test_the_oracle_of_the_first_variant_is_the_baseline_however_many_have_another(tmp_path: Path) -> None:
+    variants = {name: {} if name == "dpo" else {"set": {"oracle.folds": 3}} for name in ("late", "dpo", "cdpo", "ipo")}
+    asked = read_suites([write_suite(tmp_path, changed(SUITE, variants=variants, contrasts=[]))])
+    runs = runs_of(asked.experiments, tmp_path / "out")
+    for run in runs:
+        name = run.experiment.variant
+        if (run.seed, name) != (1, "late"):  # a variant of fewer seeds is not the first one, wherever it stands
+            evaluate_run(run, 1.0, own={} if name == "dpo" else {"oracle": "in sample"})
+    section = write_results(asked, runs, tmp_path / "out", resamples=100)["data"]["ring"]["validation"]
+    assert [name for name in section["systems"] if ":" in name] == ["late:oracle"]
+    assert section["systems"]["oracle"]["seeds"] == section["systems"]["late:oracle"]["seeds"] == [0, 1]
+
+
 def test_rows_are_means_over_seeds_with_costs(finished: tuple[Experiments, list[Run], dict[str, Any], str]) -> None:
     _, runs, results, _ = finished
     section = results["data"]["ring"]["validation"]
