@@ -102,8 +102,8 @@ class Nearness:
         first, own = (np.argsort(-scores, axis=1, kind="stable")[:, :10] for scores in (optimum, aligned))
         self.shared += int((first[:, :, None] == own[:, None, :]).sum())
         self.examples += len(first)
-        moved, wanted = (np.take_along_axis(scores, first, 1) for scores in (aligned - policy, teacher))
-        moved, wanted = (values - values.mean(axis=1, keepdims=True) for values in (moved, wanted))
+        aligned, policy, wanted = (np.take_along_axis(scores, first, 1) for scores in (aligned, policy, teacher))
+        moved, wanted = (values - values.mean(axis=1, keepdims=True) for values in (aligned - policy, wanted))
         self.moments += [(moved * wanted).sum(), (wanted * wanted).sum(), (moved * moved).sum()]
 
     def __str__(self) -> str:
