@@ -84,13 +84,15 @@ def train_oracle(config: Config, inputs: Outputs, out: Path) -> dict[str, Any]:
     write_json(out / FOLDS_FILE, {"folds": config.oracle.folds, "seed": config.seed})
     fit_oracles(config, train, validation, catalogue, out, use_gpu)
     best, last = _best_line(out / METRICS_FILE)
-    figures = _accuracy([Oracle.load(out, catalogue.item_ids)], validation)
+    figures = {name: best[name] for name in ("hr@10", "ndcg@10")}
+    if config.oracle.models > 1:  # what was logged is of the first alone
+        figures = _accuracy([Oracle.load(out, catalogue.item_ids)], validation)
     held_out = _measure(CrossFitted.load(out, catalogue.item_ids), validation, len(catalogue), config)
     write_json(out / CALIBRATION_FILE, held_out.pop("calibration"))
     for part in parts(config.oracle, out):
         SASRec.load(part.folder, catalogue.item_ids)[0].save(part.folder, catalogue.item_ids, held_out["tau"])
-    each = f" (the first of {config.oracle.models} models)" if config.oracle.models > 1 else ""
-    say(f"  best after epoch {best['step']} of {last['step']}{each}: validation HR@10 {figures['hr@10']:.3f}, "
+    first = f"{config.oracle.models} models, the first of them " if config.oracle.models > 1 else ""
+    say(f"  {first}best after epoch {best['step']} of {last['step']}: validation HR@10 {figures['hr@10']:.3f}, "
         f"NDCG@10 {figures['ndcg@10']:.3f}")  # fmt: skip
     say(f"  users {'held out' if config.oracle.folds > 1 else 'in sample'}: HR@10 {held_out['hr@10']:.3f}, "
         f"tau {held_out['tau']:.2f}, calibration error {held_out['calibration_error']:.3f}")  # fmt: skip
