@@ -46,7 +46,7 @@ class OracleConfig(Section):
     evaluate_every: Count = 1
     """Epochs between two looks at validation."""
     patience: Count = 10
-    """Looks without a better NDCG@10 on validation before stopping."""
+    """Looks without a better NDCG@10 on validation before stopping; those in the 100 steps of warm-up do not count."""
     max_seconds: Positive | None = None
     """Also stop after this long; None trains to the end."""
 

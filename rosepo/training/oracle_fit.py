@@ -175,7 +175,9 @@ def _train_one(
                 continue
             figures = run.validate(histories[rank::world], seen[rank::world], targets[rank::world])
             better = figures["ndcg@10"] > best
-            best, waited = (figures["ndcg@10"], 0) if better else (best, waited + 1)
+            # A few steps an epoch, as on small data, are no reason to give up before the rate is what it should be.
+            warm = run.steps > WARMUP_STEPS
+            best, waited = (figures["ndcg@10"], 0) if better else (best, waited + warm)
             if log is not None:
                 if better:
                     run.average.save(out, settings["item_ids"])

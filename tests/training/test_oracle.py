@@ -20,6 +20,7 @@ from rosepo.evaluation.systems import oracle_name
 from rosepo.models.oracle import CrossFitted, Oracle, fold_of
 from rosepo.models.sasrec import SASRec, SASRecConfig
 from rosepo.training.oracle import train_oracle
+from rosepo.training.oracle_fit import WARMUP_STEPS
 from rosepo.training.preferences import validation_arrays, validation_table
 from rosepo.training.sequences import IGNORED, NextItemLoss, Sequences, batch_tensors, epoch_batches, ranks_of
 from tests.evaluation.runs import tiny_config, tiny_run
@@ -140,6 +141,18 @@ def test_an_ensemble_scores_with_the_mean_of_models_from_other_starts(ray_cluste
             places = target_ranks(ranked, targets)
             assert figures[3]["hr@10"] == pytest.approx(hit_ratio(places, 10).mean())
             assert figures[3]["ndcg@10"] == pytest.approx(ndcg(places, 10).mean())
+
+
+def test_patience_waits_for_the_end_of_the_warm_up(ray_cluster: None, tmp_path: Path) -> None:
+    inputs = tiny_run(tmp_path, models=False)
+    out = tmp_path / "made"
+    out.mkdir()
+    config = tiny_config(
+        "oracle.max_epochs=150", "oracle.patience=1", "oracle.batch_size=8", "oracle.learning_rate=1e-9"
+    )
+    figures = train_oracle(config, inputs, out)
+    steps = figures["epochs"] * math.ceil(figures["sequences"] / 8)
+    assert WARMUP_STEPS < steps < WARMUP_STEPS + 20
 
 
 def test_folds_depend_on_the_user_and_the_seed_alone() -> None:
