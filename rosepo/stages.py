@@ -17,7 +17,13 @@ from rosepo.imports import module_digest
 RESOURCE_KEYS = SAME_RESULT | {"actors", "cpus_per_actor", "concurrent", "part_groups", "reference_cache"}
 """Keys that do not make a stage stale."""
 
-_LATER: dict[str, Any] = {"sft.ema": None, "align.ema": None, "align.dropout": False, "oracle.models": 1}
+_LATER: dict[str, Any] = {
+    "sft.ema": None,
+    "align.ema": None,
+    "align.dropout": False,
+    "oracle.models": 1,
+    "pairs.oracle_whole": False,
+}
 """Keys that came when there were outputs already, and the value under which these stay what they were: the key is then
 left out."""
 

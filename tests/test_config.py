@@ -30,6 +30,7 @@ from rosepo.tuning.space import check_space
         ("pairs.reference=frozen", ["pairs.reference=frozen is used by the rounds after the first", "pairs.rounds"]),
         ("prepare.candidates=1", ["prepare.candidates=1"]),
         ("pairs.policy_top=9", ["pairs.policy_top is used by the strategy policy alone"]),
+        ("pairs={oracle_whole: true}", ["pairs.oracle_whole is used by the strategy oracle alone"]),
         ("pairs={strategies: {policy: 1}, oracle_top: 9}", ["pairs.oracle_top is used by the strategy oracle alone"]),
         (
             "pairs={strategies: {oracle: 1}, oracle_top: 2, negatives: 3}",

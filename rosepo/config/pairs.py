@@ -18,6 +18,7 @@ _OPTIONS = {
     "rso_temperature": ("rso",),
     "policy_top": ("policy",),
     "oracle_top": ("oracle",),
+    "oracle_whole": ("oracle",),
 }
 """Options of strategies, and which ones use them."""
 
@@ -54,6 +55,9 @@ class PairsConfig(ActorsConfig):
     oracle_top: Count | None = None
     """oracle draws titles, each at most once, from the distribution of its calibrated scores, softmax(f), over this
     many of its best titles outside what was seen; None over all of them."""
+    oracle_whole: bool = False
+    """Keep the distribution that oracle draws from in every group, two bytes a title of the catalogue: wherever titles
+    part, align.loss=distill then learns from all of them at once, not only from those that were drawn."""
     encoder: str = "policy"
     """Title encoder of `semantic` and of the evaluation: `policy` (title embeddings of the model that samples, in the
     evaluation of the SFT model), `tfidf` (titles and categories), or the hub id or path of an encoder."""
@@ -130,6 +134,10 @@ class PairsConfig(ActorsConfig):
                 )
         if not self.score and "reference_cache" in self.model_fields_set:
             raise ValueError("pairs.reference_cache is used by pairs.score=true alone: leave it out")
+        if not self.score and self.oracle_whole:
+            raise ValueError(
+                "pairs.oracle_whole=true is read by align, and pairs.score=false leaves nothing to align: drop it"
+            )
         if not self.score and self.stream:
             raise ValueError("pairs.stream=true streams groups into align, which reads none of pairs.score=false")
         if not self.score and self.rounds > 1:

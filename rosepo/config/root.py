@@ -148,6 +148,11 @@ class Config(Section):
         return self.align.rows != "group" and not self.model.template.candidates
 
     @property
+    def learns_whole(self) -> bool:
+        """Whether alignment learns the oracle's whole distribution, at every branching of the titles."""
+        return self.align.loss == "distill" and self.pairs.oracle_whole
+
+    @property
     def reads_candidates(self) -> bool:
         """Whether sampling reads the examples' candidates: to list them in prompts, or to reject them."""
         return self.model.template.candidates or "candidates" in self.pairs.used

@@ -19,7 +19,7 @@ from rosepo.sampling.mixture import Rejected
 from rosepo.sampling.parts import write_part
 from rosepo.sampling.plan import Shard, read_shard
 from rosepo.sampling.sampler import Sampler, examples_of, strategies, units
-from rosepo.sampling.tables import lists, matrix, nested
+from rosepo.sampling.tables import fixed, lists, matrix, nested
 from rosepo.sampling.titles import title_spans
 
 if TYPE_CHECKING:
@@ -27,10 +27,10 @@ if TYPE_CHECKING:
 
 COLUMNS = (
     "example_id", "user_id", "prompt_ids", "chosen_item", "chosen_ids", "rejected_items", "rejected_ids", "strategy",
-    "epsilon", "oracle_scores", "oracle_rest", "ref_logps", "title_spans",
+    "epsilon", "oracle_scores", "oracle_rest", "oracle_shares", "ref_logps", "title_spans",
 )  # fmt: skip
 """Columns of the groups table, in order; without scores it has no tokens and nothing behind `strategy`. `oracle_rest`
-is there where the strategy `oracle` is used, see `FromOracle.rest`."""
+is there where the strategy `oracle` is used, `oracle_shares` with `pairs.oracle_whole`, see `FromOracle.odds`."""
 
 
 @dataclass(frozen=True)
@@ -158,10 +158,13 @@ class GroupsActor:
             margin = (scored.oracle_scores[:, :1] - scored.oracle_scores[:, 1:])[at]
             tally.count_pairs(name, margin, scored.epsilon[at], rejected.fallback[at])
         oracle = self.sampler.strategies.get("oracle")
-        drawn = {}
+        drawn: dict[str, Any] = {}
         if isinstance(oracle, FromOracle):
-            rest = np.concatenate([oracle.rest(examples.take(rows)) for rows in units(len(examples))])
-            drawn["oracle_rest"] = pa.array(rest, pa.float32())
+            whole = self.settings.pairs.oracle_whole
+            rest, shares = zip(*(oracle.odds(examples.take(rows), whole) for rows in units(len(examples))))
+            drawn["oracle_rest"] = pa.array(np.concatenate(rest), pa.float32())
+            if whole:
+                drawn["oracle_shares"] = fixed(np.concatenate(shares))
         return drawn | {
             "prompt_ids": lists(list(examples.prompts or [])),
             "chosen_ids": lists([row[0] for row in scored.completions]),

@@ -24,6 +24,8 @@ SCORES = ("prompt_ids", "chosen_ids", "rejected_ids", "epsilon", "oracle_scores"
 """What a table has beside its titles unless it was made with pairs.score=false."""
 SPANS = "title_spans"
 """And, from version 2 of the table on, where the titles stand that `align.sft_on=row` learns."""
+SHARES = "oracle_shares"
+"""And with `pairs.oracle_whole`, the oracle's distribution over the whole catalogue."""
 UNLIKELY = 1e-6
 """Chance under which the slots of targets in candidate lists are not taken for random."""
 
@@ -33,7 +35,8 @@ def audit_groups(groups: Path, examples: Path, builder: PromptBuilder | None = N
 
     Held: the chosen item is the example's target; K rejected items in every group, in the catalogue, distinct, never
     the target, never seen before it; every group once. Where groups carry scores: epsilon finite and in [0, 1/2);
-    scores and reference log-probabilities finite, 1 + K each; no two titles of a group with the same tokens.
+    scores and reference log-probabilities finite, 1 + K each; no two titles of a group with the same tokens; the
+    oracle's distribution, where it is kept, one over what can be drawn.
 
     Args:
         groups: the table.
@@ -69,6 +72,8 @@ def audit_groups(groups: Path, examples: Path, builder: PromptBuilder | None = N
         negatives = _check_titles(path, table, own, catalogue, negatives)
         if SCORES[0] in table.column_names:
             _check_scores(path, table, negatives)
+            if SHARES in table.column_names:
+                _check_shares(path, table, own, catalogue)
             if builder is not None:
                 cut = (cut or 0) + _check_tokens(path, table, own, catalogue, builder)
         source = source.slice(pc.max(rows).as_py() + 1)
@@ -138,7 +143,11 @@ def target_slots(table: pa.Table) -> np.ndarray:
 def _columns(path: Path) -> list[str]:
     """Those of a groups file."""
     names = pq.read_schema(path).names
-    wanted = [*TITLES, *(SCORES if set(SCORES) & set(names) else ()), *([SPANS] if SPANS in names else [])]
+    wanted = [
+        *TITLES,
+        *(SCORES if set(SCORES) & set(names) else ()),
+        *(name for name in (SPANS, SHARES) if name in names),
+    ]
     missing = [name for name in wanted if name not in names]
     if missing:
         raise UserError(f"{path} has no column '{missing[0]}': it is no groups table")
@@ -200,6 +209,19 @@ def _check_scores(path: Path, table: pa.Table, negatives: int) -> None:
         values = np.asarray(_flat(table[name]), dtype=np.float64).reshape(len(table), negatives + 1)
         refuse(~np.isfinite(values).all(axis=1), f"has {name} that are not finite")
     refuse(_alike(table), "has two titles of the same tokens")
+
+
+def _check_shares(path: Path, table: pa.Table, source: pa.Table, catalogue: Catalogue) -> None:
+    """Check that one file's distributions are such, over what was neither chosen nor seen before it."""
+    refuse = _refuser(path, table["example_id"].to_pylist())
+    shares = _flat(table[SHARES]).astype(np.float64)
+    refuse(np.full(len(table), shares.size != len(table) * len(catalogue)), f"has {SHARES} of another catalogue")
+    shares = shares.reshape(len(table), -1)
+    sound = np.isfinite(shares).all(axis=1) & (shares >= 0).all(axis=1) & (np.abs(shares.sum(axis=1) - 1) < 0.02)
+    refuse(~sound, f"has {SHARES} that are no distribution")
+    known = zip(catalogue.index(table["chosen_item"].to_numpy()), catalogue.index_lists(source["seen"]))
+    taken = [row[[chosen, *seen]].any() for row, (chosen, seen) in zip(shares, known)]
+    refuse(np.array(taken), f"has {SHARES} for a title that cannot be drawn")
 
 
 def _check_tokens(path: Path, table: pa.Table, source: pa.Table, catalogue: Catalogue, builder: PromptBuilder) -> int:

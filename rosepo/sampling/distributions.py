@@ -59,13 +59,23 @@ class FromOracle:
             items[rows] = draw_titles(every, scores, count, _of_rows(draws, rows))
         return items
 
-    def rest(self, examples: Examples) -> np.ndarray:
-        """``log sum exp f`` over the titles that can be drawn, float32 [N]: ``exp(f - rest)`` is a title's chance to be
-        the first, and ``sigmoid(f - rest)`` the target's share where it belongs to the distribution too."""
-        found = np.empty(len(examples), dtype=np.float32)
+    def odds(self, examples: Examples, whole: bool = False) -> tuple[np.ndarray, np.ndarray | None]:
+        """What the titles are drawn by.
+
+        Returns:
+            ``rest = log sum exp f`` over the titles that can be drawn, float32 [N]: ``exp(f - rest)`` is a title's
+            chance to be the first, and ``sigmoid(f - rest)`` the target's share where it belongs to the distribution
+            too. With `whole` that chance of every title, float16 [N, n_items], 0 where it cannot be drawn.
+        """
+        rest = np.empty(len(examples), dtype=np.float32)
+        shares = np.empty((len(examples), examples.n_items), dtype=np.float16) if whole else None
         for rows, scores in self._blocks(examples):
-            found[rows] = logsumexp(scores.astype(np.float64), axis=1)
-        return found
+            scores = scores.astype(np.float64)
+            total = logsumexp(scores, axis=1)
+            rest[rows] = total
+            if shares is not None:
+                shares[rows] = np.exp(scores - total[:, None])
+        return rest, shares
 
     def _blocks(self, examples: Examples) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Places of some examples, and their scores float32 [n, n_items], -inf where a title cannot be drawn."""

@@ -39,6 +39,8 @@ from rosepo.sampling.validation import validation_examples, validation_shard, wr
 from rosepo.sampling.vllm_engine import check_engine
 
 ITEMS_FILE = "_items.parquet"
+MOST_WHOLE = 1 << 16
+"""Titles of a catalogue whose whole distribution a group can keep: 128 KiB of it."""
 FORMAT = 2
 """To be raised with any change that gives other groups for the same settings."""
 
@@ -140,6 +142,11 @@ def plan_sampling(config: Config, inputs: Outputs) -> Sampling:
     device = "cuda" if stage_use_gpu(config, "pairs") else "cpu"
     check_engine(settings, device)
     catalogue = _check_inputs(config, inputs)
+    if settings.oracle_whole and len(catalogue) > MOST_WHOLE:
+        raise UserError(
+            f"pairs.oracle_whole=true keeps a number for every title in every group, which {len(catalogue):,} titles "
+            f"are too many for (at most {MOST_WHOLE:,}): leave it out, and titles that are drawn stand for all"
+        )
     shards = shards_of(settings, inputs.examples)
     allowed = max_negatives(catalogue, most_seen(inputs.examples, settings.newest))
     check_negatives(settings.negatives, allowed, len(catalogue))

@@ -18,6 +18,11 @@ def nested(rows: list[list[np.ndarray]]) -> pa.ListArray:
     return pa.ListArray.from_arrays(offsets, lists([array for row in rows for array in row]))
 
 
+def fixed(values: np.ndarray) -> pa.FixedSizeListArray:
+    """One entry of fixed length a row of a matrix, which may have more values than a list column can count."""
+    return pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), values.shape[1])
+
+
 def matrix(values: np.ndarray, kind: pa.DataType) -> pa.ListArray:
     """One list entry a row of a matrix."""
     offsets = (np.arange(len(values) + 1) * values.shape[1]).astype(np.int32)

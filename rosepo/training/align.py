@@ -29,10 +29,11 @@ from rosepo.models.folder import CATALOGUE, load_builder, read_settings
 from rosepo.objectives.registry import OBJECTIVES
 from rosepo.resources import stage_use_gpu
 from rosepo.sampling.plan import VALIDATION_FILE, planned_users, shards_of
-from rosepo.training.align_task import PROBED_GROUPS, AlignTask
+from rosepo.training.align_task import PROBED_GROUPS, AlignTask, branchings_of
 from rosepo.training.encoders import (
     GROUP_COLUMNS,
     REJECTED_COLUMNS,
+    SHARES_COLUMN,
     SPANS_COLUMN,
     USER_COLUMN,
     GroupEncoder,
@@ -117,7 +118,8 @@ def align_task(
     train = config.align
     columns = _columns(config)
     table = _groups_table(columns, inputs) if growing is None else growing.open(columns)
-    encoder: Encoder = GroupEncoder(train.pack_tokens)
+    branchings = branchings_of(config, inputs.reference)
+    encoder: Encoder = GroupEncoder(train.pack_tokens, branchings)
     rows, offsets, users_a_group = min(len(table), max_groups or len(table)), None, 1.0
     if config.trajectories:
         users = _users(inputs.groups) if growing is None else planned_users(inputs.examples, config.pairs.newest)
@@ -126,7 +128,7 @@ def align_task(
         users_a_group = (len(offsets) - 1) / len(table)
         titles = train.sft_on == "row"
         suffix = len(load_builder(inputs.reference).tail) if titles else 0
-        encoder = UserEncoder(train.row_tokens, train.pack_tokens, titles, suffix)
+        encoder = UserEncoder(train.row_tokens, train.pack_tokens, titles, suffix, branchings)
     plan = FeedPlan(
         folder=inputs.groups,
         columns=tuple(table.columns or ()),
@@ -225,6 +227,7 @@ def _columns(config: Config) -> list[str]:
     unread |= set() if objective.reads_rejected else REJECTED_COLUMNS
     unread |= set() if "weights" in objective.inputs else {"oracle_rest"}
     columns = [name for name in GROUP_COLUMNS if name not in unread]
+    columns += [SHARES_COLUMN] if config.learns_whole else []
     columns += [USER_COLUMN] if config.trajectories else []
     return columns + ([SPANS_COLUMN] if train.sft_on == "row" else [])
 
@@ -241,6 +244,11 @@ def _groups_table(columns: list[str], inputs: Outputs) -> ParquetRows:
         raise UserError(
             f"{inputs.groups} has no column '{SPANS_COLUMN}', which align.sft_on=row reads: these groups are of an "
             "earlier version, run `rosepo pairs --overwrite` again"
+        )
+    if missing == [SHARES_COLUMN]:
+        raise UserError(
+            f"{inputs.groups} has no column '{SHARES_COLUMN}', which align.loss=distill reads with "
+            "pairs.oracle_whole=true: run `rosepo pairs --overwrite` again"
         )
     if missing == ["oracle_rest"]:
         raise UserError(

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from rosepo.config import OWN_STRATEGY, STRATEGIES, AlignConfig, Config, TrainConfig
 from rosepo.data.catalogue import Catalogue
-from rosepo.errors import StageError
-from rosepo.models.folder import CATALOGUE
+from rosepo.errors import StageError, UserError
+from rosepo.models.folder import CATALOGUE, load_builder
 from rosepo.models.policy import load_policy, load_tokenizer, save_policy, training_dropout
 from rosepo.models.quantized import saved_quantization
 from rosepo.objectives.likelihood import chosen_nll, drawn_weights
@@ -25,9 +25,10 @@ from rosepo.objectives.registry import OBJECTIVES, Objective
 from rosepo.objectives.rewards import Metrics, reward_margins
 from rosepo.objectives.smoothing import RunningQuantile, clamp_epsilon, oracle_targets
 from rosepo.training.batch import Batch
+from rosepo.training.branchings import Branchings
 from rosepo.training.encoders import GroupEncoder
 from rosepo.training.feed import Arrays, FeedPlan
-from rosepo.training.logps import LogpsModel
+from rosepo.training.logps import LogpsModel, sharing_obstacle
 from rosepo.training.metrics import Sums
 from rosepo.training.sft import card_figures, storage_dtype
 from rosepo.training.task import Loss
@@ -128,6 +129,9 @@ class AlignTask:
             disable_dropout(model)
         elif self.config.model.path is None:
             training_dropout(model, self.config.model.scratch_config.dropout)
+        obstacle = sharing_obstacle(model, self.config.model.max_length) if self.config.learns_whole else None
+        if obstacle is not None:
+            raise UserError(f"pairs.oracle_whole=true takes rows that share their prompts: {obstacle}; leave it out")
         train = self.train
         checkpointing = train.activation_checkpointing
         return LogpsModel(model, attention=train.attention, activation_checkpointing=checkpointing).train()
@@ -169,7 +173,8 @@ class AlignTask:
         table = pq.read_table(self.validation_file) if growing is None else growing.read(name)
         table = table.select([column for column in table.column_names if column in self.plan.columns])
         parts = -(-len(table) // self.train.micro_batch_size)
-        return [part for part in GroupEncoder(self.train.pack_tokens)(table, parts) if part]
+        encoder = GroupEncoder(self.train.pack_tokens, branchings_of(self.config, self.reference))
+        return [part for part in encoder(table, parts) if part]
 
     def _look_up(self) -> pa.Table:
         assert self.probed_rows is not None
@@ -182,13 +187,19 @@ class AlignTask:
         policy = logps[: groups * size].view(groups, size)
         inputs = self._inputs(policy, counts, arrays)
         options = {option: getattr(align, key) for option, key in self.objective.options.items()}
-        losses, metrics = self.objective(policy, inputs, align.beta, **options)
+        learned, others = policy, logps[groups * size :]
+        if "entropy" in arrays:
+            learned, others = _at_branchings(policy, others)
+        losses, metrics = self.objective(learned, inputs, align.beta, **options)
+        if "entropy" in arrays:
+            least = (inputs["weights"] * _tensor(arrays, "entropy", losses.device)).sum(dim=1)
+            metrics |= {"target_kl": losses.detach() - least}
         if align.sft_weight > 0 and align.sft_on == "chosen":
             losses = losses + align.sft_weight * chosen_nll(policy)
         if "epsilon" in inputs:
             metrics |= {"epsilon": inputs["epsilon"]}
         sums = _sums(policy.detach(), strategy, metrics)
-        titles, tracked = self._titles(policy, logps[groups * size :], sums), None
+        titles, tracked = self._titles(policy, others, sums), None
         if self.tracker is not None:
             tracked = self.tracker.statistics(metrics["margin"])
             if self.tracker.threshold is not None:
@@ -254,6 +265,20 @@ class AlignTask:
         moved = self.reference == self.start
         reference = "the model of the round before" if moved else "the SFT model"
         return {"round": self.round, "reference": reference} if self.round > 1 else {}
+
+
+def branchings_of(config: Config, model: Path) -> Branchings | None:
+    """The titles of a model's catalogue, where the oracle's whole distribution is learned at their branchings."""
+    return Branchings(load_builder(model)) if config.learns_whole else None
+
+
+def _at_branchings(policy: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
+    """What stands for the log-probabilities of the groups' titles where the oracle's whole distribution is learned,
+    [G, 1 + K]: expectations at the root and at the branchings below it, see `Branchings.add`. And what is left of
+    `others`, the log-probabilities of the completions that follow those of `policy` [G, 1 + K]."""
+    titles = len(others) - policy.numel() - len(policy)
+    below, root = others[titles : len(others) - len(policy)].view_as(policy), others[len(others) - len(policy) :]
+    return below + root[:, None], others[:titles]
 
 
 def _tensor(arrays: Arrays, name: str, device: torch.device) -> Tensor:

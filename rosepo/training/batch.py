@@ -15,7 +15,7 @@ from rosepo.training.rows import Row
 @dataclass(frozen=True, slots=True)
 class Batch:
     """B lines of L tokens, each holding one row or several, with P positions at which T tokens of C completions are
-    predicted. All int64."""
+    predicted. All int64 but `weights`."""
 
     input_ids: torch.Tensor
     """[B, L], right-padded."""
@@ -45,15 +45,19 @@ class Batch:
     """Input tokens without padding."""
     longest: int
     """One more than the highest position of a real token."""
+    weights: torch.Tensor | None = None
+    """float32 [T]; by which each target's log-probability is multiplied before a completion's are added up; None: 1."""
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on another device."""
-        moved = {name: getattr(self, name).to(device, non_blocking=True) for name in ARRAYS}
+        names = ARRAYS if self.weights is None else (*ARRAYS, "weights")
+        moved = {name: getattr(self, name).to(device, non_blocking=True) for name in names}
         return Batch(**moved, **{name: getattr(self, name) for name in _FACTS})
 
     def to_numpy(self) -> dict[str, np.ndarray]:
-        """Plain int32 arrays that `from_numpy` takes back."""
-        return {name: getattr(self, name).cpu().numpy().astype(np.int32) for name in ARRAYS}
+        """Plain int32 arrays, and float32 `weights` if there are some, that `from_numpy` takes back."""
+        arrays = {name: getattr(self, name).cpu().numpy().astype(np.int32) for name in ARRAYS}
+        return arrays if self.weights is None else arrays | {"weights": self.weights.cpu().numpy()}
 
     @classmethod
     def from_numpy(cls, arrays: Mapping[str, np.ndarray]) -> Batch:
@@ -65,12 +69,13 @@ class Batch:
             n_completions=int(arrays["row_offsets"][-1]),
             n_tokens=int(real.sum()),
             longest=int(arrays["position_ids"][real].max(initial=-1)) + 1,
+            weights=torch.from_numpy(np.array(arrays["weights"])) if "weights" in arrays else None,
         )
 
 
 _FACTS = ("causal", "n_completions", "n_tokens", "longest")
-ARRAYS = tuple(field.name for field in fields(Batch) if field.name not in _FACTS)
-"""Names of the arrays that `Batch.to_numpy` gives."""
+ARRAYS = tuple(field.name for field in fields(Batch) if field.name not in (*_FACTS, "weights"))
+"""Names of the arrays that `Batch.to_numpy` always gives."""
 
 
 def collate(

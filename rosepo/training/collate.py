@@ -51,7 +51,7 @@ def pack_lengths(lengths: Sequence[int], pack_tokens: int | None) -> list[list[i
 def collate_numpy(
     rows: Sequence[Row], *, pad_multiple: int = 16, pad_to: int | None = None, pack_tokens: int | None = None
 ) -> dict[str, np.ndarray]:
-    """The arrays of `batch.Batch`, int32: its fields say what each holds.
+    """The arrays of `batch.Batch`, int32, `weights` float32 where a row has some: its fields say what each holds.
 
     Args:
         pad_multiple: see `padded_size`.
@@ -101,4 +101,8 @@ def collate_numpy(
         "completion": owners[order],
         "row_offsets": row_offsets,
     }
-    return {name: array.astype(np.int32) for name, array in arrays.items()}
+    made = {name: array.astype(np.int32) for name, array in arrays.items()}
+    if any(row.weights is not None for row in rows):
+        weights = [np.ones(len(row.targets), np.float32) if row.weights is None else row.weights for row in rows]
+        made["weights"] = np.concatenate(weights)[order].astype(np.float32)
+    return made

@@ -18,6 +18,7 @@ from rosepo.config import STRATEGIES
 from rosepo.data.catalogue import Catalogue
 from rosepo.data.prompts import PromptBuilder
 from rosepo.errors import UserError
+from rosepo.training.branchings import Branchings
 from rosepo.training.collate import collate_numpy, padded_size
 from rosepo.training.families import Group, UserRow, user_rows
 from rosepo.training.feed import Arrays
@@ -39,8 +40,13 @@ GROUP_COLUMNS = (
 USER_COLUMN = "user_id"
 SPANS_COLUMN = "title_spans"
 """Flat pairs of begin and end in `prompt_ids` of titles of the history that `sft` learns from the same beginning."""
-REJECTED_COLUMNS = frozenset({"rejected_ids", "strategy", "epsilon", "oracle_scores", "oracle_rest", "ref_logps"})
-"""Those of `GROUP_COLUMNS` without which a group is its prompt and its chosen title."""
+SHARES_COLUMN = "oracle_shares"
+"""The oracle's distribution over the whole catalogue, by item index."""
+REJECTED_COLUMNS = frozenset(
+    {"rejected_ids", "strategy", "epsilon", "oracle_scores", "oracle_rest", SHARES_COLUMN, "ref_logps"}
+)
+"""Those of a group's columns without which it is its prompt and its chosen title."""
+_DRAWN = ("oracle_scores", "oracle_rest")
 
 
 @dataclass(frozen=True)
@@ -79,19 +85,29 @@ class GroupEncoder:
     `oracle_rest` float32 [G], each where its column is fed. Without `rejected_ids` groups are chosen titles alone.
 
     Strategies are numbered as in `config.STRATEGIES`, those by import path all by the number after them.
+
+    Attributes:
+        branchings: where given, completions of the oracle's whole distribution follow those of the groups: G (1 + K),
+            then G, see `Branchings.add`; `entropy` float32 [G, 1 + K] is the least that each of the former and its
+            group's root can cost together.
     """
 
     pack_tokens: int | None = None
+    branchings: Branchings | None = None
 
     def __call__(self, rows: pa.Table, parts: int) -> list[Arrays]:
         table = _lists(rows)
         completions = _completions(table)
-        made = [group_row(np.array(prompt, np.int32), ids) for prompt, ids in zip(table["prompt_ids"], completions)]
+        made = [
+            UserRow(group_row(np.array(prompt, np.int32), ids), [place], 0)
+            for place, (prompt, ids) in enumerate(zip(table["prompt_ids"], completions))
+        ]
         batches: list[Arrays] = [{} for _ in range(parts)]
-        for arrays, places in zip(batches, shared_out(made, parts, self.pack_tokens), strict=True):
+        places_of = shared_out([found.row for found in made], parts, self.pack_tokens)
+        for arrays, places in zip(batches, places_of, strict=True):
             if places:
-                arrays |= collate_numpy([made[place] for place in places], pack_tokens=self.pack_tokens)
-                arrays |= _beside(table, places)
+                mine = [made[place] for place in places]
+                arrays |= _micro_batch(mine, table, _shares(rows), self.branchings, self.pack_tokens)
         return batches
 
 
@@ -100,8 +116,8 @@ class UserEncoder:
     """Rows of the groups table, all of a user together, as micro-batches of trajectory rows.
 
     The arrays are those of `GroupEncoder`, the completions of all groups first, in the order of `ref_logps`. With
-    `titles` those of further titles follow, and `titles` float64 says how many titles, chosen ones included, a
-    micro-batch teaches.
+    `titles` those of further titles follow, before those of branchings, and `titles` float64 says how many titles,
+    chosen ones included, a micro-batch teaches.
 
     Attributes:
         row_tokens: tokens of a row at most, see `user_rows`.
@@ -113,6 +129,7 @@ class UserEncoder:
     pack_tokens: int | None = None
     titles: bool = False
     suffix: int = 0
+    branchings: Branchings | None = None
 
     def __call__(self, rows: pa.Table, parts: int) -> list[Arrays]:
         table = _lists(rows)
@@ -131,24 +148,17 @@ class UserEncoder:
         batches: list[Arrays] = [{} for _ in range(parts)]
         for arrays, places in zip(batches, self._shared_out([found.row for found in made], parts), strict=True):
             if places:
-                arrays |= self._micro_batch([made[place] for place in places], table)
+                mine = [made[place] for place in places]
+                arrays |= _micro_batch(mine, table, _shares(rows), self.branchings, self.pack_tokens)
+                if self.titles:
+                    count = sum(found.titles + len(found.groups) for found in mine)
+                    arrays["titles"] = np.array(count, dtype=np.float64)
         return batches
 
     def _shared_out(self, rows: list[Row], parts: int) -> list[list[int]]:
         if self.pack_tokens is not None:
             return shared_out(rows, parts, self.pack_tokens)
         return shared_by_tokens([len(row) for row in rows], parts)
-
-    def _micro_batch(self, rows: list[UserRow], table: dict[str, list[Any]]) -> Arrays:
-        arrays = collate_numpy([found.row for found in rows], pack_tokens=self.pack_tokens)
-        arrays |= _beside(table, [place for found in rows for place in found.groups])
-        if self.titles:
-            of_groups = [np.arange(found.row.n_completions) < found.row.n_completions - found.titles for found in rows]
-            order = np.argsort(~np.concatenate(of_groups), kind="stable")
-            arrays["completion"] = np.argsort(order).astype(np.int32)[arrays["completion"]]
-            count = sum(found.titles + len(found.groups) for found in rows)
-            arrays["titles"] = np.array(count, dtype=np.float64)
-        return arrays
 
 
 def run_bounds(column: pa.ChunkedArray) -> list[int]:
@@ -196,6 +206,41 @@ def _completions(table: dict[str, list[Any]]) -> list[list[Any]]:
     completions = [[chosen, *rejected] for chosen, rejected in zip(table["chosen_ids"], table["rejected_ids"])]
     one_size({len(group) - 1 for group in completions})
     return completions
+
+
+def _shares(rows: pa.Table) -> np.ndarray | None:
+    """The oracle's shares of every title, float16 [n, n_items], where their column is fed."""
+    if SHARES_COLUMN not in rows.column_names:
+        return None
+    shares: np.ndarray = rows[SHARES_COLUMN].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    return shares.reshape(len(rows), -1)
+
+
+def _micro_batch(
+    made: list[UserRow],
+    table: dict[str, list[Any]],
+    shares: np.ndarray | None,
+    branchings: Branchings | None,
+    pack_tokens: int | None,
+) -> Arrays:
+    """The arrays of some rows: completions of groups first, then those of further titles, then those of branchings."""
+    beside = _beside(table, [place for found in made for place in found.groups])
+    rows, kinds, entropies, size = [], [], [], 0
+    for found in made:
+        row, n = found.row, len(found.groups)
+        size = (row.n_completions - found.titles) // n
+        kinds.append(np.repeat([0, 1], [n * size, found.titles]))
+        if branchings is not None:
+            assert shares is not None
+            scores, rest = (np.array([table[name][place] for place in found.groups]) for name in _DRAWN)
+            row, entropy = branchings.add(row, size, scores, rest, shares[found.groups])
+            kinds.append(np.repeat([2, 3], [n * size, n]))
+            entropies.append(entropy[: n * size].reshape(n, size) + entropy[n * size :, None])
+        rows.append(row)
+    arrays = collate_numpy(rows, pack_tokens=pack_tokens) | beside
+    order = np.argsort(np.concatenate(kinds), kind="stable")
+    arrays["completion"] = np.argsort(order).astype(np.int32)[arrays["completion"]]
+    return arrays | ({"entropy": np.concatenate(entropies)} if entropies else {})
 
 
 def _beside(table: dict[str, list[Any]], places: list[int]) -> Arrays:

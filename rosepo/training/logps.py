@@ -79,13 +79,19 @@ class LogpsModel(nn.Module):
         return self
 
     def forward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Summed log-probability (float32 [C]) and number of tokens (int64 [C]) of every completion, EOS included."""
+        """Summed log-probability (float32 [C]) and number of tokens (int64 [C]) of every completion, EOS included.
+
+        Raises:
+            ValueError: weighted targets, which are no tokens of a row of their own, under a model of the plain path.
+        """
         counts = torch.zeros(batch.n_completions, dtype=torch.int64, device=batch.targets.device)
         counts.index_add_(0, batch.completion, torch.ones_like(batch.completion))
         obstacle = plain_reason(self.model, batch)
         if obstacle is None:
             return self._shared(batch), counts
         self.obstacle = obstacle
+        if batch.weights is not None:
+            raise ValueError(f"targets with weights take shared rows: {obstacle}")
         prompts, completions = separate(batch)
         return plain_logps(self.model, prompts, completions)[0], counts
 
@@ -101,6 +107,8 @@ class LogpsModel(nn.Module):
         hidden = body(input_ids=batch.input_ids, attention_mask=mask, position_ids=positions, use_cache=False)
         gathered = hidden.last_hidden_state.flatten(0, 1).index_select(0, batch.gather)
         tokens = token_logps(causal_lm.get_output_embeddings(), gathered, batch.source, batch.targets, self.max_logits)
+        if batch.weights is not None:
+            tokens = tokens * batch.weights
         return tokens.new_zeros(batch.n_completions).index_add(0, batch.completion, tokens)
 
     def _mask(self, batch: Batch, causal_lm: Any) -> torch.Tensor | BlockMask:

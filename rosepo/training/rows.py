@@ -50,6 +50,8 @@ class Row:
     completion: np.ndarray
     """[T]; which completion each target belongs to."""
     n_completions: int
+    weights: np.ndarray | None = None
+    """float32 [T]; what each target's log-probability counts in its completion's; None counts every one once."""
 
     def __len__(self) -> int:
         return len(self.input_ids)

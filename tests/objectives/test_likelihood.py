@@ -74,7 +74,7 @@ def test_titles_that_the_strategy_draws_estimate_the_sum_over_the_catalogue():
     strategy = FromOracle(lambda some: np.tile(SCORES.numpy(), (len(some), 1)).astype(np.float32))
     titles = np.concatenate([examples.targets[:, None], strategy(examples, 2, stream(examples.keys, 0, "oracle"))], 1)
     logps = policy_of(torch.tensor([1.0, -2.0, 0.0, 0.5, -1.0, 0.2], dtype=torch.float64))
-    weights = drawn_weights(SCORES[titles], torch.from_numpy(strategy.rest(examples)))
+    weights = drawn_weights(SCORES[titles], torch.from_numpy(strategy.odds(examples)[0]))
     losses = distill(logps[titles], weights)[0]
     allowed = [item for item in range(6) if item != history]
     exact = float(-(torch.softmax(SCORES[allowed], 0) * logps[allowed]).sum())

@@ -65,8 +65,13 @@ def test_the_oracle_s_best_titles_alone_are_drawn_where_that_is_asked() -> None:
     strategy = FromOracle(constant(LOGITS), top=2)
     assert set(strategy(examples, 1, stream(examples.keys, 0, "oracle")).ravel().tolist()) == {1, 3}
     assert (strategy(examples, 3, stream(examples.keys, 0, "oracle"))[:, 2] == -1).all()
-    assert np.allclose(strategy.rest(examples), special.logsumexp(LOGITS[[1, 3]]))
-    assert np.allclose(FromOracle(constant(LOGITS)).rest(examples), special.logsumexp(LOGITS[:4]))
+    rest, shares = strategy.odds(examples, whole=True)
+    assert np.allclose(rest, special.logsumexp(LOGITS[[1, 3]]))
+    assert np.allclose(shares[:, [1, 3]], special.softmax(LOGITS[[1, 3]]), rtol=1e-3)
+    assert not shares[:, [0, 2, 4, 5]].any()
+    rest, shares = FromOracle(constant(LOGITS)).odds(examples)
+    assert np.allclose(rest, special.logsumexp(LOGITS[:4]))
+    assert shares is None
 
 
 def test_draws_depend_on_the_example_the_seed_the_strategy_and_nothing_else() -> None:

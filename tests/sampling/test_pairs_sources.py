@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from scipy.special import softmax
 
 from rosepo.artifacts import Outputs
 from rosepo.data.catalogue import Catalogue
@@ -136,7 +137,7 @@ def test_titles_drawn_from_the_oracle_and_the_policy_make_groups(
         (tmp_path / name).mkdir()
     pairs(configure(strategies={"oracle": 1.0}, oracle_top=5), run, tmp_path / "oracle")
     pairs(configure(strategies={"policy": 1.0}, policy_top=3), run, tmp_path / "policy")
-    pairs(configure(strategies={"policy": 1.0, "oracle": 1.0}), run, tmp_path / "both")
+    pairs(configure(strategies={"policy": 1.0, "oracle": 1.0}, oracle_whole=True), run, tmp_path / "both")
     catalogue = Catalogue.load(run.examples / "_items.parquet")
     recommender, oracle = load_recommender(run.sft), load_scorer(run.oracle, catalogue)
     score_all = whole_catalogue(oracle, len(catalogue))
@@ -157,7 +158,13 @@ def test_titles_drawn_from_the_oracle_and_the_policy_make_groups(
         assert set(catalogue.index(np.array(other["rejected_items"])).tolist()) <= set(answers[0].tolist())
     both = read(tmp_path / "both")
     assert {name for names in both["strategy"].to_pylist() for name in names} == {"policy", "oracle"}
-    assert "oracle_rest" in both.column_names
+    whole = both["oracle_shares"].combine_chunks().flatten().to_numpy(zero_copy_only=False).reshape(len(both), -1)
+    for row, found in list(zip(both.to_pylist(), whole, strict=True))[::40]:
+        example = source[row["example_id"]]
+        known = catalogue.index(np.array([*example["history"], example["target"]]))
+        scores = score_all([row["example_id"]], [row["user_id"]], [known[:-1]])[0].astype(np.float64) / oracle.tau
+        scores[known] = -np.inf
+        assert np.allclose(found, softmax(scores), rtol=2e-3, atol=1e-7)
     assert audit_groups(tmp_path / "both", run.examples, recommender.builder)["groups"] == len(drawn)
 
 
