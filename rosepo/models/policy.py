@@ -15,10 +15,11 @@ from transformers.pytorch_utils import Conv1D
 from rosepo.config import Config, LoraConfig, ModelConfig
 from rosepo.data.catalogue import Catalogue
 from rosepo.errors import UserError
+from rosepo.models.dropout import disable_dropout
 from rosepo.models.folder import Recommender, load_recommender, read_settings, save_policy
 from rosepo.models.loading import adapter_base, find_source, load_model_config, load_policy, load_tokenizer
 from rosepo.models.quantized import check_quantization, saved_quantization
-from rosepo.models.scratch import scratch_config, scratch_model, train_tokenizer, training_dropout
+from rosepo.models.scratch import scratch_config, scratch_model, train_tokenizer
 
 __all__ = [
     "Recommender",
@@ -28,7 +29,6 @@ __all__ = [
     "load_tokenizer",
     "read_settings",
     "save_policy",
-    "training_dropout",
     "validate_model",
 ]
 
@@ -40,7 +40,7 @@ def initial_policy(config: Config, catalogue: Catalogue) -> tuple[Any, PreTraine
 
     From scratch: a random Llama and a tokenizer trained on the catalogue. Otherwise the model of ``model.path``, with a
     fresh adapter where ``model.lora`` asks for one; an adapter that is given by path is trained on.
-    Dropout of a scratch model is not in it: see `training_dropout`.
+    Dropout of a scratch model is not in it: see `models.dropout`.
 
     Raises:
         UserError: a model that cannot be loaded, is too short for ``model.max_length``, lacks tokens of its tokenizer,
@@ -139,7 +139,6 @@ def validate_model(config: Config) -> dict[str, Any]:
     Raises:
         UserError: whatever `initial_policy` would refuse, weights that do not match their config excepted.
     """
-    from rosepo.training.align_task import disable_dropout
     from rosepo.training.attention import set_attention
     from rosepo.training.logps import SHARED_FAMILIES, base_causal_lm
 
@@ -165,6 +164,12 @@ def validate_model(config: Config) -> dict[str, Any]:
                 f"model.path={model_config.path}: the tokenizer has {vocabulary} tokens, the model"
                 f" {embeddings} embeddings; they do not belong together"
             )
+    shared = settings.model_type in SHARED_FAMILIES
+    if config.learns_whole and not shared:
+        raise UserError(
+            f"pairs.oracle_whole=true takes rows that share their prompts, which models of type {settings.model_type} "
+            f"cannot (those that can: {', '.join(sorted(SHARED_FAMILIES))}): leave it out"
+        )
     with torch.device("meta"):
         model: Any = AutoModelForCausalLM.from_config(settings)
         total = model.num_parameters()
@@ -194,7 +199,7 @@ def validate_model(config: Config) -> dict[str, Any]:
         "hidden_size": text.hidden_size,
         "layers": text.num_hidden_layers,
         "weights_dtype": str(dtype).removeprefix("torch.") if dtype else "float32",
-        "shared_prefix": settings.model_type in SHARED_FAMILIES,
+        "shared_prefix": shared,
     }
 
 

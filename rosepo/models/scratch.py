@@ -6,10 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from torch import nn
-from torch.utils.hooks import RemovableHandle
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from rosepo.config import ScratchConfig, TemplateConfig
@@ -92,31 +89,6 @@ def scratch_config(config: ScratchConfig, vocabulary: int, max_length: int) -> L
         bos_token_id=SPECIAL_TOKENS.index(BOS),
         eos_token_id=SPECIAL_TOKENS.index(EOS),
     )
-
-
-def training_dropout(model: nn.Module, p: float) -> list[RemovableHandle]:
-    """Dropout on the embeddings and on both residual branches of every layer, while the model is in training mode.
-
-    Llama has no such dropout, and a small model on a small catalogue needs it. Hooks carry it, so that weights, config
-    and saved folder stay those of a plain Llama. Returns the hooks' handles; none for p = 0.
-    """
-    if p == 0:
-        return []
-    ends = ("embed_tokens", "self_attn.o_proj", "mlp.down_proj")
-    places = [module for name, module in model.named_modules() if name.endswith(ends)]
-    if not places:
-        raise ValueError(f"{type(model).__name__} has none of the modules {', '.join(ends)} that dropout follows")
-    return [module.register_forward_hook(_Dropout(p)) for module in places]
-
-
-class _Dropout:
-    """A forward hook that can travel to another process with its model."""
-
-    def __init__(self, p: float) -> None:
-        self.p = p
-
-    def __call__(self, module: nn.Module, _inputs: object, output: torch.Tensor) -> torch.Tensor:
-        return F.dropout(output, self.p, module.training)
 
 
 def _lines(titles: Sequence[str], counts: np.ndarray, template: TemplateConfig | None) -> Iterator[str]:

@@ -29,7 +29,7 @@ from rosepo.models.folder import CATALOGUE, load_builder, read_settings
 from rosepo.objectives.registry import OBJECTIVES
 from rosepo.resources import stage_use_gpu
 from rosepo.sampling.plan import VALIDATION_FILE, planned_users, shards_of
-from rosepo.training.align_task import PROBED_GROUPS, AlignTask, branchings_of
+from rosepo.training.align_task import AlignTask, branchings_of
 from rosepo.training.encoders import (
     GROUP_COLUMNS,
     REJECTED_COLUMNS,
@@ -44,6 +44,7 @@ from rosepo.training.feed import Encoder, FeedPlan
 from rosepo.training.growing import Growing, Maker, wanted_order
 from rosepo.training.loop import Report, fit_in_process
 from rosepo.training.moments import kept_moments
+from rosepo.training.probing import PROBED_GROUPS
 from rosepo.training.saving import origin_of
 from rosepo.training.schedule import WINDOW
 from rosepo.training.smoothing import smoothed, tracker_of

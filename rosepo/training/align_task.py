@@ -16,28 +16,24 @@ from torch import Tensor, nn
 
 from rosepo.config import OWN_STRATEGY, STRATEGIES, AlignConfig, Config, TrainConfig
 from rosepo.data.catalogue import Catalogue
-from rosepo.errors import StageError, UserError
+from rosepo.errors import UserError
+from rosepo.models.dropout import disable_dropout, training_dropout
 from rosepo.models.folder import CATALOGUE, load_builder
-from rosepo.models.policy import load_policy, load_tokenizer, save_policy, training_dropout
-from rosepo.models.quantized import saved_quantization
+from rosepo.models.policy import load_policy, load_tokenizer, save_policy
 from rosepo.objectives.likelihood import chosen_nll, drawn_weights
 from rosepo.objectives.registry import OBJECTIVES, Objective
 from rosepo.objectives.rewards import Metrics, reward_margins
 from rosepo.objectives.smoothing import RunningQuantile, clamp_epsilon, oracle_targets
-from rosepo.training.batch import Batch
 from rosepo.training.branchings import Branchings
 from rosepo.training.encoders import GroupEncoder
 from rosepo.training.feed import Arrays, FeedPlan
 from rosepo.training.logps import LogpsModel, sharing_obstacle
 from rosepo.training.metrics import Sums
+from rosepo.training.probing import check_reference
 from rosepo.training.sft import card_figures, storage_dtype
 from rosepo.training.task import Loss
 from rosepo.training.validation import HeldOut
 
-PROBED_GROUPS = 8
-"""Groups on which the policy's log-probabilities are compared with the table's before the first step."""
-TOLERANCE = {"float32": (0.01, 1e-3), "bfloat16": (0.3, 0.03)}
-"""Absolute and relative difference that arithmetic alone may make; another model or template is nats away."""
 _LABELS = (*STRATEGIES, OWN_STRATEGY)
 _BY_STRATEGY = ("margin", "accuracy", "epsilon")
 _OVERALL = (
@@ -137,31 +133,16 @@ class AlignTask:
         return LogpsModel(model, attention=train.attention, activation_checkpointing=checkpointing).train()
 
     def verify(self, logps: Callable[[Arrays], Tensor]) -> None:
-        """Refuse groups whose reference log-probabilities are not those of the reference; a loss without one asks none.
-
-        Where that is the model that training starts from, it is asked as it stands in the engine; another one is loaded
-        for this alone: on the CPU, where training needs no room, or with a quantized base where `load_policy` puts it.
-        """
+        """Refuse groups whose reference log-probabilities are not those of the reference, see `check_reference`; a loss
+        without one asks none."""
         if self.objective.reference_free:
             return
-        absolute, relative = TOLERANCE[self.train.precision]
-        if self.reference != self.start:
-            logps, (absolute, relative) = _logps_of(self.reference), TOLERANCE["float32"]
-        if saved_quantization(str(self.reference)) != "none":
-            absolute, relative = TOLERANCE["bfloat16"]
-        encoder, probed = GroupEncoder(), self._look_up() if self.probed is None else self.probed
-        for place in range(len(probed)):
-            (arrays,) = encoder(probed.slice(place, 1), 1)
-            expected = arrays["ref_logps"][0]
-            found = logps(arrays).float().numpy()
-            off = np.abs(found - expected)
-            if not (off <= absolute + relative * np.abs(expected)).all():
-                worst, example = int(np.argmax(off)), probed["example_id"][place].as_py()
-                raise StageError(
-                    f"the groups were made with another model, tokenizer or template than {self.reference}: example "
-                    f"{example} has a reference log-probability of {expected[worst]:.3f} in the table and "
-                    f"{found[worst]:.3f} under the model; run `rosepo pairs{self._option}` again"
-                )
+        probed = self._look_up() if self.probed is None else self.probed
+        remedy = f"run `rosepo pairs{self._option}` again"
+        if self.reference == self.start:
+            check_reference(probed, self.reference, remedy, logps, self.train.precision)
+        else:
+            check_reference(probed, self.reference, remedy)
 
     @cached_property
     def validation(self) -> list[Arrays]:
@@ -284,25 +265,6 @@ def _at_branchings(policy: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
 def _tensor(arrays: Arrays, name: str, device: torch.device) -> Tensor:
     # A copy: arrays that come through Ray's object store cannot be written to, which torch warns of.
     return torch.from_numpy(np.array(arrays[name])).to(device)
-
-
-def _logps_of(folder: Path) -> Callable[[Arrays], Tensor]:
-    """Log-probabilities of a micro-batch's completions under the model of a folder, on the CPU; it is itself
-    where `load_policy` puts it."""
-    model = LogpsModel(load_policy(folder))
-    device = next(model.parameters()).device  # a quantized base is on the GPU where there is one
-    return lambda arrays: model(Batch.from_numpy(arrays).to(device))[0].cpu()
-
-
-def disable_dropout(model: nn.Module) -> None:
-    """Set every dropout of a model to 0, in place, attention's included; the model may stay in training mode."""
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-        # Some families (OPT, Phi) keep rates as plain numbers and call functional dropout.
-        for name, value in vars(module).items():
-            if isinstance(value, float) and ("dropout" in name or name == "layerdrop"):
-                setattr(module, name, 0.0)
 
 
 def _sums(policy: Tensor, strategy: Tensor | None, metrics: Metrics) -> Sums:

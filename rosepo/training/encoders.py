@@ -6,7 +6,6 @@ Kept apart from the tasks, so that an actor that only puts arrays together loads
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,10 +18,11 @@ from rosepo.data.catalogue import Catalogue
 from rosepo.data.prompts import PromptBuilder
 from rosepo.errors import UserError
 from rosepo.training.branchings import Branchings
-from rosepo.training.collate import collate_numpy, padded_size
+from rosepo.training.collate import collate_numpy
 from rosepo.training.families import Group, UserRow, user_rows
 from rosepo.training.feed import Arrays
 from rosepo.training.rows import Row, group_row, trajectory_rows
+from rosepo.training.sharing import shared_by_tokens, shared_out
 
 PAD_MULTIPLE = 8
 """Trajectories of a small catalogue are a few dozen tokens: half of a step would be padding at larger sizes."""
@@ -168,32 +168,6 @@ def run_bounds(column: pa.ChunkedArray) -> list[int]:
     return [0, *changes.tolist(), len(values)]
 
 
-def shared_by_tokens(lengths: Sequence[int], parts: int) -> list[list[int]]:
-    """Places of rows in `parts` lists of rows of like length that take about as many tokens when they are padded.
-
-    Rows of users differ by far in length: as many rows in every list would put most tokens, and memory, into one.
-    """
-    order = np.argsort(lengths, kind="stable")
-    padded = [padded_size(lengths[place]) for place in order]
-    low, high = max(padded, default=0), len(padded) * max(padded, default=0)
-    while low < high:  # the smallest list that needs no more than `parts` of its size
-        middle = (low + high) // 2
-        low, high = (low, middle) if len(_filled(padded, middle)) <= parts else (middle + 1, high)
-    bounds = _filled(padded, low) if padded else []
-    bounds = [0, *bounds, *[len(order)] * (parts - len(bounds))]
-    return [order[start:stop].tolist() for start, stop in itertools.pairwise(bounds)]
-
-
-def _filled(padded: list[int], tokens: int) -> list[int]:
-    """Where lists of at most `tokens` padded tokens end, filled one after another with rows of growing length."""
-    ends, start = [], 0
-    for place, length in enumerate(padded):
-        if place > start and (place - start + 1) * length > tokens:
-            ends.append(place)
-            start = place
-    return [*ends, len(padded)]
-
-
 def _lists(rows: pa.Table) -> dict[str, list[Any]]:
     # Losses are fed what they read: one that knows no reference no `ref_logps`, `sft` no rejected titles.
     return {name: rows[name].to_pylist() for name in GROUP_COLUMNS if name in rows.column_names}
@@ -262,18 +236,6 @@ def one_size(sizes: set[int]) -> int:
             f"the groups table mixes groups of {min(sizes)} and {max(sizes)} rejected titles: make it again"
         )
     return next(iter(sizes))
-
-
-def shared_out(rows: Sequence[Row], parts: int, pack_tokens: int | None = None) -> list[list[int]]:
-    """Places of the rows in `parts` lists: of rows of like length, so that little of a micro-batch is padding, or,
-    where rows are packed, with like numbers of tokens.
-
-    The gradient of a step is a sum over its rows, so how they are put together changes nothing but speed.
-    """
-    order = np.argsort([len(row) for row in rows], kind="stable")
-    if pack_tokens is not None:
-        return [order[part::parts].tolist() for part in range(parts)]
-    return [part.tolist() for part in np.array_split(order, parts)]
 
 
 def _code(strategy: str) -> int:

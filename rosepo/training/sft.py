@@ -24,7 +24,8 @@ from rosepo.artifacts import Outputs, read_manifest
 from rosepo.config import Config, TrainConfig
 from rosepo.data.catalogue import Catalogue
 from rosepo.data.prompts import PromptBuilder
-from rosepo.models.policy import initial_policy, load_tokenizer, save_policy, training_dropout
+from rosepo.models.dropout import training_dropout
+from rosepo.models.policy import initial_policy, load_tokenizer, save_policy
 from rosepo.models.quantized import check_quantization
 from rosepo.models.scratch import train_tokenizer
 from rosepo.resources import stage_use_gpu

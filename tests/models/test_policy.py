@@ -11,11 +11,13 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoConfig
 
 from rosepo.config import Config, parse_config
 from rosepo.errors import StageError, UserError
+from rosepo.models.dropout import training_dropout
 from rosepo.models.loading import load_policy, load_tokenizer
-from rosepo.models.policy import initial_policy, load_recommender, save_policy, training_dropout, validate_model
+from rosepo.models.policy import initial_policy, load_recommender, save_policy, validate_model
 from rosepo.training.batch import collate
 from rosepo.training.logps import LogpsModel, plain_logps
 from rosepo.training.rows import trajectory_rows
@@ -262,6 +264,18 @@ def test_validate_counts_parameters_without_weights(pretrained: Path, tmp_path: 
     assert validate_model(configure(scratch=SCRATCH))["parameters"] == scratch.num_parameters()
     with pytest.raises(UserError, match="target_modules"):
         validate_model(configure(path=str(pretrained), lora={"target_modules": ["nothing_like_it"]}))
+
+
+def test_a_model_without_shared_rows_cannot_learn_the_whole_distribution(pretrained: Path, tmp_path: Path) -> None:
+    whole = {"pairs": {"strategies": {"oracle": 1}, "oracle_whole": True}, "align": {"loss": "distill"}}
+    folder = shutil.copytree(pretrained, tmp_path / "phi")
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "vocab_size": 400}
+    AutoConfig.for_model("phi", **sizes).save_pretrained(folder)
+    for path, loss in ((pretrained, "distill"), (folder, "softmax")):
+        own = whole | {"align": {"loss": loss}}
+        assert validate_model(parse_config({"model": {"path": str(path), "max_length": 256}, **own}))["layers"]
+    with pytest.raises(UserError, match=r"pairs\.oracle_whole=true .* models of type phi cannot .*llama"):
+        validate_model(parse_config({"model": {"path": str(folder), "max_length": 256}, **whole}))
 
 
 def test_initial_weights_are_a_function_of_the_seed(pretrained: Path) -> None:

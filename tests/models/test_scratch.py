@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from rosepo.config import ScratchConfig, TemplateConfig
 from rosepo.errors import UserError
-from rosepo.models.scratch import SPECIAL_TOKENS, scratch_model, train_tokenizer, training_dropout
+from rosepo.models.dropout import training_dropout
+from rosepo.models.scratch import SPECIAL_TOKENS, scratch_model, train_tokenizer
 from tests.helpers import tiny_catalogue, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()

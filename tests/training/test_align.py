@@ -12,10 +12,10 @@ import torch
 
 from rosepo.artifacts import Outputs
 from rosepo.errors import StageError, UserError
+from rosepo.models.dropout import disable_dropout
 from rosepo.models.policy import load_recommender
 from rosepo.sampling.reference import reference_logps
 from rosepo.training.align import align_in_process, align_task
-from rosepo.training.align_task import disable_dropout
 from rosepo.training.encoders import GroupEncoder
 from rosepo.training.feed import micro_batches
 from rosepo.training.logps import LogpsModel

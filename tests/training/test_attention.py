@@ -14,10 +14,10 @@ from torch.nn.attention.flex_attention import create_mask, flex_attention
 
 from rosepo.config import parse_config
 from rosepo.errors import UserError
+from rosepo.models.dropout import disable_dropout
 from rosepo.models.policy import validate_model
 from rosepo.resources import need_of, use_gpu
 from rosepo.training import attention
-from rosepo.training.align_task import disable_dropout
 from rosepo.training.attention import BY_BLOCKS, block_mask
 from rosepo.training.batch import Batch, collate, dense_mask
 from rosepo.training.logps import LogpsModel, plain_logps

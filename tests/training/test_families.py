@@ -15,10 +15,11 @@ from rosepo.config import TemplateConfig
 from rosepo.data.prompts import PromptBuilder
 from rosepo.sampling.titles import title_spans
 from rosepo.training.batch import Batch, collate
-from rosepo.training.encoders import UserEncoder, run_bounds, shared_by_tokens
+from rosepo.training.encoders import UserEncoder, run_bounds
 from rosepo.training.families import Group, prefix_families, user_rows
 from rosepo.training.logps import LogpsModel, plain_logps, separate
 from rosepo.training.rows import trajectory_rows
+from rosepo.training.sharing import shared_by_tokens
 from tests.helpers import FAMILIES, tiny_builder, tiny_model
 
 TEMPLATES = {

@@ -11,7 +11,7 @@ import torch
 
 from rosepo.artifacts import Outputs
 from rosepo.evaluation.decode import Decoder
-from rosepo.training.align_task import disable_dropout
+from rosepo.models.dropout import disable_dropout
 from rosepo.training.attention import flex_obstacle
 from rosepo.training.batch import collate
 from rosepo.training.logps import LogpsModel
