@@ -27,17 +27,11 @@ from rosepo.artifacts import (
 from rosepo.config import Config, dump_config, located
 from rosepo.console import duration, say
 from rosepo.errors import UserError
+from rosepo.fingerprints import file_digests, stage_settings
 from rosepo.memory import Meter
 from rosepo.planning import CONFIG_FILE, Plan, plan_stages, streamed_plans
 from rosepo.redaction import command_line, redact_tree
-from rosepo.stages import (
-    StageFunction,
-    file_digests,
-    find_stage,
-    seconds_in_all,
-    stage_settings,
-    stages_of,
-)
+from rosepo.stages import StageFunction, find_stage, seconds_in_all, stages_of
 
 PUBLISHED = ("metrics.json", "report.html", "report.md")
 """Files of the evaluation that also stand at the top of the run's folder."""

@@ -15,16 +15,9 @@ from typing import Any
 from rosepo.artifacts import Outputs, digest, of_round, read_manifest
 from rosepo.config import Config, load_config
 from rosepo.errors import UserError
+from rosepo.fingerprints import file_digests, stage_fingerprint, stage_settings
 from rosepo.redaction import redact_tree
-from rosepo.stages import (
-    Stage,
-    check_rounds,
-    file_digests,
-    find_stage,
-    stage_fingerprint,
-    stage_settings,
-    stages_of,
-)
+from rosepo.stages import Stage, check_rounds, find_stage, stages_of
 
 CONFIG_FILE = "config.yaml"
 

@@ -12,8 +12,9 @@ from rosepo.artifacts import MANIFEST, read_manifest, write_json
 from rosepo.commands import run_all
 from rosepo.config import Config, load_config
 from rosepo.errors import UserError
+from rosepo.fingerprints import stage_fingerprint, stage_settings
 from rosepo.planning import plan_stages, streamed_plans, with_streamed
-from rosepo.stages import STAGES, find_stage, seconds_in_all, stage_fingerprint, stage_settings, stages_of
+from rosepo.stages import STAGES, find_stage, seconds_in_all, stages_of
 
 
 def configure(*overrides: str) -> Config:

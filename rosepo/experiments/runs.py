@@ -15,9 +15,10 @@ from pathlib import Path
 from rosepo.artifacts import Outputs, digest, read_manifest
 from rosepo.config import Config
 from rosepo.experiments.suite import Experiment, Split
+from rosepo.fingerprints import stage_settings
 from rosepo.planning import CONFIG_FILE, Plan, plan_stages
 from rosepo.redaction import redact_tree
-from rosepo.stages import find_stage, stage_settings, stages_of
+from rosepo.stages import find_stage, stages_of
 
 FAILURE_FILE = "failure.json"
 _TEST = ".test"

@@ -11,36 +11,27 @@ off: the policy is compared with a reference without it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 import rosepo
 from rosepo.artifacts import Outputs, of_round, read_manifest
 from rosepo.config import AlignConfig, Config
 from rosepo.console import say
 from rosepo.data.catalogue import Catalogue
-from rosepo.errors import UserError
 from rosepo.evaluation.smoothing import read_epsilon
 from rosepo.models.folder import CATALOGUE, load_builder, read_settings
-from rosepo.objectives.registry import OBJECTIVES
 from rosepo.resources import stage_use_gpu
 from rosepo.sampling.plan import VALIDATION_FILE, planned_users, shards_of
 from rosepo.training.align_task import AlignTask, branchings_of
 from rosepo.training.encoders import (
-    GROUP_COLUMNS,
-    REJECTED_COLUMNS,
-    SHARES_COLUMN,
-    SPANS_COLUMN,
-    USER_COLUMN,
     GroupEncoder,
     UserEncoder,
-    run_bounds,
 )
 from rosepo.training.feed import Encoder, FeedPlan
+from rosepo.training.groups import columns_read, groups_table, user_offsets, users_of
 from rosepo.training.growing import Growing, Maker, wanted_order
 from rosepo.training.loop import Report, fit_in_process
 from rosepo.training.moments import kept_moments
@@ -48,7 +39,6 @@ from rosepo.training.probing import PROBED_GROUPS
 from rosepo.training.saving import origin_of
 from rosepo.training.schedule import WINDOW
 from rosepo.training.smoothing import smoothed, tracker_of
-from rosepo.training.table import ParquetRows
 from rosepo.training.trainer import fit
 from rosepo.training.validation import HeldOut, check_best, held_out
 
@@ -117,13 +107,13 @@ def align_task(
     read_settings(inputs.policy)
     read_settings(inputs.reference)
     train = config.align
-    columns = _columns(config)
-    table = _groups_table(columns, inputs) if growing is None else growing.open(columns)
+    columns = columns_read(config)
+    table = groups_table(columns, inputs) if growing is None else growing.open(columns)
     branchings = branchings_of(config, inputs.reference)
     encoder: Encoder = GroupEncoder(train.pack_tokens, branchings)
     rows, offsets, users_a_group = min(len(table), max_groups or len(table)), None, 1.0
     if config.trajectories:
-        users = _users(inputs.groups) if growing is None else planned_users(inputs.examples, config.pairs.newest)
+        users = users_of(inputs.groups) if growing is None else planned_users(inputs.examples, config.pairs.newest)
         offsets = user_offsets(users)
         rows = max(1, (len(offsets) - 1) * rows // len(table))
         users_a_group = (len(offsets) - 1) / len(table)
@@ -197,71 +187,6 @@ def _searched(config: Config, inputs: Outputs) -> HeldOut | None:
         return None
     catalogue = Catalogue.load(inputs.policy / CATALOGUE)
     return held_out(inputs.examples, load_builder(inputs.policy), catalogue, users, "align.validation_users")
-
-
-def user_offsets(users: Iterable[pa.ChunkedArray]) -> np.ndarray:
-    """Where the rows of each user begin in a groups table, int64 [n_users + 1].
-
-    Args:
-        users: the column `user_id` in order, chunk by chunk. A user is a run of rows of one value.
-    """
-    parts, before, last = [np.zeros(1, dtype=np.int64)], 0, None
-    for column in users:
-        if not len(column):
-            continue
-        begins = np.array(run_bounds(column)[:-1], dtype=np.int64) + before
-        parts.append(begins[1:] if last is None or last == column[0] else begins)
-        before, last = before + len(column), column[-1]
-    return np.concatenate([*parts, [before]])
-
-
-def _users(groups: Path) -> Iterator[pa.ChunkedArray]:
-    """The column `user_id` of a finished table, a row group at a time."""
-    return (chunk[USER_COLUMN] for chunk in ParquetRows(groups, [USER_COLUMN]).chunks())
-
-
-def _columns(config: Config) -> list[str]:
-    """The columns of groups that training reads."""
-    train = config.align
-    objective = OBJECTIVES[train.loss]
-    unread = {"ref_logps"} if objective.reference_free else set()
-    unread |= set() if objective.reads_rejected else REJECTED_COLUMNS
-    unread |= set() if "weights" in objective.inputs else {"oracle_rest"}
-    columns = [name for name in GROUP_COLUMNS if name not in unread]
-    columns += [SHARES_COLUMN] if config.learns_whole else []
-    columns += [USER_COLUMN] if config.trajectories else []
-    return columns + ([SPANS_COLUMN] if train.sft_on == "row" else [])
-
-
-def _groups_table(columns: list[str], inputs: Outputs) -> ParquetRows:
-    """The finished groups.
-
-    Raises:
-        UserError: there are none, or a column is not there.
-    """
-    table = ParquetRows(inputs.groups, columns)
-    missing = [name for name in columns if name not in table.names]
-    if missing == [SPANS_COLUMN]:
-        raise UserError(
-            f"{inputs.groups} has no column '{SPANS_COLUMN}', which align.sft_on=row reads: these groups are of an "
-            "earlier version, run `rosepo pairs --overwrite` again"
-        )
-    if missing == [SHARES_COLUMN]:
-        raise UserError(
-            f"{inputs.groups} has no column '{SHARES_COLUMN}', which align.loss=distill reads with "
-            "pairs.oracle_whole=true: run `rosepo pairs --overwrite` again"
-        )
-    if missing == ["oracle_rest"]:
-        raise UserError(
-            f"{inputs.groups} has no column 'oracle_rest', which align.loss=distill reads: its titles were not drawn "
-            "from the oracle; run `rosepo pairs --overwrite` with --set 'pairs.strategies={oracle: 1}'"
-        )
-    if missing:
-        raise UserError(
-            f"{inputs.groups} has no column '{missing[0]}': groups of titles alone (pairs.score=false) cannot be "
-            "trained on; run `rosepo pairs --overwrite` with --set pairs.score=true"
-        )
-    return table
 
 
 def _window(config: Config, inputs: Outputs, share: float, users_a_group: float) -> int:

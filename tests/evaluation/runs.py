@@ -14,9 +14,10 @@ from rosepo.artifacts import Outputs, digest, write_json
 from rosepo.config import Config, load_config
 from rosepo.data.catalogue import Catalogue
 from rosepo.evaluation import rankers, report, systems
+from rosepo.fingerprints import stage_settings
 from rosepo.models.folder import save_policy
 from rosepo.pipeline import PUBLISHED
-from rosepo.stages import STAGES, stage_settings
+from rosepo.stages import STAGES
 from tests.helpers import tiny_catalogue, tiny_model, tiny_tokenizer
 
 

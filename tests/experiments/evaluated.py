@@ -14,8 +14,9 @@ from rosepo.evaluation.baselines import Popular, markov
 from rosepo.evaluation.rankers import rank_by_batches
 from rosepo.evaluation.rankings import Batch, write_examples
 from rosepo.experiments.runs import Run
+from rosepo.fingerprints import stage_settings
 from rosepo.planning import CONFIG_FILE
-from rosepo.stages import stage_settings, stages_of
+from rosepo.stages import stages_of
 from tests.evaluation import runs as tiny
 from tests.helpers import tiny_catalogue
 

@@ -11,7 +11,8 @@ import torch
 from rosepo.artifacts import Outputs
 from rosepo.config import Config, parse_config
 from rosepo.errors import UserError
-from rosepo.stages import find_stage, stage_settings
+from rosepo.fingerprints import stage_settings
+from rosepo.stages import find_stage
 from rosepo.training.averaging import mean_in_place
 from rosepo.training.batch import Batch
 from rosepo.training.engine import Engine, prepare_process

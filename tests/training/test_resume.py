@@ -15,7 +15,8 @@ import pytest
 from rosepo.artifacts import Outputs
 from rosepo.config import Config, TrainConfig
 from rosepo.errors import StageError, UserError
-from rosepo.stages import find_stage, stage_settings
+from rosepo.fingerprints import stage_settings
+from rosepo.stages import find_stage
 from rosepo.training.align import align_task
 from rosepo.training.checkpoints import FOLDER, Checkpoint, complete_checkpoints, newest_checkpoint
 from rosepo.training.engine import prepare_process
