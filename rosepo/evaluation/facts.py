@@ -48,7 +48,7 @@ def facts_of(
         facts.append(("Rejected titles", f"{negatives} a group; {strategies}"))
     if "align" in manifests:
         align = config.align
-        shape = shape_of(align, aligned_figures(inputs, manifests))
+        shape = shape_of(config, aligned_figures(inputs, manifests))
         beta = f"β {align.beta:g}, " if LOSSES[align.loss].preference else ""
         rows = "trajectory rows, " if config.trajectories else ""
         settings = f"{align.loss} loss, {beta}{shape}, {rows}learning rate {align.learning_rate:g}"

@@ -113,7 +113,7 @@ def _oracle(config: Config, inputs: Outputs, manifests: Mapping[str, Any]) -> di
         "table": tables.strategy_table(rows, ceiling) if rows else None,
         "ceiling": ceiling,
         "used": config.align.smoothing == "oracle",
-        "shape": shape_of(config.align, aligned_figures(inputs, manifests)),
+        "shape": shape_of(config, aligned_figures(inputs, manifests)),
         "trained": manifests.get("oracle", {}).get("figures", {}),
         "calibration": read_calibration(inputs.oracle),
     }

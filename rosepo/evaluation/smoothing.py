@@ -10,14 +10,15 @@ from typing import Any
 import numpy as np
 import pyarrow.dataset as ds
 
-from rosepo.config import AlignConfig
+from rosepo.config import Config
 
 EPSILON_BINS = 20
 ALL = "all strategies"
 
 
-def shape_of(align: AlignConfig, figures: Mapping[str, Any]) -> str:
+def shape_of(config: Config, figures: Mapping[str, Any]) -> str:
     """What the loss aims at, in a few words; `figures` of the manifest of `align` hold a value that it computed."""
+    align = config.align
     value = figures.get("epsilon_value", align.epsilon_value)
     fixed = "ε" if value is None else f"ε = {value:.3g}"
     clamp = f", the chosen one's ≥ {align.target_min:g}" if align.target_min > 0 else ""
@@ -32,7 +33,7 @@ def shape_of(align: AlignConfig, figures: Mapping[str, Any]) -> str:
         "dmpo": "the mean of the rejected titles' rewards",
         "ada_dpo": f"τ from {align.ada_tau_min:g} to {align.ada_tau_max:g}, ρ = {align.ada_rho:g}",
         "sft": "no preference",
-        "distill": "titles drawn from the oracle",
+        "distill": "the oracle's whole distribution" if config.learns_whole else "titles drawn from the oracle",
         "oracle": f"ε ≤ {align.epsilon_max:g}",
         "shuffled": f"ε ≤ {align.epsilon_max:g}, shuffled over all pairs",
         "constant": f"one {fixed} for all pairs",

@@ -68,7 +68,7 @@ def _free(template: TemplateConfig) -> str:
 
 def _trained_by(stage: str, config: Config, figures: Mapping[str, Any]) -> str:
     if stage == "align":
-        loss = f"{_loss(config.align)} ({shape_of(config.align, figures)})"
+        loss = f"{_loss(config.align)} ({shape_of(config, figures)})"
         kind = "preference optimisation with " if LOSSES[config.align.loss].preference else ""
         return f"{kind}{loss} after supervised fine-tuning"
     return "supervised fine-tuning on next titles (completion tokens only)"

@@ -9,11 +9,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from rosepo.console import Progress
+from rosepo.console import Progress, say
 from rosepo.data.catalogue import Catalogue
 from rosepo.data.seen import read_split
 from rosepo.models.scorers import Scorer
-from rosepo.sampling.epsilon import calibration, fit_tau
+from rosepo.sampling.epsilon import TAU_BOUNDS, calibration, fit_tau
 
 NEGATIVES = 20
 """Items drawn beside each validation target to fit tau on."""
@@ -72,6 +72,12 @@ def calibrate_preferences(chosen: np.ndarray, other: np.ndarray, tau: float | No
     """
     if tau is None:
         tau = float(fit_tau(chosen, other))
+        if tau > 0.99 * TAU_BOUNDS[1]:
+            say(
+                "  the oracle tells what users chose from other titles no better than chance: every epsilon will be"
+                " near 1/2 and every target even, so that there is nothing to align with; train it longer"
+                " (oracle.max_epochs), or give another one (oracle.kind)"
+            )
     margins = (np.asarray(chosen, np.float64)[:, None] - other) / tau
     found = calibration(margins)
     return {

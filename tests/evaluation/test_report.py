@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from rosepo.artifacts import Outputs
-from rosepo.config import AlignConfig, Config
+from rosepo.config import Config, parse_config
 from rosepo.evaluation.curves import ends, pictures
 from rosepo.evaluation.facts import facts_of, reproduction
 from rosepo.evaluation.figures import accuracy
@@ -166,7 +166,13 @@ def test_models_of_any_name_have_colours_of_their_own() -> None:
     ],
 )
 def test_the_kind_of_smoothing_is_named(align: dict[str, Any], figures: dict[str, Any], words: str) -> None:
-    assert shape_of(AlignConfig(**align), figures) == words
+    assert shape_of(parse_config({"align": align}), figures) == words
+
+
+def test_what_distillation_aims_at_is_named() -> None:
+    for whole, words in ((False, "titles drawn from the oracle"), (True, "the oracle's whole distribution")):
+        pairs = {"strategies": {"oracle": 1}, "oracle_whole": whole}
+        assert shape_of(parse_config({"align": {"loss": "distill"}, "pairs": pairs}), {}) == words
 
 
 def test_a_training_that_went_astray_is_not_hidden(tmp_path: Path) -> None:
