@@ -160,7 +160,7 @@ def test_rows_that_teach_their_titles_too_keep_them_apart_from_branchings(run, t
     for arrays, same in zip(micro_batches(task.plan, 0, 1), micro_batches(plain.plan, 0, 1), strict=True):
         one, two = (each.loss(*model(Batch.from_numpy(some)), some) for each, some in ((task, arrays), (plain, same)))
         assert int(arrays["titles"]) == int(same["titles"]) > int(arrays["units"])
-        assert float(one.titles) == pytest.approx(float(two.titles), rel=1e-4)
+        assert one.titles.item() == pytest.approx(two.titles.item(), rel=1e-4)
 
 
 def test_training_comes_nearer_to_the_whole_distribution(run, tmp_path):
