@@ -13,6 +13,8 @@ from rosepo.config.training import SAME_RESULT
 from rosepo.errors import UserError
 from rosepo.tuning.space import check_space
 
+CONFIGS = Path(__file__).parents[1] / "jobs" / "configs"
+
 
 @pytest.mark.parametrize(
     ("override", "words"),
@@ -369,3 +371,8 @@ def test_a_choice_of_reference_is_refused_where_the_loss_has_none() -> None:
     assert load_config(None, rounds).pairs.reference == "frozen"
     with pytest.raises(UserError, match=r"pairs\.reference=frozen is not used: align\.loss=simpo knows no reference"):
         load_config(None, [*rounds, "align.loss=simpo"])
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_configurations_that_are_kept_here_resolve(path: Path) -> None:
+    assert load_config(path, []).learns_whole == (path.stem == "whole")
