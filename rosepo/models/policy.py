@@ -164,12 +164,7 @@ def validate_model(config: Config) -> dict[str, Any]:
                 f"model.path={model_config.path}: the tokenizer has {vocabulary} tokens, the model"
                 f" {embeddings} embeddings; they do not belong together"
             )
-    shared = settings.model_type in SHARED_FAMILIES
-    if config.learns_whole and not shared:
-        raise UserError(
-            f"pairs.oracle_whole=true takes rows that share their prompts, which models of type {settings.model_type} "
-            f"cannot (those that can: {', '.join(sorted(SHARED_FAMILIES))}): leave it out"
-        )
+    _check_whole(config, settings.model_type)
     with torch.device("meta"):
         model: Any = AutoModelForCausalLM.from_config(settings)
         total = model.num_parameters()
@@ -199,8 +194,19 @@ def validate_model(config: Config) -> dict[str, Any]:
         "hidden_size": text.hidden_size,
         "layers": text.num_hidden_layers,
         "weights_dtype": str(dtype).removeprefix("torch.") if dtype else "float32",
-        "shared_prefix": shared,
+        "shared_prefix": settings.model_type in SHARED_FAMILIES,
     }
+
+
+def _check_whole(config: Config, model_type: str) -> None:
+    """Refuse the oracle's whole distribution for a model whose rows cannot be shared."""
+    from rosepo.training.logps import SHARED_FAMILIES
+
+    if config.learns_whole and model_type not in SHARED_FAMILIES:
+        raise UserError(
+            f"pairs.oracle_whole=true takes rows that share their prompts, which models of type {model_type} cannot "
+            f"(those that can: {', '.join(sorted(SHARED_FAMILIES))}): leave it out"
+        )
 
 
 def _quantization(config: ModelConfig) -> str:

@@ -96,7 +96,7 @@ class GroupEncoder:
     branchings: Branchings | None = None
 
     def __call__(self, rows: pa.Table, parts: int) -> list[Arrays]:
-        table = _lists(rows)
+        table, shares = _lists(rows), _shares(rows)
         completions = _completions(table)
         made = [
             UserRow(group_row(np.array(prompt, np.int32), ids), [place], 0)
@@ -107,7 +107,7 @@ class GroupEncoder:
         for arrays, places in zip(batches, places_of, strict=True):
             if places:
                 mine = [made[place] for place in places]
-                arrays |= _micro_batch(mine, table, _shares(rows), self.branchings, self.pack_tokens)
+                arrays |= _micro_batch(mine, table, shares, self.branchings, self.pack_tokens)
         return batches
 
 
@@ -132,7 +132,7 @@ class UserEncoder:
     branchings: Branchings | None = None
 
     def __call__(self, rows: pa.Table, parts: int) -> list[Arrays]:
-        table = _lists(rows)
+        table, shares = _lists(rows), _shares(rows)
         completions = _completions(table)
         spans = rows[SPANS_COLUMN].to_pylist() if self.titles else [()] * len(rows)
         groups = [
@@ -149,7 +149,7 @@ class UserEncoder:
         for arrays, places in zip(batches, self._shared_out([found.row for found in made], parts), strict=True):
             if places:
                 mine = [made[place] for place in places]
-                arrays |= _micro_batch(mine, table, _shares(rows), self.branchings, self.pack_tokens)
+                arrays |= _micro_batch(mine, table, shares, self.branchings, self.pack_tokens)
                 if self.titles:
                     count = sum(found.titles + len(found.groups) for found in mine)
                     arrays["titles"] = np.array(count, dtype=np.float64)
