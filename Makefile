@@ -30,7 +30,7 @@ test-gpu: $(READY)
 ## Tests of base models in four and eight bits, which need bitsandbytes.
 test-qlora: $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,qlora]'
-	$(BIN)/pytest tests/training/test_quantized.py
+	$(BIN)/pytest tests/lm/model/test_quantized.py
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -21,8 +21,8 @@ from transformers import LlamaForCausalLM
 from benchmarks import synthetic
 from benchmarks.common import Row, rate_row, side_by_side
 from rosepo.data.prompts import PromptBuilder
-from rosepo.evaluation.decode import Decoder
-from rosepo.models.scratch import PAD, SPECIAL_TOKENS
+from rosepo.lm.model.scratch import PAD, SPECIAL_TOKENS
+from rosepo.lm.titles.beam_search import Decoder
 
 TITLES, BEAMS, TOP = 9_000, 20, 10
 PROMPTS, QUICK_PROMPTS = 12, 2

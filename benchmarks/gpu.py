@@ -38,10 +38,10 @@ from benchmarks.flops import peak_flops
 from benchmarks.gpu_steps import SHAPES, Shape, device_name, fitting, steps
 from benchmarks.gpu_trl import trl
 from benchmarks.reference import groups
-from rosepo.training.batch import collate
+from rosepo.lm.rows.batch import collate
+from rosepo.lm.rows.logps import LogpsModel, plain_logps
+from rosepo.lm.rows.rows import group_row
 from rosepo.training.engine import prepare_process
-from rosepo.training.logps import LogpsModel, plain_logps
-from rosepo.training.rows import group_row
 
 KINDS = ("parity", "speed", "attention", "trl")
 PARITY_TOLERANCE = 1e-3

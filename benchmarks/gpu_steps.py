@@ -16,11 +16,11 @@ from benchmarks.flops import size_of, step_flops, work_of
 from benchmarks.reference import groups
 from rosepo.config import LoraConfig
 from rosepo.config.training import AlignConfig
+from rosepo.lm.rows.batch import Batch, collate
+from rosepo.lm.rows.logps import LogpsModel
+from rosepo.lm.rows.rows import group_row
 from rosepo.objectives.rosepo import pairwise
-from rosepo.training.batch import Batch, collate
 from rosepo.training.engine import Engine
-from rosepo.training.logps import LogpsModel
-from rosepo.training.rows import group_row
 
 MAX_LENGTH = 1024
 BETA = 0.1
@@ -87,7 +87,7 @@ def steps(
     batch = collate([group_row(*group) for group in zip(prompts, completions)]).to(device)
     model: Any = shape.model(device, torch.float32 if method == "full" else torch.bfloat16)
     if method == "lora":
-        from rosepo.models.policy import add_adapter
+        from rosepo.lm.model.policy import add_adapter
 
         model = add_adapter(model, LoraConfig(dropout=0.0))
     flops = step_flops(size_of(model), work_of(batch))

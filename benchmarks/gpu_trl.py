@@ -17,7 +17,7 @@ from benchmarks.groups_run import Groups, write_table
 from benchmarks.reference import groups
 from benchmarks.sides import Side, sides
 from rosepo.artifacts import Outputs
-from rosepo.models.scratch import train_tokenizer
+from rosepo.lm.model.scratch import train_tokenizer
 
 STEPS, QUICK_STEPS = 5, 2
 TITLES = 500

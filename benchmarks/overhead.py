@@ -101,11 +101,11 @@ def bare_rank(rank: int, world: int, outputs: Outputs, steps: int) -> dict[str, 
     """Median seconds a step."""
     from torch.nn.parallel import DistributedDataParallel
 
-    from rosepo.models.policy import load_policy
+    from rosepo.lm.model.policy import load_policy
+    from rosepo.lm.rows.batch import Batch
+    from rosepo.lm.rows.logps import LogpsModel
     from rosepo.training.align import align_task
-    from rosepo.training.batch import Batch
     from rosepo.training.feed import micro_batches
-    from rosepo.training.logps import LogpsModel
 
     epochs = steps * GROUPS / PARTS
     plan = align_task(settings(batch_size=GROUPS, micro_batch_size=GROUPS // world, epochs=epochs), outputs).plan

@@ -18,10 +18,10 @@ from transformers import LlamaForCausalLM
 
 from benchmarks import synthetic
 from benchmarks.common import Row, rate_row, side_by_side
-from rosepo.evaluation.forward import batch_tokens
-from rosepo.models.scratch import EOS, SPECIAL_TOKENS
-from rosepo.sampling.reference import reference_logps
-from rosepo.training.logps import LogpsModel, plain_logps
+from rosepo.lm.model.scratch import EOS, SPECIAL_TOKENS
+from rosepo.lm.rows.logps import LogpsModel, plain_logps
+from rosepo.lm.titles.cached_prompts import batch_tokens
+from rosepo.lm.titles.title_scores import reference_logps
 
 PROMPT, TITLE = 400, 8
 """Tokens."""

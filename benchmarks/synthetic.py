@@ -8,7 +8,7 @@ from transformers import LlamaForCausalLM
 
 from rosepo.config import ScratchConfig, TemplateConfig
 from rosepo.data.prompts import PromptBuilder
-from rosepo.models.scratch import scratch_config, train_tokenizer
+from rosepo.lm.model.scratch import scratch_config, train_tokenizer
 
 SHAPE = ScratchConfig(hidden_size=256, layers=8, heads=4, intermediate_size=1024, vocab_size=8192, split_words=True)
 """A Llama of 10.5 million parameters with tied embeddings; its tokenizer keeps words apart, as pretrained ones do."""

@@ -22,7 +22,7 @@ from benchmarks.groups_run import Groups, write_groups, write_model
 from benchmarks.reference import PROMPT, TITLE
 from benchmarks.sides import Side, Take, Turns, in_turns, sides
 from rosepo.artifacts import Outputs
-from rosepo.models.scratch import EOS, SPECIAL_TOKENS
+from rosepo.lm.model.scratch import EOS, SPECIAL_TOKENS
 
 BOUNDARIES, NEGATIVES = 8, 15
 SHORT_TITLE = 3

@@ -99,7 +99,7 @@ def make(outputs: Outputs, steps: int, precision: str, setting: Setting, device:
 
 
 def _tokenizer(outputs: Outputs) -> Any:
-    from rosepo.models.policy import load_tokenizer
+    from rosepo.lm.model.policy import load_tokenizer
 
     return load_tokenizer(outputs.sft)
 

@@ -58,7 +58,7 @@ def check_groups(groups: Path) -> None:
     Raises:
         UserError: the first promise that is broken; see `audit_groups`.
     """
-    from rosepo.models.folder import load_builder
+    from rosepo.lm.model.model_folder import load_builder
     from rosepo.sampling.audit import audit_candidates, audit_groups
 
     run = groups.absolute().parent
@@ -91,7 +91,7 @@ def _files(data: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _model(config: Config, data: dict[str, Any]) -> dict[str, Any]:
-    from rosepo.models.policy import validate_model
+    from rosepo.lm.model.policy import validate_model
 
     facts = validate_model(config)
     trainable = facts["trainable_parameters"]
@@ -129,8 +129,8 @@ def _sample_builder(config: Config) -> PromptBuilder:
 
     from rosepo.data.prompts import PromptBuilder
     from rosepo.data.readers import read_items
-    from rosepo.models.loading import load_tokenizer
-    from rosepo.models.scratch import train_tokenizer
+    from rosepo.lm.model.loading import load_tokenizer
+    from rosepo.lm.model.scratch import train_tokenizer
 
     titles = list(dict.fromkeys(read_items(config.data)["title"].to_pylist()))
     titles = list(dict.fromkeys([*titles[:SAMPLED_TITLES], max(titles, key=lambda title: len(title.encode()))]))

@@ -27,7 +27,7 @@ def check_before_run(config: Config) -> dict[str, Any]:
         UserError: the first fault.
     """
     from rosepo.data.prepare import inspect_data
-    from rosepo.models.policy import validate_model
+    from rosepo.lm.model.policy import validate_model
     from rosepo.models.scorers import check_given
     from rosepo.sampling.mixture import check_negatives
     from rosepo.tuning.space import check_space
@@ -112,8 +112,8 @@ def _check_strategies(config: Config) -> None:
         UserError: a strategy that cannot be imported, or an encoder that is neither a folder nor on the hub.
     """
     from rosepo.imports import find_callable
-    from rosepo.models.encoder import BUILT_IN
-    from rosepo.models.loading import find_source
+    from rosepo.lm.model.loading import find_source
+    from rosepo.lm.model.title_embeddings import BUILT_IN
 
     for name in config.pairs.used:
         if ":" in name:
@@ -134,7 +134,7 @@ def _check_systems(config: Config) -> None:
     from rosepo.data.answers import layout_of
     from rosepo.data.formats import read_header
     from rosepo.evaluation.given import sources_of
-    from rosepo.models.loading import find_source
+    from rosepo.lm.model.loading import find_source
 
     for given in config.evaluate.given.values():
         if given.kind == "models":

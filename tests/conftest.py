@@ -22,6 +22,8 @@ from hypothesis import settings
 settings.register_profile("rosepo", deadline=None)
 settings.load_profile("rosepo")
 
+pytest_plugins = ["tests.training.tiny_run"]
+
 
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:

@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreT
 from rosepo.config import ScratchConfig, TemplateConfig
 from rosepo.data.catalogue import Catalogue
 from rosepo.data.prompts import PromptBuilder
-from rosepo.models.scratch import train_tokenizer
+from rosepo.lm.model.scratch import train_tokenizer
 
 FAMILIES = ("llama", "qwen2", "qwen3", "mistral", "gemma", "gpt2")
 

@@ -18,9 +18,9 @@ from benchmarks.groups_run import make_run, read_groups, split_table, write_grou
 from benchmarks.ranks import on_ranks
 from benchmarks.scaling import rank_training
 from rosepo.artifacts import Outputs
-from rosepo.training.batch import collate
-from rosepo.training.logps import LogpsModel
-from rosepo.training.rows import group_row
+from rosepo.lm.rows.batch import collate
+from rosepo.lm.rows.logps import LogpsModel
+from rosepo.lm.rows.rows import group_row
 from tests.helpers import tiny_model
 
 TINY = synthetic.SHAPE.model_copy(

@@ -11,7 +11,7 @@ import pytest
 from rosepo.artifacts import read_manifest
 from rosepo.check import check_groups
 from rosepo.config import Config
-from rosepo.models.folder import read_settings
+from rosepo.lm.model.model_folder import read_settings
 from rosepo.pipeline import run_stages
 from rosepo.planning import plan_stages
 from tests.test_run import N_USERS, configure, write_log

@@ -12,12 +12,12 @@ import torch
 
 from rosepo.artifacts import Outputs, read_manifest
 from rosepo.config import Config
-from rosepo.models.folder import load_recommender
+from rosepo.lm.model.model_folder import load_recommender
+from rosepo.lm.rows.logps import plain_logps
 from rosepo.pipeline import run_stages
 from rosepo.sampling.audit import audit_groups
 from rosepo.stages import stages_of
 from rosepo.summary import print_next, print_summary
-from rosepo.training.logps import plain_logps
 from tests.test_run import configure, write_log
 
 FIRST = ["prepare", "sft", "oracle", "pairs", "align"]

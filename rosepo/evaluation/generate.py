@@ -48,8 +48,8 @@ def greedy_answers(
     """
     from transformers import GenerationConfig
 
-    from rosepo.evaluation.forward import batch_tokens
-    from rosepo.training.logps import base_causal_lm
+    from rosepo.lm.rows.logps import base_causal_lm
+    from rosepo.lm.titles.cached_prompts import batch_tokens
 
     causal_lm = base_causal_lm(model)
     room, device = max_tokens or max(batch_tokens(model), LEAST_TOKENS), next(causal_lm.parameters()).device
@@ -94,7 +94,7 @@ def _left_padded(prompts: Sequence[np.ndarray], pad: int) -> tuple[torch.Tensor,
 
 def answer_limit(model: Any, builder: PromptBuilder) -> int:
     """Tokens of an answer at most: the longest completion's and `MARGIN`, as far as the model has positions."""
-    from rosepo.models.policy import max_positions
+    from rosepo.lm.model.policy import max_positions
 
     positions = max_positions(model.config)
     spare = MARGIN if positions is None else max(0, min(MARGIN, positions - builder.max_length))
@@ -109,7 +109,7 @@ class TitleMatcher:
     """
 
     def __init__(self, builder: PromptBuilder, titles: Sequence[str]) -> None:
-        from rosepo.sampling.matching import completions_index
+        from rosepo.lm.titles.title_match import completions_index
 
         self._by_tokens = completions_index(builder)
         self._by_text = {normalised(title): item for item, title in enumerate(titles)}

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from rosepo.data.prompts import PromptBuilder
-    from rosepo.models.folder import Recommender
+    from rosepo.lm.model.model_folder import Recommender
 
 
 def load_given(path: str, catalogue: Catalogue, prompts: ModelConfig, max_history: int) -> Recommender:
@@ -31,8 +31,8 @@ def load_given(path: str, catalogue: Catalogue, prompts: ModelConfig, max_histor
     Raises:
         UserError: not a model that can be loaded, or one that was trained on another catalogue.
     """
-    from rosepo.models.folder import Recommender, load_recommender
-    from rosepo.models.loading import load_policy, load_tokenizer
+    from rosepo.lm.model.loading import load_policy, load_tokenizer
+    from rosepo.lm.model.model_folder import Recommender, load_recommender
 
     folder = Path(path).expanduser()
     if _is_rosepos(folder):
@@ -55,8 +55,8 @@ def check_given_model(given: Given, catalogue: Catalogue, prompts: ModelConfig) 
     Raises:
         UserError: with the key that names it; a model that answers out of candidates where the run lists none.
     """
-    from rosepo.models.loading import adapter_base, find_source, load_model_config, load_tokenizer
-    from rosepo.models.policy import max_positions
+    from rosepo.lm.model.loading import adapter_base, find_source, load_model_config, load_tokenizer
+    from rosepo.lm.model.policy import max_positions
 
     folder = Path(given.location).expanduser()
     try:
@@ -82,7 +82,7 @@ def check_catalogue(folder: Path, catalogue: Catalogue) -> None:
     Raises:
         UserError: that, or a folder that is not whole.
     """
-    from rosepo.models.folder import CATALOGUE, read_settings
+    from rosepo.lm.model.model_folder import CATALOGUE, read_settings
 
     read_settings(folder)
     theirs = Catalogue.load(folder / CATALOGUE)
@@ -95,7 +95,7 @@ def check_catalogue(folder: Path, catalogue: Catalogue) -> None:
 
 def _check_prompts(given: Given, folder: Path, prompts: ModelConfig) -> None:
     """Refuse a model of rosepo that needs candidates where the run has none; say where it is the other way round."""
-    from rosepo.models.folder import read_settings
+    from rosepo.lm.model.model_folder import read_settings
 
     listing = bool(read_settings(folder)["template"].get("candidates"))
     if listing and not prompts.template.candidates:
@@ -134,7 +134,7 @@ def _builder(
 ) -> PromptBuilder:
     """The prompts of a model of that config, no longer than its positions."""
     from rosepo.data.prompts import PromptBuilder
-    from rosepo.models.policy import max_positions
+    from rosepo.lm.model.policy import max_positions
 
     positions = max_positions(settings)
     length = prompts.max_length if positions is None else min(prompts.max_length, positions)
@@ -145,6 +145,6 @@ def _builder(
 
 
 def _is_rosepos(folder: Path) -> bool:
-    from rosepo.models.quantized import SETTINGS
+    from rosepo.lm.model.quantized import SETTINGS
 
     return (folder / SETTINGS).is_file()

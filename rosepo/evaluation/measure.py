@@ -102,7 +102,7 @@ class _Series:
     """
 
     def __init__(self, config: Config, inputs: Outputs, catalogue: Catalogue, n: int, names: Sequence[str]) -> None:
-        from rosepo.models.encoder import encode_titles
+        from rosepo.lm.model.title_embeddings import encode_titles
 
         spec = config.pairs.encoder
         if spec == "policy" and not inputs.sft.is_dir():
@@ -153,7 +153,7 @@ class _Series:
         return found
 
     def _fill(self, here: slice, batch: Batch, top: dict[str, np.ndarray]) -> None:
-        from rosepo.models.encoder import history_similarity
+        from rosepo.lm.model.title_embeddings import history_similarity
 
         profiles = history_similarity(self._embeddings, batch.histories, self._decay)
         profiles[[not len(history) for history in batch.histories]] = np.nan

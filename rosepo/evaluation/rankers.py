@@ -18,8 +18,8 @@ from rosepo.console import Progress
 from rosepo.data.catalogue import Catalogue
 from rosepo.errors import own_error
 from rosepo.evaluation.baselines import top_k
-from rosepo.evaluation.listed import rank_batch, restricted
 from rosepo.evaluation.rankings import DEPTH, Batch, Part, part_batches, plan_parts, rankings_table, write_part
+from rosepo.lm.titles.candidate_scores import rank_batch, restricted
 from rosepo.parts import lost_actor
 from rosepo.session import answers_of_actors
 
@@ -112,7 +112,7 @@ class LanguageModelRanker:
 
     def prepare(self) -> None:
         """Make what the model that is held works with."""
-        from rosepo.evaluation.decode import Decoder
+        from rosepo.lm.titles.beam_search import Decoder
 
         self.decoder = Decoder(self.recommender.model, self.recommender.builder, self.settings.beams)
 

@@ -20,8 +20,8 @@ from rosepo.errors import StageError, UserError
 from rosepo.resources import stage_use_gpu
 
 if TYPE_CHECKING:
-    from rosepo.evaluation.decode import Decoder
-    from rosepo.models.folder import Recommender
+    from rosepo.lm.model.model_folder import Recommender
+    from rosepo.lm.titles.beam_search import Decoder
 
 
 class Answerer:
@@ -34,8 +34,8 @@ class Answerer:
     """
 
     def __init__(self, folder: str, settings: RecommendConfig, use_gpu: bool = False) -> None:
-        from rosepo.evaluation.decode import Decoder
-        from rosepo.models.folder import load_recommender
+        from rosepo.lm.model.model_folder import load_recommender
+        from rosepo.lm.titles.beam_search import Decoder
 
         self.recommender: Recommender = load_recommender(folder)
         self.recommender.model.to("cuda" if use_gpu else "cpu")
@@ -83,7 +83,7 @@ def recommend(
     """
     if bool(history) == (file is not None):
         raise UserError("recommend needs either --history TITLE (one or more) or --file FILE, and not both")
-    from rosepo.models.folder import CATALOGUE, read_settings
+    from rosepo.lm.model.model_folder import CATALOGUE, read_settings
 
     if read_settings(model)["template"].get("candidates"):
         raise UserError(

@@ -21,7 +21,7 @@ from rosepo.evaluation.bootstrap import Estimate, Resampled, UserBootstrap
 from rosepo.evaluation.metrics import hit_ratio, ndcg
 from rosepo.evaluation.rankings import read_batches, read_rankings
 from rosepo.evaluation.systems import EXAMPLES_FILE, ITEMS_FILE, RANKINGS_FOLDER
-from rosepo.models.encoder import encode_titles, history_similarity
+from rosepo.lm.model.title_embeddings import encode_titles, history_similarity
 
 METRICS = ("hr@1", "hr@10", "ndcg@10", "log_popularity", "head_share", "hallucination")
 TRUTH = "truth"

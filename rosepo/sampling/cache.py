@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 
 from rosepo.artifacts import digest, file_digest
 from rosepo.errors import StageError, UserError
-from rosepo.models.folder import read_settings
+from rosepo.lm.model.model_folder import read_settings
 
 PASS = 2
 """Version of the pass (`reference.py`): to be raised with any change that gives other bits for the same groups."""
@@ -165,7 +165,7 @@ def reference_key(folder: Path, device: str, dtype: str = "float32") -> str:
         "pass": PASS,
     }
     if (folder / "adapter_config.json").exists():
-        from rosepo.models.loading import adapter_base, find_source
+        from rosepo.lm.model.loading import adapter_base, find_source
 
         base, revision = adapter_base(find_source(str(folder)))
         local = Path(base).expanduser()

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from rosepo.evaluation.listed import best_candidates
+from rosepo.lm.titles.candidate_scores import best_candidates
 from rosepo.sampling.draws import Draws
 from rosepo.sampling.examples import Examples
 from rosepo.sampling.strategies import pick_from_top

@@ -10,9 +10,10 @@ import numpy as np
 import torch
 
 from rosepo.data.catalogue import Catalogue
-from rosepo.evaluation.decode import Decoder
-from rosepo.evaluation.listed import candidate_logps
-from rosepo.models.folder import load_builder, load_recommender
+from rosepo.lm.model.model_folder import load_builder, load_recommender
+from rosepo.lm.rows.logps import LogpsModel
+from rosepo.lm.titles.beam_search import Decoder
+from rosepo.lm.titles.candidate_scores import candidate_logps
 from rosepo.models.scorers import load_scorer, whole_catalogue
 from rosepo.sampling.cache import ReferenceCache
 from rosepo.sampling.epsilon import calibrate
@@ -21,7 +22,6 @@ from rosepo.sampling.listed import CandidateScores
 from rosepo.sampling.scoring import GroupScorer
 from rosepo.sampling.strategies import Answers
 from rosepo.sampling.vllm_engine import VllmDecoder
-from rosepo.training.logps import LogpsModel
 
 if TYPE_CHECKING:
     from rosepo.sampling.actors import ActorSettings

@@ -22,8 +22,8 @@ from rosepo.artifacts import Outputs, digest, of_round, read_manifest
 from rosepo.config import Config
 from rosepo.data.catalogue import Catalogue
 from rosepo.errors import StageError, UserError
-from rosepo.models.encoder import encode_titles
-from rosepo.models.folder import CATALOGUE, read_settings
+from rosepo.lm.model.model_folder import CATALOGUE, read_settings
+from rosepo.lm.model.title_embeddings import encode_titles
 from rosepo.models.scorers import load_scorer
 from rosepo.resources import stage_use_gpu
 from rosepo.sampling.actors import ActorSettings

@@ -8,13 +8,13 @@ import numpy as np
 
 from rosepo.data.prompts import PromptBuilder
 from rosepo.errors import StageError
+from rosepo.lm.rows.logps import LogpsModel
+from rosepo.lm.titles.title_scores import reference_logps
 from rosepo.sampling.cache import ReferenceCache
 from rosepo.sampling.epsilon import epsilon
 from rosepo.sampling.examples import Examples
 from rosepo.sampling.figures import Tally
-from rosepo.sampling.reference import reference_logps
 from rosepo.sampling.sampler import Scores, units
-from rosepo.training.logps import LogpsModel
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ import numpy as np
 
 from rosepo.errors import StageError, UserError
 from rosepo.imports import find_callable
-from rosepo.models.encoder import history_similarity
+from rosepo.lm.model.title_embeddings import history_similarity
 from rosepo.sampling.draws import Draws
 from rosepo.sampling.examples import Examples, Excluded
 from rosepo.sampling.similar import top_similar

@@ -1,6 +1,6 @@
 """Free generation by vLLM in place of the constrained search: the policy writes, and its answers are matched to titles.
 
-`VllmDecoder` has the `top_k` of `rosepo.evaluation.decode.Decoder`, and another meaning: its answers are the best
+`VllmDecoder` has the `top_k` of `rosepo.lm.titles.beam_search.Decoder`, and another meaning: its answers are the best
 titles among those that the policy happened to write, not the best of the catalogue, and there may be fewer than asked
 for. The mixture fills such places with its fallback and counts them as `fallbacks`.
 
@@ -24,8 +24,8 @@ import numpy as np
 from rosepo.config import PairsConfig
 from rosepo.data.prompts import PromptBuilder
 from rosepo.errors import UserError
-from rosepo.models.loading import adapter_base, find_source
-from rosepo.sampling.matching import completions_index, match_titles
+from rosepo.lm.model.loading import adapter_base, find_source
+from rosepo.lm.titles.title_match import completions_index, match_titles
 
 SAMPLES = 4
 """Samples for each answer asked for: repeated, excluded and unknown titles fall away."""

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from rosepo.config import OWN_STRATEGY, STRATEGIES, AlignConfig, Config, TrainConfig
 from rosepo.data.catalogue import Catalogue
 from rosepo.errors import UserError
-from rosepo.models.dropout import disable_dropout, training_dropout
-from rosepo.models.folder import CATALOGUE, load_builder
-from rosepo.models.policy import load_policy, load_tokenizer, save_policy
+from rosepo.lm.model.dropout import disable_dropout, training_dropout
+from rosepo.lm.model.model_folder import CATALOGUE, load_builder
+from rosepo.lm.model.policy import load_policy, load_tokenizer, save_policy
+from rosepo.lm.rows.logps import LogpsModel, sharing_obstacle
 from rosepo.objectives.likelihood import chosen_nll, drawn_weights
 from rosepo.objectives.registry import OBJECTIVES, Objective
 from rosepo.objectives.rewards import Metrics, reward_margins
@@ -27,7 +28,6 @@ from rosepo.objectives.smoothing import RunningQuantile, clamp_epsilon, oracle_t
 from rosepo.training.branchings import Branchings
 from rosepo.training.encoders import GroupEncoder
 from rosepo.training.feed import Arrays, FeedPlan
-from rosepo.training.logps import LogpsModel, sharing_obstacle
 from rosepo.training.metrics import Sums
 from rosepo.training.probing import check_reference
 from rosepo.training.sft import card_figures, storage_dtype

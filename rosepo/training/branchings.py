@@ -22,8 +22,8 @@ import numpy as np
 from scipy.special import entr, expit
 
 from rosepo.data.prompts import PromptBuilder
-from rosepo.evaluation.trie import TitleTrie
-from rosepo.training.rows import Row
+from rosepo.lm.rows.rows import Row
+from rosepo.lm.titles.trie import TitleTrie
 
 
 @dataclass(frozen=True)

@@ -17,11 +17,11 @@ from rosepo.config import STRATEGIES
 from rosepo.data.catalogue import Catalogue
 from rosepo.data.prompts import PromptBuilder
 from rosepo.errors import UserError
+from rosepo.lm.rows.collate import collate_numpy
+from rosepo.lm.rows.prefix_sharing import Group, UserRow, user_rows
+from rosepo.lm.rows.rows import Row, group_row, trajectory_rows
 from rosepo.training.branchings import Branchings
-from rosepo.training.collate import collate_numpy
-from rosepo.training.families import Group, UserRow, user_rows
 from rosepo.training.feed import Arrays
-from rosepo.training.rows import Row, group_row, trajectory_rows
 from rosepo.training.sharing import shared_by_tokens, shared_out
 
 PAD_MULTIPLE = 8

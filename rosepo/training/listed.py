@@ -18,9 +18,9 @@ import pyarrow.parquet as pq
 from rosepo.data.catalogue import Catalogue
 from rosepo.data.prompts import PromptBuilder
 from rosepo.errors import UserError
+from rosepo.lm.rows.rows import Row, group_row
 from rosepo.training.encoders import collated
 from rosepo.training.feed import Arrays
-from rosepo.training.rows import Row, group_row
 
 COLUMNS = ("history", "target", "candidates")
 

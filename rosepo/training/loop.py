@@ -13,7 +13,7 @@ import torch.distributed as dist
 
 from rosepo.console import say
 from rosepo.errors import StageError
-from rosepo.training.batch import Batch
+from rosepo.lm.rows.batch import Batch
 from rosepo.training.checkpoints import Checkpoint, remove_checkpoints
 from rosepo.training.engine import Engine, prepare_process
 from rosepo.training.feed import Arrays, micro_batches

@@ -24,15 +24,15 @@ from rosepo.artifacts import Outputs, read_manifest
 from rosepo.config import Config, TrainConfig
 from rosepo.data.catalogue import Catalogue
 from rosepo.data.prompts import PromptBuilder
-from rosepo.models.dropout import training_dropout
-from rosepo.models.policy import initial_policy, load_tokenizer, save_policy
-from rosepo.models.quantized import check_quantization
-from rosepo.models.scratch import train_tokenizer
+from rosepo.lm.model.dropout import training_dropout
+from rosepo.lm.model.policy import initial_policy, load_tokenizer, save_policy
+from rosepo.lm.model.quantized import check_quantization
+from rosepo.lm.model.scratch import train_tokenizer
+from rosepo.lm.rows.logps import LogpsModel
 from rosepo.resources import stage_use_gpu
 from rosepo.training.encoders import TrajectoryEncoder, collated
 from rosepo.training.feed import Arrays, Encoder, FeedPlan
 from rosepo.training.listed import COLUMNS, ExampleEncoder, check_room, example_rows, training_rows
-from rosepo.training.logps import LogpsModel
 from rosepo.training.saving import origin_of
 from rosepo.training.table import ParquetRows
 from rosepo.training.task import Loss

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from rosepo.training.collate import padded_size
-from rosepo.training.rows import Row
+from rosepo.lm.rows.collate import padded_size
+from rosepo.lm.rows.rows import Row
 
 
 def shared_out(rows: Sequence[Row], parts: int, pack_tokens: int | None = None) -> list[list[int]]:

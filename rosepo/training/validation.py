@@ -20,13 +20,13 @@ from rosepo.data.catalogue import Catalogue
 from rosepo.data.prompts import PromptBuilder
 from rosepo.data.seen import read_split
 from rosepo.errors import UserError
+from rosepo.lm.rows.batch import Batch
+from rosepo.lm.rows.collate import collate_numpy
+from rosepo.lm.rows.rows import group_row
 from rosepo.sampling.draws import example_keys
 from rosepo.training.averaging import mean_in_place
-from rosepo.training.batch import Batch
-from rosepo.training.collate import collate_numpy
 from rosepo.training.feed import Arrays
 from rosepo.training.metrics import Averages, all_sum, means
-from rosepo.training.rows import group_row
 
 if TYPE_CHECKING:
     from rosepo.config import TrainConfig
@@ -117,8 +117,8 @@ class Validator:
         held = self.task.held_out
         if held is None:
             return {}
-        from rosepo.evaluation.decode import Decoder
         from rosepo.evaluation.metrics import hit_ratio, ndcg, target_ranks
+        from rosepo.lm.titles.beam_search import Decoder
 
         if self._decoder is None:
             self._decoder = Decoder(self.engine.module.model, held.builder, BEAMS)  # type: ignore[arg-type]

@@ -15,7 +15,7 @@ from rosepo.config import Config, load_config
 from rosepo.data.catalogue import Catalogue
 from rosepo.evaluation import rankers, report, systems
 from rosepo.fingerprints import stage_settings
-from rosepo.models.folder import save_policy
+from rosepo.lm.model.model_folder import save_policy
 from rosepo.pipeline import PUBLISHED
 from rosepo.stages import STAGES
 from tests.helpers import tiny_catalogue, tiny_model, tiny_tokenizer

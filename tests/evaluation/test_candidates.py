@@ -17,10 +17,10 @@ from rosepo.data.prompts import PromptBuilder
 from rosepo.evaluation.candidates import SERIES, answer_series, named_candidate, protocol_table
 from rosepo.evaluation.generate import TitleMatcher, answer_limit, greedy_answers
 from rosepo.evaluation.probes import learn_probes
-from rosepo.models.scratch import train_tokenizer
-from rosepo.training.batch import collate
-from rosepo.training.logps import LogpsModel
-from rosepo.training.rows import group_row
+from rosepo.lm.model.scratch import train_tokenizer
+from rosepo.lm.rows.batch import collate
+from rosepo.lm.rows.logps import LogpsModel
+from rosepo.lm.rows.rows import group_row
 from tests.helpers import tiny_catalogue, tiny_model
 
 LONG = "Dr. Strangelove or: How I Learned to Stop Worrying and Love the Bomb"

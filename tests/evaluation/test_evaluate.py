@@ -13,7 +13,7 @@ from rosepo.data.catalogue import Catalogue
 from rosepo.errors import UserError
 from rosepo.evaluation.evaluate import evaluate
 from rosepo.evaluation.rankings import read_batches, read_rankings, write_examples
-from rosepo.models.folder import load_recommender
+from rosepo.lm.model.model_folder import load_recommender
 from rosepo.models.sasrec import SASRec, SASRecConfig
 from tests.evaluation.runs import tiny_config, tiny_run
 

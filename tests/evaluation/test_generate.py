@@ -13,7 +13,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerFast
 from rosepo.config import ScratchConfig, TemplateConfig
 from rosepo.data.prompts import PromptBuilder
 from rosepo.evaluation.generate import MARGIN, TitleMatcher, answer_limit, greedy_answers
-from rosepo.models.scratch import train_tokenizer
+from rosepo.lm.model.scratch import train_tokenizer
 from tests.helpers import tiny_builder, tiny_model
 
 VOCABULARY = 400

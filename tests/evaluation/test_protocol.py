@@ -18,7 +18,7 @@ from rosepo.evaluation.candidates import SERIES
 from rosepo.evaluation.evaluate import evaluate
 from rosepo.evaluation.generate import answer_limit, greedy_answers
 from rosepo.evaluation.recommend import recommend
-from rosepo.models.folder import load_recommender, read_settings, save_policy
+from rosepo.lm.model.model_folder import load_recommender, read_settings, save_policy
 from tests.evaluation.runs import rank_in_process, tiny_config, write_examples
 from tests.helpers import tiny_catalogue, tiny_model, tiny_tokenizer
 

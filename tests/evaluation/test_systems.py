@@ -27,7 +27,6 @@ from rosepo.data.catalogue import Catalogue
 from rosepo.data.prompts import PromptBuilder
 from rosepo.errors import UserError
 from rosepo.evaluation import given
-from rosepo.evaluation.decode import Decoder
 from rosepo.evaluation.evaluate import evaluate
 from rosepo.evaluation.generate import FreeWriter
 from rosepo.evaluation.rankers import LanguageModelRanker, RankerSettings
@@ -41,7 +40,8 @@ from rosepo.evaluation.rankings import (
     write_part,
 )
 from rosepo.evaluation.systems import Ranking
-from rosepo.models.folder import save_policy
+from rosepo.lm.model.model_folder import save_policy
+from rosepo.lm.titles.beam_search import Decoder
 from rosepo.models.sasrec import SASRec, SASRecConfig
 from rosepo.pipeline import run_stages
 from rosepo.planning import CONFIG_FILE, plan_stages, resolve_config

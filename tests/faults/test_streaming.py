@@ -28,7 +28,7 @@ from rosepo.training.growing import Growing, wanted_order
 from tests.faults.strategies import SCRATCH
 from tests.sampling.runs import read
 from tests.test_pipeline import finish
-from tests.training.conftest import assert_same_training
+from tests.training.tiny_run import assert_same_training
 
 WATCHFUL = "tests.faults.strategies:watchful"
 

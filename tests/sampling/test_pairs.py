@@ -14,11 +14,11 @@ import torch
 from rosepo.artifacts import Outputs
 from rosepo.data.catalogue import Catalogue
 from rosepo.errors import StageError, UserError, own_error
-from rosepo.models.folder import load_recommender
+from rosepo.lm.model.model_folder import load_recommender
+from rosepo.lm.rows.logps import plain_logps
 from rosepo.models.oracle import Oracle
 from rosepo.models.sasrec import SASRec, SASRecConfig
 from rosepo.sampling.pairs import pairs
-from rosepo.training.logps import plain_logps
 from tests.helpers import tiny_catalogue
 from tests.sampling.runs import N_ITEMS, borrow, configure, read, save_oracle, write_examples
 

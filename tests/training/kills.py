@@ -16,7 +16,7 @@ from rosepo.training.feed import Arrays, micro_batches
 from rosepo.training.loop import train_rank
 from rosepo.training.saving import agreed_start
 from rosepo.training.sft import SftTask, sft_task
-from tests.training.conftest import tiny_config
+from tests.training.tiny_run import tiny_config
 
 
 def config_of(zero_stage: int, lora: Path | None = None, **train: object) -> Config:

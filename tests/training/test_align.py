@@ -12,16 +12,16 @@ import torch
 
 from rosepo.artifacts import Outputs
 from rosepo.errors import StageError, UserError
-from rosepo.models.dropout import disable_dropout
-from rosepo.models.policy import load_recommender
-from rosepo.sampling.reference import reference_logps
+from rosepo.lm.model.dropout import disable_dropout
+from rosepo.lm.model.policy import load_recommender
+from rosepo.lm.rows.logps import LogpsModel
+from rosepo.lm.titles.title_scores import reference_logps
 from rosepo.training.align import align_in_process, align_task
 from rosepo.training.encoders import GroupEncoder
 from rosepo.training.feed import micro_batches
-from rosepo.training.logps import LogpsModel
 from rosepo.training.loop import fit_in_process
 from rosepo.training.sft import sft_task
-from tests.training.conftest import lines, tiny_config, weights, write_groups
+from tests.training.tiny_run import lines, tiny_config, weights, write_groups
 
 ALIGN = {"log_every": 1, "learning_rate": 1e-3, "beta": 0.5}
 

@@ -17,18 +17,18 @@ import torch
 from rosepo.artifacts import Outputs
 from rosepo.config import parse_config
 from rosepo.errors import UserError
-from rosepo.models.policy import load_recommender
+from rosepo.lm.model.policy import load_recommender
+from rosepo.lm.rows.batch import Batch
+from rosepo.lm.rows.logps import plain_logps
 from rosepo.sampling.titles import title_spans
 from rosepo.training.align import align, align_in_process, align_task
-from rosepo.training.batch import Batch
 from rosepo.training.engine import prepare_process
 from rosepo.training.feed import micro_batches
-from rosepo.training.logps import plain_logps
 from rosepo.training.loop import train_rank
 from rosepo.training.schedule import WINDOW
 from rosepo.training.table import ParquetRows
-from tests.training.conftest import ITEMS, assert_same_training, lines, tiny_config
 from tests.training.ranks import two_ranks
+from tests.training.tiny_run import ITEMS, assert_same_training, lines, tiny_config
 
 USERS = 9
 WHOLE = {"log_every": 1, "learning_rate": 1e-3, "beta": 0.5, "epochs": 3, "zero_stage": 0, "pack_tokens": None}

@@ -12,18 +12,18 @@ from rosepo.artifacts import Outputs
 from rosepo.config import Config, parse_config
 from rosepo.errors import UserError
 from rosepo.fingerprints import stage_settings
+from rosepo.lm.rows.batch import Batch
 from rosepo.stages import find_stage
 from rosepo.training.averaging import mean_in_place
-from rosepo.training.batch import Batch
 from rosepo.training.engine import Engine, prepare_process
 from rosepo.training.feed import micro_batches
 from rosepo.training.loop import fit_in_process, train_rank
 from rosepo.training.moments import FILE, steps_of
 from rosepo.training.saving import agreed_start
 from rosepo.training.sft import sft_task
-from tests.training.conftest import assert_same_training, lines, tiny_config, weights
 from tests.training.ranks import forked_ranks
 from tests.training.test_resume import alone
+from tests.training.tiny_run import assert_same_training, lines, tiny_config, weights
 
 DECAY = 0.5
 

@@ -18,17 +18,17 @@ from rosepo.config import Config
 from rosepo.data.catalogue import Catalogue
 from rosepo.data.prompts import PromptBuilder
 from rosepo.errors import UserError
-from rosepo.models.folder import CATALOGUE, load_builder
+from rosepo.lm.model.model_folder import CATALOGUE, load_builder
+from rosepo.lm.rows.batch import Batch, collate
+from rosepo.lm.rows.logps import LogpsModel, plain_logps
+from rosepo.lm.rows.rows import group_row
 from rosepo.objectives.likelihood import distill, drawn_weights
 from rosepo.training.align import align_in_process, align_task
 from rosepo.training.align_task import _at_branchings
-from rosepo.training.batch import Batch, collate
 from rosepo.training.branchings import Branchings
 from rosepo.training.feed import micro_batches
-from rosepo.training.logps import LogpsModel, plain_logps
-from rosepo.training.rows import group_row
 from tests.helpers import tiny_builder, tiny_model
-from tests.training.conftest import lines, tiny_config
+from tests.training.tiny_run import lines, tiny_config
 
 N, SEEN, TARGET = 7, 3, 5
 OTHERS = [item for item in range(N) if item not in (SEEN, TARGET)]

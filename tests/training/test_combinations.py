@@ -17,12 +17,12 @@ from torch import nn
 
 from rosepo.config import TrainConfig, parse_config
 from rosepo.errors import UserError
-from rosepo.training.batch import collate
+from rosepo.lm.rows.batch import collate
+from rosepo.lm.rows.logps import LogpsModel
 from rosepo.training.engine import Engine, prepare_process
-from rosepo.training.logps import LogpsModel
 from tests.helpers import tiny_model
+from tests.lm.rows.test_logps import make_groups, rows_of
 from tests.training.ranks import two_ranks
-from tests.training.test_logps import make_groups, rows_of
 
 STEPS, MICRO = 2, 2
 SMALL = {"num_hidden_layers": 1, "hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2,

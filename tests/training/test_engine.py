@@ -15,7 +15,7 @@ from rosepo.errors import StageError
 from rosepo.training.engine import Engine, learning_rate_at, prepare_process
 from rosepo.training.loop import fit_in_process
 from rosepo.training.sft import sft_task
-from tests.training.conftest import tiny_config
+from tests.training.tiny_run import tiny_config
 
 
 @pytest.fixture(autouse=True)

@@ -14,16 +14,16 @@ from ray.exceptions import ActorDiedError
 
 from rosepo import session
 from rosepo.errors import UserError
+from rosepo.lm.rows.rows import group_row
 from rosepo.training import feed
 from rosepo.training import table as parquet
 from rosepo.training.feed import micro_batches, pack, unpack
 from rosepo.training.growing import Growing
-from rosepo.training.rows import group_row
 from rosepo.training.sft import sft_task
 from rosepo.training.sharing import shared_out
 from rosepo.training.table import ParquetRows
 from rosepo.training.trainer import lost_worker, root_cause
-from tests.training.conftest import tiny_config
+from tests.training.tiny_run import tiny_config
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from rosepo.training.align import align, align_in_process
 from rosepo.training.checkpoints import FOLDER, newest_checkpoint
 from rosepo.training.sft import SftTask, sft_task
 from rosepo.training.trainer import fit, told_by_worker
-from tests.training.conftest import assert_same_training, lines, tiny_config
+from tests.training.tiny_run import assert_same_training, lines, tiny_config
 
 
 def test_two_workers_fed_by_ray_data_train_as_one_process(ray_cluster, tiny_run, alone, tmp_path):

@@ -10,16 +10,16 @@ import pytest
 import torch
 
 from rosepo.artifacts import Outputs
-from rosepo.evaluation.decode import Decoder
-from rosepo.models.dropout import disable_dropout
-from rosepo.training.attention import flex_obstacle
-from rosepo.training.batch import collate
-from rosepo.training.logps import LogpsModel
+from rosepo.lm.model.dropout import disable_dropout
+from rosepo.lm.rows.attention import flex_obstacle
+from rosepo.lm.rows.batch import collate
+from rosepo.lm.rows.logps import LogpsModel
+from rosepo.lm.titles.beam_search import Decoder
 from rosepo.training.loop import fit_in_process
 from rosepo.training.sft import sft_task
 from tests.helpers import FAMILIES, tiny_builder, tiny_model
-from tests.training.conftest import assert_same_training, lines, losses, tiny_config, weights
-from tests.training.test_logps import gradients, make_groups, rows_of
+from tests.lm.rows.test_logps import gradients, make_groups, rows_of
+from tests.training.tiny_run import assert_same_training, lines, losses, tiny_config, weights
 
 DEVICE = "cuda"
 SCRATCH = {"hidden_size": 32, "layers": 2, "heads": 2, "intermediate_size": 32, "vocab_size": 300, "dropout": 0.0}

@@ -13,8 +13,8 @@ from rosepo.training.align import align_task
 from rosepo.training.engine import prepare_process
 from rosepo.training.feed import micro_batches
 from rosepo.training.loop import train_rank
-from tests.training.conftest import lines, tiny_config, weights
 from tests.training.ranks import two_ranks
+from tests.training.tiny_run import lines, tiny_config, weights
 
 GROUPS = 30  # batches of eight: the last is short, and some of its micro-batches are empty
 SPLITS = {"8x1x1": 8, "2x4x1": 2, "2x2x2": 2, "1x4x2": 1}

@@ -28,9 +28,9 @@ from rosepo.training.feed import Arrays
 from rosepo.training.sft import SftTask, sft_task
 from rosepo.training.task import Loss
 from rosepo.training.trainer import fit
-from tests.training.conftest import assert_same_training, lines
 from tests.training.kills import config_of, train_rank_of
 from tests.training.ranks import forked_ranks
+from tests.training.tiny_run import assert_same_training, lines
 
 pytestmark = pytest.mark.slow
 

@@ -14,12 +14,12 @@ from rosepo.artifacts import Outputs
 from rosepo.config import Config, parse_config
 from rosepo.data.catalogue import Catalogue
 from rosepo.errors import UserError
-from rosepo.training.batch import Batch
+from rosepo.lm.rows.batch import Batch
+from rosepo.lm.rows.logps import LogpsModel, plain_logps
 from rosepo.training.feed import micro_batches
-from rosepo.training.logps import LogpsModel, plain_logps
 from rosepo.training.sft import sft_task
 from tests.helpers import tiny_model
-from tests.training.conftest import ITEMS, tiny_config
+from tests.training.tiny_run import ITEMS, tiny_config
 
 
 def listing_config(candidates: int = 4, **model: Any) -> Config:

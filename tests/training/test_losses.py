@@ -17,7 +17,7 @@ from rosepo.errors import UserError
 from rosepo.objectives.likelihood import drawn_weights
 from rosepo.training.align import align_in_process, align_task
 from rosepo.training.feed import micro_batches
-from tests.training.conftest import lines, tiny_config, weights
+from tests.training.tiny_run import lines, tiny_config, weights
 
 PLAIN: dict[str, Any] = {"log_every": 1, "learning_rate": 1e-3, "zero_stage": 0, "epochs": 2}
 ALIGN: dict[str, Any] = {**PLAIN, "beta": 0.5}

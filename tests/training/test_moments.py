@@ -16,8 +16,8 @@ from transformers import AutoModelForCausalLM
 from rosepo.artifacts import Outputs
 from rosepo.config import Config, parse_config
 from rosepo.errors import UserError
+from rosepo.lm.rows.batch import Batch
 from rosepo.training.align import align_in_process, align_task
-from rosepo.training.batch import Batch
 from rosepo.training.engine import Engine, prepare_process
 from rosepo.training.feed import micro_batches
 from rosepo.training.loop import fit_in_process, train_rank
@@ -25,9 +25,9 @@ from rosepo.training.moments import FILE, begin_with, steps_of
 from rosepo.training.saving import agreed_start
 from rosepo.training.sft import sft_task
 from rosepo.training.state import MOMENTS, export_state
-from tests.training.conftest import assert_same_training, lines, tiny_config, weights, write_groups
 from tests.training.ranks import forked_ranks
 from tests.training.test_resume import alone as stoppable
+from tests.training.tiny_run import assert_same_training, lines, tiny_config, weights, write_groups
 
 KEPT = {"sft": {"keep_optimizer": True}}
 ALIGN: dict[str, Any] = {"log_every": 1, "optimizer": "sft", "other": KEPT, "warmup_fraction": 0.0}

@@ -15,8 +15,8 @@ from rosepo.training.engine import prepare_process
 from rosepo.training.feed import micro_batches
 from rosepo.training.loop import fit_in_process, train_rank
 from rosepo.training.sft import sft_task
-from tests.training.conftest import ITEMS, assert_same_training, losses, tiny_config, weights
 from tests.training.ranks import two_ranks
+from tests.training.tiny_run import ITEMS, assert_same_training, losses, tiny_config, weights
 
 STAGES = (0, 1, 2, 3)
 

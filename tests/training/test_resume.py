@@ -26,9 +26,9 @@ from rosepo.training.metrics import cut_log
 from rosepo.training.saving import agreed_start, origin_of
 from rosepo.training.sft import SftTask, sft_task
 from rosepo.training.validation import check_best
-from tests.training.conftest import assert_same_training, lines, tiny_config, weights
 from tests.training.kills import config_of, resumed, train_rank_of
 from tests.training.ranks import forked_ranks
+from tests.training.tiny_run import assert_same_training, lines, tiny_config, weights
 
 KILLED = 26
 """Micro-batches of a rank before it is killed: thirteen steps, in the middle of the second epoch."""

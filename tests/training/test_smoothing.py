@@ -24,8 +24,8 @@ from rosepo.training.engine import prepare_process
 from rosepo.training.feed import micro_batches
 from rosepo.training.loop import train_rank
 from rosepo.training.smoothing import shuffled
-from tests.training.conftest import assert_same_training, lines, tiny_config, weights
 from tests.training.ranks import two_ranks
+from tests.training.tiny_run import assert_same_training, lines, tiny_config, weights
 
 ALIGN: dict[str, Any] = {"log_every": 1, "learning_rate": 3e-3, "beta": 0.5, "zero_stage": 0}
 SPA: dict[str, Any] = {**ALIGN, "epsilon": "spa", "epsilon_value": 0.2, "spa_quantile": 0.3, "epochs": 4}

@@ -1,0 +1,239 @@
+"""Finished model folders: a Hugging Face model (or PEFT adapter) that also knows its catalogue and its template.
+
+config.json, model.safetensors, generation_config.json      or adapter_config.json, adapter_model.safetensors
+tokenizer.json, tokenizer_config.json, README.md
+rosepo.json          template, max_length, max_history, base, revision, quantize, stage
+catalogue.parquet    the items that it recommends from
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from safetensors import safe_open
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedTokenizerBase
+
+import rosepo
+from rosepo.config import Config, TemplateConfig
+from rosepo.data.catalogue import Catalogue
+from rosepo.data.prompts import PromptBuilder
+from rosepo.errors import StageError, UserError
+from rosepo.lm.model.card import model_card
+from rosepo.lm.model.loading import load_policy, load_tokenizer
+from rosepo.lm.model.quantized import SETTINGS, quantization_of
+
+CATALOGUE = "catalogue.parquet"
+
+
+@dataclass(frozen=True)
+class Recommender:
+    """A finished model and everything that it needs to recommend."""
+
+    model: Any
+    tokenizer: PreTrainedTokenizerBase
+    builder: PromptBuilder
+    catalogue: Catalogue
+    max_history: int
+    """Newest items of a history that it was trained to read."""
+
+
+def load_recommender(folder: str | Path, dtype: torch.dtype = torch.float32) -> Recommender:
+    """The recommender of a folder that `save_policy` wrote; the model in eval mode, on the CPU.
+
+    Raises:
+        UserError: no such folder, or not one of rosepo's.
+    """
+    folder = Path(folder)
+    settings = read_settings(folder)
+    tokenizer = load_tokenizer(folder)
+    catalogue = Catalogue.load(folder / CATALOGUE)
+    builder = _builder(tokenizer, catalogue, settings)
+    return Recommender(load_policy(folder, dtype=dtype), tokenizer, builder, catalogue, int(settings["max_history"]))
+
+
+def load_builder(folder: str | Path) -> PromptBuilder:
+    """The prompts of a folder that `save_policy` wrote, without its model.
+
+    Raises:
+        UserError: as `load_recommender`.
+    """
+    folder = Path(folder)
+    return _builder(load_tokenizer(folder), Catalogue.load(folder / CATALOGUE), read_settings(folder))
+
+
+def _builder(tokenizer: PreTrainedTokenizerBase, catalogue: Catalogue, settings: Mapping[str, Any]) -> PromptBuilder:
+    return PromptBuilder(tokenizer, catalogue.titles, TemplateConfig(**settings["template"]), settings["max_length"])
+
+
+def read_settings(folder: str | Path) -> dict[str, Any]:
+    """What `rosepo.json` of a model folder holds.
+
+    Raises:
+        UserError: no folder, no such file in it, or one that cannot be read.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"model folder {folder} does not exist: give the folder that sft or align wrote")
+    for name in (SETTINGS, CATALOGUE):
+        if not (folder / name).is_file():
+            raise UserError(
+                f"{folder} has no {name}, so it is not a model that rosepo trained: give one of sft or align"
+            )
+    try:
+        settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+        TemplateConfig(**settings["template"])
+        return {**settings, "max_length": int(settings["max_length"]), "max_history": int(settings["max_history"])}
+    except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
+        raise UserError(
+            f"{folder / SETTINGS} cannot be read ({type(error).__name__}): train the model again"
+        ) from error
+
+
+def save_policy(
+    folder: Path,
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    catalogue: Catalogue,
+    config: Config,
+    *,
+    stage: str,
+    state_dict: Mapping[str, torch.Tensor] | None = None,
+    figures: Mapping[str, Any] | None = None,
+    command: str | None = None,
+) -> None:
+    """Write a finished model into a folder, made if need be.
+
+    Args:
+        folder: where to.
+        model: the causal LM or PEFT model, for its architecture; its weights count where no state_dict is given.
+        tokenizer: its tokenizer.
+        catalogue: what it recommends from.
+        config: the whole configuration.
+        stage: `sft` or `align`.
+        state_dict: consolidated weights (of ZeRO-3, say) named as in ``model``, or as in a `LogpsModel` around it. For
+            an adapter its own weights are enough.
+        figures: rows of the model card's metrics.
+        command: for the model card; None names the stage's own.
+
+    Raises:
+        StageError: weights that are missing, empty or not finite.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    builder = PromptBuilder(tokenizer, catalogue.titles, config.model.template, config.model.max_length)
+    adapter = getattr(model, "peft_type", None) is not None
+    if adapter:
+        _save_adapter(folder, model, config, state_dict)
+    else:
+        _save_whole(folder, model, state_dict)
+    GenerationConfig(
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        do_sample=False,
+        max_new_tokens=builder.longest_completion,
+    ).save_pretrained(folder)
+    _save_tokenizer(folder, tokenizer, catalogue.titles)
+    catalogue.save(folder / CATALOGUE)
+    quantize = quantization_of(model)
+    settings = {
+        "template": config.model.template.model_dump(),
+        "max_length": config.model.max_length,
+        "max_history": config.prepare.max_history,
+        "base": config.model.path,
+        "revision": config.model.revision,
+        "quantize": quantize,
+        "stage": stage,
+        "version": rosepo.__version__,
+    }
+    (folder / SETTINGS).write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    card = model_card(
+        stage=stage,
+        config=config,
+        catalogue=catalogue,
+        max_new_tokens=builder.longest_completion,
+        adapter=adapter,
+        quantize=quantize,
+        figures=figures,
+        command=command,
+    )
+    (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def _save_whole(folder: Path, model: Any, state_dict: Mapping[str, torch.Tensor] | None) -> None:
+    weights = _named_like(model, state_dict if state_dict is not None else model.state_dict())
+    _check(weights)
+    # A clean shell of the same architecture: no hooks, no partitioned parameters, and the weights' own dtype.
+    with torch.device("meta"):
+        shell = AutoModelForCausalLM.from_config(model.config)
+    tied = set(getattr(shell, "all_tied_weights_keys", None) or {})
+    missing, unexpected = shell.load_state_dict(weights, strict=False, assign=True)
+    shell.tie_weights()
+    lost = sorted(set(missing) - tied)
+    if lost or unexpected:
+        raise StageError(f"the trained weights do not fit their architecture: {(lost or unexpected)[0]} and more")
+    shell.save_pretrained(folder)
+
+
+def _save_adapter(folder: Path, model: Any, config: Config, state_dict: Mapping[str, torch.Tensor] | None) -> None:
+    base = config.model.path
+    settings = model.active_peft_config
+    if base is not None and not settings.base_model_name_or_path:
+        settings.base_model_name_or_path = base
+    local = Path(settings.base_model_name_or_path or "").expanduser()
+    if settings.base_model_name_or_path and local.exists():
+        settings.base_model_name_or_path = str(local.resolve())
+    elif config.model.lora is not None:
+        settings.revision = config.model.revision
+    weights = None if state_dict is None else _named_like(model, state_dict)
+    # Without save_embedding_layers PEFT would ask the hub about the base's vocabulary, which nothing here resizes.
+    model.save_pretrained(folder, state_dict=weights, save_embedding_layers=False)
+    with safe_open(folder / "adapter_model.safetensors", framework="pt") as file:
+        names = list(file.keys())
+        saved = {name: file.get_tensor(name) for name in names}
+    _check(saved)
+    halves = {half: {name.replace(f"lora_{half}", "") for name in saved if f"lora_{half}" in name} for half in "AB"}
+    expected = sum(".lora_A." in name or ".lora_embedding_A." in name for name, _ in model.named_parameters())
+    if halves["A"] != halves["B"] or len(halves["A"]) != expected:
+        raise StageError(
+            f"the adapter has {expected} adapted layers, but {len(halves['A'])} A and {len(halves['B'])} B matrices"
+            " came out"
+        )
+
+
+def _save_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase, titles: Sequence[str]) -> None:
+    tokenizer.save_pretrained(folder)
+    # AutoTokenizer goes by the model's type, and for some types rebuilds a tokenizer of its own from the files.
+    sample = list(titles[:1000])
+    before, after = (
+        made(sample, add_special_tokens=False)["input_ids"] for made in (tokenizer, load_tokenizer(folder))
+    )
+    if before != after:
+        title = next(title for title, old, new in zip(sample, before, after, strict=True) if old != new)
+        raise StageError(f"the saved tokenizer reads {title!r} differently: its class does not suit the model's type")
+
+
+def _named_like(model: Any, state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The weights under the model's own names: a wrapper's prefix is taken off."""
+    names = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    names |= {name for name, _ in model.named_buffers(remove_duplicate=False)}
+    for prefix in ("", "module.", "model.", "module.model."):
+        stripped = {name.removeprefix(prefix): value for name, value in state_dict.items() if name.startswith(prefix)}
+        if len(stripped) == len(state_dict) and stripped.keys() <= names:
+            return stripped
+    raise StageError(f"the trained weights are not those of {type(model).__name__}: {next(iter(state_dict), 'none')}")
+
+
+def _check(weights: Mapping[str, torch.Tensor]) -> None:
+    if not weights:
+        raise StageError("the trained model came out without weights")
+    for name, value in weights.items():
+        if value.numel() == 0:
+            raise StageError(f"weight {name} came out empty: its parts were not gathered")
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            raise StageError(f"weight {name} holds NaN or infinity: training diverged; lower the learning rate")
