@@ -27,12 +27,12 @@ from scipy.special import log_softmax
 from rosepo.artifacts import Outputs
 from rosepo.data.catalogue import Catalogue
 from rosepo.errors import UserError
-from rosepo.evaluation.metrics import hit_ratio, ndcg
 from rosepo.evaluation.rankings import Batch, read_batches
 from rosepo.evaluation.systems import EXAMPLES_FILE
 from rosepo.lm.model.model_folder import Recommender, load_recommender
 from rosepo.lm.titles.beam_search import Decoder
 from rosepo.lm.titles.candidate_scores import rank_batch
+from rosepo.metrics.ranking import hit_ratio, ndcg
 from rosepo.models.oracle import Oracle
 
 

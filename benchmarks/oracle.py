@@ -44,8 +44,8 @@ from rosepo.config import Config
 from rosepo.data.catalogue import Catalogue
 from rosepo.data.seen import read_split
 from rosepo.evaluation.baselines import top_k
-from rosepo.evaluation.bootstrap import Estimate, UserBootstrap
-from rosepo.evaluation.metrics import hit_ratio, target_ranks
+from rosepo.metrics.bootstrap import Estimate, UserBootstrap
+from rosepo.metrics.ranking import hit_ratio, target_ranks
 from rosepo.models.oracle import Oracle
 from rosepo.models.sasrec import SASRec, SASRecConfig
 from rosepo.planning import resolve_config

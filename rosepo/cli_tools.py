@@ -69,7 +69,7 @@ def compare(
     """
 
     def work() -> None:
-        from rosepo.evaluation.compare import compare as write
+        from rosepo.report.compare import compare as write
 
         write(runs, out, base)
 

@@ -131,9 +131,9 @@ def _check_systems(config: Config) -> None:
     Raises:
         UserError: naming the key.
     """
-    from rosepo.data.answers import layout_of
     from rosepo.data.formats import read_header
-    from rosepo.evaluation.given import sources_of
+    from rosepo.evaluation.external_models import sources_of
+    from rosepo.evaluation.prediction_files import layout_of
     from rosepo.lm.model.loading import find_source
 
     for given in config.evaluate.given.values():

@@ -10,8 +10,8 @@ from typing import Any
 from rosepo.artifacts import Outputs, read_manifest
 from rosepo.config import Config
 from rosepo.console import duration, say, table
-from rosepo.evaluation.verdict import no_baseline
-from rosepo.evaluation.words import brackets
+from rosepo.report.text.conclusions import no_baseline
+from rosepo.report.text.format import brackets
 from rosepo.stages import Stage, find_stage, seconds_in_all, stages_of, together_with
 
 SHOWN = ("hr@1", "hr@10", "ndcg@10")

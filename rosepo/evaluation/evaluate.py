@@ -19,13 +19,13 @@ from rosepo.artifacts import write_json
 from rosepo.config import Config, folder_or_id
 from rosepo.console import say
 from rosepo.data.catalogue import Catalogue
-from rosepo.evaluation.candidates import free_generation
-from rosepo.evaluation.given import check_given_model
+from rosepo.evaluation.candidates.protocol import free_generation
+from rosepo.evaluation.external_models import check_given_model
 from rosepo.evaluation.measure import measure
 from rosepo.evaluation.predictions import read_predictions
 from rosepo.evaluation.rankings import count_cut, plan_parts, write_examples
 from rosepo.evaluation.systems import EXAMPLES_FILE, ITEMS_FILE, TABLE, Ranking, oracle_name
-from rosepo.evaluation.verdict import NO_BASELINE
+from rosepo.report.text.conclusions import NO_BASELINE
 
 if TYPE_CHECKING:
     from rosepo.artifacts import Outputs
@@ -45,7 +45,7 @@ def evaluate(config: Config, inputs: Outputs, out: Path) -> dict[str, Any]:
             or predictions that cannot be evaluated here.
         StageError: an actor failed for good, or the disk is full.
     """
-    from rosepo.evaluation.report import write_report
+    from rosepo.report.run_report import write_report
 
     started = time.monotonic()
     settings = config.evaluate

@@ -18,11 +18,11 @@ import pyarrow.parquet as pq
 from rosepo.config import Config
 from rosepo.console import say
 from rosepo.data.catalogue import Catalogue
-from rosepo.evaluation import bias
-from rosepo.evaluation.bootstrap import Resampled, UserBootstrap, plain
-from rosepo.evaluation.groups import METRICS, group_figures, user_groups
-from rosepo.evaluation.metrics import accuracy, hit_ratio, ndcg
 from rosepo.evaluation.rankings import Batch, part_batches, plan_parts, read_part
+from rosepo.evaluation.user_segments import METRICS, group_figures, user_groups
+from rosepo.metrics import bias
+from rosepo.metrics.bootstrap import Resampled, UserBootstrap, plain
+from rosepo.metrics.ranking import accuracy, hit_ratio, ndcg
 
 if TYPE_CHECKING:
     from rosepo.artifacts import Outputs

@@ -18,11 +18,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from rosepo.config.given import Given
-from rosepo.data.answers import UNKNOWN, Answers, ItemReader, Layout, read_answers
 from rosepo.data.catalogue import Catalogue
 from rosepo.data.columns import codes as places_of
 from rosepo.errors import UserError
-from rosepo.evaluation.given import sources_of
+from rosepo.evaluation.external_models import sources_of
+from rosepo.evaluation.prediction_files import UNKNOWN, Answers, ItemReader, Layout, read_answers
 from rosepo.evaluation.rankings import (
     DEPTH,
     NO_ITEM,

@@ -101,7 +101,7 @@ class LanguageModelRanker:
     def _hold(self, name: str) -> None:
         if name == self.held:
             return
-        from rosepo.evaluation.given import load_given
+        from rosepo.evaluation.external_models import load_given
 
         self.release()  # or both would lie in memory while the next one is loaded
         settings = self.settings

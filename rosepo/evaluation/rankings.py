@@ -24,7 +24,7 @@ from rosepo.artifacts import write_json
 from rosepo.data.catalogue import Catalogue
 from rosepo.data.seen import read_split
 from rosepo.errors import StageError, UserError
-from rosepo.evaluation.metrics import target_ranks
+from rosepo.metrics.ranking import target_ranks
 from rosepo.parts import whole_part
 
 DEPTH = 20

@@ -17,7 +17,7 @@ from rosepo.console import Progress, say
 from rosepo.data.catalogue import Catalogue
 from rosepo.data.digests import digests_of
 from rosepo.evaluation.baselines import Popular, markov
-from rosepo.evaluation.given import sources_of
+from rosepo.evaluation.external_models import sources_of
 from rosepo.evaluation.predictions import Predictions
 from rosepo.evaluation.rankers import LanguageModelRanker, RankerSettings, rank_by_batches, rank_by_models
 from rosepo.evaluation.rankings import DEPTH, PART_BATCHES, PARTS, Batch, Part, check_complete, open_rankings

@@ -16,12 +16,12 @@ import pyarrow.parquet as pq
 from rosepo.artifacts import Outputs
 from rosepo.config import Config
 from rosepo.data.catalogue import Catalogue
-from rosepo.evaluation import bias
-from rosepo.evaluation.bootstrap import Estimate, Resampled, UserBootstrap
-from rosepo.evaluation.metrics import hit_ratio, ndcg
 from rosepo.evaluation.rankings import read_batches, read_rankings
 from rosepo.evaluation.systems import EXAMPLES_FILE, ITEMS_FILE, RANKINGS_FOLDER
 from rosepo.lm.model.title_embeddings import encode_titles, history_similarity
+from rosepo.metrics import bias
+from rosepo.metrics.bootstrap import Estimate, Resampled, UserBootstrap
+from rosepo.metrics.ranking import hit_ratio, ndcg
 
 METRICS = ("hr@1", "hr@10", "ndcg@10", "log_popularity", "head_share", "hallucination")
 TRUTH = "truth"

@@ -12,10 +12,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from rosepo.artifacts import write_text
-from rosepo.evaluation.drawing import STYLE, text_of
-from rosepo.evaluation.naming import short
-from rosepo.evaluation.words import sign
 from rosepo.experiments.tables import LABELS, base_of, file_name
+from rosepo.report.plots.svg import STYLE, text_of
+from rosepo.report.text.format import sign
+from rosepo.report.text.labels import short
 
 DRAWN = ("ndcg@10", "hr@10", "log_popularity")
 """A column each."""

@@ -17,8 +17,6 @@ import numpy as np
 
 from rosepo.artifacts import Outputs, now, read_manifest, write_json, write_text
 from rosepo.errors import UserError
-from rosepo.evaluation.bootstrap import Estimate
-from rosepo.evaluation.words import outcome, sign
 from rosepo.experiments.looks import looked_at
 from rosepo.experiments.measures import METRICS, TRUTH, Measured, Pool, Series, measure
 from rosepo.experiments.pictures import write_pictures
@@ -26,8 +24,10 @@ from rosepo.experiments.provenance import cost, made_by
 from rosepo.experiments.runs import Run
 from rosepo.experiments.suite import BASELINES, Contrast, Experiments
 from rosepo.experiments.tables import as_markdown
+from rosepo.metrics.bootstrap import Estimate
 from rosepo.planning import resolve_config
 from rosepo.redaction import redact
+from rosepo.report.text.format import outcome, sign
 from rosepo.tuning.sweep import TRIALS_FILE
 
 JSON_FILE, MARKDOWN_FILE = "results.json", "results.md"

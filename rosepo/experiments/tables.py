@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rosepo.console import duration
-from rosepo.evaluation.words import as_shown, digits_of, number, sign
+from rosepo.report.text.format import as_shown, digits_of, number, sign
 
 LABELS = {
     "hr@1": "HR@1",

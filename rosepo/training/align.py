@@ -21,8 +21,8 @@ from rosepo.artifacts import Outputs, of_round, read_manifest
 from rosepo.config import AlignConfig, Config
 from rosepo.console import say
 from rosepo.data.catalogue import Catalogue
-from rosepo.evaluation.smoothing import read_epsilon
 from rosepo.lm.model.model_folder import CATALOGUE, load_builder, read_settings
+from rosepo.report.epsilon_summary import read_epsilon
 from rosepo.resources import stage_use_gpu
 from rosepo.sampling.plan import VALIDATION_FILE, planned_users, shards_of
 from rosepo.training.align_task import AlignTask, branchings_of

@@ -21,7 +21,7 @@ from rosepo.config import Config
 from rosepo.console import say
 from rosepo.data.catalogue import Catalogue
 from rosepo.errors import UserError
-from rosepo.evaluation.metrics import hit_ratio, ndcg
+from rosepo.metrics.ranking import hit_ratio, ndcg
 from rosepo.models.oracle import FOLDS_FILE, CrossFitted, Oracle, fold_of
 from rosepo.models.sasrec import SASRec
 from rosepo.models.scorers import write_about

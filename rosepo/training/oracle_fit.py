@@ -26,7 +26,7 @@ from rosepo.config import Config, OracleConfig
 from rosepo.console import Progress, follow
 from rosepo.data.catalogue import Catalogue
 from rosepo.errors import StageError
-from rosepo.evaluation.metrics import hit_ratio, ndcg
+from rosepo.metrics.ranking import hit_ratio, ndcg
 from rosepo.models.oracle import fold_folder, member_folder
 from rosepo.models.sasrec import SASRec, SASRecConfig
 from rosepo.training.averaging import follow_mean

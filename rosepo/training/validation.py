@@ -117,8 +117,8 @@ class Validator:
         held = self.task.held_out
         if held is None:
             return {}
-        from rosepo.evaluation.metrics import hit_ratio, ndcg, target_ranks
         from rosepo.lm.titles.beam_search import Decoder
+        from rosepo.metrics.ranking import hit_ratio, ndcg, target_ranks
 
         if self._decoder is None:
             self._decoder = Decoder(self.engine.module.model, held.builder, BEAMS)  # type: ignore[arg-type]

@@ -154,11 +154,11 @@ def _progress_callback(progress: Progress) -> Any:
 
 def _measure(model_folder: Path, config: Config, inputs: Outputs, gpu: bool = False) -> dict[str, float]:
     """HR@10 and NDCG@10 of a model on the sweep's validation examples."""
-    from rosepo.evaluation.metrics import accuracy, target_ranks
     from rosepo.evaluation.rankings import Batch
     from rosepo.lm.model.policy import load_recommender
     from rosepo.lm.titles.beam_search import Decoder
     from rosepo.lm.titles.candidate_scores import rank_batch
+    from rosepo.metrics.ranking import accuracy, target_ranks
 
     recommender = load_recommender(model_folder)
     model = recommender.model.to("cuda") if gpu else recommender.model

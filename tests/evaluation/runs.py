@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from rosepo.artifacts import Outputs, digest, write_json
 from rosepo.config import Config, load_config
 from rosepo.data.catalogue import Catalogue
-from rosepo.evaluation import rankers, report, systems
+from rosepo.evaluation import rankers, systems
 from rosepo.fingerprints import stage_settings
 from rosepo.lm.model.model_folder import save_policy
 from rosepo.pipeline import PUBLISHED
@@ -83,5 +83,5 @@ def rank_in_process(replace: Callable[[Any, str, Any], None]) -> None:
             (out / name).touch()
 
     replace(rankers, "answers_of_actors", answers)
-    replace(report, "write_report", empty)
+    replace(run_report, "write_report", empty)
     replace(systems, "stage_use_gpu", lambda config, section: False)

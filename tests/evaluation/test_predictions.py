@@ -17,9 +17,9 @@ from rosepo.config import load_config
 from rosepo.data.catalogue import Catalogue
 from rosepo.errors import UserError
 from rosepo.evaluation import predictions
-from rosepo.evaluation.metrics import target_ranks
 from rosepo.evaluation.predictions import Predictions, read_predictions
 from rosepo.evaluation.rankings import plan_parts, read_rankings, write_examples
+from rosepo.metrics.ranking import target_ranks
 from tests.evaluation.runs import tiny_run
 
 Rows = list[dict[str, Any]]

@@ -14,9 +14,9 @@ import pytest
 from rosepo.artifacts import Outputs
 from rosepo.config import Config
 from rosepo.errors import UserError
-from rosepo.evaluation.candidates import SERIES
+from rosepo.evaluation.candidates.free_answers import answer_limit, greedy_answers
+from rosepo.evaluation.candidates.protocol import SERIES
 from rosepo.evaluation.evaluate import evaluate
-from rosepo.evaluation.generate import answer_limit, greedy_answers
 from rosepo.evaluation.recommend import recommend
 from rosepo.lm.model.model_folder import load_recommender, read_settings, save_policy
 from tests.evaluation.runs import rank_in_process, tiny_config, write_examples

@@ -26,9 +26,9 @@ from rosepo.config import TemplateConfig
 from rosepo.data.catalogue import Catalogue
 from rosepo.data.prompts import PromptBuilder
 from rosepo.errors import UserError
-from rosepo.evaluation import given
+from rosepo.evaluation import external_models
+from rosepo.evaluation.candidates.free_answers import FreeWriter
 from rosepo.evaluation.evaluate import evaluate
-from rosepo.evaluation.generate import FreeWriter
 from rosepo.evaluation.rankers import LanguageModelRanker, RankerSettings
 from rosepo.evaluation.rankings import (
     open_rankings,
@@ -265,7 +265,7 @@ def test_an_actor_lets_go_of_a_model_before_it_loads_the_next(
     inputs: Outputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two models of seven billion parameters do not fit where one does."""
-    load, alive = given.load_given, list[int]()
+    load, alive = external_models.load_given, list[int]()
     held: list[weakref.ref[Any]] = []
 
     def watched(*arguments: Any) -> Any:
@@ -275,7 +275,7 @@ def test_an_actor_lets_go_of_a_model_before_it_loads_the_next(
         held.append(weakref.ref(found.model))
         return found
 
-    monkeypatch.setattr(given, "load_given", watched)
+    monkeypatch.setattr(external_models, "load_given", watched)
     write_examples(inputs.examples, "test", 8, 4, tmp_path / "examples.parquet")
     settings = RankerSettings(
         models={name: str(inputs.root / name) for name in ("sft", "aligned")},

@@ -18,11 +18,11 @@ from rosepo.config import Config, load_config
 from rosepo.data.catalogue import Catalogue
 from rosepo.errors import UserError
 from rosepo.evaluation.evaluate import evaluate
-from rosepo.evaluation.verdict import verdict
 from rosepo.fingerprints import stage_fingerprint
 from rosepo.models.oracle import FOLDS_FILE, Oracle
 from rosepo.models.sasrec import SASRec, SASRecConfig
 from rosepo.refusals import check_before_run, check_named
+from rosepo.report.text.conclusions import verdict
 from rosepo.sampling.pairs import pairs
 from rosepo.stages import STAGES
 from rosepo.summary import results_table

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from rosepo.data.catalogue import Catalogue
 from rosepo.errors import UserError
 from rosepo.evaluation.baselines import top_k
-from rosepo.evaluation.metrics import hit_ratio, ndcg, target_ranks
 from rosepo.evaluation.systems import oracle_name
+from rosepo.metrics.ranking import hit_ratio, ndcg, target_ranks
 from rosepo.models.oracle import CrossFitted, Oracle, fold_of
 from rosepo.models.sasrec import SASRec, SASRecConfig
 from rosepo.training.oracle import train_oracle
