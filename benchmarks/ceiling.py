@@ -33,7 +33,7 @@ from rosepo.lm.model.model_folder import Recommender, load_recommender
 from rosepo.lm.titles.beam_search import Decoder
 from rosepo.lm.titles.candidate_scores import rank_batch
 from rosepo.metrics.ranking import hit_ratio, ndcg
-from rosepo.models.oracle import Oracle
+from rosepo.oracle.crossfit import Oracle
 
 
 def main() -> None:

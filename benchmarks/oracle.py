@@ -46,12 +46,12 @@ from rosepo.data.seen import read_split
 from rosepo.evaluation.baselines import top_k
 from rosepo.metrics.bootstrap import Estimate, UserBootstrap
 from rosepo.metrics.ranking import hit_ratio, target_ranks
-from rosepo.models.oracle import Oracle
-from rosepo.models.sasrec import SASRec, SASRecConfig
+from rosepo.oracle.crossfit import Oracle
+from rosepo.oracle.fit import _Run
+from rosepo.oracle.make_oracle import _training_table
+from rosepo.oracle.sasrec import SASRec, SASRecConfig
+from rosepo.oracle.sasrec_data import NextItemLoss, Sequences, epoch_batches
 from rosepo.planning import resolve_config
-from rosepo.training.oracle import _training_table
-from rosepo.training.oracle_fit import _Run
-from rosepo.training.sequences import NextItemLoss, Sequences, epoch_batches
 
 VARIABLE = "ROSEPO_RECBOLE_PYTHON"
 CONFIG = Path(__file__).parents[1] / "jobs" / "configs" / "demo.yaml"

@@ -70,7 +70,7 @@ def file_digests(config: Config, stage: Stage) -> dict[str, str]:
         return source_digests(config.data)
     if stage.name == "oracle" and config.oracle.scores is not None:
         from rosepo.data.digests import digests_of
-        from rosepo.data.scores import score_files
+        from rosepo.oracle.score_files import score_files
 
         return digests_of(score_files(config.oracle.scores))
     if stage.name == "oracle" and config.oracle.scorer is not None:

@@ -28,7 +28,7 @@ def check_before_run(config: Config) -> dict[str, Any]:
     """
     from rosepo.data.prepare import inspect_data
     from rosepo.lm.model.policy import validate_model
-    from rosepo.models.scorers import check_given
+    from rosepo.oracle.load import check_given
     from rosepo.sampling.mixture import check_negatives
     from rosepo.tuning.space import check_space
 
@@ -60,7 +60,7 @@ def check_named(config: Config, names: Sequence[str]) -> None:
         UserError: a sweep that tries nothing, settings that `align` would refuse, an oracle (see `check_given`), or
             systems to evaluate that are not there.
     """
-    from rosepo.models.scorers import check_given
+    from rosepo.oracle.load import check_given
     from rosepo.stages import find_stage
     from rosepo.tuning.space import check_space
 

@@ -95,7 +95,7 @@ STAGES: dict[str, Stage] = {
             "oracle",
             "prepare",
             "oracle",
-            "rosepo.training.oracle:make_oracle",
+            "rosepo.oracle.make_oracle:make_oracle",
             "fit the preference oracle",
         ),
         _stage(

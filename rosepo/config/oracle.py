@@ -16,7 +16,7 @@ class OracleConfig(Section):
     kind: Literal["sasrec", "scorer", "table"] = "sasrec"
     """`sasrec` is trained here and takes all settings but `scorer` and `scores`; the others take none beside `tau`."""
     scorer: str | None = None
-    """Kind `scorer`: import path of your scorer's maker, `module:callable` (rosepo/models/scorers.py has the
+    """Kind `scorer`: import path of your scorer's maker, `module:callable` (rosepo/oracle/load.py has the
     signature)."""
     scores: str | None = None
     """Kind `table`: Parquet with columns example_id, item_id, score (higher is preferred); a file, a folder or a glob;

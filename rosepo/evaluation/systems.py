@@ -21,7 +21,7 @@ from rosepo.evaluation.external_models import sources_of
 from rosepo.evaluation.predictions import Predictions
 from rosepo.evaluation.rankers import LanguageModelRanker, RankerSettings, rank_by_batches, rank_by_models
 from rosepo.evaluation.rankings import DEPTH, PART_BATCHES, PARTS, Batch, Part, check_complete, open_rankings
-from rosepo.models.scorers import ImportedScorer, WholeCatalogue, load_scorer, read_about
+from rosepo.oracle.load import ImportedScorer, WholeCatalogue, load_scorer, read_about
 from rosepo.resources import stage_use_gpu
 
 if TYPE_CHECKING:
@@ -168,7 +168,7 @@ def oracle_name(folder: Path) -> str | None:
         return None
     about = read_about(folder)
     if about["kind"] == "sasrec":
-        from rosepo.models.oracle import n_members
+        from rosepo.oracle.crossfit import n_members
 
         return "SASRec" if (models := n_members(folder)) == 1 else f"mean of {models} SASRecs"
     return TABLE if about["kind"] == "table" else str(about["scorer"])
@@ -177,7 +177,7 @@ def oracle_name(folder: Path) -> str | None:
 def _oracle_baseline(folder: Path, catalogue: Catalogue) -> BatchScores:
     """The oracle as a ranker: SASRec trained on all users, or a scorer of one's own over the whole catalogue."""
     if read_about(folder)["kind"] == "sasrec":
-        from rosepo.models.oracle import Oracle
+        from rosepo.oracle.crossfit import Oracle
 
         oracle = Oracle.load(folder, catalogue.item_ids)
         return lambda batch: oracle.score_all(batch.histories)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from rosepo.sampling.epsilon import CEILING
+from rosepo.oracle.epsilon import CEILING
 
 BINS = 20
 """Bins of the histogram of epsilon over [0, 1/2]."""

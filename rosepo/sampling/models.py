@@ -14,9 +14,9 @@ from rosepo.lm.model.model_folder import load_builder, load_recommender
 from rosepo.lm.rows.logps import LogpsModel
 from rosepo.lm.titles.beam_search import Decoder
 from rosepo.lm.titles.candidate_scores import candidate_logps
-from rosepo.models.scorers import load_scorer, whole_catalogue
+from rosepo.oracle.epsilon import calibrate
+from rosepo.oracle.load import load_scorer, whole_catalogue
 from rosepo.sampling.cache import ReferenceCache
-from rosepo.sampling.epsilon import calibrate
 from rosepo.sampling.examples import Examples
 from rosepo.sampling.listed import CandidateScores
 from rosepo.sampling.scoring import GroupScorer

@@ -24,7 +24,7 @@ from rosepo.data.catalogue import Catalogue
 from rosepo.errors import StageError, UserError
 from rosepo.lm.model.model_folder import CATALOGUE, read_settings
 from rosepo.lm.model.title_embeddings import encode_titles
-from rosepo.models.scorers import load_scorer
+from rosepo.oracle.load import load_scorer
 from rosepo.resources import stage_use_gpu
 from rosepo.sampling.actors import ActorSettings
 from rosepo.sampling.cache import open_cache

@@ -10,8 +10,8 @@ from rosepo.data.prompts import PromptBuilder
 from rosepo.errors import StageError
 from rosepo.lm.rows.logps import LogpsModel
 from rosepo.lm.titles.title_scores import reference_logps
+from rosepo.oracle.epsilon import epsilon
 from rosepo.sampling.cache import ReferenceCache
-from rosepo.sampling.epsilon import epsilon
 from rosepo.sampling.examples import Examples
 from rosepo.sampling.figures import Tally
 from rosepo.sampling.sampler import Scores, units

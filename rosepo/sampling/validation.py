@@ -18,7 +18,7 @@ from rosepo.artifacts import Outputs
 from rosepo.config import Config
 from rosepo.data.catalogue import Catalogue
 from rosepo.data.seen import read_split
-from rosepo.models.scorers import read_about
+from rosepo.oracle.load import read_about
 from rosepo.sampling.mixture import max_negatives
 from rosepo.sampling.plan import UNIT, VALIDATION, Shard
 

@@ -14,7 +14,7 @@ from rosepo.errors import UserError
 from rosepo.evaluation.evaluate import evaluate
 from rosepo.evaluation.rankings import read_batches, read_rankings, write_examples
 from rosepo.lm.model.model_folder import load_recommender
-from rosepo.models.sasrec import SASRec, SASRecConfig
+from rosepo.oracle.sasrec import SASRec, SASRecConfig
 from tests.evaluation.runs import tiny_config, tiny_run
 
 KEYS = {f"{metric}@{k}" for metric in ("hr", "ndcg") for k in (1, 5, 10, 20)}

@@ -42,7 +42,7 @@ from rosepo.evaluation.rankings import (
 from rosepo.evaluation.systems import Ranking
 from rosepo.lm.model.model_folder import save_policy
 from rosepo.lm.titles.beam_search import Decoder
-from rosepo.models.sasrec import SASRec, SASRecConfig
+from rosepo.oracle.sasrec import SASRec, SASRecConfig
 from rosepo.pipeline import run_stages
 from rosepo.planning import CONFIG_FILE, plan_stages, resolve_config
 from tests.evaluation.runs import finished, tiny_config, tiny_run

@@ -16,8 +16,8 @@ from rosepo.data.catalogue import Catalogue
 from rosepo.errors import StageError, UserError, own_error
 from rosepo.lm.model.model_folder import load_recommender
 from rosepo.lm.rows.logps import plain_logps
-from rosepo.models.oracle import Oracle
-from rosepo.models.sasrec import SASRec, SASRecConfig
+from rosepo.oracle.crossfit import Oracle
+from rosepo.oracle.sasrec import SASRec, SASRecConfig
 from rosepo.sampling.pairs import pairs
 from tests.helpers import tiny_catalogue
 from tests.sampling.runs import N_ITEMS, borrow, configure, read, save_oracle, write_examples

@@ -19,7 +19,7 @@ from rosepo.lm.model.model_folder import load_recommender, save_policy
 from rosepo.lm.model.title_embeddings import encode_titles, history_similarity
 from rosepo.lm.rows.logps import plain_logps
 from rosepo.lm.titles.beam_search import Decoder
-from rosepo.models.scorers import load_scorer, whole_catalogue
+from rosepo.oracle.load import load_scorer, whole_catalogue
 from rosepo.sampling.audit import audit_groups
 from rosepo.sampling.draws import Draws
 from rosepo.sampling.examples import Examples

@@ -27,12 +27,12 @@ from rosepo.console import Progress, follow
 from rosepo.data.catalogue import Catalogue
 from rosepo.errors import StageError
 from rosepo.metrics.ranking import hit_ratio, ndcg
-from rosepo.models.oracle import fold_folder, member_folder
-from rosepo.models.sasrec import SASRec, SASRecConfig
+from rosepo.oracle.calibration import validation_arrays
+from rosepo.oracle.crossfit import fold_folder, member_folder
+from rosepo.oracle.sasrec import SASRec, SASRecConfig
+from rosepo.oracle.sasrec_data import NextItemLoss, Sequences, batch_tensors, epoch_batches, ranks_of
 from rosepo.training.averaging import follow_mean
 from rosepo.training.metrics import METRICS_FILE, MetricLog
-from rosepo.training.preferences import validation_arrays
-from rosepo.training.sequences import NextItemLoss, Sequences, batch_tensors, epoch_batches, ranks_of
 from rosepo.training.trainer import root_cause, trainer_class
 
 WARMUP_STEPS = 100

@@ -19,8 +19,8 @@ from rosepo.data.catalogue import Catalogue
 from rosepo.errors import UserError
 from rosepo.evaluation.evaluate import evaluate
 from rosepo.fingerprints import stage_fingerprint
-from rosepo.models.oracle import FOLDS_FILE, Oracle
-from rosepo.models.sasrec import SASRec, SASRecConfig
+from rosepo.oracle.crossfit import FOLDS_FILE, Oracle
+from rosepo.oracle.sasrec import SASRec, SASRecConfig
 from rosepo.refusals import check_before_run, check_named
 from rosepo.report.text.conclusions import verdict
 from rosepo.sampling.pairs import pairs
@@ -29,7 +29,7 @@ from rosepo.summary import results_table
 from tests.evaluation.runs import tiny_config, tiny_run
 
 TAU = 0.7
-HERE = "tests.training.test_given_oracle"
+HERE = "tests.oracle.test_external_oracle"
 SAMPLED = ("pairs.negatives=2", "pairs.strategies={popularity: 1, uniform: 1}")
 
 

@@ -17,12 +17,12 @@ from rosepo.errors import UserError
 from rosepo.evaluation.baselines import top_k
 from rosepo.evaluation.systems import oracle_name
 from rosepo.metrics.ranking import hit_ratio, ndcg, target_ranks
-from rosepo.models.oracle import CrossFitted, Oracle, fold_of
-from rosepo.models.sasrec import SASRec, SASRecConfig
-from rosepo.training.oracle import train_oracle
-from rosepo.training.oracle_fit import WARMUP_STEPS
-from rosepo.training.preferences import calibrate_preferences, validation_arrays, validation_table
-from rosepo.training.sequences import IGNORED, NextItemLoss, Sequences, batch_tensors, epoch_batches, ranks_of
+from rosepo.oracle.calibration import calibrate_preferences, validation_arrays, validation_table
+from rosepo.oracle.crossfit import CrossFitted, Oracle, fold_of
+from rosepo.oracle.fit import WARMUP_STEPS
+from rosepo.oracle.make_oracle import train_oracle
+from rosepo.oracle.sasrec import SASRec, SASRecConfig
+from rosepo.oracle.sasrec_data import IGNORED, NextItemLoss, Sequences, batch_tensors, epoch_batches, ranks_of
 from tests.evaluation.runs import tiny_config, tiny_run
 
 

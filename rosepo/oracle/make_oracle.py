@@ -1,6 +1,6 @@
 """The `oracle` stage: SASRec over the full catalogue, cross-fitted by user, with the temperature that calibrates it.
 
-Oracles that are not trained here are taken over by `rosepo.training.given_oracle`.
+Oracles that are not trained here are taken over by `rosepo.oracle.external_oracle`.
 """
 
 from __future__ import annotations
@@ -22,14 +22,7 @@ from rosepo.console import say
 from rosepo.data.catalogue import Catalogue
 from rosepo.errors import UserError
 from rosepo.metrics.ranking import hit_ratio, ndcg
-from rosepo.models.oracle import FOLDS_FILE, CrossFitted, Oracle, fold_of
-from rosepo.models.sasrec import SASRec
-from rosepo.models.scorers import write_about
-from rosepo.resources import stage_use_gpu
-from rosepo.training.given_oracle import given_oracle
-from rosepo.training.metrics import METRICS_FILE
-from rosepo.training.oracle_fit import fit_oracles, parts
-from rosepo.training.preferences import (
+from rosepo.oracle.calibration import (
     CALIBRATION_FILE,
     as_indexes,
     calibrate_preferences,
@@ -37,7 +30,14 @@ from rosepo.training.preferences import (
     validation_arrays,
     validation_table,
 )
-from rosepo.training.sequences import ranks_of
+from rosepo.oracle.crossfit import FOLDS_FILE, CrossFitted, Oracle, fold_of
+from rosepo.oracle.external_oracle import given_oracle
+from rosepo.oracle.fit import fit_oracles, parts
+from rosepo.oracle.load import write_about
+from rosepo.oracle.sasrec import SASRec
+from rosepo.oracle.sasrec_data import ranks_of
+from rosepo.resources import stage_use_gpu
+from rosepo.training.metrics import METRICS_FILE
 
 if TYPE_CHECKING:
     from rosepo.artifacts import Outputs

@@ -13,18 +13,18 @@ from rosepo.artifacts import write_json
 from rosepo.config import Config
 from rosepo.console import Progress, say
 from rosepo.data.catalogue import Catalogue
-from rosepo.data.scores import score_files
 from rosepo.errors import UserError
-from rosepo.models.sasrec import catalogue_digest
-from rosepo.models.score_table import ScoreTable, write_score_table
-from rosepo.models.scorers import ImportedScorer, write_about
-from rosepo.training.preferences import (
+from rosepo.oracle.calibration import (
     CALIBRATION_FILE,
     calibrate_preferences,
     score_validation,
     validation_arrays,
     validation_table,
 )
+from rosepo.oracle.load import ImportedScorer, write_about
+from rosepo.oracle.sasrec import catalogue_digest
+from rosepo.oracle.score_files import score_files
+from rosepo.oracle.score_table import ScoreTable, write_score_table
 
 if TYPE_CHECKING:
     from rosepo.artifacts import Outputs

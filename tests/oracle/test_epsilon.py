@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from rosepo.objectives.smoothing import clamp_epsilon
-from rosepo.sampling.epsilon import CEILING, TAU_BOUNDS, calibrate, calibration, epsilon, fit_tau, log_loss
+from rosepo.oracle.epsilon import CEILING, TAU_BOUNDS, calibrate, calibration, epsilon, fit_tau, log_loss
 
 
 @given(arrays(np.float64, (4, 3), elements=st.floats(-1e6, 1e6)), st.floats(0.01, 100))

@@ -15,8 +15,8 @@ import pandas as pd
 import torch
 
 from rosepo.errors import UserError
-from rosepo.models.sasrec import Ensemble, SASRec, pad_histories
-from rosepo.models.scorers import Users
+from rosepo.oracle.load import Users
+from rosepo.oracle.sasrec import Ensemble, SASRec, pad_histories
 
 FOLDS_FILE = "folds.json"
 

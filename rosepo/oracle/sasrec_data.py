@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from rosepo.models.sasrec import Ensemble, SASRec, pad_histories
+from rosepo.oracle.sasrec import Ensemble, SASRec, pad_histories
 
 BUCKET = 8
 """Batches that are sorted by length among themselves, so that short sequences are not padded to long ones."""

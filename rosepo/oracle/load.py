@@ -143,7 +143,7 @@ def whole_catalogue(scorer: Scorer, n_items: int) -> Callable[[Sequence[str], Us
     """
     if isinstance(scorer, ImportedScorer):
         return WholeCatalogue(scorer, n_items).score_all
-    from rosepo.models.oracle import CrossFitted
+    from rosepo.oracle.crossfit import CrossFitted
 
     if not isinstance(scorer, CrossFitted):
         raise UserError("a table of scores (oracle.kind=table) cannot rank the catalogue: use oracle.kind=scorer")
@@ -159,7 +159,7 @@ def check_given(oracle: OracleConfig) -> None:
     if oracle.scorer is not None:
         find_callable(oracle.scorer, "oracle.scorer")
     if oracle.scores is not None:
-        from rosepo.data.scores import score_files
+        from rosepo.oracle.score_files import score_files
 
         score_files(oracle.scores)
 
@@ -198,15 +198,15 @@ def load_scorer(folder: Path, catalogue: Catalogue, device: str | torch.device =
     """
     about = read_about(folder)
     if about["kind"] == "sasrec":
-        from rosepo.models.oracle import CrossFitted
+        from rosepo.oracle.crossfit import CrossFitted
 
         return CrossFitted.load(folder, catalogue.item_ids, device)
-    from rosepo.models.sasrec import catalogue_digest
+    from rosepo.oracle.sasrec import catalogue_digest
 
     if about.get("catalogue_digest") != catalogue_digest(catalogue.item_ids):
         raise UserError(f"the oracle in {folder} was made for another catalogue: run `rosepo oracle` again")
     if about["kind"] == "scorer":
         return ImportedScorer.make(about["scorer"], catalogue, about["tau"])
-    from rosepo.models.score_table import ScoreTable
+    from rosepo.oracle.score_table import ScoreTable
 
     return ScoreTable.load(folder, catalogue.item_ids, about["tau"])

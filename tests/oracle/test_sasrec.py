@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rosepo.errors import UserError
-from rosepo.models.oracle import Oracle
-from rosepo.models.sasrec import Dropout, SASRec, SASRecConfig, pad_histories
+from rosepo.oracle.crossfit import Oracle
+from rosepo.oracle.sasrec import Dropout, SASRec, SASRecConfig, pad_histories
 
 IDS = np.arange(100, 112)
 

@@ -15,17 +15,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rosepo.data.catalogue import Catalogue
-from rosepo.data.scores import score_files
 from rosepo.errors import UserError
-from rosepo.models import scorers
-from rosepo.models.sasrec import catalogue_digest
-from rosepo.models.score_table import ScoreTable, write_score_table
-from rosepo.models.scorers import ImportedScorer, WholeCatalogue, load_scorer, write_about
+from rosepo.oracle import load
+from rosepo.oracle.load import ImportedScorer, WholeCatalogue, load_scorer, write_about
+from rosepo.oracle.sasrec import catalogue_digest
+from rosepo.oracle.score_files import score_files
+from rosepo.oracle.score_table import ScoreTable, write_score_table
 from tests.helpers import tiny_catalogue
 
 N_ITEMS = 7
 EXAMPLES = [f"u{number}:1" for number in range(6)]
-HERE = "tests.models.test_scorers"
+HERE = "tests.oracle.test_load"
 finite = st.floats(width=32, allow_nan=False, allow_infinity=False)
 
 
@@ -222,7 +222,7 @@ def test_the_whole_catalogue_is_scored_in_blocks_as_item_by_item(monkeypatch: py
     asked: list[int] = []
     inner = scorer.scorer
     scorer.scorer = lambda users, histories, items: asked.append(items.size) or inner(users, histories, items)
-    monkeypatch.setattr(scorers, "BLOCK_SCORES", 5)
+    monkeypatch.setattr(load, "BLOCK_SCORES", 5)
     found = WholeCatalogue(scorer, N_ITEMS).score_all(["a", "b"], users, histories)
     assert max(asked) <= 5
     for row, (user, history) in enumerate(zip(users, histories)):

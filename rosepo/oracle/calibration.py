@@ -12,8 +12,8 @@ import pyarrow.compute as pc
 from rosepo.console import Progress, say
 from rosepo.data.catalogue import Catalogue
 from rosepo.data.seen import read_split
-from rosepo.models.scorers import Scorer
-from rosepo.sampling.epsilon import TAU_BOUNDS, calibration, fit_tau
+from rosepo.oracle.epsilon import TAU_BOUNDS, calibration, fit_tau
+from rosepo.oracle.load import Scorer
 
 NEGATIVES = 20
 """Items drawn beside each validation target to fit tau on."""
