@@ -23,7 +23,7 @@ from benchmarks.groups_run import make_run, settings
 from benchmarks.reference import PROMPT, TITLE
 from benchmarks.sides import Side, Take, in_turns, peak_mib, sides
 from benchmarks.trl_side import Setting
-from rosepo.artifacts import Outputs
+from rosepo.run.paths import Outputs
 
 GROUPS = {1: 4, 7: 2}
 """Groups a step, by rejected titles a group."""

@@ -16,8 +16,8 @@ from benchmarks.gpu_steps import Shape, Taken, fitting, steps
 from benchmarks.groups_run import Groups, write_table
 from benchmarks.reference import groups
 from benchmarks.sides import Side, sides
-from rosepo.artifacts import Outputs
 from rosepo.lm.model.scratch import train_tokenizer
+from rosepo.run.paths import Outputs
 
 STEPS, QUICK_STEPS = 5, 2
 TITLES = 500

@@ -14,12 +14,12 @@ import pyarrow.parquet as pq
 
 from benchmarks import synthetic
 from benchmarks.reference import groups as random_groups
-from rosepo.artifacts import Outputs
 from rosepo.config import Config, parse_config
 from rosepo.data.catalogue import Catalogue
 from rosepo.lm.model.policy import save_policy, train_tokenizer
 from rosepo.lm.rows.logps import LogpsModel
 from rosepo.lm.titles.title_scores import reference_logps
+from rosepo.run.paths import Outputs
 
 ITEMS = 500
 BETA, LEARNING_RATE = 0.1, 1e-4

@@ -23,7 +23,7 @@ from benchmarks.dpo import run_of
 from benchmarks.groups_run import BETA, LEARNING_RATE, settings, split_table
 from benchmarks.ranks import on_ranks
 from benchmarks.sides import Side, Take, in_turns, sides
-from rosepo.artifacts import Outputs
+from rosepo.run.paths import Outputs
 
 GROUPS, WORKERS = 8, 2
 PARTS = 16
@@ -66,7 +66,7 @@ def overhead(quick: bool) -> Row:
 def product(outputs: Outputs, steps: int) -> Take:
     """`align` on Ray; a turn is a whole stage."""
     from rosepo.config import RayConfig
-    from rosepo.session import ray_session
+    from rosepo.run.ray_session import ray_session
     from rosepo.training.align import align
 
     micro = GROUPS // WORKERS

@@ -22,7 +22,7 @@ from benchmarks.dpo import run_of
 from benchmarks.groups_run import settings
 from benchmarks.ranks import on_ranks
 from benchmarks.sides import Side, Take, Turns, in_turns, sides
-from rosepo.artifacts import Outputs
+from rosepo.run.paths import Outputs
 
 GROUPS = 8
 STEPS, QUICK_STEPS = 6, 3

@@ -31,11 +31,11 @@ from rosepo.config import PairsConfig, PrepareConfig, RayConfig
 from rosepo.data.catalogue import Catalogue
 from rosepo.data.examples import Recipe, write_bucket
 from rosepo.data.log import make_bucket
+from rosepo.run.ray_session import ray_session
 from rosepo.sampling.actors import ActorSettings
 from rosepo.sampling.figures import Tally
 from rosepo.sampling.plan import TITLE_SHARD_UNITS, Shard, plan_shards, read_shard
 from rosepo.sampling.pool import run_shards
-from rosepo.session import ray_session
 
 USERS, ITEMS, LENGTH = 1_000_000, 1_000_000, 16
 QUICK_USERS = 40_000

@@ -21,8 +21,8 @@ from benchmarks.dpo import same_losses
 from benchmarks.groups_run import Groups, write_groups, write_model
 from benchmarks.reference import PROMPT, TITLE
 from benchmarks.sides import Side, Take, Turns, in_turns, sides
-from rosepo.artifacts import Outputs
 from rosepo.lm.model.scratch import EOS, SPECIAL_TOKENS
+from rosepo.run.paths import Outputs
 
 BOUNDARIES, NEGATIVES = 8, 15
 SHORT_TITLE = 3

@@ -15,7 +15,7 @@ import torch
 
 from benchmarks.groups_run import BETA, LEARNING_RATE, read_groups
 from benchmarks.sides import Take, peak_mib
-from rosepo.artifacts import Outputs
+from rosepo.run.paths import Outputs
 
 MOST_PAIRS = 8
 """Pairs in one forward pass, TRL's default; more of them are accumulated to a step."""

@@ -8,7 +8,7 @@ Takes the options of `rosepo recommend`. Exit code: 0 done, 2 bad input or confi
 
 import sys
 
-from rosepo.cli import main
+from rosepo.cli.app import main
 
 if __name__ == "__main__":
     main(["recommend", *sys.argv[1:]])

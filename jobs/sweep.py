@@ -8,7 +8,7 @@ Takes the options of `rosepo sweep`. Exit code: 0 done, 2 bad input or configura
 
 import sys
 
-from rosepo.cli import main
+from rosepo.cli.app import main
 
 if __name__ == "__main__":
     main(["sweep", *sys.argv[1:]])

@@ -1,5 +1,5 @@
 """`python -m rosepo`."""
 
-from rosepo.cli import main
+from rosepo.cli.app import main
 
 main()

@@ -29,7 +29,7 @@ pytest_plugins = ["tests.training.tiny_run"]
 def ray_cluster() -> Iterator[None]:
     """A Ray session of four CPUs (the product's own start-up code), shut down at the end."""
     from rosepo.config import RayConfig
-    from rosepo.session import ray_session
+    from rosepo.run.ray_session import ray_session
 
     with ray_session(RayConfig(num_cpus=4)):
         yield

@@ -17,10 +17,10 @@ from benchmarks.flops import Size, Work, peak_flops, size_of, step_flops, work_o
 from benchmarks.groups_run import make_run, read_groups, split_table, write_groups, write_model
 from benchmarks.ranks import on_ranks
 from benchmarks.scaling import rank_training
-from rosepo.artifacts import Outputs
 from rosepo.lm.rows.batch import collate
 from rosepo.lm.rows.logps import LogpsModel
 from rosepo.lm.rows.rows import group_row
+from rosepo.run.paths import Outputs
 from tests.helpers import tiny_model
 
 TINY = synthetic.SHAPE.model_copy(

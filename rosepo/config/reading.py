@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 from rosepo.config.base import Section, nearest
 from rosepo.config.pairs import PairsConfig
 from rosepo.config.root import Config
-from rosepo.errors import UserError
+from rosepo.utils.errors import UserError
 
 
 def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:

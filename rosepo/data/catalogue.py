@@ -12,7 +12,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rosepo.errors import UserError
+from rosepo.utils.errors import UserError
 
 COLUMNS = ("item_id", "title", "categories", "train_count")
 

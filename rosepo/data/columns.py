@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rosepo.config import ColumnsConfig
-from rosepo.errors import UserError
+from rosepo.utils.errors import UserError
 
 FIELDS = {
     "interactions": ("user_id", "item_id", "rating", "timestamp"),

@@ -11,7 +11,7 @@ from rosepo.config import Config
 from rosepo.data import columns as cols
 from rosepo.data.readers import Plan
 from rosepo.data.split import SPLITS
-from rosepo.errors import UserError
+from rosepo.utils.errors import UserError
 
 
 def describe(figures: dict[str, Any]) -> str:

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from rosepo.data import json_lines
 from rosepo.data.sources import Source, filesystem, open_stream
-from rosepo.errors import UserError
+from rosepo.utils.errors import UserError
 
 BLOCK_BYTES = 16 << 20
 DAT_COLUMNS = {

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from rosepo.data.catalogue import Catalogue
 from rosepo.data.titles import normalised
-from rosepo.errors import UserError
+from rosepo.utils.errors import UserError
 
 COLUMNS = ("user_id", "history")
 

@@ -19,7 +19,7 @@ from rosepo.data import columns as cols
 from rosepo.data.filtering import first_interactions
 from rosepo.data.readers import Plan, interaction_schema, interaction_tables, read_interactions
 from rosepo.data.scans import merge_scans, positives, scan
-from rosepo.errors import UserError
+from rosepo.utils.errors import UserError
 
 if TYPE_CHECKING:
     from ray.data import Dataset

@@ -14,8 +14,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from rosepo import console
-from rosepo.artifacts import Outputs
 from rosepo.config import Config
 from rosepo.data import columns as cols
 from rosepo.data.catalogue import Catalogue
@@ -27,7 +25,9 @@ from rosepo.data.readers import plan_reading, read_items
 from rosepo.data.seen import SEQUENCES
 from rosepo.data.split import SPLITS
 from rosepo.data.titles import distinct_titles
-from rosepo.errors import StageError, UserError
+from rosepo.run.paths import Outputs
+from rosepo.utils import console
+from rosepo.utils.errors import StageError, UserError
 
 INSPECT_BYTES = 256 << 20
 """`inspect_data` reads files up to this size through; of larger ones it reads the headers alone."""

@@ -15,7 +15,7 @@ from rosepo.config import DataConfig
 from rosepo.data import columns as cols
 from rosepo.data.formats import Header, Piece, read_header, read_piece
 from rosepo.data.sources import EMBEDDED, Source, find_sources, size_of
-from rosepo.errors import UserError
+from rosepo.utils.errors import UserError
 
 if TYPE_CHECKING:
     from ray.data import Dataset

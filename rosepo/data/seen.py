@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from rosepo.data.split import ranges
-from rosepo.errors import UserError
+from rosepo.utils.errors import UserError
 
 SEQUENCES = "_sequences"
 COLUMNS = ("example_id", "user_id", "position", "history", "target")

@@ -11,7 +11,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from rosepo.errors import UserError
+from rosepo.utils.errors import UserError
 
 ENDINGS = {
     ".parquet": "parquet",

@@ -7,7 +7,7 @@ import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
-from rosepo.errors import UserError
+from rosepo.utils.errors import UserError
 
 
 def normalised(title: str) -> str:

@@ -15,9 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow.parquet as pq
 
-from rosepo.artifacts import write_json
 from rosepo.config import Config, folder_or_id
-from rosepo.console import say
 from rosepo.data.catalogue import Catalogue
 from rosepo.evaluation.candidates.protocol import free_generation
 from rosepo.evaluation.external_models import check_given_model
@@ -26,9 +24,11 @@ from rosepo.evaluation.predictions import read_predictions
 from rosepo.evaluation.rankings import count_cut, plan_parts, write_examples
 from rosepo.evaluation.systems import EXAMPLES_FILE, ITEMS_FILE, TABLE, Ranking, oracle_name
 from rosepo.report.text.conclusions import NO_BASELINE
+from rosepo.run.paths import write_json
+from rosepo.utils.console import say
 
 if TYPE_CHECKING:
-    from rosepo.artifacts import Outputs
+    from rosepo.run.paths import Outputs
 
 EXPOSURE_FILE, METRICS_FILE = "exposure.parquet", "metrics.json"
 MODELS = ("popular", "markov", "oracle", "sft", "aligned")

@@ -9,11 +9,11 @@ import numpy as np
 
 from rosepo.config import Config, ModelConfig
 from rosepo.config.given import Given
-from rosepo.console import say
 from rosepo.data.catalogue import Catalogue
 from rosepo.data.digests import digests_of
 from rosepo.data.sources import Source, find_sources
-from rosepo.errors import UserError
+from rosepo.utils.console import say
+from rosepo.utils.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -16,16 +16,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rosepo.config import Config
-from rosepo.console import say
 from rosepo.data.catalogue import Catalogue
 from rosepo.evaluation.rankings import Batch, part_batches, plan_parts, read_part
 from rosepo.evaluation.user_segments import METRICS, group_figures, user_groups
 from rosepo.metrics import bias
 from rosepo.metrics.bootstrap import Resampled, UserBootstrap, plain
 from rosepo.metrics.ranking import accuracy, hit_ratio, ndcg
+from rosepo.utils.console import say
 
 if TYPE_CHECKING:
-    from rosepo.artifacts import Outputs
+    from rosepo.run.paths import Outputs
 
 COMPARED = (
     ("aligned", "sft"), ("aligned", "oracle"), ("aligned", "markov"), ("aligned", "popular"),

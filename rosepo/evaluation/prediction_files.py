@@ -19,7 +19,7 @@ from rosepo.data.columns import ids, numbers
 from rosepo.data.formats import Header, read_header, read_piece
 from rosepo.data.sources import Source
 from rosepo.data.titles import normalised
-from rosepo.errors import UserError
+from rosepo.utils.errors import UserError
 
 KEYS = ("example_id", "user_id", "userId", "user")
 LISTS = ("item_ids", "items", "titles", "recommendations", "predictions")

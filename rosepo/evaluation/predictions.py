@@ -20,7 +20,6 @@ import pyarrow.parquet as pq
 from rosepo.config.given import Given
 from rosepo.data.catalogue import Catalogue
 from rosepo.data.columns import codes as places_of
-from rosepo.errors import UserError
 from rosepo.evaluation.external_models import sources_of
 from rosepo.evaluation.prediction_files import UNKNOWN, Answers, ItemReader, Layout, read_answers
 from rosepo.evaluation.rankings import (
@@ -31,6 +30,7 @@ from rosepo.evaluation.rankings import (
     rankings_table,
     write_part,
 )
+from rosepo.utils.errors import UserError
 
 assert UNKNOWN == NO_ITEM
 PENDING = 1 << 22

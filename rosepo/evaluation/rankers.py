@@ -14,14 +14,14 @@ import numpy as np
 import pyarrow as pa
 
 from rosepo.config import ModelConfig
-from rosepo.console import Progress
 from rosepo.data.catalogue import Catalogue
-from rosepo.errors import own_error
 from rosepo.evaluation.baselines import top_k
 from rosepo.evaluation.rankings import DEPTH, Batch, Part, part_batches, plan_parts, rankings_table, write_part
 from rosepo.lm.titles.candidate_scores import rank_batch, restricted
-from rosepo.parts import lost_actor
-from rosepo.session import answers_of_actors
+from rosepo.run.ray_session import answers_of_actors
+from rosepo.run.shard_files import lost_actor
+from rosepo.utils.console import Progress
+from rosepo.utils.errors import own_error
 
 
 def rank_by_batches(

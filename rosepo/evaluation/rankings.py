@@ -20,12 +20,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from rosepo.artifacts import write_json
 from rosepo.data.catalogue import Catalogue
 from rosepo.data.seen import read_split
-from rosepo.errors import StageError, UserError
 from rosepo.metrics.ranking import target_ranks
-from rosepo.parts import whole_part
+from rosepo.run.paths import write_json
+from rosepo.run.shard_files import whole_part
+from rosepo.utils.errors import StageError, UserError
 
 DEPTH = 20
 """Places of a ranking that are kept."""

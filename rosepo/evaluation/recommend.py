@@ -13,11 +13,11 @@ import numpy as np
 import pyarrow as pa
 
 from rosepo.config import Config, RecommendConfig
-from rosepo.console import Progress, table
 from rosepo.data.catalogue import Catalogue
 from rosepo.data.histories import HistoryReader, read_histories
-from rosepo.errors import StageError, UserError
-from rosepo.resources import stage_use_gpu
+from rosepo.run.resources import stage_use_gpu
+from rosepo.utils.console import Progress, table
+from rosepo.utils.errors import StageError, UserError
 
 if TYPE_CHECKING:
     from rosepo.lm.model.model_folder import Recommender
@@ -114,7 +114,7 @@ def _answer_on_ray(config: Config, model: str, histories: list[np.ndarray]) -> I
     import ray.data
     from ray.data import ActorPoolStrategy
 
-    from rosepo.session import ray_session
+    from rosepo.run.ray_session import ray_session
 
     settings = config.recommend
     with ray_session(config.ray):

@@ -11,9 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 import rosepo
-from rosepo.artifacts import digest, read_manifest
 from rosepo.config import Config
-from rosepo.console import Progress, say
 from rosepo.data.catalogue import Catalogue
 from rosepo.data.digests import digests_of
 from rosepo.evaluation.baselines import Popular, markov
@@ -22,10 +20,12 @@ from rosepo.evaluation.predictions import Predictions
 from rosepo.evaluation.rankers import LanguageModelRanker, RankerSettings, rank_by_batches, rank_by_models
 from rosepo.evaluation.rankings import DEPTH, PART_BATCHES, PARTS, Batch, Part, check_complete, open_rankings
 from rosepo.oracle.load import ImportedScorer, WholeCatalogue, load_scorer, read_about
-from rosepo.resources import stage_use_gpu
+from rosepo.run.paths import digest, read_manifest
+from rosepo.run.resources import stage_use_gpu
+from rosepo.utils.console import Progress, say
 
 if TYPE_CHECKING:
-    from rosepo.artifacts import Outputs
+    from rosepo.run.paths import Outputs
 
 EXAMPLES_FILE, RANKINGS_FOLDER = "_examples.parquet", "rankings"
 ITEMS_FILE = "_items.parquet"

@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rosepo.config.base import nearest
-from rosepo.console import say
-from rosepo.errors import StageError, UserError
 from rosepo.experiments.forecast import as_text, forecast
 from rosepo.experiments.making import Making, make
 from rosepo.experiments.process import only_one
 from rosepo.experiments.runs import runs_of
 from rosepo.experiments.suite import GIVEN, Experiment, Experiments, read_suites
+from rosepo.utils.console import say
+from rosepo.utils.errors import StageError, UserError
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 
-from rosepo.artifacts import read_manifest
-from rosepo.console import duration, table
-from rosepo.errors import StageError, UserError
 from rosepo.experiments.runs import Run, plan_of
 from rosepo.experiments.sharing import source_of
-from rosepo.stages import find_stage
+from rosepo.run.paths import read_manifest
+from rosepo.run.stages import find_stage
+from rosepo.utils.console import duration, table
+from rosepo.utils.errors import StageError, UserError
 
 
 @dataclass

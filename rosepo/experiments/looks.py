@@ -10,8 +10,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from rosepo.artifacts import now
 from rosepo.experiments.runs import Run
+from rosepo.run.paths import now
 
 FILE = "test-looks.jsonl"
 

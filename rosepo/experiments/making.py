@@ -6,16 +6,16 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from rosepo.artifacts import now, read_manifest, write_json, write_text
 from rosepo.config import dump_config
-from rosepo.console import say
-from rosepo.errors import StageError, UserError
 from rosepo.experiments.looks import record_look
 from rosepo.experiments.process import call
 from rosepo.experiments.runs import FAILURE_FILE, Run, plan_of
 from rosepo.experiments.sharing import link_finished, link_rankings
-from rosepo.planning import CONFIG_FILE, Plan
-from rosepo.redaction import redact
+from rosepo.pipeline.planning import CONFIG_FILE, Plan
+from rosepo.run.paths import now, read_manifest, write_json, write_text
+from rosepo.utils.console import say
+from rosepo.utils.errors import StageError, UserError
+from rosepo.utils.redaction import redact
 
 LOG_FILE = "log.txt"
 

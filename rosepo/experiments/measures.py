@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 
-from rosepo.artifacts import Outputs
 from rosepo.config import Config
 from rosepo.data.catalogue import Catalogue
 from rosepo.evaluation.rankings import read_batches, read_rankings
@@ -22,6 +21,7 @@ from rosepo.lm.model.title_embeddings import encode_titles, history_similarity
 from rosepo.metrics import bias
 from rosepo.metrics.bootstrap import Estimate, Resampled, UserBootstrap
 from rosepo.metrics.ranking import hit_ratio, ndcg
+from rosepo.run.paths import Outputs
 
 METRICS = ("hr@1", "hr@10", "ndcg@10", "log_popularity", "head_share", "hallucination")
 TRUTH = "truth"

@@ -11,11 +11,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from rosepo.artifacts import write_text
 from rosepo.experiments.tables import LABELS, base_of, file_name
 from rosepo.report.plots.svg import STYLE, text_of
 from rosepo.report.text.format import sign
 from rosepo.report.text.labels import short
+from rosepo.run.paths import write_text
 
 DRAWN = ("ndcg@10", "hr@10", "log_popularity")
 """A column each."""

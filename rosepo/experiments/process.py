@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from rosepo.console import say
-from rosepo.errors import UserError
+from rosepo.utils.console import say
+from rosepo.utils.errors import UserError
 
 PATIENCE = 60
 """Seconds that a command that was killed may still take to end its run."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from rosepo.artifacts import read_manifest
 from rosepo.experiments.runs import Run
-from rosepo.planning import resolve_config
-from rosepo.stages import find_stage, seconds_in_all, stages_of
+from rosepo.pipeline.planning import resolve_config
+from rosepo.run.paths import read_manifest
+from rosepo.run.stages import find_stage, seconds_in_all, stages_of
 
 
 def made_by(runs: Sequence[Run]) -> dict[str, Any]:

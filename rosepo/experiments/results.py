@@ -15,8 +15,6 @@ from typing import Any
 
 import numpy as np
 
-from rosepo.artifacts import Outputs, now, read_manifest, write_json, write_text
-from rosepo.errors import UserError
 from rosepo.experiments.looks import looked_at
 from rosepo.experiments.measures import METRICS, TRUTH, Measured, Pool, Series, measure
 from rosepo.experiments.pictures import write_pictures
@@ -25,10 +23,12 @@ from rosepo.experiments.runs import Run
 from rosepo.experiments.suite import BASELINES, Contrast, Experiments
 from rosepo.experiments.tables import as_markdown
 from rosepo.metrics.bootstrap import Estimate
-from rosepo.planning import resolve_config
-from rosepo.redaction import redact
+from rosepo.pipeline.planning import resolve_config
 from rosepo.report.text.format import outcome, sign
+from rosepo.run.paths import Outputs, now, read_manifest, write_json, write_text
 from rosepo.tuning.sweep import TRIALS_FILE
+from rosepo.utils.errors import UserError
+from rosepo.utils.redaction import redact
 
 JSON_FILE, MARKDOWN_FILE = "results.json", "results.md"
 CHOSEN_BY = "ndcg@10"

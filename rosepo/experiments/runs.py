@@ -12,13 +12,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rosepo.artifacts import Outputs, digest, read_manifest
 from rosepo.config import Config
 from rosepo.experiments.suite import Experiment, Split
-from rosepo.fingerprints import stage_settings
-from rosepo.planning import CONFIG_FILE, Plan, plan_stages
-from rosepo.redaction import redact_tree
-from rosepo.stages import find_stage, stages_of
+from rosepo.pipeline.fingerprints import stage_settings
+from rosepo.pipeline.planning import CONFIG_FILE, Plan, plan_stages
+from rosepo.run.paths import Outputs, digest, read_manifest
+from rosepo.run.stages import find_stage, stages_of
+from rosepo.utils.redaction import redact_tree
 
 FAILURE_FILE = "failure.json"
 _TEST = ".test"

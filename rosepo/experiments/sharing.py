@@ -15,9 +15,9 @@ import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from rosepo.artifacts import Outputs, of_round, partial_folder, read_manifest, replacing
 from rosepo.experiments.runs import Run
-from rosepo.planning import Plan
+from rosepo.pipeline.planning import Plan
+from rosepo.run.paths import Outputs, of_round, partial_folder, read_manifest, replacing
 
 
 def source_of(plan: Plan, siblings: Iterable[Path]) -> Path | None:

@@ -17,7 +17,7 @@ from pydantic import Field, ValidationError
 from rosepo.config import Config, Section, load_config
 from rosepo.config.base import nearest
 from rosepo.config.reading import explain
-from rosepo.errors import UserError
+from rosepo.utils.errors import UserError
 
 BASELINES = ("popular", "markov", "oracle", "sft")
 """What every evaluation ranks beside the variant's own model."""

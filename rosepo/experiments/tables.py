@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rosepo.console import duration
 from rosepo.report.text.format import as_shown, digits_of, number, sign
+from rosepo.utils.console import duration
 
 LABELS = {
     "hr@1": "HR@1",

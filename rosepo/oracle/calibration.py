@@ -9,11 +9,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from rosepo.console import Progress, say
 from rosepo.data.catalogue import Catalogue
 from rosepo.data.seen import read_split
 from rosepo.oracle.epsilon import TAU_BOUNDS, calibration, fit_tau
 from rosepo.oracle.load import Scorer
+from rosepo.utils.console import Progress, say
 
 NEGATIVES = 20
 """Items drawn beside each validation target to fit tau on."""

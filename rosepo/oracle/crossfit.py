@@ -14,9 +14,9 @@ import numpy as np
 import pandas as pd
 import torch
 
-from rosepo.errors import UserError
 from rosepo.oracle.load import Users
 from rosepo.oracle.sasrec import Ensemble, SASRec, pad_histories
+from rosepo.utils.errors import UserError
 
 FOLDS_FILE = "folds.json"
 

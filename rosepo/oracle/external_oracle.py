@@ -9,11 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow.parquet as pq
 
-from rosepo.artifacts import write_json
 from rosepo.config import Config
-from rosepo.console import Progress, say
 from rosepo.data.catalogue import Catalogue
-from rosepo.errors import UserError
 from rosepo.oracle.calibration import (
     CALIBRATION_FILE,
     calibrate_preferences,
@@ -25,9 +22,12 @@ from rosepo.oracle.load import ImportedScorer, write_about
 from rosepo.oracle.sasrec import catalogue_digest
 from rosepo.oracle.score_files import score_files
 from rosepo.oracle.score_table import ScoreTable, write_score_table
+from rosepo.run.paths import write_json
+from rosepo.utils.console import Progress, say
+from rosepo.utils.errors import UserError
 
 if TYPE_CHECKING:
-    from rosepo.artifacts import Outputs
+    from rosepo.run.paths import Outputs
 
 
 def given_oracle(config: Config, inputs: Outputs, out: Path) -> dict[str, Any]:

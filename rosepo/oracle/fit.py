@@ -23,9 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from rosepo.config import Config, OracleConfig
-from rosepo.console import Progress, follow
 from rosepo.data.catalogue import Catalogue
-from rosepo.errors import StageError
 from rosepo.metrics.ranking import hit_ratio, ndcg
 from rosepo.oracle.calibration import validation_arrays
 from rosepo.oracle.crossfit import fold_folder, member_folder
@@ -34,6 +32,8 @@ from rosepo.oracle.sasrec_data import NextItemLoss, Sequences, batch_tensors, ep
 from rosepo.training.averaging import follow_mean
 from rosepo.training.metrics import METRICS_FILE, MetricLog
 from rosepo.training.trainer import root_cause, trainer_class
+from rosepo.utils.console import Progress, follow
+from rosepo.utils.errors import StageError
 
 WARMUP_STEPS = 100
 AVERAGE = 0.99

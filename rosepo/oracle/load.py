@@ -26,9 +26,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from rosepo.artifacts import write_json
-from rosepo.errors import UserError
-from rosepo.imports import find_callable
+from rosepo.run.paths import write_json
+from rosepo.utils.errors import UserError
+from rosepo.utils.imports import find_callable
 
 if TYPE_CHECKING:
     import torch

@@ -16,11 +16,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from rosepo.artifacts import write_json
 from rosepo.config import Config
-from rosepo.console import say
 from rosepo.data.catalogue import Catalogue
-from rosepo.errors import UserError
 from rosepo.metrics.ranking import hit_ratio, ndcg
 from rosepo.oracle.calibration import (
     CALIBRATION_FILE,
@@ -36,11 +33,14 @@ from rosepo.oracle.fit import fit_oracles, parts
 from rosepo.oracle.load import write_about
 from rosepo.oracle.sasrec import SASRec
 from rosepo.oracle.sasrec_data import ranks_of
-from rosepo.resources import stage_use_gpu
+from rosepo.run.paths import write_json
+from rosepo.run.resources import stage_use_gpu
 from rosepo.training.metrics import METRICS_FILE
+from rosepo.utils.console import say
+from rosepo.utils.errors import UserError
 
 if TYPE_CHECKING:
-    from rosepo.artifacts import Outputs
+    from rosepo.run.paths import Outputs
 
 
 def make_oracle(config: Config, inputs: Outputs, out: Path) -> dict[str, Any]:

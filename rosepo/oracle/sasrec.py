@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from rosepo.errors import UserError
+from rosepo.utils.errors import UserError
 
 PADDING = 0
 

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rosepo.data.sources import Source, filesystem, find_sources
-from rosepo.errors import UserError
+from rosepo.utils.errors import UserError
 
 KEY = "oracle.scores"
 COLUMNS = ("example_id", "item_id", "score")

@@ -19,10 +19,10 @@ import pyarrow.compute as pc
 from rosepo.data.catalogue import Catalogue
 from rosepo.data.sources import Source
 from rosepo.data.split import ranges
-from rosepo.errors import UserError
 from rosepo.oracle.load import Users
 from rosepo.oracle.score_files import KEY, count_scores, read_scores
 from rosepo.sampling.draws import example_keys
+from rosepo.utils.errors import UserError
 
 EXAMPLES_FILE, PAIRS_FILE, SCORES_FILE = "examples.npy", "pairs.npy", "scores.npy"
 

@@ -6,9 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rosepo.artifacts import now
-from rosepo.console import duration, say, table
-from rosepo.errors import UserError
 from rosepo.metrics.bias import Popularity
 from rosepo.metrics.bootstrap import UserBootstrap, plain
 from rosepo.report.cost import NOTE, amount, costs_of, total_of
@@ -19,6 +16,9 @@ from rosepo.report.tables import ACCURACY, BIAS, Cell, Table, figure_cell, measu
 from rosepo.report.text.conclusions import Verdict, verdict
 from rosepo.report.text.format import interval, number, outcome, sign
 from rosepo.report.text.labels import label
+from rosepo.run.paths import now
+from rosepo.utils.console import duration, say, table
+from rosepo.utils.errors import UserError
 
 PAIRED = (*ACCURACY, "log_popularity", "head_share")
 SAID = (

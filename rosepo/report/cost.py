@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from rosepo.console import duration
 from rosepo.report.tables import Cell, Table
-from rosepo.stages import seconds_in_all
+from rosepo.run.stages import seconds_in_all
+from rosepo.utils.console import duration
 
 NOTE = (
     "Time is that of the clock. Tokens: what the language model was trained on, every prompt and title once however "

@@ -7,13 +7,13 @@ import platform
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from rosepo.artifacts import git_revision, of_round, read_manifest, versions
 from rosepo.config import LOSSES, Config, dump_config
-from rosepo.redaction import command_line, redact
 from rosepo.report.epsilon_summary import shape_of
+from rosepo.run.paths import git_revision, of_round, read_manifest, versions
+from rosepo.utils.redaction import command_line, redact
 
 if TYPE_CHECKING:
-    from rosepo.artifacts import Outputs
+    from rosepo.run.paths import Outputs
 
 Manifests = Mapping[str, Mapping[str, Any]]
 

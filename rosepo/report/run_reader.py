@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from rosepo.artifacts import digest, read_manifest
 from rosepo.data.catalogue import Catalogue
-from rosepo.errors import UserError
 from rosepo.evaluation.rankings import read_rankings
 from rosepo.metrics import bias
 from rosepo.metrics.ranking import accuracy
+from rosepo.run.paths import digest, read_manifest
+from rosepo.utils.errors import UserError
 
 _EXAMPLES = ("example_id", "user_id", "target")
 _LISTED = "candidates"

@@ -9,10 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow.parquet as pq
 
-from rosepo.artifacts import now, of_round
 from rosepo.config import Config
 from rosepo.data.catalogue import Catalogue
-from rosepo.memory import running_meter
 from rosepo.report import tables
 from rosepo.report.changed_examples import Case, changed_cases
 from rosepo.report.cost import cost_table
@@ -23,9 +21,11 @@ from rosepo.report.run_metadata import aligned_figures, facts_of, manifests_of, 
 from rosepo.report.segment_tables import group_tables
 from rosepo.report.text.conclusions import no_baseline, verdict
 from rosepo.report.text.labels import colours_of, label
+from rosepo.run.paths import now, of_round
+from rosepo.utils.memory import running_meter
 
 if TYPE_CHECKING:
-    from rosepo.artifacts import Outputs
+    from rosepo.run.paths import Outputs
 
 REPORT_FILE = "report.html"
 

@@ -16,8 +16,8 @@ from rosepo.data.catalogue import Catalogue
 from rosepo.data.prompts import PromptBuilder
 from rosepo.data.seen import COLUMNS as EXAMPLE_COLUMNS
 from rosepo.data.seen import with_seen
-from rosepo.errors import UserError
 from rosepo.sampling.plan import example_files
+from rosepo.utils.errors import UserError
 
 TITLES = ("example_id", "chosen_item", "rejected_items", "strategy")
 SCORES = ("prompt_ids", "chosen_ids", "rejected_ids", "epsilon", "oracle_scores", "ref_logps")

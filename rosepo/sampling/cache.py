@@ -21,9 +21,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rosepo.artifacts import digest, file_digest
-from rosepo.errors import StageError, UserError
 from rosepo.lm.model.model_folder import read_settings
+from rosepo.run.paths import digest, file_digest
+from rosepo.utils.errors import StageError, UserError
 
 PASS = 2
 """Version of the pass (`reference.py`): to be raised with any change that gives other bits for the same groups."""

@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from scipy.special import logsumexp
 
-from rosepo.errors import StageError
 from rosepo.sampling.draws import Draws, gumbel_noise
 from rosepo.sampling.examples import Examples
 from rosepo.sampling.strategies import Answers
+from rosepo.utils.errors import StageError
 
 CELLS = 1 << 22
 """Scores of the whole catalogue that are held at once."""

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rosepo.errors import StageError, UserError
 from rosepo.sampling.draws import stream, uniforms
 from rosepo.sampling.examples import Examples
 from rosepo.sampling.strategies import Strategy, uniform
+from rosepo.utils.errors import StageError, UserError
 
 FALLBACK = "uniform"
 """Strategy behind a title where the one that was due had none left."""

@@ -18,14 +18,13 @@ import numpy as np
 import pyarrow as pa
 
 import rosepo
-from rosepo.artifacts import Outputs, digest, of_round, read_manifest
 from rosepo.config import Config
 from rosepo.data.catalogue import Catalogue
-from rosepo.errors import StageError, UserError
 from rosepo.lm.model.model_folder import CATALOGUE, read_settings
 from rosepo.lm.model.title_embeddings import encode_titles
 from rosepo.oracle.load import load_scorer
-from rosepo.resources import stage_use_gpu
+from rosepo.run.paths import Outputs, digest, of_round, read_manifest
+from rosepo.run.resources import stage_use_gpu
 from rosepo.sampling.actors import ActorSettings
 from rosepo.sampling.cache import open_cache
 from rosepo.sampling.draws import round_seed
@@ -37,6 +36,7 @@ from rosepo.sampling.sampler import check_columns
 from rosepo.sampling.strategies import own_strategy
 from rosepo.sampling.validation import validation_examples, validation_shard, written
 from rosepo.sampling.vllm_engine import check_engine
+from rosepo.utils.errors import StageError, UserError
 
 ITEMS_FILE = "_items.parquet"
 MOST_WHOLE = 1 << 16

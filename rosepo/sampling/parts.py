@@ -14,11 +14,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rosepo.artifacts import write_json
-from rosepo.errors import StageError
-from rosepo.parts import whole_part
+from rosepo.run.paths import write_json
+from rosepo.run.shard_files import whole_part
 from rosepo.sampling.figures import Tally
 from rosepo.sampling.plan import VALIDATION, VALIDATION_FILE, Shard
+from rosepo.utils.errors import StageError
 
 
 def part_path(folder: Path, shard: Shard) -> Path:

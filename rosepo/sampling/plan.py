@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from rosepo.config import PairsConfig
 from rosepo.data.filtering import segment_starts
 from rosepo.data.seen import with_seen
-from rosepo.errors import UserError
+from rosepo.utils.errors import UserError
 
 UNIT = 256
 """Examples that are computed together. Floating-point results depend on what shares a batch, by a last bit, so this is

@@ -12,7 +12,6 @@ import pyarrow.parquet as pq
 
 from rosepo.config import PairsConfig
 from rosepo.data.catalogue import Catalogue
-from rosepo.errors import UserError
 from rosepo.sampling.distributions import CatalogueScores, FromOracle, FromPolicy
 from rosepo.sampling.examples import Examples
 from rosepo.sampling.listed import CandidateScores, WrongCandidates
@@ -29,6 +28,7 @@ from rosepo.sampling.strategies import (
     popularity,
     uniform,
 )
+from rosepo.utils.errors import UserError
 
 MIN_BEAMS = 8
 """A narrower search would miss the model's best titles behind a rare first token."""

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from rosepo.data.prompts import PromptBuilder
-from rosepo.errors import StageError
 from rosepo.lm.rows.logps import LogpsModel
 from rosepo.lm.titles.title_scores import reference_logps
 from rosepo.oracle.epsilon import epsilon
@@ -15,6 +14,7 @@ from rosepo.sampling.cache import ReferenceCache
 from rosepo.sampling.examples import Examples
 from rosepo.sampling.figures import Tally
 from rosepo.sampling.sampler import Scores, units
+from rosepo.utils.errors import StageError
 
 
 @dataclass(frozen=True)

@@ -23,12 +23,12 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from rosepo.errors import StageError, UserError
-from rosepo.imports import find_callable
 from rosepo.lm.model.title_embeddings import history_similarity
 from rosepo.sampling.draws import Draws
 from rosepo.sampling.examples import Examples, Excluded
 from rosepo.sampling.similar import top_similar
+from rosepo.utils.errors import StageError, UserError
+from rosepo.utils.imports import find_callable
 
 if TYPE_CHECKING:
     from rosepo.data.catalogue import Catalogue

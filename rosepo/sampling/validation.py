@@ -14,11 +14,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rosepo.artifacts import Outputs
 from rosepo.config import Config
 from rosepo.data.catalogue import Catalogue
 from rosepo.data.seen import read_split
 from rosepo.oracle.load import read_about
+from rosepo.run.paths import Outputs
 from rosepo.sampling.mixture import max_negatives
 from rosepo.sampling.plan import UNIT, VALIDATION, Shard
 

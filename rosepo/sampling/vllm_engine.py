@@ -23,9 +23,9 @@ import numpy as np
 
 from rosepo.config import PairsConfig
 from rosepo.data.prompts import PromptBuilder
-from rosepo.errors import UserError
 from rosepo.lm.model.loading import adapter_base, find_source
 from rosepo.lm.titles.title_match import completions_index, match_titles
+from rosepo.utils.errors import UserError
 
 SAMPLES = 4
 """Samples for each answer asked for: repeated, excluded and unknown titles fall away."""

@@ -17,13 +17,12 @@ from typing import Any
 import numpy as np
 
 import rosepo
-from rosepo.artifacts import Outputs, of_round, read_manifest
 from rosepo.config import AlignConfig, Config
-from rosepo.console import say
 from rosepo.data.catalogue import Catalogue
 from rosepo.lm.model.model_folder import CATALOGUE, load_builder, read_settings
 from rosepo.report.epsilon_summary import read_epsilon
-from rosepo.resources import stage_use_gpu
+from rosepo.run.paths import Outputs, of_round, read_manifest
+from rosepo.run.resources import stage_use_gpu
 from rosepo.sampling.plan import VALIDATION_FILE, planned_users, shards_of
 from rosepo.training.align_task import AlignTask, branchings_of
 from rosepo.training.encoders import (
@@ -41,6 +40,7 @@ from rosepo.training.schedule import WINDOW
 from rosepo.training.smoothing import smoothed, tracker_of
 from rosepo.training.trainer import fit
 from rosepo.training.validation import HeldOut, check_best, held_out
+from rosepo.utils.console import say
 
 
 def align(

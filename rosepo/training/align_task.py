@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from rosepo.config import OWN_STRATEGY, STRATEGIES, AlignConfig, Config, TrainConfig
 from rosepo.data.catalogue import Catalogue
-from rosepo.errors import UserError
 from rosepo.lm.model.dropout import disable_dropout, training_dropout
 from rosepo.lm.model.model_folder import CATALOGUE, load_builder
 from rosepo.lm.model.policy import load_policy, load_tokenizer, save_policy
@@ -33,6 +32,7 @@ from rosepo.training.probing import check_reference
 from rosepo.training.sft import card_figures, storage_dtype
 from rosepo.training.task import Loss
 from rosepo.training.validation import HeldOut
+from rosepo.utils.errors import UserError
 
 _LABELS = (*STRATEGIES, OWN_STRATEGY)
 _BY_STRATEGY = ("margin", "accuracy", "epsilon")

@@ -23,8 +23,8 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from rosepo.artifacts import write_json
-from rosepo.errors import StageError
+from rosepo.run.paths import write_json
+from rosepo.utils.errors import StageError
 
 FOLDER = "_checkpoints"
 FORMAT = 1

@@ -16,13 +16,13 @@ import pyarrow.compute as pc
 from rosepo.config import STRATEGIES
 from rosepo.data.catalogue import Catalogue
 from rosepo.data.prompts import PromptBuilder
-from rosepo.errors import UserError
 from rosepo.lm.rows.collate import collate_numpy
 from rosepo.lm.rows.prefix_sharing import Group, UserRow, user_rows
 from rosepo.lm.rows.rows import Row, group_row, trajectory_rows
 from rosepo.training.branchings import Branchings
 from rosepo.training.feed import Arrays
 from rosepo.training.sharing import shared_by_tokens, shared_out
+from rosepo.utils.errors import UserError
 
 PAD_MULTIPLE = 8
 """Trajectories of a small catalogue are a few dozen tokens: half of a step would be padding at larger sizes."""

@@ -17,8 +17,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from rosepo.config import TrainConfig
-from rosepo.errors import StageError, UserError
 from rosepo.training.averaging import WeightMean
+from rosepo.utils.errors import StageError, UserError
 
 
 @dataclass(frozen=True)

@@ -20,11 +20,11 @@ import numpy as np
 import pyarrow as pa
 
 from rosepo.data.split import ranges
-from rosepo.errors import own_error
-from rosepo.resources import FEED_CPUS
-from rosepo.session import map_by_actors, work_dataset
+from rosepo.run.ray_session import map_by_actors, work_dataset
+from rosepo.run.resources import FEED_CPUS
 from rosepo.training.schedule import WINDOW, Schedule
 from rosepo.training.table import ParquetRows
+from rosepo.utils.errors import own_error
 
 if TYPE_CHECKING:
     from ray.data import DataIterator, Dataset

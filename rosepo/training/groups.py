@@ -8,10 +8,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from rosepo.artifacts import Outputs
 from rosepo.config import Config
-from rosepo.errors import UserError
 from rosepo.objectives.registry import OBJECTIVES
+from rosepo.run.paths import Outputs
 from rosepo.training.encoders import (
     GROUP_COLUMNS,
     REJECTED_COLUMNS,
@@ -21,6 +20,7 @@ from rosepo.training.encoders import (
     run_bounds,
 )
 from rosepo.training.table import ParquetRows
+from rosepo.utils.errors import UserError
 
 
 def user_offsets(users: Iterable[pa.ChunkedArray]) -> np.ndarray:

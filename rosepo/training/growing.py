@@ -18,9 +18,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rosepo.errors import StageError
 from rosepo.training.feed import FeedPlan
 from rosepo.training.table import ParquetRows
+from rosepo.utils.errors import StageError
 
 MAKING = "_making"
 _LOOK = 0.1

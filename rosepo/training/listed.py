@@ -17,10 +17,10 @@ import pyarrow.parquet as pq
 
 from rosepo.data.catalogue import Catalogue
 from rosepo.data.prompts import PromptBuilder
-from rosepo.errors import UserError
 from rosepo.lm.rows.rows import Row, group_row
 from rosepo.training.encoders import collated
 from rosepo.training.feed import Arrays
+from rosepo.utils.errors import UserError
 
 COLUMNS = ("history", "target", "candidates")
 

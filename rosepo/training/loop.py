@@ -11,8 +11,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from rosepo.console import say
-from rosepo.errors import StageError
 from rosepo.lm.rows.batch import Batch
 from rosepo.training.checkpoints import Checkpoint, remove_checkpoints
 from rosepo.training.engine import Engine, prepare_process
@@ -23,6 +21,8 @@ from rosepo.training.saving import Saver
 from rosepo.training.schedule import Schedule
 from rosepo.training.task import Loss, Task
 from rosepo.training.validation import Best, Validator, dummy_batch, look_steps
+from rosepo.utils.console import say
+from rosepo.utils.errors import StageError
 
 Report = Callable[[int, dict[str, float]], None]
 _FLEETING = frozenset({"epoch", "learning_rate", "grad_norm", "tokens_per_second", "wait_share", "checkpoint_share"})

@@ -16,8 +16,8 @@ import torch.distributed as dist
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from rosepo.errors import StageError, UserError
 from rosepo.training.state import MOMENTS, export_state, import_moments, moment_shapes
+from rosepo.utils.errors import StageError, UserError
 
 if TYPE_CHECKING:
     from rosepo.training.engine import Engine

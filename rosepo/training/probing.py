@@ -9,13 +9,13 @@ import numpy as np
 import pyarrow as pa
 from torch import Tensor
 
-from rosepo.errors import StageError
 from rosepo.lm.model.policy import load_policy
 from rosepo.lm.model.quantized import saved_quantization
 from rosepo.lm.rows.batch import Batch
 from rosepo.lm.rows.logps import LogpsModel
 from rosepo.training.encoders import GroupEncoder
 from rosepo.training.feed import Arrays
+from rosepo.utils.errors import StageError
 
 PROBED_GROUPS = 8
 """Groups on which the policy's log-probabilities are compared with the table's before the first step."""

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from rosepo.artifacts import digest
 from rosepo.config import TrainConfig
 from rosepo.config.training import SAME_RESULT
+from rosepo.run.paths import digest
 from rosepo.training.averaging import mean_in_place
 from rosepo.training.checkpoints import FOLDER, Checkpoint, CheckpointWriter, complete_checkpoints, newest_checkpoint
 from rosepo.training.engine import Engine

@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 import rosepo
-from rosepo.artifacts import Outputs, read_manifest
 from rosepo.config import Config, TrainConfig
 from rosepo.data.catalogue import Catalogue
 from rosepo.data.prompts import PromptBuilder
@@ -29,7 +28,8 @@ from rosepo.lm.model.policy import initial_policy, load_tokenizer, save_policy
 from rosepo.lm.model.quantized import check_quantization
 from rosepo.lm.model.scratch import train_tokenizer
 from rosepo.lm.rows.logps import LogpsModel
-from rosepo.resources import stage_use_gpu
+from rosepo.run.paths import Outputs, read_manifest
+from rosepo.run.resources import stage_use_gpu
 from rosepo.training.encoders import TrajectoryEncoder, collated
 from rosepo.training.feed import Arrays, Encoder, FeedPlan
 from rosepo.training.listed import COLUMNS, ExampleEncoder, check_room, example_rows, training_rows

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rosepo.errors import UserError
+from rosepo.utils.errors import UserError
 
 _KEPT_BYTES = 256 * 2**20
 """Of row groups that a table keeps in memory; the last one that was read stays, however large."""

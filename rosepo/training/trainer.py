@@ -14,8 +14,6 @@ from typing import Any
 
 import torch
 
-from rosepo.console import Progress, follow, say
-from rosepo.errors import StageError, UserError
 from rosepo.training.checkpoints import remove_checkpoints, steps_done
 from rosepo.training.engine import prepare_process
 from rosepo.training.feed import feed_config, plan_dataset, streamed
@@ -23,6 +21,8 @@ from rosepo.training.loop import Report, tell_plain_rows, train_rank
 from rosepo.training.metrics import METRICS_FILE
 from rosepo.training.saving import agreed_start
 from rosepo.training.task import Task
+from rosepo.utils.console import Progress, follow, say
+from rosepo.utils.errors import StageError, UserError
 
 _LESS_MEMORY = "lower {name}.micro_batch_size or model.max_length, or set {name}.activation_checkpointing=true"
 

@@ -19,7 +19,6 @@ import torch.distributed as dist
 from rosepo.data.catalogue import Catalogue
 from rosepo.data.prompts import PromptBuilder
 from rosepo.data.seen import read_split
-from rosepo.errors import UserError
 from rosepo.lm.rows.batch import Batch
 from rosepo.lm.rows.collate import collate_numpy
 from rosepo.lm.rows.rows import group_row
@@ -27,6 +26,7 @@ from rosepo.sampling.draws import example_keys
 from rosepo.training.averaging import mean_in_place
 from rosepo.training.feed import Arrays
 from rosepo.training.metrics import Averages, all_sum, means
+from rosepo.utils.errors import UserError
 
 if TYPE_CHECKING:
     from rosepo.config import TrainConfig

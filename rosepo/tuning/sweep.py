@@ -15,13 +15,13 @@ from typing import Any
 
 import pyarrow as pa
 
-from rosepo.artifacts import Outputs, write_json
 from rosepo.config import Config
-from rosepo.console import Progress, say, table
 from rosepo.data.seen import read_split
-from rosepo.errors import StageError
-from rosepo.resources import TRIAL_CPUS, stage_use_gpu
-from rosepo.tuning.space import best_config, check_space, trial_settings, with_settings
+from rosepo.run.paths import Outputs, write_json
+from rosepo.run.resources import TRIAL_CPUS, stage_use_gpu
+from rosepo.tuning.search_space import best_config, check_space, trial_settings, with_settings
+from rosepo.utils.console import Progress, say, table
+from rosepo.utils.errors import StageError
 
 TRIALS_FILE, BEST_FILE = "trials.json", "best.yaml"
 _MEASURED = ("hr@10", "ndcg@10")

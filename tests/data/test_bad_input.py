@@ -13,7 +13,7 @@ import pytest
 from rosepo.data.log import RayBlocks
 from rosepo.data.prepare import inspect_data
 from rosepo.data.readers import plan_reading
-from rosepo.errors import UserError
+from rosepo.utils.errors import UserError
 from tests.data.tables import config_for, write_data
 
 HEAD = "user_id,item_id,rating,timestamp\n"

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 
 from rosepo.data.catalogue import Catalogue
-from rosepo.errors import UserError
+from rosepo.utils.errors import UserError
 
 
 @pytest.mark.parametrize("ids", [np.array([30, 4, 9]), np.array(["x", "a", "10"], dtype=object)])

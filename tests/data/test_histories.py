@@ -11,7 +11,7 @@ import pytest
 
 from rosepo.data.catalogue import Catalogue
 from rosepo.data.histories import HistoryReader, read_histories
-from rosepo.errors import UserError
+from rosepo.utils.errors import UserError
 
 FILMS = {7: "Heat", 12: "300", 300: "Gladiator", 1917: "1917", 2001: "2020-01-01"}
 

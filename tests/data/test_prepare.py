@@ -12,7 +12,7 @@ from rosepo.config import Config
 from rosepo.data.figures import describe
 from rosepo.data.prepare import inspect_data
 from rosepo.data.split import SPLITS
-from rosepo.errors import UserError
+from rosepo.utils.errors import UserError
 from tests.data import slow
 from tests.data.tables import Row, config_for, prepared, write_data
 

@@ -11,11 +11,11 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
-from rosepo.artifacts import Outputs
 from rosepo.config import Config
 from rosepo.data import log
 from rosepo.data.catalogue import Catalogue
 from rosepo.data.prepare import inspect_data, prepare
+from rosepo.run.paths import Outputs
 from tests.data.tables import config_for, prepared, random_rows, titles, write_data
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")

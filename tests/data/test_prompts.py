@@ -7,7 +7,7 @@ from transformers import PreTrainedTokenizerFast
 
 from rosepo.config import TemplateConfig
 from rosepo.data.prompts import PromptBuilder
-from rosepo.errors import UserError
+from rosepo.utils.errors import UserError
 
 TITLES = ["Heat (1995)", "Ran", "The Third Man", "Amélie", "8½", "Heat"]
 

@@ -14,7 +14,7 @@ from rosepo.config import DataConfig
 from rosepo.data import formats
 from rosepo.data.columns import codes, integers_if_all
 from rosepo.data.readers import plan_reading, read_items
-from rosepo.errors import UserError
+from rosepo.utils.errors import UserError
 from tests.data.tables import SHARED, all_interactions, config_for
 
 INTERACTIONS = [(1, 10, 4.0, 100.0), (1, 20, 3.5, 200.0), (2, 10, 5.0, 150.0)]

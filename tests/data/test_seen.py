@@ -15,7 +15,7 @@ from rosepo.data.log import LocalBlocks
 from rosepo.data.prepare import filter_log
 from rosepo.data.readers import plan_reading, read_items
 from rosepo.data.seen import SEQUENCES, read_split, with_seen
-from rosepo.errors import UserError
+from rosepo.utils.errors import UserError
 from tests.data.tables import config_for, random_rows, titles, write_data
 
 

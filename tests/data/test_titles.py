@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rosepo.data.titles import distinct_titles, normalised
-from rosepo.errors import UserError
+from rosepo.utils.errors import UserError
 
 
 def test_case_width_and_white_space_do_not_tell_titles_apart() -> None:

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from rosepo.evaluation import rankers
-from rosepo.pipeline import run_stages
+from rosepo.pipeline.runner import run_stages
 from tests.evaluation.runs import rank_in_process, tiny_config
 
 if __name__ == "__main__":

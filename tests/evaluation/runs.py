@@ -10,14 +10,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rosepo.artifacts import Outputs, digest, write_json
 from rosepo.config import Config, load_config
 from rosepo.data.catalogue import Catalogue
 from rosepo.evaluation import rankers, systems
-from rosepo.fingerprints import stage_settings
 from rosepo.lm.model.model_folder import save_policy
-from rosepo.pipeline import PUBLISHED
-from rosepo.stages import STAGES
+from rosepo.pipeline.fingerprints import stage_settings
+from rosepo.pipeline.runner import PUBLISHED
+from rosepo.report import run_report
+from rosepo.run.paths import Outputs, digest, write_json
+from rosepo.run.stages import STAGES
 from tests.helpers import tiny_catalogue, tiny_model, tiny_tokenizer
 
 

@@ -8,13 +8,13 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from rosepo.artifacts import Outputs
 from rosepo.data.catalogue import Catalogue
-from rosepo.errors import UserError
 from rosepo.evaluation.evaluate import evaluate
 from rosepo.evaluation.rankings import read_batches, read_rankings, write_examples
 from rosepo.lm.model.model_folder import load_recommender
 from rosepo.oracle.sasrec import SASRec, SASRecConfig
+from rosepo.run.paths import Outputs
+from rosepo.utils.errors import UserError
 from tests.evaluation.runs import tiny_config, tiny_run
 
 KEYS = {f"{metric}@{k}" for metric in ("hr", "ndcg") for k in (1, 5, 10, 20)}

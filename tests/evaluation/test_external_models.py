@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from rosepo.config import load_config
-from rosepo.errors import UserError
+from rosepo.utils.errors import UserError
 
 
 def names(**lists: str) -> list[str]:

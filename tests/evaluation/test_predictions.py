@@ -15,11 +15,11 @@ import pytest
 
 from rosepo.config import load_config
 from rosepo.data.catalogue import Catalogue
-from rosepo.errors import UserError
 from rosepo.evaluation import predictions
 from rosepo.evaluation.predictions import Predictions, read_predictions
 from rosepo.evaluation.rankings import plan_parts, read_rankings, write_examples
 from rosepo.metrics.ranking import target_ranks
+from rosepo.utils.errors import UserError
 from tests.evaluation.runs import tiny_run
 
 Rows = list[dict[str, Any]]

@@ -11,14 +11,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from rosepo.artifacts import Outputs
 from rosepo.config import Config
-from rosepo.errors import UserError
 from rosepo.evaluation.candidates.free_answers import answer_limit, greedy_answers
 from rosepo.evaluation.candidates.protocol import SERIES
 from rosepo.evaluation.evaluate import evaluate
 from rosepo.evaluation.recommend import recommend
 from rosepo.lm.model.model_folder import load_recommender, read_settings, save_policy
+from rosepo.run.paths import Outputs
+from rosepo.utils.errors import UserError
 from tests.evaluation.runs import rank_in_process, tiny_config, write_examples
 from tests.helpers import tiny_catalogue, tiny_model, tiny_tokenizer
 

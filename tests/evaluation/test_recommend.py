@@ -8,8 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from rosepo.data.catalogue import Catalogue
-from rosepo.errors import UserError
 from rosepo.evaluation.recommend import recommend
+from rosepo.utils.errors import UserError
 from tests.evaluation.runs import tiny_config, tiny_run
 
 

@@ -21,11 +21,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from rosepo.artifacts import Outputs
 from rosepo.config import TemplateConfig
 from rosepo.data.catalogue import Catalogue
 from rosepo.data.prompts import PromptBuilder
-from rosepo.errors import UserError
 from rosepo.evaluation import external_models
 from rosepo.evaluation.candidates.free_answers import FreeWriter
 from rosepo.evaluation.evaluate import evaluate
@@ -43,8 +41,10 @@ from rosepo.evaluation.systems import Ranking
 from rosepo.lm.model.model_folder import save_policy
 from rosepo.lm.titles.beam_search import Decoder
 from rosepo.oracle.sasrec import SASRec, SASRecConfig
-from rosepo.pipeline import run_stages
-from rosepo.planning import CONFIG_FILE, plan_stages, resolve_config
+from rosepo.pipeline.planning import CONFIG_FILE, plan_stages, resolve_config
+from rosepo.pipeline.runner import run_stages
+from rosepo.run.paths import Outputs
+from rosepo.utils.errors import UserError
 from tests.evaluation.runs import finished, tiny_config, tiny_run
 from tests.helpers import tiny_catalogue, tiny_model, tiny_tokenizer
 

@@ -7,16 +7,16 @@ from pathlib import Path
 
 import numpy as np
 
-from rosepo.artifacts import Outputs, digest, write_json
 from rosepo.config import dump_config
-from rosepo.console import Progress
 from rosepo.evaluation.baselines import Popular, markov
 from rosepo.evaluation.rankers import rank_by_batches
 from rosepo.evaluation.rankings import Batch, write_examples
 from rosepo.experiments.runs import Run
-from rosepo.fingerprints import stage_settings
-from rosepo.planning import CONFIG_FILE
-from rosepo.stages import stages_of
+from rosepo.pipeline.fingerprints import stage_settings
+from rosepo.pipeline.planning import CONFIG_FILE
+from rosepo.run.paths import Outputs, digest, write_json
+from rosepo.run.stages import stages_of
+from rosepo.utils.console import Progress
 from tests.evaluation import runs as tiny
 from tests.helpers import tiny_catalogue
 

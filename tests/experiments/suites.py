@@ -7,7 +7,7 @@ from pathlib import Path
 import yaml
 
 from rosepo.config import dump_config
-from tests.test_run import configure, write_log
+from tests.pipeline.test_whole_run import configure, write_log
 
 SUITE = """
 about: two losses on a small log

@@ -12,16 +12,16 @@ from pathlib import Path
 
 import pytest
 
-from rosepo.errors import UserError
 from rosepo.experiments.command import Chosen, experiments
+from rosepo.utils.errors import UserError
+from tests.cli.test_app import ROOT, call
 from tests.experiments.suites import SUITE, changed, write_suite
-from tests.test_cli import ROOT, call
 
 
 def test_the_command_explains_itself_and_has_its_job() -> None:
     from typer.testing import CliRunner
 
-    from rosepo.cli import app
+    from rosepo.cli.app import app
 
     output = CliRunner().invoke(app, ["experiments", "--help"]).output
     for word in ("--only", "--seeds", "--test", "--dry-run", "--set", "--debug"):

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from rosepo.experiments.process import call, only_one
-from tests.test_cli import ROOT
+from tests.cli.test_app import ROOT
 
 CHILD = """
 import pathlib, signal, sys, time

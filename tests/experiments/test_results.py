@@ -11,7 +11,6 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from rosepo.artifacts import Outputs, write_json
 from rosepo.evaluation.measure import measure as measure_stage
 from rosepo.experiments.measures import METRICS, Pool, measure
 from rosepo.experiments.pictures import DRAWN, LEFT_OUT
@@ -19,6 +18,7 @@ from rosepo.experiments.results import verdict, write_results
 from rosepo.experiments.runs import FAILURE_FILE, Run, plan_of, runs_of
 from rosepo.experiments.sharing import link_rankings
 from rosepo.experiments.suite import Experiments, read_suites
+from rosepo.run.paths import Outputs, write_json
 from tests.experiments.evaluated import CATALOGUE, evaluate_run
 from tests.experiments.suites import SUITE, changed, write_suite
 

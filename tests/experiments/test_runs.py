@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from rosepo.artifacts import digest, read_manifest, write_json
-from rosepo.errors import UserError
 from rosepo.experiments.forecast import as_text, forecast
 from rosepo.experiments.process import only_one
 from rosepo.experiments.runs import Run, overrides_of, plan_of, runs_of
 from rosepo.experiments.sharing import link_finished
 from rosepo.experiments.suite import read_suites
-from rosepo.planning import CONFIG_FILE
+from rosepo.pipeline.planning import CONFIG_FILE
+from rosepo.run.paths import digest, read_manifest, write_json
+from rosepo.utils.errors import UserError
 from tests.experiments.suites import SUITE, changed, write_suite
 
 SECONDS = {"prepare": 1.0, "sft": 100.0, "oracle": 20.0, "pairs": 30.0, "align": 40.0, "evaluate": 10.0}

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 
 from rosepo.config import AlignConfig
-from rosepo.errors import UserError
 from rosepo.experiments.suite import read_suites
+from rosepo.utils.errors import UserError
+from tests.cli.test_app import ROOT
 from tests.experiments.suites import SUITE, changed, write_suite
-from tests.test_cli import ROOT
 
 
 def test_a_variant_is_its_base_with_overrides_seed_and_split(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from rosepo.artifacts import Outputs
+from rosepo.run.paths import Outputs
 from tests.sampling.runs import make_run
 
 

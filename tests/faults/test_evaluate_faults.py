@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from rosepo.artifacts import Outputs
-from rosepo.errors import StageError
 from rosepo.evaluation.evaluate import evaluate
 from rosepo.evaluation.systems import Ranking
+from rosepo.run.paths import Outputs
+from rosepo.utils.errors import StageError
 from tests.evaluation.runs import tiny_config, tiny_run
 from tests.faults.rankers import DeadlyRanker
 from tests.faults.strategies import SCRATCH

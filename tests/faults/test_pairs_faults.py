@@ -8,10 +8,10 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from rosepo.artifacts import Outputs
-from rosepo.errors import StageError
+from rosepo.run.paths import Outputs
+from rosepo.run.ray_session import RESTARTS
 from rosepo.sampling.pairs import pairs
-from rosepo.session import RESTARTS
+from rosepo.utils.errors import StageError
 from tests.faults.strategies import SCRATCH
 from tests.sampling.runs import configure, read
 

@@ -13,21 +13,21 @@ from typing import Any
 import pytest
 from ray.exceptions import WorkerCrashedError
 
-from rosepo.artifacts import MANIFEST, Outputs, continuing, now, partial_folder, read_manifest, write_json
 from rosepo.config import Config, parse_config
-from rosepo.errors import StageError
-from rosepo.pipeline import run_stages
-from rosepo.planning import plan_stages
+from rosepo.pipeline.planning import plan_stages
+from rosepo.pipeline.runner import run_stages
+from rosepo.pipeline.streaming import Production, lost_process
+from rosepo.run.paths import MANIFEST, Outputs, continuing, now, partial_folder, read_manifest, write_json
 from rosepo.sampling.audit import audit_groups
 from rosepo.sampling.pairs import plan_sampling
 from rosepo.sampling.parts import part_path
 from rosepo.sampling.plan import planned_users, read_shard, shards_of
-from rosepo.streaming import Production, lost_process
 from rosepo.training.align import align_in_process, align_task
 from rosepo.training.growing import Growing, wanted_order
+from rosepo.utils.errors import StageError
 from tests.faults.strategies import SCRATCH
+from tests.pipeline.test_runner import finish
 from tests.sampling.runs import read
-from tests.test_pipeline import finish
 from tests.training.tiny_run import assert_same_training
 
 WATCHFUL = "tests.faults.strategies:watchful"

@@ -13,19 +13,19 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from rosepo.artifacts import Outputs, write_json
+from rosepo.cli.summary import results_table
 from rosepo.config import Config, load_config
 from rosepo.data.catalogue import Catalogue
-from rosepo.errors import UserError
 from rosepo.evaluation.evaluate import evaluate
-from rosepo.fingerprints import stage_fingerprint
 from rosepo.oracle.crossfit import FOLDS_FILE, Oracle
 from rosepo.oracle.sasrec import SASRec, SASRecConfig
-from rosepo.refusals import check_before_run, check_named
+from rosepo.pipeline.fingerprints import stage_fingerprint
+from rosepo.pipeline.preflight import check_before_run, check_named
 from rosepo.report.text.conclusions import verdict
+from rosepo.run.paths import Outputs, write_json
+from rosepo.run.stages import STAGES
 from rosepo.sampling.pairs import pairs
-from rosepo.stages import STAGES
-from rosepo.summary import results_table
+from rosepo.utils.errors import UserError
 from tests.evaluation.runs import tiny_config, tiny_run
 
 TAU = 0.7

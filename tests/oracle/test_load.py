@@ -15,12 +15,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rosepo.data.catalogue import Catalogue
-from rosepo.errors import UserError
 from rosepo.oracle import load
 from rosepo.oracle.load import ImportedScorer, WholeCatalogue, load_scorer, write_about
 from rosepo.oracle.sasrec import catalogue_digest
 from rosepo.oracle.score_files import score_files
 from rosepo.oracle.score_table import ScoreTable, write_score_table
+from rosepo.utils.errors import UserError
 from tests.helpers import tiny_catalogue
 
 N_ITEMS = 7

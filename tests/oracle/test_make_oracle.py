@@ -13,7 +13,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rosepo.data.catalogue import Catalogue
-from rosepo.errors import UserError
 from rosepo.evaluation.baselines import top_k
 from rosepo.evaluation.systems import oracle_name
 from rosepo.metrics.ranking import hit_ratio, ndcg, target_ranks
@@ -23,6 +22,7 @@ from rosepo.oracle.fit import WARMUP_STEPS
 from rosepo.oracle.make_oracle import train_oracle
 from rosepo.oracle.sasrec import SASRec, SASRecConfig
 from rosepo.oracle.sasrec_data import IGNORED, NextItemLoss, Sequences, batch_tensors, epoch_batches, ranks_of
+from rosepo.utils.errors import UserError
 from tests.evaluation.runs import tiny_config, tiny_run
 
 

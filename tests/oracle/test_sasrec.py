@@ -8,9 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rosepo.errors import UserError
 from rosepo.oracle.crossfit import Oracle
 from rosepo.oracle.sasrec import Dropout, SASRec, SASRecConfig, pad_histories
+from rosepo.utils.errors import UserError
 
 IDS = np.arange(100, 112)
 

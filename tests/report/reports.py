@@ -11,15 +11,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from rosepo.artifacts import Outputs, copy_file, write_json
-from rosepo.console import Progress
 from rosepo.data.catalogue import Catalogue
 from rosepo.evaluation.baselines import Popular, markov
 from rosepo.evaluation.measure import measure
 from rosepo.evaluation.rankers import rank_by_batches
 from rosepo.evaluation.rankings import write_examples
-from rosepo.pipeline import PUBLISHED
+from rosepo.pipeline.runner import PUBLISHED
 from rosepo.report.run_report import write_report
+from rosepo.run.paths import Outputs, copy_file, write_json
+from rosepo.utils.console import Progress
 from tests.evaluation import runs
 
 EVIL = '<script>alert("x")</script> & <b>Friends</b> | *'

@@ -13,11 +13,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from rosepo.artifacts import write_json
-from rosepo.errors import UserError
 from rosepo.report.compare import compare, paired_differences, settings_table
 from rosepo.report.run_reader import read_runs
 from rosepo.report.text.format import sign
+from rosepo.run.paths import write_json
+from rosepo.utils.errors import UserError
 from tests.report.reports import shared_run
 
 
@@ -220,7 +220,7 @@ def test_a_base_that_is_no_run_and_an_out_that_is_no_page_are_refused(runs: list
 def test_the_command_ends_with_2_on_misuse_and_says_what_it_takes(runs: list[Path]) -> None:
     from typer.testing import CliRunner
 
-    from rosepo.cli import app
+    from rosepo.cli.app import app
 
     runner = CliRunner()
     assert runner.invoke(app, ["compare", str(runs[0])]).exit_code == 2

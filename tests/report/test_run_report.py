@@ -10,15 +10,15 @@ from typing import Any
 
 import pytest
 
-from rosepo.artifacts import Outputs
 from rosepo.config import Config, parse_config
-from rosepo.redaction import command_line
 from rosepo.report.epsilon_summary import shape_of
 from rosepo.report.plots.curves import ends, pictures
 from rosepo.report.plots.run_plots import accuracy
 from rosepo.report.run_metadata import facts_of, reproduction
 from rosepo.report.tables import bias_tables
 from rosepo.report.text.labels import colours_of, short, split_pair
+from rosepo.run.paths import Outputs
+from rosepo.utils.redaction import command_line
 from tests.report.reports import EXTRA, shared_run
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from rosepo.artifacts import Outputs
+from rosepo.run.paths import Outputs
 from rosepo.sampling import pool
 from rosepo.sampling.actors import ActorSettings, GroupsActor
 from rosepo.sampling.plan import Shard

@@ -13,9 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from rosepo.data.prompts import PromptBuilder
-from rosepo.errors import UserError
 from rosepo.sampling.audit import SCORES, audit_candidates, audit_groups
 from rosepo.sampling.titles import title_spans
+from rosepo.utils.errors import UserError
 from tests.helpers import tiny_builder, tiny_catalogue
 
 Change = Callable[[list[dict[str, Any]]], object]

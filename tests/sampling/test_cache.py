@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from rosepo.config import parse_config
-from rosepo.errors import UserError
 from rosepo.lm.model.model_folder import SETTINGS, save_policy
 from rosepo.sampling.cache import ReferenceCache, open_cache, reference_key
+from rosepo.utils.errors import UserError
 from tests.helpers import tiny_catalogue, tiny_model, tiny_tokenizer
 
 IDS = np.array(["1:2", "1:3"], dtype=object)

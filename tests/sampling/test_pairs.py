@@ -11,14 +11,14 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from rosepo.artifacts import Outputs
 from rosepo.data.catalogue import Catalogue
-from rosepo.errors import StageError, UserError, own_error
 from rosepo.lm.model.model_folder import load_recommender
 from rosepo.lm.rows.logps import plain_logps
 from rosepo.oracle.crossfit import Oracle
 from rosepo.oracle.sasrec import SASRec, SASRecConfig
+from rosepo.run.paths import Outputs
 from rosepo.sampling.pairs import pairs
+from rosepo.utils.errors import StageError, UserError, own_error
 from tests.helpers import tiny_catalogue
 from tests.sampling.runs import N_ITEMS, borrow, configure, read, save_oracle, write_examples
 

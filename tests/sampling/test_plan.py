@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from rosepo.data.split import trajectories
-from rosepo.errors import UserError
 from rosepo.sampling.plan import TRAJECTORIES, UNIT, most_seen, plan_shards, read_shard
+from rosepo.utils.errors import UserError
 
 
 def write_examples(folder: Path, users: list[tuple[str, int]], files: int = 1, row_group: int = 4) -> pa.Table:

@@ -14,9 +14,9 @@ import pytest
 from peft import LoraConfig, get_peft_model
 
 from rosepo.config import load_config
-from rosepo.errors import UserError
 from rosepo.sampling.figures import Tally
 from rosepo.sampling.vllm_engine import check_engine, engine_options, prompt_seed
+from rosepo.utils.errors import UserError
 from tests.helpers import tiny_model
 
 SELF_HARD = "pairs.strategies={self_hard: 1}"

@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 
 from rosepo.config import load_config
-from rosepo.pipeline import run_stages
-from rosepo.session import ray_session
+from rosepo.pipeline.runner import run_stages
+from rosepo.run.ray_session import ray_session
 
 if __name__ == "__main__":
     root = Path(sys.argv[1])

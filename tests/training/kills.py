@@ -9,8 +9,8 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from rosepo.artifacts import Outputs
 from rosepo.config import Config
+from rosepo.run.paths import Outputs
 from rosepo.training.engine import prepare_process
 from rosepo.training.feed import Arrays, micro_batches
 from rosepo.training.loop import train_rank

@@ -10,17 +10,17 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from rosepo.artifacts import Outputs
-from rosepo.errors import StageError, UserError
 from rosepo.lm.model.dropout import disable_dropout
 from rosepo.lm.model.policy import load_recommender
 from rosepo.lm.rows.logps import LogpsModel
 from rosepo.lm.titles.title_scores import reference_logps
+from rosepo.run.paths import Outputs
 from rosepo.training.align import align_in_process, align_task
 from rosepo.training.encoders import GroupEncoder
 from rosepo.training.feed import micro_batches
 from rosepo.training.loop import fit_in_process
 from rosepo.training.sft import sft_task
+from rosepo.utils.errors import StageError, UserError
 from tests.training.tiny_run import lines, tiny_config, weights, write_groups
 
 ALIGN = {"log_every": 1, "learning_rate": 1e-3, "beta": 0.5}

@@ -14,12 +14,11 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from rosepo.artifacts import Outputs
 from rosepo.config import parse_config
-from rosepo.errors import UserError
 from rosepo.lm.model.policy import load_recommender
 from rosepo.lm.rows.batch import Batch
 from rosepo.lm.rows.logps import plain_logps
+from rosepo.run.paths import Outputs
 from rosepo.sampling.titles import title_spans
 from rosepo.training.align import align, align_in_process, align_task
 from rosepo.training.engine import prepare_process
@@ -27,6 +26,7 @@ from rosepo.training.feed import micro_batches
 from rosepo.training.loop import train_rank
 from rosepo.training.schedule import WINDOW
 from rosepo.training.table import ParquetRows
+from rosepo.utils.errors import UserError
 from tests.training.ranks import two_ranks
 from tests.training.tiny_run import ITEMS, assert_same_training, lines, tiny_config
 

@@ -8,12 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from rosepo.artifacts import Outputs
 from rosepo.config import Config, parse_config
-from rosepo.errors import UserError
-from rosepo.fingerprints import stage_settings
 from rosepo.lm.rows.batch import Batch
-from rosepo.stages import find_stage
+from rosepo.pipeline.fingerprints import stage_settings
+from rosepo.run.paths import Outputs
+from rosepo.run.stages import find_stage
 from rosepo.training.averaging import mean_in_place
 from rosepo.training.engine import Engine, prepare_process
 from rosepo.training.feed import micro_batches
@@ -21,6 +20,7 @@ from rosepo.training.loop import fit_in_process, train_rank
 from rosepo.training.moments import FILE, steps_of
 from rosepo.training.saving import agreed_start
 from rosepo.training.sft import sft_task
+from rosepo.utils.errors import UserError
 from tests.training.ranks import forked_ranks
 from tests.training.test_resume import alone
 from tests.training.tiny_run import assert_same_training, lines, tiny_config, weights

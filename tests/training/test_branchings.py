@@ -13,20 +13,20 @@ import torch
 from scipy.special import logsumexp, softmax
 from torch import Tensor
 
-from rosepo.artifacts import Outputs
 from rosepo.config import Config
 from rosepo.data.catalogue import Catalogue
 from rosepo.data.prompts import PromptBuilder
-from rosepo.errors import UserError
 from rosepo.lm.model.model_folder import CATALOGUE, load_builder
 from rosepo.lm.rows.batch import Batch, collate
 from rosepo.lm.rows.logps import LogpsModel, plain_logps
 from rosepo.lm.rows.rows import group_row
 from rosepo.objectives.likelihood import distill, drawn_weights
+from rosepo.run.paths import Outputs
 from rosepo.training.align import align_in_process, align_task
 from rosepo.training.align_task import _at_branchings
 from rosepo.training.branchings import Branchings
 from rosepo.training.feed import micro_batches
+from rosepo.utils.errors import UserError
 from tests.helpers import tiny_builder, tiny_model
 from tests.training.tiny_run import lines, tiny_config
 

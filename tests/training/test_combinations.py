@@ -16,10 +16,10 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from rosepo.config import TrainConfig, parse_config
-from rosepo.errors import UserError
 from rosepo.lm.rows.batch import collate
 from rosepo.lm.rows.logps import LogpsModel
 from rosepo.training.engine import Engine, prepare_process
+from rosepo.utils.errors import UserError
 from tests.helpers import tiny_model
 from tests.lm.rows.test_logps import make_groups, rows_of
 from tests.training.ranks import two_ranks

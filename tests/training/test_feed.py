@@ -12,9 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ray.exceptions import ActorDiedError
 
-from rosepo import session
-from rosepo.errors import UserError
 from rosepo.lm.rows.rows import group_row
+from rosepo.run import ray_session
 from rosepo.training import feed
 from rosepo.training import table as parquet
 from rosepo.training.feed import micro_batches, pack, unpack
@@ -23,6 +22,7 @@ from rosepo.training.sft import sft_task
 from rosepo.training.sharing import shared_out
 from rosepo.training.table import ParquetRows
 from rosepo.training.trainer import lost_worker, root_cause
+from rosepo.utils.errors import UserError
 from tests.training.tiny_run import tiny_config
 
 
@@ -91,7 +91,7 @@ class Deadly:
 
 
 def test_a_feeding_actor_that_dies_again_and_again_ends_the_stream_as_a_lost_process(ray_cluster, table, monkeypatch):
-    monkeypatch.setattr(session, "RESTARTS", 1)
+    monkeypatch.setattr(ray_session, "RESTARTS", 1)
     plan = feed.FeedPlan(table, ("row",), Deadly(), n_rows=32, batch_size=8, micro_batch_size=8, seed=0, epochs=1.0)
     (shards,) = feed.feed_config(plan).configure({"train": feed.plan_dataset(plan)}, 1)
     with pytest.raises(ActorDiedError) as raised:

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from torch import nn
 
-from rosepo.errors import StageError, UserError
 from rosepo.training.align import align, align_in_process
 from rosepo.training.checkpoints import FOLDER, newest_checkpoint
 from rosepo.training.sft import SftTask, sft_task
 from rosepo.training.trainer import fit, told_by_worker
+from rosepo.utils.errors import StageError, UserError
 from tests.training.tiny_run import assert_same_training, lines, tiny_config
 
 

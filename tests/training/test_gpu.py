@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from rosepo.artifacts import Outputs
 from rosepo.lm.model.dropout import disable_dropout
 from rosepo.lm.rows.attention import flex_obstacle
 from rosepo.lm.rows.batch import collate
 from rosepo.lm.rows.logps import LogpsModel
 from rosepo.lm.titles.beam_search import Decoder
+from rosepo.run.paths import Outputs
 from rosepo.training.loop import fit_in_process
 from rosepo.training.sft import sft_task
 from tests.helpers import FAMILIES, tiny_builder, tiny_model

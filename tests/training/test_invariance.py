@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from rosepo.artifacts import Outputs
 from rosepo.config import Config
+from rosepo.run.paths import Outputs
 from rosepo.training.align import align_task
 from rosepo.training.engine import prepare_process
 from rosepo.training.feed import micro_batches

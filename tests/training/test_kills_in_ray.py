@@ -19,10 +19,10 @@ import pytest
 import torch.distributed as dist
 from torch import Tensor
 
-from rosepo.artifacts import MANIFEST, Outputs, now, read_manifest, write_json
 from rosepo.config import Config, dump_config
-from rosepo.fingerprints import stage_settings
-from rosepo.stages import find_stage
+from rosepo.pipeline.fingerprints import stage_settings
+from rosepo.run.paths import MANIFEST, Outputs, now, read_manifest, write_json
+from rosepo.run.stages import find_stage
 from rosepo.training.checkpoints import FOLDER, newest_checkpoint
 from rosepo.training.feed import Arrays
 from rosepo.training.sft import SftTask, sft_task

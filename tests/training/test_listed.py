@@ -10,14 +10,14 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from rosepo.artifacts import Outputs
 from rosepo.config import Config, parse_config
 from rosepo.data.catalogue import Catalogue
-from rosepo.errors import UserError
 from rosepo.lm.rows.batch import Batch
 from rosepo.lm.rows.logps import LogpsModel, plain_logps
+from rosepo.run.paths import Outputs
 from rosepo.training.feed import micro_batches
 from rosepo.training.sft import sft_task
+from rosepo.utils.errors import UserError
 from tests.helpers import tiny_model
 from tests.training.tiny_run import ITEMS, tiny_config
 

@@ -11,12 +11,12 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from rosepo.artifacts import Outputs
 from rosepo.config import LOSSES, Config
-from rosepo.errors import UserError
 from rosepo.objectives.likelihood import drawn_weights
+from rosepo.run.paths import Outputs
 from rosepo.training.align import align_in_process, align_task
 from rosepo.training.feed import micro_batches
+from rosepo.utils.errors import UserError
 from tests.training.tiny_run import lines, tiny_config, weights
 
 PLAIN: dict[str, Any] = {"log_every": 1, "learning_rate": 1e-3, "zero_stage": 0, "epochs": 2}

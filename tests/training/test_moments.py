@@ -13,10 +13,9 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from rosepo.artifacts import Outputs
 from rosepo.config import Config, parse_config
-from rosepo.errors import UserError
 from rosepo.lm.rows.batch import Batch
+from rosepo.run.paths import Outputs
 from rosepo.training.align import align_in_process, align_task
 from rosepo.training.engine import Engine, prepare_process
 from rosepo.training.feed import micro_batches
@@ -25,6 +24,7 @@ from rosepo.training.moments import FILE, begin_with, steps_of
 from rosepo.training.saving import agreed_start
 from rosepo.training.sft import sft_task
 from rosepo.training.state import MOMENTS, export_state
+from rosepo.utils.errors import UserError
 from tests.training.ranks import forked_ranks
 from tests.training.test_resume import alone as stoppable
 from tests.training.tiny_run import assert_same_training, lines, tiny_config, weights, write_groups

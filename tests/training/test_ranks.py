@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from rosepo.artifacts import Outputs
 from rosepo.config import Config
+from rosepo.run.paths import Outputs
 from rosepo.training.engine import prepare_process
 from rosepo.training.feed import micro_batches
 from rosepo.training.loop import fit_in_process, train_rank

@@ -12,11 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rosepo.artifacts import Outputs
 from rosepo.config import Config, TrainConfig
-from rosepo.errors import StageError, UserError
-from rosepo.fingerprints import stage_settings
-from rosepo.stages import find_stage
+from rosepo.pipeline.fingerprints import stage_settings
+from rosepo.run.paths import Outputs
+from rosepo.run.stages import find_stage
 from rosepo.training.align import align_task
 from rosepo.training.checkpoints import FOLDER, Checkpoint, complete_checkpoints, newest_checkpoint
 from rosepo.training.engine import prepare_process
@@ -26,6 +25,7 @@ from rosepo.training.metrics import cut_log
 from rosepo.training.saving import agreed_start, origin_of
 from rosepo.training.sft import SftTask, sft_task
 from rosepo.training.validation import check_best
+from rosepo.utils.errors import StageError, UserError
 from tests.training.kills import config_of, resumed, train_rank_of
 from tests.training.ranks import forked_ranks
 from tests.training.tiny_run import assert_same_training, lines, tiny_config, weights

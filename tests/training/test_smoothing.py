@@ -15,8 +15,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from rosepo.artifacts import Outputs
-from rosepo.errors import UserError
+from rosepo.run.paths import Outputs
 from rosepo.training import smoothing
 from rosepo.training.align import align_in_process, align_task
 from rosepo.training.align_task import AlignTask
@@ -24,6 +23,7 @@ from rosepo.training.engine import prepare_process
 from rosepo.training.feed import micro_batches
 from rosepo.training.loop import train_rank
 from rosepo.training.smoothing import shuffled
+from rosepo.utils.errors import UserError
 from tests.training.ranks import two_ranks
 from tests.training.tiny_run import assert_same_training, lines, tiny_config, weights
 

@@ -14,9 +14,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from rosepo.artifacts import Outputs
 from rosepo.config import Config, parse_config
 from rosepo.data.catalogue import Catalogue
+from rosepo.run.paths import Outputs
 
 ITEMS, USERS = 40, 60
 

@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from rosepo.console import say, table
 from rosepo.evaluation.candidates.free_answers import Writing, read_answers
 from rosepo.evaluation.candidates.leakage_probes import learn_probes
 from rosepo.evaluation.measure import compared, user_codes
 from rosepo.evaluation.rankings import Batch, part_batches, write_examples
 from rosepo.evaluation.systems import Ranking
 from rosepo.metrics.bootstrap import UserBootstrap, plain
+from rosepo.utils.console import say, table
 
 FREE_EXAMPLES_FILE = "_free_examples.parquet"
 SERIES = ("hr@1", "hr@1_valid", "valid_ratio", "hr@1_substring", "hr@1_substring_valid", "valid_ratio_substring")

@@ -13,9 +13,9 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
-from rosepo.console import say
-from rosepo.errors import UserError
 from rosepo.lm.model.quantized import quantization_config, saved_quantization
+from rosepo.utils.console import say
+from rosepo.utils.errors import UserError
 
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack")
 _HUB_TIMEOUT = 10.0

@@ -23,10 +23,10 @@ import rosepo
 from rosepo.config import Config, TemplateConfig
 from rosepo.data.catalogue import Catalogue
 from rosepo.data.prompts import PromptBuilder
-from rosepo.errors import StageError, UserError
 from rosepo.lm.model.card import model_card
 from rosepo.lm.model.loading import load_policy, load_tokenizer
 from rosepo.lm.model.quantized import SETTINGS, quantization_of
+from rosepo.utils.errors import StageError, UserError
 
 CATALOGUE = "catalogue.parquet"
 

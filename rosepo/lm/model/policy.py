@@ -14,12 +14,12 @@ from transformers.pytorch_utils import Conv1D
 
 from rosepo.config import Config, LoraConfig, ModelConfig
 from rosepo.data.catalogue import Catalogue
-from rosepo.errors import UserError
 from rosepo.lm.model.dropout import disable_dropout
 from rosepo.lm.model.loading import adapter_base, find_source, load_model_config, load_policy, load_tokenizer
 from rosepo.lm.model.model_folder import Recommender, load_recommender, read_settings, save_policy
 from rosepo.lm.model.quantized import check_quantization, saved_quantization
 from rosepo.lm.model.scratch import scratch_config, scratch_model, train_tokenizer
+from rosepo.utils.errors import UserError
 
 __all__ = [
     "Recommender",

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from rosepo.errors import UserError
+from rosepo.utils.errors import UserError
 
 SETTINGS = "rosepo.json"
 """File of a model folder whose key `quantize` says how the base of its adapter is held."""

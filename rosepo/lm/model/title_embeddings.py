@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rosepo.errors import UserError
+from rosepo.utils.errors import UserError
 
 if TYPE_CHECKING:
     from rosepo.data.catalogue import Catalogue

@@ -17,8 +17,8 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from rosepo.errors import UserError
 from rosepo.lm.rows.batch import Batch
+from rosepo.utils.errors import UserError
 
 SHARED_FAMILIES = frozenset({"llama", "qwen2", "qwen3", "mistral", "gemma", "gpt2"})
 """Model types whose body takes a mask and positions as given, and whose output layer is applied to its result as is.

@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from rosepo.console import say
 from rosepo.data.prompts import PromptBuilder
-from rosepo.errors import UserError
 from rosepo.lm.rows.logps import sharing_obstacle
 from rosepo.lm.titles.cached_prompts import PlainRows, SharedPrompts, batch_tokens, partitioned
 from rosepo.lm.titles.trie import Exclusion, TitleTrie
+from rosepo.utils.console import say
+from rosepo.utils.errors import UserError
 
 
 class Decoder:

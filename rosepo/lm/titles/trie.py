@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rosepo.errors import UserError
+from rosepo.utils.errors import UserError
 
 
 @dataclass(frozen=True)

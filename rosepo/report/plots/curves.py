@@ -14,7 +14,7 @@ from rosepo.report.text.format import number
 from rosepo.report.text.labels import COLOURS
 
 if TYPE_CHECKING:
-    from rosepo.artifacts import Outputs
+    from rosepo.run.paths import Outputs
 
 Rows = list[dict[str, Any]]
 

@@ -14,13 +14,13 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig
 
 from rosepo.config import Config, parse_config
-from rosepo.errors import StageError, UserError
 from rosepo.lm.model.dropout import training_dropout
 from rosepo.lm.model.loading import load_policy, load_tokenizer
 from rosepo.lm.model.policy import initial_policy, load_recommender, save_policy, validate_model
 from rosepo.lm.rows.batch import collate
 from rosepo.lm.rows.logps import LogpsModel, plain_logps
 from rosepo.lm.rows.rows import trajectory_rows
+from rosepo.utils.errors import StageError, UserError
 from tests.helpers import tiny_catalogue, tiny_model, tiny_tokenizer
 
 STORIES = Path(os.environ.get("ROSEPO_STORIES", Path(__file__).parents[4] / "shared" / "models" / "stories260K-hf"))

@@ -13,19 +13,19 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from rosepo.artifacts import Outputs
 from rosepo.config import TrainConfig, parse_config
-from rosepo.errors import UserError
 from rosepo.lm.model.loading import load_policy
 from rosepo.lm.model.policy import load_recommender, validate_model
 from rosepo.lm.model.quantized import check_quantization, quantization_of
 from rosepo.lm.rows.logps import LogpsModel
 from rosepo.lm.titles.title_scores import reference_logps
+from rosepo.run.paths import Outputs
 from rosepo.training.align import align_task
 from rosepo.training.engine import Engine, prepare_process
 from rosepo.training.feed import micro_batches
 from rosepo.training.loop import fit_in_process, train_rank
 from rosepo.training.sft import sft_task
+from rosepo.utils.errors import UserError
 from tests.training.ranks import two_ranks
 from tests.training.tiny_run import lines, losses, tiny_config, weights, write_groups
 

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rosepo.config import ScratchConfig, TemplateConfig
-from rosepo.errors import UserError
 from rosepo.lm.model.dropout import training_dropout
 from rosepo.lm.model.scratch import SPECIAL_TOKENS, scratch_model, train_tokenizer
+from rosepo.utils.errors import UserError
 from tests.helpers import tiny_catalogue, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from transformers import BertConfig, BertModel
 
 from rosepo.data.catalogue import Catalogue
-from rosepo.errors import UserError
 from rosepo.lm.model.title_embeddings import encode_titles, history_similarity
+from rosepo.utils.errors import UserError
 from tests.helpers import tiny_catalogue, tiny_model, tiny_tokenizer
 
 CATALOGUE = tiny_catalogue()

@@ -13,7 +13,6 @@ import torch
 from torch.nn.attention.flex_attention import create_mask, flex_attention
 
 from rosepo.config import parse_config
-from rosepo.errors import UserError
 from rosepo.lm.model.dropout import disable_dropout
 from rosepo.lm.model.policy import validate_model
 from rosepo.lm.rows import attention
@@ -21,7 +20,8 @@ from rosepo.lm.rows.attention import BY_BLOCKS, block_mask
 from rosepo.lm.rows.batch import Batch, collate, dense_mask
 from rosepo.lm.rows.logps import LogpsModel, plain_logps
 from rosepo.lm.rows.rows import group_row, trajectory_rows
-from rosepo.resources import need_of, use_gpu
+from rosepo.run.resources import need_of, use_gpu
+from rosepo.utils.errors import UserError
 from tests.helpers import FAMILIES, tiny_builder, tiny_model, tiny_tokenizer
 from tests.lm.rows.test_logps import flatten, make_groups, rows_of
 

@@ -10,9 +10,9 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from rosepo.config import Config, parse_config
-from rosepo.errors import UserError
 from rosepo.lm.model.loading import load_policy
 from rosepo.lm.model.policy import initial_policy, validate_model
+from rosepo.utils.errors import UserError
 from tests.helpers import tiny_catalogue, tiny_tokenizer
 
 CATALOGUE = tiny_catalogue()

@@ -12,10 +12,10 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from rosepo.config import TemplateConfig
 from rosepo.data.prompts import PromptBuilder
 from rosepo.data.titles import distinct_titles
-from rosepo.errors import UserError
 from rosepo.lm.rows.logps import plain_logps, sharing_obstacle
 from rosepo.lm.titles.beam_search import Decoder
 from rosepo.lm.titles.cached_prompts import PlainRows
+from rosepo.utils.errors import UserError
 from tests.helpers import FAMILIES, tiny_builder, tiny_model, tiny_tokenizer
 
 N_ITEMS = 30

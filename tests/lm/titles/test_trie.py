@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rosepo.errors import UserError
 from rosepo.lm.titles.trie import Exclusion, TitleTrie
+from rosepo.utils.errors import UserError
 
 EOS = 0
 titles = st.lists(st.integers(1, 4), min_size=1, max_size=5)

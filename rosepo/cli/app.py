@@ -1,0 +1,209 @@
+"""The command line. Stages take ``--config``, ``--out``, ``--set``; nothing heavy is imported before it is needed."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+import rosepo
+from rosepo.cli.exit_codes import guarded
+from rosepo.cli.help import stage_help
+from rosepo.cli.options import (
+    ConfigOption,
+    DebugOption,
+    InteractionsOption,
+    ItemsOption,
+    OutOption,
+    OverwriteOption,
+    RoundOption,
+    SetOption,
+)
+from rosepo.cli.run_stages import quoted, resolve, run_all, run_named
+from rosepo.cli.tools import compare, experiments, recommend
+from rosepo.run.paths import of_round
+
+app = typer.Typer(
+    name="rosepo",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help=(
+        "Turn a log of interactions into a language-model recommender aligned with what users prefer.\n\n"
+        "Start with `rosepo run --set data.dataset=movietweetings-100k --out runs/first`, or bring your own log:\n"
+        "`rosepo run --interactions ratings.csv --items movies.csv --out runs/mine`.\n\n"
+        "The stages: prepare → sft, oracle → pairs → align (→ sweep) → evaluate. Each command runs one of them on the "
+        "same --out folder; `run` does them all and passes over what is up to date."
+    ),
+)
+
+
+def _stage_command(name: str) -> None:
+    def command(
+        out: OutOption,
+        config: ConfigOption = None,
+        set_: SetOption = None,
+        overwrite: OverwriteOption = False,
+        debug: DebugOption = False,
+    ) -> None:
+        guarded(lambda: run_named(out, config, set_ or [], [name], overwrite, debug), debug)
+
+    app.command(name, help=stage_help(name))(command)
+
+
+def _round_command(name: str) -> None:
+    def command(
+        out: OutOption,
+        config: ConfigOption = None,
+        set_: SetOption = None,
+        round: RoundOption = 1,
+        overwrite: OverwriteOption = False,
+        debug: DebugOption = False,
+    ) -> None:
+        guarded(lambda: run_named(out, config, set_ or [], [of_round(name, round)], overwrite, debug), debug)
+
+    app.command(name, help=stage_help(name))(command)
+
+
+@app.command("check")
+def check(
+    config: ConfigOption = None,
+    out: OutOption = Path("runs/rosepo"),
+    set_: SetOption = None,
+    interactions: InteractionsOption = None,
+    items: ItemsOption = None,
+    groups: Annotated[
+        Path | None,
+        typer.Option("--groups", help="Check a groups table of a run instead, e.g. runs/demo/groups: every promise."),
+    ] = None,
+    debug: DebugOption = False,
+) -> None:
+    """Everything that can be known before training, without side effects.
+
+    Reads the configuration and the files, counts what the filters would keep, measures token lengths, compares the
+    resources asked for with the cluster's, and estimates steps and memory.
+    """
+
+    def work() -> None:
+        from rosepo.cli.check import check_groups, run_check
+
+        if groups is not None:
+            check_groups(groups)
+            return
+        run_check(resolve(out, config, set_ or [], interactions, items), out)
+
+    guarded(work, debug)
+
+
+@app.command("prepare", help=stage_help("prepare"))
+def prepare(
+    out: OutOption,
+    config: ConfigOption = None,
+    set_: SetOption = None,
+    interactions: InteractionsOption = None,
+    items: ItemsOption = None,
+    overwrite: OverwriteOption = False,
+    debug: DebugOption = False,
+) -> None:
+    guarded(lambda: run_named(out, config, set_ or [], ["prepare"], overwrite, debug, interactions, items), debug)
+
+
+for _name in ("sft", "oracle", "pairs", "align", "sweep"):
+    (_round_command if _name in ("pairs", "align") else _stage_command)(_name)
+
+
+@app.command("evaluate", help=stage_help("evaluate"))
+def evaluate(
+    out: OutOption,
+    config: ConfigOption = None,
+    set_: SetOption = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--model",
+            "-m",
+            metavar="[NAME=]PATH_OR_ID",
+            help="Rank by this model too: a model folder of another run on the same catalogue, or any causal LM or "
+            "adapter, read with this run's template; may be repeated.",
+        ),
+    ] = None,
+    predictions: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--predictions",
+            metavar="[NAME=]FILE",
+            help="Score another system's answers too: Parquet, CSV or JSON Lines with user_id (or example_id) and a "
+            "list `items` of titles or ids, or item_id with rank or score; may be repeated.",
+        ),
+    ] = None,
+    overwrite: OverwriteOption = False,
+    debug: DebugOption = False,
+) -> None:
+    def work() -> None:
+        given = {"models": model, "predictions": predictions}
+        settings = [f"evaluate.{key}=[{', '.join(map(quoted, found))}]" for key, found in given.items() if found]
+        run_named(out, config, [*settings, *(set_ or [])], ["evaluate"], overwrite, debug)
+
+    guarded(work, debug)
+
+
+@app.command("run")
+def run(
+    out: OutOption,
+    config: ConfigOption = None,
+    set_: SetOption = None,
+    interactions: InteractionsOption = None,
+    items: ItemsOption = None,
+    overwrite: OverwriteOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """All stages in order, from the log to the report; what is up to date is passed over.
+
+    Example: rosepo run --config jobs/configs/demo.yaml --out runs/demo
+    """
+
+    def work() -> None:
+        from rosepo.cli.summary import print_summary
+        from rosepo.pipeline.preflight import check_before_run
+        from rosepo.run.stages import stages_of
+
+        settings = resolve(out, config, set_ or [], interactions, items)
+        check_before_run(settings)
+        names = [name for name in stages_of(settings) if name != "sweep" or settings.sweep.trials > 0]
+        run_all(settings, out, names, overwrite, debug)
+        print_summary(settings, out)
+
+    guarded(work, debug)
+
+
+app.command("recommend")(recommend)
+app.command("compare")(compare)
+app.command("experiments")(experiments)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of the `rosepo` command."""
+    # `ray job stop` and cluster managers send SIGTERM: take the same clean way out as Ctrl-C.
+    signal.signal(signal.SIGTERM, _interrupt)
+    app(args=list(arguments) if arguments is not None else None)
+
+
+def _interrupt(number: int, frame: Any) -> None:
+    raise KeyboardInterrupt
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)] = False,
+) -> None:
+    if version:
+        print(rosepo.__version__)
+        raise typer.Exit
+
+
+if __name__ == "__main__":
+    main()

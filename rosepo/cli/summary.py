@@ -1,0 +1,128 @@
+"""What a person reads when the work is done: results, times, where things are, what to run next."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+from rosepo.config import Config
+from rosepo.report.text.conclusions import no_baseline
+from rosepo.report.text.format import brackets
+from rosepo.run.paths import Outputs, read_manifest
+from rosepo.run.stages import Stage, find_stage, seconds_in_all, stages_of, together_with
+from rosepo.utils.console import duration, say, table
+
+SHOWN = ("hr@1", "hr@10", "ndcg@10")
+NAMES = {
+    "popular": "most popular",
+    "markov": "Markov chain",
+    "oracle": "oracle",
+    "sft": "SFT",
+    "aligned": "aligned",
+}
+_NEXT = {
+    "prepare": ("sft", "oracle"),
+    "sft": ("oracle", "pairs"),
+    "oracle": ("pairs",),
+    "pairs": ("align", "sweep"),
+    "align": ("evaluate",),
+    "sweep": ("evaluate",),
+}
+
+
+def print_summary(config: Config, root: Path) -> None:
+    """Results, figures of the rounds, seconds a stage, paths and next commands of a finished run."""
+    outputs = Outputs(root, config.pairs.rounds)
+    metrics = json.loads((root / "metrics.json").read_text(encoding="utf-8"))
+    say("")
+    say(results_table(metrics))
+    say("")
+    if config.pairs.rounds > 1:
+        say(rounds_table(outputs))
+        say("")
+    say(_times(config, root))
+    say("")
+    say(f"  Report   {root / 'report.html'}  (self-contained: open it in a browser; report.md beside it)")
+    say(f"  Metrics  {root / 'metrics.json'}")
+    say(f"  Model    {outputs.aligned}  (loads in plain Transformers)")
+    say("")
+    say("  Try next:")
+    for command in _suggestions(config, outputs):
+        say(f"    {command}")
+
+
+def results_table(metrics: dict[str, Any]) -> str:
+    """Models against metrics, each with its 95 % interval, as text."""
+    title = (
+        f"{metrics['split']} split, {metrics['n_examples']:,} examples of {metrics['n_users']:,} users, 95 % intervals"
+    )
+    if metrics.get("protocol") == "candidates":
+        title += ", every example among its own candidates"
+    rows = []
+    for name, figures in metrics["models"].items():
+        cells = [brackets(figures[key], signed=False) for key in SHOWN]
+        kind = f" ({metrics['oracle']})" if name == "oracle" and metrics.get("oracle") else ""
+        rows.append([NAMES.get(name, name) + kind, *cells])
+    notes = "".join(f"\n  {sentence}" for sentence in no_baseline(metrics))
+    return f"  {title}\n" + table(rows, header=("model", *(key.upper() for key in SHOWN))) + notes
+
+
+def rounds_table(outputs: Outputs) -> str:
+    """Groups and alignment of every round, from the manifests, as text."""
+    rows = []
+    for one in outputs.rounds:
+        groups, aligned = ((read_manifest(folder) or {}).get("figures", {}) for folder in (one.groups, one.aligned))
+        shown = [groups.get(key, "") for key in ("groups", "epsilon_mean")]
+        rows.append([one.round, *shown, *(aligned.get(key, "") for key in ("steps", "loss", "accuracy", "margin"))])
+    return table(rows, header=("round", "groups", "mean ε", "steps", "loss", "accuracy", "margin"))
+
+
+def print_next(config: Config, root: Path, stage: str) -> None:
+    """After a single stage: the commands that go on from it."""
+    if stage == "evaluate":
+        say(results_table(json.loads((root / "metrics.json").read_text(encoding="utf-8"))))
+        say(f"  Report  {root / 'report.html'}")
+        return
+    done = find_stage(stage)
+    following = " or ".join(f"`rosepo {name} --out {shlex.quote(str(root))}`" for name in _after(done, config))
+    say(f"  Next: {following}")
+
+
+def _after(done: Stage, config: Config) -> tuple[str, ...]:
+    """The commands that go on from a stage."""
+    if done.kind == "align" and done.round < config.pairs.rounds:
+        return (f"pairs --round {done.round + 1}",)
+    if done.kind == "pairs" and done.round > 1:
+        return (f"align --round {done.round}",)
+    return _NEXT[done.kind]
+
+
+def _times(config: Config, root: Path) -> str:
+    stages = stages_of(config)
+    read = {name: read_manifest(root / stage.folder) for name, stage in stages.items()}
+    manifests = {name: manifest for name, manifest in read.items() if manifest is not None}
+    rows = []
+    for name, manifest in manifests.items():
+        pairs = together_with(stages[name], manifests)
+        shown = f"{name} (with {pairs})" if pairs else name
+        rows.append([shown, duration(manifest["seconds"]), str(root / stages[name].folder)])
+    total = duration(seconds_in_all(manifests))
+    return table([*rows, ["all", total, str(root)]], header=("stage", "time", "output"))
+
+
+def _suggestions(config: Config, outputs: Outputs) -> list[str]:
+    from rosepo.data.catalogue import Catalogue
+
+    root = outputs.root
+    catalogue = Catalogue.load(outputs.examples / "_items.parquet")
+    popular = catalogue.train_count.argsort(kind="stable")[::-1][:2]
+    titles = " ".join(f"--history {shlex.quote(catalogue.titles[item])}" for item in popular)
+    out = shlex.quote(str(root))
+    listed = config.model.template.candidates  # which no history brings along
+    commands = [] if listed else [f"rosepo recommend --model {out}/{outputs.aligned.name} {titles}"]
+    if (root / "sweep" / "best.yaml").is_file():
+        commands.append(f"rosepo run --config {out}/sweep/best.yaml --out {out} --overwrite")
+    commands.append(f"rosepo run --interactions LOG --items ITEMS --out {shlex.quote(str(root.parent))}/mine")
+    return commands

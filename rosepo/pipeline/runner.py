@@ -1,0 +1,178 @@
+"""Running the stages that are to be made (see planning.py), and the manifest of each."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rosepo.config import Config, dump_config, located
+from rosepo.pipeline.fingerprints import file_digests, stage_settings
+from rosepo.pipeline.planning import CONFIG_FILE, Plan, plan_stages, streamed_plans
+from rosepo.run.paths import (
+    MANIFEST,
+    Outputs,
+    continuing,
+    copy_file,
+    git_revision,
+    now,
+    partial_folder,
+    read_manifest,
+    replacing,
+    versions,
+    write_json,
+    write_text,
+)
+from rosepo.run.stages import StageFunction, find_stage, seconds_in_all, stages_of
+from rosepo.utils.console import duration, say
+from rosepo.utils.errors import UserError
+from rosepo.utils.memory import Meter
+from rosepo.utils.redaction import command_line, redact_tree
+
+PUBLISHED = ("metrics.json", "report.html", "report.md")
+"""Files of the evaluation that also stand at the top of the run's folder."""
+
+
+def run_stages(config: Config, root: Path, names: Sequence[str], overwrite: bool = False) -> dict[str, dict[str, Any]]:
+    """Run the named stages in pipeline order, passing over those that are up to date.
+
+    Ray must be initialised. Returns the manifest of every named stage.
+
+    Raises:
+        UserError: see `plan_stages`; nothing was started then.
+        StageError: a stage failed; its folder is as it was before.
+    """
+    plans = plan_stages(config, root, names, overwrite)
+    root.mkdir(parents=True, exist_ok=True)
+    with _config_kept(config, root) as made:
+        _make(config, root, plans, made)
+    return {plan.stage.name: read_manifest(root / plan.stage.folder) or {} for plan in plans}
+
+
+@contextmanager
+def _config_kept(config: Config, root: Path) -> Iterator[list[str]]:
+    """The run's `config.yaml`, with the names of the stages that are made under it. Where it is refused before there
+    are any, the file is what it was: the next command would be refused too."""
+    path = root / CONFIG_FILE
+    before = path.read_text(encoding="utf-8") if path.is_file() else None
+    write_text(path, dump_config(config))
+    made: list[str] = []
+    try:
+        yield made
+    except UserError:
+        if before is not None and not made:
+            write_text(path, before)
+        raise
+
+
+def _make(config: Config, root: Path, plans: Sequence[Plan], made: list[str]) -> None:
+    """Run what is not done yet; `made` gets the names."""
+    streamed = streamed_plans(config, plans)
+    for number, plan in enumerate(plans, 1):
+        label = f"[{number}/{len(plans)}] {plan.stage.name}"
+        folder = root / plan.stage.folder
+        if plan.state == "done":
+            say(f"{label}: up to date → {folder}")
+        elif plan in streamed.values():
+            say(f"{label}: {plan.stage.purpose}, streamed into the training that follows")
+            continue
+        else:
+            pairs = streamed.get(plan.stage.name)
+            say(f"{label}: {plan.stage.purpose}{f', while {pairs.stage.name} samples' if pairs else ''}")
+            with _own_interrupts():
+                manifest = _run_streamed(config, root, pairs, plan) if pairs else _run_stage(config, root, plan)
+            made.append(plan.stage.name)
+            say(f"{label}: {duration(manifest['seconds'])} → {folder}")
+        if plan.stage.name == "evaluate":
+            for name in PUBLISHED:
+                copy_file(folder / name, root / name)
+        _write_run_manifest(config, root)
+
+
+@contextmanager
+def _own_interrupts() -> Iterator[None]:
+    """Put the handler of Ctrl-C back that was there before: libraries leave theirs behind."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+
+
+def _run_streamed(config: Config, root: Path, pairs: Plan, align: Plan) -> dict[str, Any]:
+    """Run the sampling of a round beside its alignment; returns the manifest of the latter."""
+    from rosepo.pipeline.streaming import align_streamed
+
+    def work(absolute: Config, inputs: Outputs, out: Path) -> dict[str, Any]:
+        folder = partial_folder(inputs.root / pairs.stage.folder, pairs.fingerprint)
+        return align_streamed(absolute, inputs, out, folder, lambda stage: _run_stage(config, root, pairs, stage))
+
+    return _run_stage(config, root, align, work)
+
+
+def _run_stage(config: Config, root: Path, plan: Plan, work: StageFunction | None = None) -> dict[str, Any]:
+    """Run a stage, with `work` in place of its function where it is given; returns its manifest."""
+    started = time.monotonic()
+    root = root.resolve()
+    inputs = Outputs(root, plan.stage.round, moved=config.pairs.reference == "moved")
+    folder = root / plan.stage.folder
+    with Meter() as meter, continuing(folder, plan.fingerprint) if plan.stage.in_parts else replacing(folder) as aside:
+        figures = (work or plan.stage.load())(located(config), inputs, aside)
+        names = (*plan.stage.needs, *plan.stage.uses)
+        found = {name: read_manifest(root / find_stage(name).folder) for name in names}
+        manifest = {
+            "stage": plan.stage.name,
+            "fingerprint": plan.fingerprint,
+            "created": now(),
+            "seconds": round(time.monotonic() - started, 2),
+            **_memory(meter, figures),
+            "command": command_line(),
+            "settings": stage_settings(config, plan.stage),
+            "inputs": {name: found_manifest["fingerprint"] for name, found_manifest in found.items() if found_manifest},
+            "files": file_digests(config, plan.stage),
+            "figures": figures,
+            "versions": versions(),
+            "revision": git_revision(),
+        }
+        write_json(aside / MANIFEST, redact_tree(manifest))
+    return manifest
+
+
+def _memory(meter: Meter, figures: Mapping[str, Any]) -> dict[str, int]:
+    """Bytes that the stage took at most, as far as they can be known, and how many processes of this machine are in
+    them; what its training workers say of themselves counts too, for they may be elsewhere."""
+    told = int(figures.get("memory_mib", 0) * 2**20)
+    on_gpu = figures.get("device") == "cuda"
+    found = {"peak_memory": max(meter.peak, 0 if on_gpu else told), "processes": meter.processes}
+    return found | ({"peak_gpu_memory": told} if on_gpu else {})
+
+
+def _write_run_manifest(config: Config, root: Path) -> None:
+    stages, found = {}, {}
+    for stage in stages_of(config).values():
+        manifest = read_manifest(root / stage.folder)
+        if manifest is not None:
+            found[stage.name] = manifest
+            kept = ("fingerprint", "created", "seconds", "peak_memory")
+            stages[stage.name] = {"manifest": f"{stage.folder}/{MANIFEST}"} | {
+                key: manifest[key] for key in kept if key in manifest
+            }
+    write_json(
+        root / "manifest.json",
+        redact_tree(
+            {
+                "config": config.model_dump(mode="json", exclude_unset=True),
+                "stages": stages,
+                "seconds": round(seconds_in_all(found), 2),
+                "versions": versions(),
+                "revision": git_revision(),
+            }
+        ),
+    )

@@ -1,0 +1,171 @@
+"""What each stage asks of the cluster, compared with what is there before anything starts.
+
+Ray waits for ever for CPUs that a cluster does not have, and Ray Data for those that training holds: so the sums are
+checked beforehand, here alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rosepo.config import Config, TrainConfig
+from rosepo.config.base import Section
+from rosepo.utils.errors import UserError
+
+FEED_CPUS = 0.25
+"""CPUs that the Ray Data actor feeding one training worker asks for."""
+TRIAL_CPUS = 0.5
+"""CPUs that a trial of a sweep asks for itself, while its trainer's workers run."""
+_COUNTS = {"sft": "workers", "align": "workers", "oracle": "workers", "pairs": "actors", "evaluate": "actors"}
+
+
+@dataclass(frozen=True)
+class Need:
+    """Processes that a stage runs at once.
+
+    Attributes:
+        section: of the configuration.
+        count_key, each_key: dotted keys that say how many, and what each takes.
+        count: processes.
+        cpus_each: CPUs that each asks Ray for.
+        data_each: CPUs for Ray Data beside each.
+        gpus_each: GPUs that each takes where it takes any.
+        gpu_key: dotted key that says whether it does.
+        gpu: auto, yes or no.
+        only_gpu: a setting that CPUs cannot follow, and what to set instead; None where there is none.
+    """
+
+    section: str
+    count_key: str
+    each_key: str
+    count: int
+    cpus_each: float
+    data_each: float
+    gpus_each: int
+    gpu_key: str
+    gpu: str
+    only_gpu: tuple[str, str] | None = None
+
+    @property
+    def cpus(self) -> float:
+        """CPUs that must be there at once."""
+        return self.count * (self.cpus_each + self.data_each)
+
+    @property
+    def gpus(self) -> int:
+        """GPUs that must be there at once, where any are used."""
+        return self.count * self.gpus_each
+
+
+def need_of(config: Config, section: str) -> Need:
+    """What a section of the configuration asks for: sft, oracle, pairs, align, evaluate, recommend or sweep."""
+    if section == "sweep":
+        return _sweep_need(config)
+    settings = getattr(config, section)
+    count = _COUNTS.get(section, "actors")
+    each = "cpus_per_worker" if count == "workers" else "cpus_per_actor"
+    data = FEED_CPUS if section in ("sft", "align") else 0.0
+    return Need(
+        section,
+        count_key=f"{section}.{count}",
+        each_key=f"{section}.{each}",
+        count=getattr(settings, count),
+        cpus_each=getattr(settings, each),
+        data_each=data,
+        gpus_each=1,
+        gpu_key=f"{section}.gpu",
+        gpu=settings.gpu,
+        only_gpu=_only_gpu(section, settings),
+    )
+
+
+def use_gpu(need: Need, cpus: float, gpus: float) -> bool:
+    """Whether the processes take GPUs; refuses what the cluster (`cpus`, `gpus`) can never run.
+
+    Raises:
+        UserError: with the sum and the remedy.
+    """
+    if need.cpus > cpus + 1e-6:
+        most = int(cpus / (need.cpus_each + need.data_each))
+        beside = f", and {need.data_each:g} beside each for Ray Data" if need.data_each else ""
+        remedy = f"set {need.count_key}={most}" if most else f"lower {need.each_key}"
+        raise UserError(
+            f"{need.section} needs {need.cpus:g} CPUs ({need.count_key}={need.count} × "
+            f"{need.cpus_each:g}{beside}) and the cluster has {cpus:g}: {remedy}, or give Ray more CPUs "
+            "(ray.num_cpus where it is started here)"
+        )
+    if need.gpu == "no" or (need.gpu == "auto" and gpus == 0):
+        if need.only_gpu is not None:
+            setting, instead = need.only_gpu
+            where = f"{need.gpu_key}=no" if need.gpu == "no" else "the cluster has none"
+            raise UserError(f"{setting} needs a GPU, and {where}: use {instead}")
+        return False
+    if gpus < need.gpus:
+        # Not quietly on the CPU: who has a GPU did not mean to train without it.
+        remedy = f"set {need.count_key}={int(gpus) // need.gpus_each}" if gpus >= need.gpus_each else "add GPUs"
+        raise UserError(
+            f"{need.section} with {need.gpu_key}={need.gpu} needs {need.gpus} GPUs ({need.count_key}={need.count}) "
+            f"and the cluster has {gpus:g}: {remedy}, or use {need.gpu_key}=no"
+        )
+    return True
+
+
+def check_together(config: Config, cpus: float, gpus: float) -> None:
+    """Refuse `pairs.stream=true` where sampling and training do not fit the cluster (`cpus`, `gpus`) at once.
+
+    Raises:
+        UserError: with the sums and the remedies.
+    """
+    needs = [need_of(config, section) for section in ("pairs", "align")]
+    with_gpus = [need for need in needs if use_gpu(need, cpus, gpus)]
+    asked = sum(need.cpus for need in needs)
+    if asked > cpus + 1e-6:
+        sums = " + ".join(_sum(need) for need in needs)
+        raise UserError(
+            f"pairs.stream=true runs pairs and align at once, which needs {asked:g} CPUs ({sums}), and the cluster has "
+            f"{cpus:g}: lower {needs[0].each_key}, {needs[0].count_key} or {needs[1].count_key}, give Ray more CPUs "
+            "(ray.num_cpus where it is started here), or use pairs.stream=false"
+        )
+    asked_gpus = sum(need.gpus for need in with_gpus)
+    if asked_gpus > gpus:
+        sums = " + ".join(f"{need.count_key}={need.count}" for need in with_gpus)
+        raise UserError(
+            f"pairs.stream=true runs pairs and align at once, which needs {asked_gpus} GPUs ({sums}), and the cluster "
+            f"has {gpus:g}: lower them, set pairs.gpu=no, or use pairs.stream=false"
+        )
+
+
+def _sum(need: Need) -> str:
+    beside = f" and {need.data_each:g} beside each" if need.data_each else ""
+    return f"{need.count_key}={need.count} × {need.cpus_each:g}{beside}"
+
+
+def stage_use_gpu(config: Config, section: str) -> bool:
+    """`use_gpu` of a section on the running session."""
+    from rosepo.run.ray_session import cluster_cpus, cluster_gpus
+
+    return use_gpu(need_of(config, section), cluster_cpus(), cluster_gpus())
+
+
+def _sweep_need(config: Config) -> Need:
+    align, trials = need_of(config, "align"), config.sweep.concurrent
+    alone = config.sweep.mode == "process"
+    return Need(
+        "sweep",
+        count_key="sweep.concurrent",
+        each_key=align.each_key if alone else align.count_key,
+        count=trials,
+        # Beside the workers of its trainer a trial holds half a CPU of its own.
+        cpus_each=align.cpus_each if alone else TRIAL_CPUS + align.cpus,
+        data_each=0.0,
+        gpus_each=1 if alone else align.count,
+        gpu_key=align.gpu_key,
+        gpu=align.gpu,
+        only_gpu=align.only_gpu,
+    )
+
+
+def _only_gpu(section: str, settings: Section) -> tuple[str, str] | None:
+    # FlexAttention has no backward pass on CPUs.
+    flex = isinstance(settings, TrainConfig) and settings.attention == "flex"
+    return (f"{section}.attention=flex", f"{section}.attention=auto") if flex else None

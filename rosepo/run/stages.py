@@ -1,0 +1,210 @@
+"""The stages in order: what each reads, writes and depends on."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rosepo.config import Config, PairsConfig
+from rosepo.run.paths import Outputs, of_round
+from rosepo.utils.errors import UserError
+
+StageFunction = Callable[[Config, Outputs, Path], dict[str, Any]]
+"""Fills the folder and returns figures. Paths are absolute, those of the configuration by `located`: a stage hands them
+to Ray's workers, which work in other directories."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of the pipeline.
+
+    Attributes:
+        name: the command; in later rounds followed by the round, as in `pairs-2`.
+        folder: where it writes, below the run's folder.
+        needs: stages that must be there.
+        uses: stages that are read where they are there.
+        sections: parts of the configuration that its result depends on.
+        function: `module:callable`, imported when it is run.
+        purpose: what it does, for the person who watches.
+        in_parts: goes on from what a run that did not end well has finished: parts, or a training's checkpoint.
+        without: settings of those sections that its result does not depend on.
+        round: of pairs and alignment that it belongs to; of the last one for what reads them all.
+    """
+
+    name: str
+    folder: str
+    needs: tuple[str, ...]
+    uses: tuple[str, ...]
+    sections: tuple[str, ...]
+    function: str
+    purpose: str
+    in_parts: bool = False
+    without: tuple[str, ...] = ()
+    round: int = 1
+
+    @property
+    def kind(self) -> str:
+        """The name in every round."""
+        return self.name.partition("-")[0]
+
+    @property
+    def command(self) -> str:
+        """What to type after `rosepo` to run it."""
+        return self.kind if self.kind == self.name else f"{self.kind} --round {self.round}"
+
+    def load(self) -> StageFunction:
+        """Import the function."""
+        module, _, name = self.function.partition(":")
+        function: StageFunction = getattr(importlib.import_module(module), name)
+        return function
+
+
+def _stage(
+    name: str,
+    folder: str,
+    needs: str,
+    sections: str,
+    function: str,
+    purpose: str,
+    uses: str = "",
+    without: str = "",
+    in_parts: bool = False,
+) -> Stage:
+    needed, used, settings, unused = (tuple(words.split()) for words in (needs, uses, sections, without))
+    return Stage(name, folder, needed, used, settings, function, purpose, in_parts, unused)
+
+
+STAGES: dict[str, Stage] = {
+    stage.name: stage
+    for stage in (
+        _stage("prepare", "examples", "", "data prepare", "rosepo.data.prepare:prepare", "interactions to examples"),
+        _stage(
+            "sft",
+            "sft",
+            "prepare",
+            "model sft",
+            "rosepo.training.sft:sft",
+            "fine-tune the language model on next titles",
+            in_parts=True,
+        ),
+        _stage(
+            "oracle",
+            "oracle",
+            "prepare",
+            "oracle",
+            "rosepo.oracle.make_oracle:make_oracle",
+            "fit the preference oracle",
+        ),
+        _stage(
+            "pairs",
+            "groups",
+            "prepare sft oracle",
+            "pairs",
+            "rosepo.sampling.pairs:pairs",
+            "sample rejected titles",
+            without="pairs.rounds pairs.reference pairs.stream",
+            in_parts=True,
+        ),
+        _stage(
+            "align",
+            "aligned",
+            "prepare sft pairs",
+            "align",
+            "rosepo.training.align:align",
+            "align with preferences",
+            in_parts=True,
+        ),
+        _stage(
+            "sweep",
+            "sweep",
+            "prepare sft pairs",
+            "align sweep evaluate.beams",
+            "rosepo.tuning.sweep:sweep",
+            "search alignment settings",
+        ),
+        _stage(
+            "evaluate",
+            "evaluation",
+            "prepare",
+            "evaluate pairs.encoder pairs.semantic_decay pairs.rounds model.template.candidates",
+            "rosepo.evaluation.evaluate:evaluate",
+            "rank the catalogue, write the report",
+            uses="sft oracle pairs align sweep",
+            in_parts=True,
+        ),
+    )
+}
+"""The stages of a run of one round."""
+
+
+def stages_of(config: Config) -> dict[str, Stage]:
+    """The stages of a configuration in order: those of `STAGES`, later rounds behind the alignment of the first."""
+    rounds = config.pairs.rounds
+    later = [of_round(name, number) for number in range(2, rounds + 1) for name in ("pairs", "align")]
+    found: dict[str, Stage] = {}
+    for stage in STAGES.values():
+        found[stage.name] = stage if stage.name != "pairs" else replace(stage, needs=_read_by(config.pairs))
+        if stage.name == "align":
+            found |= {name: find_stage(name) for name in later}
+    found["evaluate"] = replace(STAGES["evaluate"], uses=(*STAGES["evaluate"].uses, *later), round=rounds)
+    return found
+
+
+def _read_by(pairs: PairsConfig) -> tuple[str, ...]:
+    """The stages that sampling needs: titles alone may be drawn without a model."""
+    policy = pairs.score or pairs.asks_policy or ("semantic" in pairs.used and pairs.encoder == "policy")
+    oracle = pairs.score or pairs.asks_oracle
+    return ("prepare", *(("sft",) if policy else ()), *(("oracle",) if oracle else ()))
+
+
+def check_rounds(config: Config, names: Sequence[str]) -> None:
+    """Refuse stages of rounds that the configuration does not have.
+
+    Raises:
+        UserError: naming the round and `pairs.rounds`.
+    """
+    for name in names:
+        if name not in stages_of(config):
+            raise UserError(
+                f"{name} is a round beyond pairs.rounds={config.pairs.rounds}: lower --round, or "
+                f"--set pairs.rounds={find_stage(name).round}"
+            )
+
+
+def find_stage(name: str) -> Stage:
+    """The stage of this name, of whatever round: manifests may name rounds that the configuration no longer has."""
+    kind, _, number = name.partition("-")
+    return _in_round(STAGES[kind], int(number)) if number else STAGES[name]
+
+
+def _in_round(stage: Stage, round: int) -> Stage:
+    """`pairs` or `align` in a round after the first."""
+    source = "oracle" if stage.name == "pairs" else of_round("pairs", round)
+    return replace(
+        stage,
+        name=of_round(stage.name, round),
+        folder=of_round(stage.folder, round),
+        needs=("prepare", "sft", source, of_round("align", round - 1)),
+        purpose=f"{stage.purpose}, round {round}",
+        without=tuple(key for key in stage.without if key != "pairs.reference"),
+        round=round,
+    )
+
+
+def together_with(stage: Stage, manifests: Mapping[str, Mapping[str, Any]]) -> str | None:
+    """The sampling that ran at the same time as this alignment, by the manifests of a run's stages; None for none."""
+    pairs = of_round("pairs", stage.round)
+    streamed = all(manifests.get(name, {}).get("figures", {}).get("streamed") for name in (stage.name, pairs))
+    return pairs if stage.kind == "align" and streamed else None
+
+
+def seconds_in_all(manifests: Mapping[str, Mapping[str, Any]]) -> float:
+    """Seconds that a run's stages took; of those that ran at the same time, what the longer one took."""
+    total = 0.0
+    for name, manifest in manifests.items():
+        pairs = together_with(find_stage(name), manifests)
+        total += manifest["seconds"] - (min(manifest["seconds"], manifests[pairs]["seconds"]) if pairs else 0.0)
+    return total

@@ -1,0 +1,89 @@
+"""`rosepo check`: what it refuses before a run begins, and what it says of the model."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rosepo.cli.check import _memory, _steps
+from rosepo.config import TrainConfig
+from rosepo.training.schedule import Schedule
+from tests.cli.test_app import call
+
+FACTS = {
+    "parameters": 2**30,
+    "quantize": "none",
+    "quantized_parameters": 0,
+    "adapter": "none",
+    "trainable_parameters": 2**30,
+    "layers": 0,
+    "hidden_size": 64,
+    "row_tokens": 100,
+}
+"""Of a model whose activations take no room."""
+ADAPTER = {"adapter": "new", "trainable_parameters": 2**25}
+
+
+@pytest.mark.parametrize(
+    ("train", "facts", "gibibytes"),
+    [
+        ({"zero_stage": 0}, {}, 16.0),
+        ({"zero_stage": 1, "workers": 2}, {}, 12.0),
+        ({"zero_stage": 1, "precision": "bfloat16"}, {}, 18.0),
+        ({"zero_stage": 0, "precision": "bfloat16"}, {}, 16.0),
+        ({"zero_stage": 2, "workers": 2, "offload": "optimizer"}, {}, 6.0),
+        ({"zero_stage": 3, "workers": 2, "offload": "optimizer"}, {}, 4.0),
+        ({"zero_stage": 3, "workers": 2, "offload": "parameters"}, {}, 2.0),
+        ({"zero_stage": 0}, ADAPTER, 4.5),
+        ({"zero_stage": 0}, ADAPTER | {"quantize": "nf4", "quantized_parameters": 2**29}, 2.75),
+        ({"zero_stage": 0}, ADAPTER | {"quantize": "int8", "quantized_parameters": 2**29}, 3.0),
+    ],
+)
+def test_memory_counts_what_a_process_holds(train: dict[str, Any], facts: dict[str, Any], gibibytes: float) -> None:
+    assert _memory(TrainConfig(**train), FACTS | facts) == f"{gibibytes:.2f} GiB"
+
+
+@pytest.mark.parametrize(("epochs", "steps"), [(1.0, 4), (0.3 * 10 / 3, 4), (2.5, 10), (0.01, 1), (0.1 + 0.2, 2)])
+def test_steps_are_those_of_the_schedule(epochs: float, steps: int) -> None:
+    train = TrainConfig(batch_size=32, epochs=epochs)
+    assert _steps(train, 100) == steps == Schedule(100, 32, 0, epochs).steps
+
+
+def write_log(folder: Path, longest: str) -> list[str]:
+    """Eight users who each saw five of eight items, one after the other; the last item's title is given."""
+    walks = [(user, step, (user + step) % 8) for user in range(8) for step in range(5)]
+    lines = ["user_id,item_id,timestamp", *(f"{user},{item},{100 * user + step}" for user, step, item in walks)]
+    (folder / "log.csv").write_text("\n".join(lines))
+    titles = [f"Film {chr(65 + item)}" for item in range(7)]
+    rows = [f"{item},{title}" for item, title in enumerate([*titles, longest])]
+    (folder / "items.csv").write_text("\n".join(["item_id,title", *rows]))
+    return ["--interactions", str(folder / "log.csv"), "--items", str(folder / "items.csv")]
+
+
+def check(arguments: list[str], folder: Path, max_length: int) -> tuple[int, str]:
+    settings = (
+        f"model.max_length={max_length}",
+        "prepare.k_core=1",
+        "pairs.negatives=1",
+        "model.scratch.vocab_size=300",
+    )
+    sets = [word for setting in settings for word in ("--set", setting)]
+    result = call("check", *arguments, *sets, "--out", str(folder / "out"))
+    return result.returncode, result.stdout + result.stderr
+
+
+def test_a_title_that_cannot_fit_is_refused_with_the_length_that_it_needs(tmp_path: Path) -> None:
+    title = " ".join(f"{number}th" for number in range(60))
+    arguments = write_log(tmp_path, title)
+    code, told = check(arguments, tmp_path, 32)
+    needed = re.search(r"max_length=32 has no room for title '0th 1th.*; raise it to (\d+)", told)
+    assert needed, told
+    assert (code, "items fit" in told, "Traceback" in told) == (2, False, False)
+    code, told = check(arguments, tmp_path, int(needed[1]))
+    assert code == 0, told
+    fit = re.search(r"about (\d+) items fit", told)
+    assert fit, told
+    assert int(fit[1]) >= 1

@@ -1,0 +1,378 @@
+"""Configuration: what is refused, how it is said, and what is read back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import get_args
+
+import pytest
+
+from rosepo.config import LOSSES, Config, dump_config, load_config, located
+from rosepo.config.losses import OPTIONS, LossName
+from rosepo.config.training import SAME_RESULT
+from rosepo.tuning.search_space import check_space
+from rosepo.utils.errors import UserError
+
+CONFIGS = Path(__file__).parents[2] / "jobs" / "configs"
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("align.bta=1", ["unknown key 'align.bta'", "did you mean 'beta'"]),
+        ("algn.beta=1", ["unknown key 'algn'", "did you mean 'align'"]),
+        ("model.scratch.hiden_size=64", ["did you mean 'hidden_size'"]),
+        ("align.beta=0", ["align.beta", "greater than 0", "0"]),
+        ("align.beta=.nan", ["align.beta", "finite"]),
+        ("align.epsilon_max=0.5", ["align.epsilon_max", "less than 0.5"]),
+        ("align.beta=high", ["align.beta", "valid number", "'high'"]),
+        ("pairs.negatives=0", ["pairs.negatives", "greater than or equal to 1"]),
+        ("pairs.strategies={selfhard: 1}", ["did you mean 'self_hard'"]),
+        ("pairs.strategies={popularity: 0}", ["at least one weight above 0"]),
+        ("pairs.reference=frozen", ["pairs.reference=frozen is used by the rounds after the first", "pairs.rounds"]),
+        ("prepare.candidates=1", ["prepare.candidates=1"]),
+        ("pairs.policy_top=9", ["pairs.policy_top is used by the strategy policy alone"]),
+        ("pairs={oracle_whole: true}", ["pairs.oracle_whole is used by the strategy oracle alone"]),
+        ("pairs={strategies: {policy: 1}, oracle_top: 9}", ["pairs.oracle_top is used by the strategy oracle alone"]),
+        (
+            "pairs={strategies: {oracle: 1}, oracle_top: 2, negatives: 3}",
+            ["pairs.oracle_top=2 holds fewer", "raise it"],
+        ),
+        ("pairs={strategies: {policy: 1}, negatives: 51}", ["pairs.policy_top=50 holds fewer titles", "negatives=51"]),
+        ("pairs={strategies: {policy: 1}, engine: vllm}", ["which pairs.engine=vllm does not search for"]),
+        ("prepare.test_fraction=0.2", ["used by prepare.split=temporal alone"]),
+        ("align={loss: dpo, target_min: 0.1}", ["used by align.loss=softmax alone"]),
+        ("align.epsilon=none", ["align.epsilon", "'oracle', 'constant', 'shuffled', 'zero' or 'spa'"]),
+        (
+            "align={loss: pairwise, epsilon_value: 0.1}",
+            ["align.epsilon_value is used by align.epsilon=constant or spa, not by oracle"],
+        ),
+        (
+            "align={loss: pairwise, spa_quantile: 0.2}",
+            ["align.spa_quantile is used by align.epsilon=spa, not by oracle"],
+        ),
+        ("align={loss: pairwise, epsilon: zero, epsilon_max: 0.1}", ["align.epsilon_max is used by", "not by zero"]),
+        ("align={loss: pairwise, epsilon: spa, epsilon_max: 0.1}", ["align.epsilon_max is used by", "not by spa"]),
+        (
+            "align={loss: pairwise, epsilon: shuffled, epsilon_value: 0.1}",
+            ["align.epsilon_value is used by", "not by shuffled"],
+        ),
+        ("align={loss: pairwise, epsilon: constant, epsilon_value: 0.5}", ["align.epsilon_value", "less than 0.5"]),
+        ("align={loss: pairwise, epsilon: spa, spa_quantile: 1}", ["align.spa_quantile", "less than 1"]),
+        (
+            "align={loss: pairwise, epsilon: constant, epsilon_value: 0.1, epsilon_max: 0.2}",
+            ["align.epsilon_max is not used beside align.epsilon_value"],
+        ),
+        (
+            "align={loss: softmax, epsilon: zero}",
+            ["align.epsilon is used by align.loss=pairwise alone, not by softmax"],
+        ),
+        (
+            "align={loss: softmax, epsilon_value: 0.1}",
+            ["align.epsilon_value is used by align.loss=pairwise, cdpo, spa or robust alone, not by softmax"],
+        ),
+        (
+            "align={loss: robust, epsilon_value: 0.1, epsilon_max: 0.2}",
+            ["align.epsilon_max is not used beside align.epsilon_value"],
+        ),
+        ("align={loss: robust, epsilon_value: 0.5}", ["align.epsilon_value", "less than 0.5"]),
+        ("align.loss=orpo", ["align.loss", "'simpo'", "'orpo'"]),
+        ("align={loss: ada_dpo, ada_rho: 0.1}", ["align.ada_rho=0.1 puts every pair at align.ada_tau_min", "-0.6931"]),
+        ("align={loss: ada_dpo, ada_rho: -0.7}", ["align.ada_rho=-0.7 puts every pair at align.ada_tau_max"]),
+        ("align={loss: ada_dpo, ada_tau_min: 6}", ["align.ada_tau_min=6 is above align.ada_tau_max=5"]),
+        ("align.sft_weight=-1", ["align.sft_weight", "greater than or equal to 0"]),
+        ("model.revision=main", ["model.revision needs model.path"]),
+        ("sweep.parameters={align.betta: [1, 2]}", ["did you mean 'align.beta'"]),
+        ("sweep.parameters={align.beta: {low: 2, high: 1}}", ["low < high"]),
+        ("data.interactions=a.csv", ["without data.items"]),
+        ("model.template.separator=''", ["separator is empty"]),
+        ("align", ["is not section.key=value"]),
+        ("align.beta=[", ["the value is not YAML"]),
+    ],
+)
+def test_a_bad_setting_is_refused_in_words_that_name_it(override: str, words: list[str]) -> None:
+    with pytest.raises(UserError) as caught:
+        load_config(None, [override])
+    for word in words:
+        assert word in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (
+            ["align={loss: pairwise, epsilon: shuffled}"],
+            "align.epsilon=shuffled reads the whole table .*: use pairs.stream=false",
+        ),
+        (
+            ["align={loss: pairwise, epsilon: constant}"],
+            "align.epsilon=constant reads .*: set align.epsilon_value, or use pairs.stream",
+        ),
+        (["pairs.score=false"], "pairs.stream=true streams groups into align"),
+    ],
+)
+def test_what_needs_the_whole_table_or_gives_none_to_train_on_cannot_stream(overrides: list[str], words: str) -> None:
+    load_config(None, overrides)
+    with pytest.raises(UserError, match=words):
+        load_config(None, ["pairs.stream=true", *overrides])
+    load_config(None, ["pairs.stream=true", "align={loss: pairwise, epsilon: constant, epsilon_value: 0.1}"])
+
+
+@pytest.mark.parametrize(
+    ("settings", "allowed", "count"),
+    [
+        ([], 1000, 15),
+        ([], 4, 4),
+        (["pairs.negatives=20"], 1000, 20),
+        (["pairs={strategies: {policy: 1, popularity: 1}, policy_top: 9}"], 1000, 9),
+        (["pairs={strategies: {oracle: 1}, oracle_top: 8}"], 1000, 8),
+        (["prepare.candidates=5", "pairs.strategies={candidates: 1}"], 1000, 4),
+        (["prepare.candidates=5"], 1000, 15),  # lists that nobody reads
+    ],
+)
+def test_rejected_titles_left_open_are_as_many_as_every_group_can_have(
+    settings: list[str], allowed: int, count: int
+) -> None:
+    assert load_config(None, settings).negatives(allowed) == count
+
+
+def test_rows_are_trajectories_unless_prompts_list_candidates() -> None:
+    listing = ["prepare.candidates=5", "model.template.candidates=true"]
+    assert load_config().trajectories
+    assert not load_config(None, ["align.rows=group"]).trajectories
+    assert not load_config(None, listing).trajectories
+    for unused in ("row_tokens=512", "sft_on=row"):
+        with pytest.raises(UserError, match=rf"align\.{unused.split('=')[0]}.* is for users' trajectories, and under"):
+            load_config(None, [*listing, "align.sft_weight=1", f"align.{unused}"])
+
+
+def test_the_groups_of_a_user_are_the_newest_or_all() -> None:
+    assert load_config().pairs.newest == 8
+    assert load_config(None, ["pairs.groups_per_user=all"]).pairs.newest is None
+    with pytest.raises(UserError, match=r"pairs\.groups_per_user"):
+        load_config(None, ["pairs.groups_per_user=none"])
+
+
+def test_a_folder_of_a_model_is_made_absolute_and_an_id_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models" / "mine").mkdir(parents=True)
+    config = load_config(None, ["model.path=models/mine", "model.lora.rank=4"])
+    assert located(config).model == config.model.model_copy(update={"path": str(tmp_path / "models" / "mine")})
+    for unchanged in ([], ["model.path=someone/model"]):
+        assert located(load_config(None, unchanged)) == load_config(None, unchanged)
+
+
+@pytest.mark.parametrize("url", ["s3://KEY:SECRET@bucket/log.csv", "s3://KEY:SEC/RET@bucket/log.csv"])
+def test_credentials_in_a_url_are_refused_and_not_repeated(url: str) -> None:
+    with pytest.raises(UserError) as caught:
+        load_config(None, [f"data.interactions={url}", "data.items=items.csv"])
+    assert "credentials" in str(caught.value)
+    assert "SEC" not in str(caught.value)
+
+
+def test_yes_and_no_are_words_where_yaml_reads_truth_values() -> None:
+    assert load_config(None, ["sft.gpu=no", "oracle.gpu=yes"]).sft.gpu == "no"
+
+
+def test_one_weight_of_the_mixture_is_set_beside_the_others(tmp_path: Path) -> None:
+    config = load_config(None, ["pairs.strategies.popularity=2", "pairs.strategies.self_hard=0"])
+    assert config.pairs.strategies == {"self_hard": 0, "semantic": 1, "popularity": 2}
+    (tmp_path / "c.yaml").write_text("pairs: {strategies: {semantic: 1}}")
+    assert load_config(tmp_path / "c.yaml").pairs.strategies == {"semantic": 1}
+    both = load_config(tmp_path / "c.yaml", ["pairs.strategies.popularity=2"])
+    assert both.pairs.strategies == {"semantic": 1, "popularity": 2}
+
+
+def test_a_strategy_of_ones_own_is_named_by_its_import_path() -> None:
+    config = load_config(None, ["pairs.strategies={'mine.strategies:newest': 1}"])
+    assert config.pairs.strategies == {"mine.strategies:newest": 1}
+    with pytest.raises(UserError, match=r"did you mean 'uniform'.*or module:callable"):
+        load_config(None, ["pairs.strategies={uniforms: 1}"])
+
+
+def test_all_faults_of_a_file_are_told_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("align: {beta: -1, epsilon_mx: 0.2}\nseeed: 3\n")
+    with pytest.raises(UserError) as caught:
+        load_config(path)
+    text = str(caught.value)
+    assert text.count("\n") == 2
+    assert str(path) in text
+
+
+@pytest.mark.parametrize("content", ["- a\n- b\n", "align: [", "\xff"])
+def test_a_file_that_is_no_mapping_is_refused_by_name(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_bytes(content.encode("latin-1"))
+    with pytest.raises(UserError, match=r"config\.yaml"):
+        load_config(path)
+
+
+def test_a_missing_file_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="does not exist"):
+        load_config(tmp_path / "none.yaml")
+
+
+def test_overrides_win_over_the_file_and_read_as_yaml(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("align:\n  beta: 0.1\n  workers: 2\n")
+    config = load_config(
+        path, ["align.beta=0.7", "pairs.strategies.semantic=2", "sweep.parameters.align.beta=[0.1, 1]"]
+    )
+    assert (config.align.beta, config.align.workers) == (0.7, 2)
+    assert config.sweep.parameters == {"align.beta": (0.1, 1)}
+
+
+def test_a_dumped_configuration_reads_back_equal(tmp_path: Path) -> None:
+    config = load_config(
+        None, ["model.path=some/model", "model.lora.rank=4", "model.template.separator=' ; '", "seed=3"]
+    )
+    path = tmp_path / "config.yaml"
+    path.write_text(dump_config(config))
+    assert load_config(path) == config
+    assert dump_config(Config()).strip() == "{}"
+
+
+def test_a_configuration_cannot_be_changed_after_it_was_checked() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        Config().align.beta = 2.0  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["oracle.kind=scorer"], r"oracle\.kind=scorer needs oracle\.scorer"),
+        (["oracle.kind=table"], r"oracle\.kind=table needs oracle\.scores"),
+        (["oracle.scorer=a:b"], r"oracle\.scorer is used by oracle\.kind=scorer alone, and oracle\.kind is sasrec"),
+        (["oracle.scores=s.parquet"], r"oracle\.scores is used by oracle\.kind=table alone"),
+        (
+            ["oracle={kind: table, scores: s.parquet, folds: 2, workers: 1}"],
+            r"oracle\.folds and oracle\.workers are used by oracle\.kind=sasrec alone: .*kind=table",
+        ),
+        (["oracle={kind: scorer, scorer: my_module}"], r"oracle\.scorer=my_module is not an import path"),
+        (["oracle={kind: table, scores: 's3://me:pw@bucket/s.parquet'}"], r"oracle\.scores carries credentials"),
+        (["oracle.tau=0"], r"oracle\.tau"),
+        (
+            ["oracle={kind: table, scores: s.parquet}", "align.best_metric=validation_loss"],
+            r"align\.best_metric=validation_loss needs groups of validation examples.*use hr@10 or ndcg@10",
+        ),
+    ],
+)
+def test_settings_of_one_kind_of_oracle_are_refused_with_another(settings: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        load_config(None, settings)
+
+
+def test_a_section_is_replaced_as_a_whole_by_its_own_name() -> None:
+    settings = ["oracle.folds=3", "oracle={kind: table, scores: s.parquet, tau: 2}"]
+    oracle = load_config(None, settings).oracle
+    assert (oracle.kind, oracle.scores, oracle.tau) == ("table", "s.parquet", 2.0)
+
+
+OPTION_VALUES: dict[str, object] = {
+    "epsilon": "oracle",
+    "epsilon_max": 0.3,
+    "epsilon_value": 0.2,
+    "spa_quantile": 0.2,
+    "target_min": 0.1,
+    "target_mix": 0.5,
+    "ipo_average": True,
+    "simpo_gamma": 1.0,
+    "ada_tau_min": 0.2,
+    "ada_tau_max": 4.0,
+    "ada_rho": -0.5,
+}
+TAKEN: dict[str, set[str]] = {
+    "pairwise": {"epsilon", "epsilon_max"},
+    "softmax": {"target_min", "target_mix"},
+    "dpo": set(),
+    "cdpo": {"epsilon_max", "epsilon_value"},
+    "spa": {"epsilon_value", "spa_quantile"},
+    "robust": {"epsilon_max", "epsilon_value"},
+    "ipo": {"ipo_average"},
+    "simpo": {"simpo_gamma"},
+    "rpo": set(),
+    "sdpo": set(),
+    "dmpo": set(),
+    "ada_dpo": {"ada_tau_min", "ada_tau_max", "ada_rho"},
+    "sft": set(),
+    "distill": set(),
+}
+"""What each loss takes where nothing else is set (`pairwise` takes the others with another `align.epsilon`)."""
+
+
+COMPANIONS: dict[str, list[str]] = {"distill": ["pairs.strategies={oracle: 1}"]}
+"""Settings of other sections that a loss needs."""
+
+
+@pytest.mark.parametrize("loss", TAKEN)
+def test_a_loss_takes_its_own_options_and_refuses_all_others(loss: str) -> None:
+    for key, value in OPTION_VALUES.items():
+        settings = [*COMPANIONS.get(loss, ()), f"align.loss={loss}", f"align.{key}={value}"]
+        if key in TAKEN[loss]:
+            assert getattr(load_config(None, settings).align, key) == value
+        else:
+            with pytest.raises(UserError, match=rf"align\.{key} is used by align\.(loss|epsilon)=.*not by"):
+                load_config(None, settings)
+
+
+def test_no_option_of_a_loss_is_left_out_of_the_test_above() -> None:
+    assert set(OPTION_VALUES) == set(OPTIONS)
+    assert set(TAKEN) == set(LOSSES) == set(get_args(LossName))
+
+
+def test_fine_tuning_beside_alignment_is_on_by_default_where_it_belongs_to_the_loss(tmp_path: Path) -> None:
+    weights = {
+        loss: load_config(None, [*COMPANIONS.get(loss, ()), f"align.loss={loss}"]).align.sft_weight for loss in TAKEN
+    }
+    assert {loss for loss, weight in weights.items() if weight} == {"rpo", "sft"}
+    assert weights["rpo"] == weights["sft"] == 1.0
+    with pytest.raises(UserError, match=r"rpo with align\.sft_weight=0 is dpo: use align\.loss=dpo"):
+        load_config(None, ["align={loss: rpo, sft_weight: 0}"])
+    with pytest.raises(UserError, match=r"sft with align\.sft_weight=0 learns nothing"):
+        load_config(None, ["align={loss: sft, sft_weight: 0}"])
+    assert load_config(None, ["align.sft_weight=0.3"]).align.sft_weight == 0.3
+    # A default does not become a setting: another loss, as in a sweep, has its own.
+    assert "sft_weight" not in dump_config(load_config(None, ["align.loss=rpo"]))
+
+
+@pytest.mark.parametrize("key", sorted(SAME_RESULT))
+def test_what_changes_no_result_is_not_searched(key: str) -> None:
+    with pytest.raises(UserError, match=rf"parameters\.align\.{key} changes no result: leave it out"):
+        load_config(None, [f"sweep.parameters={{align.{key}: [1, 2]}}"])
+
+
+@pytest.mark.parametrize("loss", [name for name, facts in LOSSES.items() if not facts.preference])
+def test_a_loss_that_compares_no_titles_takes_no_beta_and_a_sweep_searches_none(loss: str) -> None:
+    config = load_config(None, [*COMPANIONS.get(loss, ()), f"align.loss={loss}"])
+    assert set(config.sweep_parameters) == {"align.learning_rate"}
+    check_space(config)
+    with pytest.raises(UserError, match=rf"align\.beta is not used by align\.loss={loss}, which compares no titles"):
+        load_config(None, [f"align.loss={loss}", "align.beta=0.5"])
+    with pytest.raises(UserError, match=rf"align\.loss={loss} knows no reference"):
+        load_config(None, [*COMPANIONS.get(loss, ()), f"align.loss={loss}", "pairs.rounds=2", "pairs.reference=frozen"])
+
+
+def test_only_titles_that_the_oracle_has_drawn_can_be_distilled() -> None:
+    assert load_config(None, ["align.loss=distill", "pairs.strategies={oracle: 2, rso: 0}"]).align.loss == "distill"
+    for strategies in ("{oracle: 1, policy: 1}", "{uniform: 1}"):
+        with pytest.raises(UserError, match=r"align\.loss=distill .* set pairs\.strategies=\{oracle: 1\}"):
+            load_config(None, ["align.loss=distill", f"pairs.strategies={strategies}"])
+
+
+@pytest.mark.parametrize("name", ["rso", "oracle"])
+def test_a_table_of_scores_draws_no_titles(name: str) -> None:
+    with pytest.raises(UserError, match=rf"pairs\.strategies\.{name} asks the oracle about titles that nobody knows"):
+        load_config(None, ["oracle={kind: table, scores: s.parquet}", f"pairs.strategies={{{name}: 1}}"])
+
+
+def test_a_choice_of_reference_is_refused_where_the_loss_has_none() -> None:
+    rounds = ["pairs.rounds=2", "pairs.reference=frozen"]
+    assert load_config(None, rounds).pairs.reference == "frozen"
+    with pytest.raises(UserError, match=r"pairs\.reference=frozen is not used: align\.loss=simpo knows no reference"):
+        load_config(None, [*rounds, "align.loss=simpo"])
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_configurations_that_are_kept_here_resolve(path: Path) -> None:
+    assert load_config(path, []).learns_whole == (path.stem == "whole")

@@ -1,0 +1,116 @@
+"""Outputs: whole or not there at all."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+from pathlib import Path
+
+import pytest
+
+from rosepo.run.paths import MANIFEST, continuing, digest, read_manifest, replacing, write_json
+from rosepo.utils.errors import UserError
+
+
+def test_a_folder_appears_only_when_its_work_ended_well(tmp_path: Path) -> None:
+    folder = tmp_path / "table"
+    with replacing(folder) as aside:
+        (aside / "part").write_text("1")
+        assert not folder.exists()
+    assert (folder / "part").read_text() == "1"
+    assert [path.name for path in tmp_path.iterdir()] == ["table"]
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_a_failure_leaves_the_old_folder_and_nothing_else(tmp_path: Path, error: type[BaseException]) -> None:
+    folder = tmp_path / "table"
+    with replacing(folder) as aside:
+        (aside / "part").write_text("old")
+
+    def fail() -> None:
+        with replacing(folder) as aside:
+            (aside / "part").write_text("half")
+            raise error
+
+    with pytest.raises(error):
+        fail()
+    assert (folder / "part").read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["table"]
+
+
+def _die_half_way(folder: Path) -> None:
+    with replacing(folder) as aside:
+        (aside / "part").write_text("half")
+        os._exit(9)
+
+
+def test_what_a_killed_process_left_is_cleared_by_the_next(tmp_path: Path) -> None:
+    folder = tmp_path / "table"
+    process = multiprocessing.get_context("spawn").Process(target=_die_half_way, args=(folder,))
+    process.start()
+    process.join()
+    assert [path.name for path in tmp_path.iterdir()] == [f".table.{process.pid}.tmp"]
+    with replacing(folder) as aside:
+        (aside / "part").write_text("1")
+    assert [path.name for path in tmp_path.iterdir()] == ["table"]
+
+
+def test_a_manifest_that_is_missing_or_broken_counts_as_none(tmp_path: Path) -> None:
+    assert read_manifest(tmp_path / "nothing") is None
+    (tmp_path / MANIFEST).write_text('{"stage": ')
+    assert read_manifest(tmp_path) is None
+
+
+def test_json_is_written_whole_with_plain_numbers(tmp_path: Path) -> None:
+    import numpy as np
+
+    write_json(tmp_path / "a.json", {"count": np.int64(3), "share": np.float32(0.5), "list": np.arange(2)})
+    assert json.loads((tmp_path / "a.json").read_text()) == {"count": 3, "share": 0.5, "list": [0, 1]}
+
+
+def test_equal_values_have_equal_digests_whatever_the_order_of_their_keys() -> None:
+    assert digest({"a": 1, "b": [2, 3]}) == digest({"b": [2, 3], "a": 1})
+    assert digest({"a": 1}) != digest({"a": 2})
+
+
+def stop_in(folder: Path, key: str, *left: str) -> None:
+    """A body that writes these files and then fails."""
+
+    def body() -> None:
+        with continuing(folder, key) as aside:
+            assert not list(aside.iterdir())
+            for name in left:
+                (aside / name).write_text("1")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        body()
+
+
+def test_what_a_body_left_behind_is_handed_to_the_next_one_with_the_same_key(tmp_path: Path) -> None:
+    folder = tmp_path / "groups"
+    stop_in(folder, "a", "part")
+    assert not folder.exists()
+    with continuing(folder, "a") as aside:
+        assert (aside / "part").read_text() == "1"
+        (aside / "other").write_text("2")
+    assert sorted(path.name for path in folder.iterdir()) == ["other", "part"]
+    assert [path.name for path in tmp_path.iterdir()] == ["groups"]
+
+
+def test_another_key_starts_anew_and_a_body_that_left_nothing_leaves_no_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "groups"
+    stop_in(folder, "a", "part")
+    stop_in(folder, "b")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("key", ["a", "b"])
+def test_two_at_once_are_refused_and_the_first_one_loses_nothing(tmp_path: Path, key: str) -> None:
+    folder = tmp_path / "groups"
+    with continuing(folder, "a") as aside:
+        (aside / "part").write_text("1")
+        with pytest.raises(UserError, match="another rosepo is writing"), continuing(folder, key):
+            pass
+    assert (folder / "part").read_text() == "1"
