@@ -105,7 +105,7 @@ def bare_rank(rank: int, world: int, outputs: Outputs, steps: int) -> dict[str, 
     from rosepo.lm.rows.batch import Batch
     from rosepo.lm.rows.logps import LogpsModel
     from rosepo.training.align import align_task
-    from rosepo.training.feed import micro_batches
+    from rosepo.training.feed.feed import micro_batches
 
     epochs = steps * GROUPS / PARTS
     plan = align_task(settings(batch_size=GROUPS, micro_batch_size=GROUPS // world, epochs=epochs), outputs).plan

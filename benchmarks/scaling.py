@@ -81,10 +81,10 @@ def rank_training(rank: int, world: int, outputs: Outputs, steps: int, stage: in
     """Groups a second of one rank's counted steps, and the shares of their time."""
     clock = CollectiveClock()
     from rosepo.training.align import align_task
+    from rosepo.training.checkpoint.saver import Saver
     from rosepo.training.engine import prepare_process
-    from rosepo.training.feed import micro_batches
+    from rosepo.training.feed.feed import micro_batches
     from rosepo.training.loop import train_rank
-    from rosepo.training.saving import Saver
 
     config = settings(
         batch_size=GROUPS,

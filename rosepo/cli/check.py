@@ -10,7 +10,7 @@ from rosepo.pipeline.preflight import asking_sections, check_before_run
 from rosepo.run.paths import of_round
 from rosepo.run.ray_session import joins_cluster, local_cpus
 from rosepo.run.resources import need_of
-from rosepo.training.schedule import Schedule
+from rosepo.training.feed.schedule import Schedule
 from rosepo.utils.console import say, table
 
 if TYPE_CHECKING:

@@ -29,8 +29,8 @@ from rosepo.oracle.calibration import validation_arrays
 from rosepo.oracle.crossfit import fold_folder, member_folder
 from rosepo.oracle.sasrec import SASRec, SASRecConfig
 from rosepo.oracle.sasrec_data import NextItemLoss, Sequences, batch_tensors, epoch_batches, ranks_of
-from rosepo.training.averaging import follow_mean
-from rosepo.training.metrics import METRICS_FILE, MetricLog
+from rosepo.training.ema import follow_mean
+from rosepo.training.metric_log import METRICS_FILE, MetricLog
 from rosepo.training.trainer import root_cause, trainer_class
 from rosepo.utils.console import Progress, follow
 from rosepo.utils.errors import StageError

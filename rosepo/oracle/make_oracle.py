@@ -35,7 +35,7 @@ from rosepo.oracle.sasrec import SASRec
 from rosepo.oracle.sasrec_data import ranks_of
 from rosepo.run.paths import write_json
 from rosepo.run.resources import stage_use_gpu
-from rosepo.training.metrics import METRICS_FILE
+from rosepo.training.metric_log import METRICS_FILE
 from rosepo.utils.console import say
 from rosepo.utils.errors import UserError
 

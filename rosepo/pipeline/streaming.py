@@ -26,7 +26,7 @@ from rosepo.sampling.pairs import Sampling, plan_sampling
 from rosepo.sampling.parts import finished_parts, part_path
 from rosepo.sampling.plan import VALIDATION, VALIDATION_FILE, Shard
 from rosepo.sampling.pool import counted_run
-from rosepo.training.growing import MAKING, Growing
+from rosepo.training.feed.incremental_table import MAKING, Growing
 from rosepo.utils.console import Progress, duration, say
 from rosepo.utils.errors import StageError, own_error
 

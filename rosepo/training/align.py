@@ -25,19 +25,16 @@ from rosepo.run.paths import Outputs, of_round, read_manifest
 from rosepo.run.resources import stage_use_gpu
 from rosepo.sampling.plan import VALIDATION_FILE, planned_users, shards_of
 from rosepo.training.align_task import AlignTask, branchings_of
-from rosepo.training.encoders import (
-    GroupEncoder,
-    UserEncoder,
-)
-from rosepo.training.feed import Encoder, FeedPlan
-from rosepo.training.groups import columns_read, groups_table, user_offsets, users_of
-from rosepo.training.growing import Growing, Maker, wanted_order
+from rosepo.training.checkpoint.optimizer_state import kept_moments
+from rosepo.training.checkpoint.saver import origin_of
+from rosepo.training.feed.encoders import GroupEncoder, UserEncoder
+from rosepo.training.feed.feed import Encoder, FeedPlan
+from rosepo.training.feed.group_columns import columns_read, groups_table, user_offsets, users_of
+from rosepo.training.feed.incremental_table import Growing, Maker, wanted_order
+from rosepo.training.feed.schedule import WINDOW
 from rosepo.training.loop import Report, fit_in_process
-from rosepo.training.moments import kept_moments
-from rosepo.training.probing import PROBED_GROUPS
-from rosepo.training.saving import origin_of
-from rosepo.training.schedule import WINDOW
-from rosepo.training.smoothing import smoothed, tracker_of
+from rosepo.training.pair_epsilon import smoothed, tracker_of
+from rosepo.training.reference_check import PROBED_GROUPS
 from rosepo.training.trainer import fit
 from rosepo.training.validation import HeldOut, check_best, held_out
 from rosepo.utils.console import say

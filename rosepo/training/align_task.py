@@ -24,11 +24,11 @@ from rosepo.objectives.likelihood import chosen_nll, drawn_weights
 from rosepo.objectives.registry import OBJECTIVES, Objective
 from rosepo.objectives.rewards import Metrics, reward_margins
 from rosepo.objectives.smoothing import RunningQuantile, clamp_epsilon, oracle_targets
-from rosepo.training.branchings import Branchings
-from rosepo.training.encoders import GroupEncoder
-from rosepo.training.feed import Arrays, FeedPlan
-from rosepo.training.metrics import Sums
-from rosepo.training.probing import check_reference
+from rosepo.training.feed.encoders import GroupEncoder
+from rosepo.training.feed.feed import Arrays, FeedPlan
+from rosepo.training.feed.trie_targets import Branchings
+from rosepo.training.metric_log import Sums
+from rosepo.training.reference_check import check_reference
 from rosepo.training.sft import card_figures, storage_dtype
 from rosepo.training.task import Loss
 from rosepo.training.validation import HeldOut

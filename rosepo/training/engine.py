@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from rosepo.config import TrainConfig
-from rosepo.training.averaging import WeightMean
+from rosepo.training.ema import WeightMean
 from rosepo.utils.errors import StageError, UserError
 
 

@@ -12,13 +12,13 @@ import torch
 import torch.distributed as dist
 
 from rosepo.lm.rows.batch import Batch
-from rosepo.training.checkpoints import Checkpoint, remove_checkpoints
+from rosepo.training.checkpoint.files import Checkpoint, remove_checkpoints
+from rosepo.training.checkpoint.optimizer_state import begin_with, save_moments
+from rosepo.training.checkpoint.saver import Saver
 from rosepo.training.engine import Engine, prepare_process
-from rosepo.training.feed import Arrays, micro_batches
-from rosepo.training.metrics import Averages, MetricLog, all_max, all_sum, means, peak_memory
-from rosepo.training.moments import begin_with, save_moments
-from rosepo.training.saving import Saver
-from rosepo.training.schedule import Schedule
+from rosepo.training.feed.feed import Arrays, micro_batches
+from rosepo.training.feed.schedule import Schedule
+from rosepo.training.metric_log import Averages, MetricLog, all_max, all_sum, means, peak_memory
 from rosepo.training.task import Loss, Task
 from rosepo.training.validation import Best, Validator, dummy_batch, look_steps
 from rosepo.utils.console import say

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 from torch import Tensor, nn
 
 from rosepo.config import TrainConfig
-from rosepo.training.feed import Arrays, FeedPlan
-from rosepo.training.metrics import Sums
+from rosepo.training.feed.feed import Arrays, FeedPlan
+from rosepo.training.metric_log import Sums
 
 if TYPE_CHECKING:
     from rosepo.training.validation import HeldOut

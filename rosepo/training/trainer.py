@@ -14,12 +14,12 @@ from typing import Any
 
 import torch
 
-from rosepo.training.checkpoints import remove_checkpoints, steps_done
+from rosepo.training.checkpoint.files import remove_checkpoints, steps_done
+from rosepo.training.checkpoint.saver import agreed_start
 from rosepo.training.engine import prepare_process
-from rosepo.training.feed import feed_config, plan_dataset, streamed
+from rosepo.training.feed.feed import feed_config, plan_dataset, streamed
 from rosepo.training.loop import Report, tell_plain_rows, train_rank
-from rosepo.training.metrics import METRICS_FILE
-from rosepo.training.saving import agreed_start
+from rosepo.training.metric_log import METRICS_FILE
 from rosepo.training.task import Task
 from rosepo.utils.console import Progress, follow, say
 from rosepo.utils.errors import StageError, UserError

@@ -23,9 +23,9 @@ from rosepo.lm.rows.batch import Batch
 from rosepo.lm.rows.collate import collate_numpy
 from rosepo.lm.rows.rows import group_row
 from rosepo.sampling.draws import example_keys
-from rosepo.training.averaging import mean_in_place
-from rosepo.training.feed import Arrays
-from rosepo.training.metrics import Averages, all_sum, means
+from rosepo.training.ema import mean_in_place
+from rosepo.training.feed.feed import Arrays
+from rosepo.training.metric_log import Averages, all_sum, means
 from rosepo.utils.errors import UserError
 
 if TYPE_CHECKING:

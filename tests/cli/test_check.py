@@ -10,7 +10,7 @@ import pytest
 
 from rosepo.cli.check import _memory, _steps
 from rosepo.config import TrainConfig
-from rosepo.training.schedule import Schedule
+from rosepo.training.feed.schedule import Schedule
 from tests.cli.test_app import call
 
 FACTS = {

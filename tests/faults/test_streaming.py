@@ -23,7 +23,7 @@ from rosepo.sampling.pairs import plan_sampling
 from rosepo.sampling.parts import part_path
 from rosepo.sampling.plan import planned_users, read_shard, shards_of
 from rosepo.training.align import align_in_process, align_task
-from rosepo.training.growing import Growing, wanted_order
+from rosepo.training.feed.incremental_table import Growing, wanted_order
 from rosepo.utils.errors import StageError
 from tests.faults.strategies import SCRATCH
 from tests.pipeline.test_runner import finish

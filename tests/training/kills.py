@@ -11,10 +11,10 @@ import torch.distributed as dist
 
 from rosepo.config import Config
 from rosepo.run.paths import Outputs
+from rosepo.training.checkpoint.saver import agreed_start
 from rosepo.training.engine import prepare_process
-from rosepo.training.feed import Arrays, micro_batches
+from rosepo.training.feed.feed import Arrays, micro_batches
 from rosepo.training.loop import train_rank
-from rosepo.training.saving import agreed_start
 from rosepo.training.sft import SftTask, sft_task
 from tests.training.tiny_run import tiny_config
 

@@ -16,8 +16,8 @@ from rosepo.lm.rows.logps import LogpsModel
 from rosepo.lm.titles.title_scores import reference_logps
 from rosepo.run.paths import Outputs
 from rosepo.training.align import align_in_process, align_task
-from rosepo.training.encoders import GroupEncoder
-from rosepo.training.feed import micro_batches
+from rosepo.training.feed.encoders import GroupEncoder
+from rosepo.training.feed.feed import micro_batches
 from rosepo.training.loop import fit_in_process
 from rosepo.training.sft import sft_task
 from rosepo.utils.errors import StageError, UserError

@@ -11,7 +11,7 @@ from rosepo.config import Config
 from rosepo.run.paths import Outputs
 from rosepo.training.align import align_task
 from rosepo.training.engine import prepare_process
-from rosepo.training.feed import micro_batches
+from rosepo.training.feed.feed import micro_batches
 from rosepo.training.loop import train_rank
 from tests.training.ranks import two_ranks
 from tests.training.tiny_run import lines, tiny_config, weights

@@ -1,6 +1,6 @@
 """What becomes of a training when a worker of Ray Train, or the whole job, is killed.
 
-Two minutes each; tests/training/test_resume.py kills ranks without Ray, at every stage, in seconds.
+Two minutes each; tests/training/checkpoint/test_resume.py kills ranks without Ray, at every stage, in seconds.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from rosepo.config import Config, dump_config
 from rosepo.pipeline.fingerprints import stage_settings
 from rosepo.run.paths import MANIFEST, Outputs, now, read_manifest, write_json
 from rosepo.run.stages import find_stage
-from rosepo.training.checkpoints import FOLDER, newest_checkpoint
-from rosepo.training.feed import Arrays
+from rosepo.training.checkpoint.files import FOLDER, newest_checkpoint
+from rosepo.training.feed.feed import Arrays
 from rosepo.training.sft import SftTask, sft_task
 from rosepo.training.task import Loss
 from rosepo.training.trainer import fit

@@ -15,7 +15,7 @@ from rosepo.config import LOSSES, Config
 from rosepo.objectives.likelihood import drawn_weights
 from rosepo.run.paths import Outputs
 from rosepo.training.align import align_in_process, align_task
-from rosepo.training.feed import micro_batches
+from rosepo.training.feed.feed import micro_batches
 from rosepo.utils.errors import UserError
 from tests.training.tiny_run import lines, tiny_config, weights
 

@@ -12,7 +12,7 @@ import torch
 from rosepo.config import Config
 from rosepo.run.paths import Outputs
 from rosepo.training.engine import prepare_process
-from rosepo.training.feed import micro_batches
+from rosepo.training.feed.feed import micro_batches
 from rosepo.training.loop import fit_in_process, train_rank
 from rosepo.training.sft import sft_task
 from tests.training.ranks import two_ranks

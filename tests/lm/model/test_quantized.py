@@ -22,7 +22,7 @@ from rosepo.lm.titles.title_scores import reference_logps
 from rosepo.run.paths import Outputs
 from rosepo.training.align import align_task
 from rosepo.training.engine import Engine, prepare_process
-from rosepo.training.feed import micro_batches
+from rosepo.training.feed.feed import micro_batches
 from rosepo.training.loop import fit_in_process, train_rank
 from rosepo.training.sft import sft_task
 from rosepo.utils.errors import UserError

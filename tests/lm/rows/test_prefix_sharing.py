@@ -18,8 +18,8 @@ from rosepo.lm.rows.logps import LogpsModel, plain_logps, separate
 from rosepo.lm.rows.prefix_sharing import Group, prefix_families, user_rows
 from rosepo.lm.rows.rows import trajectory_rows
 from rosepo.sampling.titles import title_spans
-from rosepo.training.encoders import UserEncoder, run_bounds
-from rosepo.training.sharing import shared_by_tokens
+from rosepo.training.feed.encoders import UserEncoder, run_bounds
+from rosepo.training.feed.micro_batching import shared_by_tokens
 from tests.helpers import FAMILIES, tiny_builder, tiny_model
 
 TEMPLATES = {

@@ -14,13 +14,13 @@ from ray.exceptions import ActorDiedError
 
 from rosepo.lm.rows.rows import group_row
 from rosepo.run import ray_session
-from rosepo.training import feed
-from rosepo.training import table as parquet
-from rosepo.training.feed import micro_batches, pack, unpack
-from rosepo.training.growing import Growing
+from rosepo.training.feed import feed
+from rosepo.training.feed import parquet_rows as parquet
+from rosepo.training.feed.feed import micro_batches, pack, unpack
+from rosepo.training.feed.incremental_table import Growing
+from rosepo.training.feed.micro_batching import shared_out
+from rosepo.training.feed.parquet_rows import ParquetRows
 from rosepo.training.sft import sft_task
-from rosepo.training.sharing import shared_out
-from rosepo.training.table import ParquetRows
 from rosepo.training.trainer import lost_worker, root_cause
 from rosepo.utils.errors import UserError
 from tests.training.tiny_run import tiny_config

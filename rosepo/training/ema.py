@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from rosepo.training.state import master_shares, publish_masters
+from rosepo.training.checkpoint.state import master_shares, publish_masters
 
 if TYPE_CHECKING:
     from rosepo.training.engine import Engine

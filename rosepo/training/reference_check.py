@@ -13,8 +13,8 @@ from rosepo.lm.model.policy import load_policy
 from rosepo.lm.model.quantized import saved_quantization
 from rosepo.lm.rows.batch import Batch
 from rosepo.lm.rows.logps import LogpsModel
-from rosepo.training.encoders import GroupEncoder
-from rosepo.training.feed import Arrays
+from rosepo.training.feed.encoders import GroupEncoder
+from rosepo.training.feed.feed import Arrays
 from rosepo.utils.errors import StageError
 
 PROBED_GROUPS = 8

@@ -10,9 +10,9 @@ import pyarrow.compute as pc
 
 from rosepo.config import AlignConfig
 from rosepo.objectives.smoothing import RunningQuantile
-from rosepo.training.encoders import one_size
-from rosepo.training.feed import FeedPlan
-from rosepo.training.table import ParquetRows
+from rosepo.training.feed.encoders import one_size
+from rosepo.training.feed.feed import FeedPlan
+from rosepo.training.feed.parquet_rows import ParquetRows
 
 SPA_EPSILON = 0.1
 """Smoothing of `spa` where `align.epsilon_value` is unset."""

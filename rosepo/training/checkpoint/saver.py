@@ -12,11 +12,24 @@ import torch.distributed as dist
 from rosepo.config import TrainConfig
 from rosepo.config.training import SAME_RESULT
 from rosepo.run.paths import digest
-from rosepo.training.averaging import mean_in_place
-from rosepo.training.checkpoints import FOLDER, Checkpoint, CheckpointWriter, complete_checkpoints, newest_checkpoint
+from rosepo.training.checkpoint.files import (
+    FOLDER,
+    Checkpoint,
+    CheckpointWriter,
+    complete_checkpoints,
+    newest_checkpoint,
+)
+from rosepo.training.checkpoint.state import (
+    MEAN,
+    WEIGHT,
+    export_state,
+    import_state,
+    random_state,
+    restore_random_state,
+)
+from rosepo.training.ema import mean_in_place
 from rosepo.training.engine import Engine
-from rosepo.training.metrics import Averages, all_sum
-from rosepo.training.state import MEAN, WEIGHT, export_state, import_state, random_state, restore_random_state
+from rosepo.training.metric_log import Averages, all_sum
 from rosepo.training.task import Task
 from rosepo.training.validation import Best
 

@@ -24,8 +24,8 @@ from rosepo.objectives.likelihood import distill, drawn_weights
 from rosepo.run.paths import Outputs
 from rosepo.training.align import align_in_process, align_task
 from rosepo.training.align_task import _at_branchings
-from rosepo.training.branchings import Branchings
-from rosepo.training.feed import micro_batches
+from rosepo.training.feed.feed import micro_batches
+from rosepo.training.feed.trie_targets import Branchings
 from rosepo.utils.errors import UserError
 from tests.helpers import tiny_builder, tiny_model
 from tests.training.tiny_run import lines, tiny_config

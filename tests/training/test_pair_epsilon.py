@@ -16,13 +16,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rosepo.run.paths import Outputs
-from rosepo.training import smoothing
+from rosepo.training import pair_epsilon
 from rosepo.training.align import align_in_process, align_task
 from rosepo.training.align_task import AlignTask
 from rosepo.training.engine import prepare_process
-from rosepo.training.feed import micro_batches
+from rosepo.training.feed.feed import micro_batches
 from rosepo.training.loop import train_rank
-from rosepo.training.smoothing import shuffled
+from rosepo.training.pair_epsilon import shuffled
 from rosepo.utils.errors import UserError
 from tests.training.ranks import two_ranks
 from tests.training.tiny_run import assert_same_training, lines, tiny_config, weights
@@ -88,7 +88,7 @@ def test_a_shuffle_parts_epsilon_from_its_pair_by_the_seed(run):
 def test_the_column_is_read_chunk_by_chunk(run, monkeypatch, kind):
     config = tiny_config("align", epsilon=kind, **ALIGN)
     whole = align_task(config, run, 30)
-    monkeypatch.setattr(smoothing, "_CHUNK", 7)
+    monkeypatch.setattr(pair_epsilon, "_CHUNK", 7)
     parts = align_task(config, run, 30)
     assert parts.epsilon_value == (None if kind == "shuffled" else pytest.approx(whole.epsilon_value, abs=1e-9))
     assert fed(parts) == fed(whole)

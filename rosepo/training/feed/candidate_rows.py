@@ -18,8 +18,8 @@ import pyarrow.parquet as pq
 from rosepo.data.catalogue import Catalogue
 from rosepo.data.prompts import PromptBuilder
 from rosepo.lm.rows.rows import Row, group_row
-from rosepo.training.encoders import collated
-from rosepo.training.feed import Arrays
+from rosepo.training.feed.encoders import collated
+from rosepo.training.feed.feed import Arrays
 from rosepo.utils.errors import UserError
 
 COLUMNS = ("history", "target", "candidates")

@@ -13,16 +13,16 @@ from rosepo.lm.rows.batch import Batch
 from rosepo.pipeline.fingerprints import stage_settings
 from rosepo.run.paths import Outputs
 from rosepo.run.stages import find_stage
-from rosepo.training.averaging import mean_in_place
+from rosepo.training.checkpoint.optimizer_state import FILE, steps_of
+from rosepo.training.checkpoint.saver import agreed_start
+from rosepo.training.ema import mean_in_place
 from rosepo.training.engine import Engine, prepare_process
-from rosepo.training.feed import micro_batches
+from rosepo.training.feed.feed import micro_batches
 from rosepo.training.loop import fit_in_process, train_rank
-from rosepo.training.moments import FILE, steps_of
-from rosepo.training.saving import agreed_start
 from rosepo.training.sft import sft_task
 from rosepo.utils.errors import UserError
+from tests.training.checkpoint.test_resume import alone
 from tests.training.ranks import forked_ranks
-from tests.training.test_resume import alone
 from tests.training.tiny_run import assert_same_training, lines, tiny_config, weights
 
 DECAY = 0.5

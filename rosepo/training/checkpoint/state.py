@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from rosepo.training.checkpoints import Checkpoint
+    from rosepo.training.checkpoint.files import Checkpoint
     from rosepo.training.engine import Engine
 
 WEIGHT, MOMENTS = "weight", ("exp_avg", "exp_avg_sq")

@@ -11,7 +11,7 @@ import pyarrow as pa
 from rosepo.config import Config
 from rosepo.objectives.registry import OBJECTIVES
 from rosepo.run.paths import Outputs
-from rosepo.training.encoders import (
+from rosepo.training.feed.encoders import (
     GROUP_COLUMNS,
     REJECTED_COLUMNS,
     SHARES_COLUMN,
@@ -19,7 +19,7 @@ from rosepo.training.encoders import (
     USER_COLUMN,
     run_bounds,
 )
-from rosepo.training.table import ParquetRows
+from rosepo.training.feed.parquet_rows import ParquetRows
 from rosepo.utils.errors import UserError
 
 

@@ -15,7 +15,7 @@ from rosepo.data.catalogue import Catalogue
 from rosepo.lm.rows.batch import Batch
 from rosepo.lm.rows.logps import LogpsModel, plain_logps
 from rosepo.run.paths import Outputs
-from rosepo.training.feed import micro_batches
+from rosepo.training.feed.feed import micro_batches
 from rosepo.training.sft import sft_task
 from rosepo.utils.errors import UserError
 from tests.helpers import tiny_model

@@ -17,16 +17,16 @@ from rosepo.config import Config, parse_config
 from rosepo.lm.rows.batch import Batch
 from rosepo.run.paths import Outputs
 from rosepo.training.align import align_in_process, align_task
+from rosepo.training.checkpoint.optimizer_state import FILE, begin_with, steps_of
+from rosepo.training.checkpoint.saver import agreed_start
+from rosepo.training.checkpoint.state import MOMENTS, export_state
 from rosepo.training.engine import Engine, prepare_process
-from rosepo.training.feed import micro_batches
+from rosepo.training.feed.feed import micro_batches
 from rosepo.training.loop import fit_in_process, train_rank
-from rosepo.training.moments import FILE, begin_with, steps_of
-from rosepo.training.saving import agreed_start
 from rosepo.training.sft import sft_task
-from rosepo.training.state import MOMENTS, export_state
 from rosepo.utils.errors import UserError
+from tests.training.checkpoint.test_resume import alone as stoppable
 from tests.training.ranks import forked_ranks
-from tests.training.test_resume import alone as stoppable
 from tests.training.tiny_run import assert_same_training, lines, tiny_config, weights, write_groups
 
 KEPT = {"sft": {"keep_optimizer": True}}

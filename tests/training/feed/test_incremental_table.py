@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rosepo.training.encoders import GroupEncoder
-from rosepo.training.feed import FeedPlan
-from rosepo.training.growing import MAKING, Growing, wanted_order
-from rosepo.training.table import ParquetRows
+from rosepo.training.feed.encoders import GroupEncoder
+from rosepo.training.feed.feed import FeedPlan
+from rosepo.training.feed.incremental_table import MAKING, Growing, wanted_order
+from rosepo.training.feed.parquet_rows import ParquetRows
 from rosepo.utils.errors import StageError
 
 SIZES = (5, 2, 9, 4)

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rosepo.training.schedule import Schedule
+from rosepo.training.feed.schedule import Schedule
 
 tables = st.fixed_dictionaries(
     {
