@@ -29,12 +29,12 @@ import pyarrow as pa
 from benchmarks.common import Row
 from rosepo.config import PairsConfig, PrepareConfig, RayConfig
 from rosepo.data.catalogue import Catalogue
-from rosepo.data.examples import Recipe, write_bucket
-from rosepo.data.log import make_bucket
+from rosepo.data.example_shards import TITLE_SHARD_UNITS, Shard, plan_shards, read_shard
+from rosepo.data.prepare.examples import Recipe, write_bucket
+from rosepo.data.prepare.log import make_bucket
 from rosepo.run.ray_session import ray_session
 from rosepo.sampling.actors import ActorSettings
 from rosepo.sampling.figures import Tally
-from rosepo.sampling.plan import TITLE_SHARD_UNITS, Shard, plan_shards, read_shard
 from rosepo.sampling.pool import run_shards
 
 USERS, ITEMS, LENGTH = 1_000_000, 1_000_000, 16

@@ -33,7 +33,7 @@ def run_check(config: Config, root: Path) -> None:
         UserError: whatever would stop the run.
     """
     data = check_before_run(config)
-    from rosepo.data.prepare import describe
+    from rosepo.data.prepare.prepare import describe
 
     say("data")
     say(table([[name, location] for name, location in _files(data)]))
@@ -128,7 +128,7 @@ def _sample_builder(config: Config) -> PromptBuilder:
     import numpy as np
 
     from rosepo.data.prompts import PromptBuilder
-    from rosepo.data.readers import read_items
+    from rosepo.data.readers.interactions import read_items
     from rosepo.lm.model.loading import load_tokenizer
     from rosepo.lm.model.scratch import train_tokenizer
 

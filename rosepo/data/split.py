@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from rosepo.data.filtering import segment_starts
+from rosepo.data.prepare.filtering import segment_starts
 
 SPLITS = ("train", "validation", "test")
 

@@ -10,8 +10,8 @@ import numpy as np
 from rosepo.config import Config, ModelConfig
 from rosepo.config.given import Given
 from rosepo.data.catalogue import Catalogue
-from rosepo.data.digests import digests_of
-from rosepo.data.sources import Source, find_sources
+from rosepo.data.readers.digests import digests_of
+from rosepo.data.readers.sources import Source, find_sources
 from rosepo.utils.console import say
 from rosepo.utils.errors import UserError
 

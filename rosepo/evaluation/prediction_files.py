@@ -15,9 +15,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rosepo.data.catalogue import Catalogue
-from rosepo.data.columns import ids, numbers
-from rosepo.data.formats import Header, read_header, read_piece
-from rosepo.data.sources import Source
+from rosepo.data.readers.columns import ids, numbers
+from rosepo.data.readers.formats import Header, read_header, read_piece
+from rosepo.data.readers.sources import Source
 from rosepo.data.titles import normalised
 from rosepo.utils.errors import UserError
 

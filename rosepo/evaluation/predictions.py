@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from rosepo.config.given import Given
 from rosepo.data.catalogue import Catalogue
-from rosepo.data.columns import codes as places_of
+from rosepo.data.readers.columns import codes as places_of
 from rosepo.evaluation.external_models import sources_of
 from rosepo.evaluation.prediction_files import UNKNOWN, Answers, ItemReader, Layout, read_answers
 from rosepo.evaluation.rankings import (

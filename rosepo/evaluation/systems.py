@@ -13,7 +13,7 @@ import numpy as np
 import rosepo
 from rosepo.config import Config
 from rosepo.data.catalogue import Catalogue
-from rosepo.data.digests import digests_of
+from rosepo.data.readers.digests import digests_of
 from rosepo.evaluation.baselines import Popular, markov
 from rosepo.evaluation.external_models import sources_of
 from rosepo.evaluation.predictions import Predictions

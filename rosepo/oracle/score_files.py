@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rosepo.data.sources import Source, filesystem, find_sources
+from rosepo.data.readers.sources import Source, filesystem, find_sources
 from rosepo.utils.errors import UserError
 
 KEY = "oracle.scores"

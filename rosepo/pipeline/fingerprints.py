@@ -65,11 +65,11 @@ def file_digests(config: Config, stage: Stage) -> dict[str, str]:
     """Digests of the content of the user's files that a stage reads: log and items, scores, a scorer's module,
     models and predictions that are evaluated."""
     if stage.name == "prepare":
-        from rosepo.data.digests import source_digests
+        from rosepo.data.readers.digests import source_digests
 
         return source_digests(config.data)
     if stage.name == "oracle" and config.oracle.scores is not None:
-        from rosepo.data.digests import digests_of
+        from rosepo.data.readers.digests import digests_of
         from rosepo.oracle.score_files import score_files
 
         return digests_of(score_files(config.oracle.scores))

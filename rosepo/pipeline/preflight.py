@@ -26,7 +26,7 @@ def check_before_run(config: Config) -> dict[str, Any]:
     Raises:
         UserError: the first fault.
     """
-    from rosepo.data.prepare import inspect_data
+    from rosepo.data.prepare.prepare import inspect_data
     from rosepo.lm.model.policy import validate_model
     from rosepo.oracle.load import check_given
     from rosepo.sampling.mixture import check_negatives
@@ -131,7 +131,7 @@ def _check_systems(config: Config) -> None:
     Raises:
         UserError: naming the key.
     """
-    from rosepo.data.formats import read_header
+    from rosepo.data.readers.formats import read_header
     from rosepo.evaluation.external_models import sources_of
     from rosepo.evaluation.prediction_files import layout_of
     from rosepo.lm.model.loading import find_source

@@ -16,6 +16,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rosepo.config import Config
+from rosepo.data.example_shards import VALIDATION, VALIDATION_FILE, Shard
 from rosepo.run.paths import Outputs
 from rosepo.run.ray_session import RESTARTS, cluster_cpus, cluster_gpus
 from rosepo.run.resources import check_together
@@ -24,7 +25,6 @@ from rosepo.sampling.actors import ActorSettings
 from rosepo.sampling.figures import Tally
 from rosepo.sampling.pairs import Sampling, plan_sampling
 from rosepo.sampling.parts import finished_parts, part_path
-from rosepo.sampling.plan import VALIDATION, VALIDATION_FILE, Shard
 from rosepo.sampling.pool import counted_run
 from rosepo.training.feed.incremental_table import MAKING, Growing
 from rosepo.utils.console import Progress, duration, say

@@ -80,7 +80,9 @@ def _stage(
 STAGES: dict[str, Stage] = {
     stage.name: stage
     for stage in (
-        _stage("prepare", "examples", "", "data prepare", "rosepo.data.prepare:prepare", "interactions to examples"),
+        _stage(
+            "prepare", "examples", "", "data prepare", "rosepo.data.prepare.prepare:prepare", "interactions to examples"
+        ),
         _stage(
             "sft",
             "sft",

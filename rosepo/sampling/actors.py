@@ -12,12 +12,12 @@ import pyarrow as pa
 
 from rosepo.config import PairsConfig
 from rosepo.data.catalogue import Catalogue
+from rosepo.data.example_shards import Shard, read_shard
 from rosepo.sampling.distributions import FromOracle
 from rosepo.sampling.examples import Examples
 from rosepo.sampling.figures import Tally
 from rosepo.sampling.mixture import Rejected
 from rosepo.sampling.parts import write_part
-from rosepo.sampling.plan import Shard, read_shard
 from rosepo.sampling.sampler import Sampler, examples_of, strategies, units
 from rosepo.sampling.tables import fixed, lists, matrix, nested
 from rosepo.sampling.titles import title_spans

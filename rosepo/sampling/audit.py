@@ -13,10 +13,10 @@ import pyarrow.parquet as pq
 from scipy.stats import chisquare
 
 from rosepo.data.catalogue import Catalogue
+from rosepo.data.example_shards import example_files
 from rosepo.data.prompts import PromptBuilder
 from rosepo.data.seen import COLUMNS as EXAMPLE_COLUMNS
 from rosepo.data.seen import with_seen
-from rosepo.sampling.plan import example_files
 from rosepo.utils.errors import UserError
 
 TITLES = ("example_id", "chosen_item", "rejected_items", "strategy")

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from scipy.special import logsumexp
 
-from rosepo.sampling.draws import Draws, gumbel_noise
+from rosepo.data.random import Draws, gumbel_noise
 from rosepo.sampling.examples import Examples
 from rosepo.sampling.strategies import Answers
 from rosepo.utils.errors import StageError

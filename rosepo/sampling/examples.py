@@ -8,8 +8,8 @@ from functools import cached_property
 
 import numpy as np
 
+from rosepo.data.random import example_keys
 from rosepo.data.split import ranges
-from rosepo.sampling.draws import example_keys
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from rosepo.data.random import Draws
 from rosepo.lm.titles.candidate_scores import best_candidates
-from rosepo.sampling.draws import Draws
 from rosepo.sampling.examples import Examples
 from rosepo.sampling.strategies import pick_from_top
 

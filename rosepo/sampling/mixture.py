@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rosepo.sampling.draws import stream, uniforms
+from rosepo.data.random import stream, uniforms
 from rosepo.sampling.examples import Examples
 from rosepo.sampling.strategies import Strategy, uniform
 from rosepo.utils.errors import StageError, UserError

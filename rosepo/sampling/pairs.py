@@ -20,6 +20,8 @@ import pyarrow as pa
 import rosepo
 from rosepo.config import Config
 from rosepo.data.catalogue import Catalogue
+from rosepo.data.example_shards import UNIT, Shard, most_seen, shards_of
+from rosepo.data.random import round_seed
 from rosepo.lm.model.model_folder import CATALOGUE, read_settings
 from rosepo.lm.model.title_embeddings import encode_titles
 from rosepo.oracle.load import load_scorer
@@ -27,10 +29,8 @@ from rosepo.run.paths import Outputs, digest, of_round, read_manifest
 from rosepo.run.resources import stage_use_gpu
 from rosepo.sampling.actors import ActorSettings
 from rosepo.sampling.cache import open_cache
-from rosepo.sampling.draws import round_seed
 from rosepo.sampling.figures import Tally
 from rosepo.sampling.mixture import check_negatives, max_negatives
-from rosepo.sampling.plan import UNIT, Shard, most_seen, shards_of
 from rosepo.sampling.pool import run_shards
 from rosepo.sampling.sampler import check_columns
 from rosepo.sampling.strategies import own_strategy

@@ -6,12 +6,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from rosepo.data.example_shards import VALIDATION, Shard
 from rosepo.run.ray_session import answers_of_actors
 from rosepo.run.shard_files import lost_actor
 from rosepo.sampling.actors import ActorSettings, GroupsActor
 from rosepo.sampling.figures import Tally
 from rosepo.sampling.parts import complete, finished_parts
-from rosepo.sampling.plan import VALIDATION, Shard
 from rosepo.utils.console import Progress, say
 from rosepo.utils.errors import StageError, own_error
 

@@ -12,11 +12,11 @@ import pyarrow.parquet as pq
 
 from rosepo.config import PairsConfig
 from rosepo.data.catalogue import Catalogue
+from rosepo.data.example_shards import COLUMNS, UNIT, example_files
 from rosepo.sampling.distributions import CatalogueScores, FromOracle, FromPolicy
 from rosepo.sampling.examples import Examples
 from rosepo.sampling.listed import CandidateScores, WrongCandidates
 from rosepo.sampling.mixture import Rejected, sample_rejected
-from rosepo.sampling.plan import COLUMNS, UNIT, example_files
 from rosepo.sampling.strategies import (
     Accepted,
     Answers,

@@ -2,7 +2,7 @@
 
 A strategy is any callable ``(examples, count, draws) -> int64 [N, count]``: `count` distinct items for each example,
 in the order in which they shall be used, none in its history and none its target, -1 where there are no more. All
-randomness comes from `draws` (see `rosepo.sampling.draws`), so that an example's items depend on nothing but the
+randomness comes from `draws` (see `rosepo.data.random`), so that an example's items depend on nothing but the
 example.
 
 One of your own is named in `pairs.strategies` by the import path of its maker, `module:callable`, which is called with
@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from rosepo.data.random import Draws
 from rosepo.lm.model.title_embeddings import history_similarity
-from rosepo.sampling.draws import Draws
 from rosepo.sampling.examples import Examples, Excluded
 from rosepo.sampling.similar import top_similar
 from rosepo.utils.errors import StageError, UserError

@@ -16,11 +16,11 @@ import pyarrow.parquet as pq
 
 from rosepo.config import Config
 from rosepo.data.catalogue import Catalogue
+from rosepo.data.example_shards import UNIT, VALIDATION, Shard
 from rosepo.data.seen import read_split
 from rosepo.oracle.load import read_about
 from rosepo.run.paths import Outputs
 from rosepo.sampling.mixture import max_negatives
-from rosepo.sampling.plan import UNIT, VALIDATION, Shard
 
 EXAMPLES_FILE = "_validation_examples.parquet"
 

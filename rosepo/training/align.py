@@ -19,11 +19,11 @@ import numpy as np
 import rosepo
 from rosepo.config import AlignConfig, Config
 from rosepo.data.catalogue import Catalogue
+from rosepo.data.example_shards import VALIDATION_FILE, planned_users, shards_of
 from rosepo.lm.model.model_folder import CATALOGUE, load_builder, read_settings
 from rosepo.report.epsilon_summary import read_epsilon
 from rosepo.run.paths import Outputs, of_round, read_manifest
 from rosepo.run.resources import stage_use_gpu
-from rosepo.sampling.plan import VALIDATION_FILE, planned_users, shards_of
 from rosepo.training.align_task import AlignTask, branchings_of
 from rosepo.training.checkpoint.optimizer_state import kept_moments
 from rosepo.training.checkpoint.saver import origin_of

@@ -18,11 +18,11 @@ import torch.distributed as dist
 
 from rosepo.data.catalogue import Catalogue
 from rosepo.data.prompts import PromptBuilder
+from rosepo.data.random import example_keys
 from rosepo.data.seen import read_split
 from rosepo.lm.rows.batch import Batch
 from rosepo.lm.rows.collate import collate_numpy
 from rosepo.lm.rows.rows import group_row
-from rosepo.sampling.draws import example_keys
 from rosepo.training.ema import mean_in_place
 from rosepo.training.feed.feed import Arrays
 from rosepo.training.metric_log import Averages, all_sum, means

@@ -11,10 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rosepo.config import Config, parse_config
-from rosepo.data.examples import bucket_tables, lay_out
-from rosepo.data.log import LocalBlocks
-from rosepo.data.prepare import Filtered, filter_log
-from rosepo.data.readers import interaction_tables, plan_reading, read_items
+from rosepo.data.prepare.examples import bucket_tables, lay_out
+from rosepo.data.prepare.log import LocalBlocks
+from rosepo.data.prepare.prepare import Filtered, filter_log
+from rosepo.data.readers.interactions import interaction_tables, plan_reading, read_items
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 """Real raw files, on machines that have them."""

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rosepo.data.candidates import candidate_lists
-from rosepo.data.prepare import inspect_data
+from rosepo.data.prepare.prepare import inspect_data
 from rosepo.utils.errors import UserError
 from tests.data.tables import config_for, prepared, write_data
 

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from rosepo.data.examples import bucket_tables, lay_out, sequences
-from rosepo.data.log import LocalBlocks
-from rosepo.data.prepare import filter_log
-from rosepo.data.readers import plan_reading, read_items
+from rosepo.data.prepare.examples import bucket_tables, lay_out, sequences
+from rosepo.data.prepare.log import LocalBlocks
+from rosepo.data.prepare.prepare import filter_log
+from rosepo.data.readers.interactions import plan_reading, read_items
 from rosepo.data.seen import SEQUENCES, read_split, with_seen
 from rosepo.utils.errors import UserError
 from tests.data.tables import config_for, random_rows, titles, write_data

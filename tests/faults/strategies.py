@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from rosepo.data.catalogue import Catalogue
-from rosepo.sampling.draws import Draws
+from rosepo.data.random import Draws
 from rosepo.sampling.examples import Examples
 from rosepo.sampling.strategies import Strategy, uniform
 

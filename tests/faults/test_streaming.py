@@ -14,6 +14,7 @@ import pytest
 from ray.exceptions import WorkerCrashedError
 
 from rosepo.config import Config, parse_config
+from rosepo.data.example_shards import planned_users, read_shard, shards_of
 from rosepo.pipeline.planning import plan_stages
 from rosepo.pipeline.runner import run_stages
 from rosepo.pipeline.streaming import Production, lost_process
@@ -21,7 +22,6 @@ from rosepo.run.paths import MANIFEST, Outputs, continuing, now, partial_folder,
 from rosepo.sampling.audit import audit_groups
 from rosepo.sampling.pairs import plan_sampling
 from rosepo.sampling.parts import part_path
-from rosepo.sampling.plan import planned_users, read_shard, shards_of
 from rosepo.training.align import align_in_process, align_task
 from rosepo.training.feed.incremental_table import Growing, wanted_order
 from rosepo.utils.errors import StageError

@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rosepo.data.random import stream
 from rosepo.objectives.likelihood import distill, drawn_weights
 from rosepo.sampling.distributions import FromOracle
-from rosepo.sampling.draws import stream
 from rosepo.sampling.examples import Examples
 
 TARGET = 5

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
+from rosepo.data.example_shards import Shard
 from rosepo.run.paths import Outputs
 from rosepo.sampling import pool
 from rosepo.sampling.actors import ActorSettings, GroupsActor
-from rosepo.sampling.plan import Shard
 from tests.sampling.runs import make_run
 
 

@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import special, stats
 
+from rosepo.data.random import stream
 from rosepo.lm.rows.logps import plain_logps
 from rosepo.lm.titles.beam_search import Decoder
 from rosepo.sampling import distributions
 from rosepo.sampling.distributions import FromOracle, FromPolicy, draw_titles
-from rosepo.sampling.draws import stream
 from rosepo.sampling.examples import Examples
 from rosepo.utils.errors import StageError
 from tests.helpers import tiny_builder, tiny_model

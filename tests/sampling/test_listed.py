@@ -16,11 +16,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rosepo.config import Config, parse_config
+from rosepo.data.random import stream
 from rosepo.lm.model.model_folder import load_recommender, save_policy
 from rosepo.lm.rows.logps import plain_logps
 from rosepo.run.paths import Outputs
 from rosepo.sampling.audit import audit_groups
-from rosepo.sampling.draws import stream
 from rosepo.sampling.examples import Examples
 from rosepo.sampling.listed import WrongCandidates
 from rosepo.sampling.pairs import pairs

@@ -13,6 +13,7 @@ import torch
 from scipy.special import softmax
 
 from rosepo.data.catalogue import Catalogue
+from rosepo.data.random import Draws
 from rosepo.lm.model.model_folder import load_recommender, save_policy
 from rosepo.lm.model.title_embeddings import encode_titles, history_similarity
 from rosepo.lm.rows.logps import plain_logps
@@ -20,7 +21,6 @@ from rosepo.lm.titles.beam_search import Decoder
 from rosepo.oracle.load import load_scorer, whole_catalogue
 from rosepo.run.paths import Outputs
 from rosepo.sampling.audit import audit_groups
-from rosepo.sampling.draws import Draws
 from rosepo.sampling.examples import Examples
 from rosepo.sampling.pairs import pairs
 from rosepo.utils.errors import UserError

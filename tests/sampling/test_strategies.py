@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from rosepo.data.random import stream
 from rosepo.lm.titles.beam_search import Decoder
-from rosepo.sampling.draws import stream
 from rosepo.sampling.examples import Examples
 from rosepo.sampling.similar import top_similar
 from rosepo.sampling.strategies import (

@@ -13,8 +13,8 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from rosepo.data.catalogue import Catalogue
+from rosepo.data.example_shards import example_files
 from rosepo.sampling.audit import target_slots
-from rosepo.sampling.plan import example_files
 
 
 @dataclass(frozen=True)

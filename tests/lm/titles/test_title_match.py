@@ -7,10 +7,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rosepo.data.random import Draws
 from rosepo.lm.rows.logps import plain_logps
 from rosepo.lm.titles.beam_search import Decoder
 from rosepo.lm.titles.title_match import completions_index, match_titles
-from rosepo.sampling.draws import Draws
 from rosepo.sampling.examples import Examples
 from rosepo.sampling.mixture import sample_rejected
 from rosepo.sampling.strategies import pick_from_top

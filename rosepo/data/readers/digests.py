@@ -6,8 +6,8 @@ import hashlib
 from collections.abc import Iterable
 
 from rosepo.config import DataConfig
-from rosepo.data.readers import plan_reading
-from rosepo.data.sources import Source, filesystem
+from rosepo.data.readers.interactions import plan_reading
+from rosepo.data.readers.sources import Source, filesystem
 
 HASHED_BYTES = 1 << 30
 """Files up to this size are known by their content, larger ones by size and time of change: to read 100 GB only to

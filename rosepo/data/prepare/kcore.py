@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from rosepo.data.filtering import core_rows
-from rosepo.data.log import Arrays, Log
+from rosepo.data.prepare.filtering import core_rows
+from rosepo.data.prepare.log import Arrays, Log
 
 
 def item_core(log: Log, n_items: int, k: int) -> tuple[np.ndarray, int, int]:

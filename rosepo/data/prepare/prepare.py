@@ -15,13 +15,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rosepo.config import Config
-from rosepo.data import columns as cols
 from rosepo.data.catalogue import Catalogue
-from rosepo.data.counting import item_core, time_at
-from rosepo.data.examples import Recipe, measure_bucket, write_bucket
-from rosepo.data.figures import check_figures, check_known, check_left, check_rating, describe
-from rosepo.data.log import LocalBlocks, Log, RayBlocks, bucket_starts
-from rosepo.data.readers import plan_reading, read_items
+from rosepo.data.prepare.examples import Recipe, measure_bucket, write_bucket
+from rosepo.data.prepare.kcore import item_core, time_at
+from rosepo.data.prepare.log import LocalBlocks, Log, RayBlocks, bucket_starts
+from rosepo.data.prepare.statistics import check_figures, check_known, check_left, check_rating, describe
+from rosepo.data.readers import columns as cols
+from rosepo.data.readers.interactions import plan_reading, read_items
 from rosepo.data.seen import SEQUENCES
 from rosepo.data.split import SPLITS
 from rosepo.data.titles import distinct_titles

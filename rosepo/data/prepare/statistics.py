@@ -8,8 +8,8 @@ import numpy as np
 import pyarrow as pa
 
 from rosepo.config import Config
-from rosepo.data import columns as cols
-from rosepo.data.readers import Plan
+from rosepo.data.readers import columns as cols
+from rosepo.data.readers.interactions import Plan
 from rosepo.data.split import SPLITS
 from rosepo.utils.errors import UserError
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from rosepo.sampling.draws import example_keys, round_seed, stream, uniforms
+from rosepo.data.random import example_keys, round_seed, stream, uniforms
 
 IDS = [f"{user}:{position}" for user in range(2000) for position in range(10)]
 

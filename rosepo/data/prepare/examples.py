@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 from rosepo.config import PrepareConfig
 from rosepo.data import split as splitting
 from rosepo.data.candidates import candidate_lists
-from rosepo.data.filtering import core_rows, count_tied, segment_starts
-from rosepo.data.log import Arrays
+from rosepo.data.prepare.filtering import core_rows, count_tied, segment_starts
+from rosepo.data.prepare.log import Arrays
 from rosepo.data.seen import SEQUENCES
 
 ROW_GROUP = 16_384

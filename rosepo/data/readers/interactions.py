@@ -12,9 +12,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rosepo.config import DataConfig
-from rosepo.data import columns as cols
-from rosepo.data.formats import Header, Piece, read_header, read_piece
-from rosepo.data.sources import EMBEDDED, Source, find_sources, size_of
+from rosepo.data.readers import columns as cols
+from rosepo.data.readers.formats import Header, Piece, read_header, read_piece
+from rosepo.data.readers.sources import EMBEDDED, Source, find_sources, size_of
 from rosepo.utils.errors import UserError
 
 if TYPE_CHECKING:

@@ -10,9 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from rosepo.data.log import RayBlocks
-from rosepo.data.prepare import inspect_data
-from rosepo.data.readers import plan_reading
+from rosepo.data.prepare.log import RayBlocks
+from rosepo.data.prepare.prepare import inspect_data
+from rosepo.data.readers.interactions import plan_reading
 from rosepo.utils.errors import UserError
 from tests.data.tables import config_for, write_data
 

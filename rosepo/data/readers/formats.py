@@ -16,8 +16,8 @@ import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
-from rosepo.data import json_lines
-from rosepo.data.sources import Source, filesystem, open_stream
+from rosepo.data.readers import json_lines
+from rosepo.data.readers.sources import Source, filesystem, open_stream
 from rosepo.utils.errors import UserError
 
 BLOCK_BYTES = 16 << 20

@@ -12,9 +12,9 @@ import pytest
 import ray
 
 from rosepo.config import Config
-from rosepo.data import log
 from rosepo.data.catalogue import Catalogue
-from rosepo.data.prepare import inspect_data, prepare
+from rosepo.data.prepare import log
+from rosepo.data.prepare.prepare import inspect_data, prepare
 from rosepo.run.paths import Outputs
 from tests.data.tables import config_for, prepared, random_rows, titles, write_data
 

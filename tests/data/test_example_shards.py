@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from rosepo.data.example_shards import TRAJECTORIES, UNIT, most_seen, plan_shards, read_shard
 from rosepo.data.split import trajectories
-from rosepo.sampling.plan import TRAJECTORIES, UNIT, most_seen, plan_shards, read_shard
 from rosepo.utils.errors import UserError
 
 

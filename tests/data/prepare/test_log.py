@@ -10,10 +10,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from rosepo.data import log, scans
-from rosepo.data.log import LocalBlocks
-from rosepo.data.readers import interaction_schema, plan_reading
-from rosepo.data.scans import merge_scans, scan
+from rosepo.data.prepare import first_pass, log
+from rosepo.data.prepare.first_pass import merge_scans, scan
+from rosepo.data.prepare.log import LocalBlocks
+from rosepo.data.readers.interactions import interaction_schema, plan_reading
 from tests.data.tables import Row, config_for, write_data
 
 SCHEMA = pa.schema(
@@ -40,15 +40,15 @@ def test_scans_of_all_blocks_add_up_to_that_of_their_rows() -> None:
 
 def test_few_scans_are_held_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = []
-    merge = scans._merged
+    merge = first_pass._merged
 
     def counting(held: Sequence[dict[str, pa.Array]]) -> dict[str, pa.Array]:
         sizes.append(len(held))
         return merge(held)
 
-    monkeypatch.setattr(scans, "_merged", counting)
+    monkeypatch.setattr(first_pass, "_merged", counting)
     merge_scans((scan(block(1), None) for _ in range(200)), SCHEMA)
-    assert max(sizes) <= scans.MERGE_SCANS + 1
+    assert max(sizes) <= first_pass.MERGE_SCANS + 1
     assert len(sizes) > 1
 
 

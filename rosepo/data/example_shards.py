@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from rosepo.config import PairsConfig
-from rosepo.data.filtering import segment_starts
+from rosepo.data.prepare.filtering import segment_starts
 from rosepo.data.seen import with_seen
 from rosepo.utils.errors import UserError
 

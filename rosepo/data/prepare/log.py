@@ -15,10 +15,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from rosepo.data import columns as cols
-from rosepo.data.filtering import first_interactions
-from rosepo.data.readers import Plan, interaction_schema, interaction_tables, read_interactions
-from rosepo.data.scans import merge_scans, positives, scan
+from rosepo.data.prepare.filtering import first_interactions
+from rosepo.data.prepare.first_pass import merge_scans, positives, scan
+from rosepo.data.readers import columns as cols
+from rosepo.data.readers.interactions import Plan, interaction_schema, interaction_tables, read_interactions
 from rosepo.utils.errors import UserError
 
 if TYPE_CHECKING:

@@ -11,9 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from rosepo.config import DataConfig
-from rosepo.data import formats
-from rosepo.data.columns import codes, integers_if_all
-from rosepo.data.readers import plan_reading, read_items
+from rosepo.data.readers import formats
+from rosepo.data.readers.columns import codes, integers_if_all
+from rosepo.data.readers.interactions import plan_reading, read_items
 from rosepo.utils.errors import UserError
 from tests.data.tables import SHARED, all_interactions, config_for
 

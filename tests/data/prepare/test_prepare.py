@@ -9,8 +9,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rosepo.config import Config
-from rosepo.data.figures import describe
-from rosepo.data.prepare import inspect_data
+from rosepo.data.prepare.prepare import inspect_data
+from rosepo.data.prepare.statistics import describe
 from rosepo.data.split import SPLITS
 from rosepo.utils.errors import UserError
 from tests.data import slow
