@@ -31,7 +31,7 @@ class PairsConfig(ActorsConfig):
     titles outside the longest history, wrong candidates of an example, titles that policy or oracle draw from."""
     strategies: dict[str, NonNegative] = Field(default_factory=lambda: dict.fromkeys(STRATEGIES[:3], 1.0))
     """Weights of the mixture: self_hard, semantic, popularity, uniform, candidates, rso, policy, oracle, or one of your
-    own by its import path, `module:callable` (rosepo/sampling/strategies.py has the signature)."""
+    own by its import path, `module:callable` (rosepo/sampling/strategies/strategies.py has the signature)."""
     self_hard_top: Count = 10
     """self_hard draws from this many best wrong answers of the model (1 is the hardest)."""
     engine: Literal["transformers", "vllm"] = "transformers"

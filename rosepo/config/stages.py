@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from rosepo.config.base import ActorsConfig, Count, Section, nearest
-from rosepo.config.given import Given, given_systems
+from rosepo.config.external import Given, given_systems
 from rosepo.config.training import SAME_RESULT, AlignConfig
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rosepo.config import Config, ModelConfig
-from rosepo.config.given import Given
+from rosepo.config.external import Given
 from rosepo.data.catalogue import Catalogue
 from rosepo.data.readers.digests import digests_of
 from rosepo.data.readers.sources import Source, find_sources

@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import median
 
 from rosepo.experiments.runs import Run, plan_of
-from rosepo.experiments.sharing import source_of
+from rosepo.experiments.stage_reuse import source_of
 from rosepo.run.paths import read_manifest
 from rosepo.run.stages import find_stage
 from rosepo.utils.console import duration, table

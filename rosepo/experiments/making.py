@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from rosepo.config import dump_config
-from rosepo.experiments.looks import record_look
+from rosepo.experiments.evaluations_on_test import record_look
 from rosepo.experiments.process import call
 from rosepo.experiments.runs import FAILURE_FILE, Run, plan_of
-from rosepo.experiments.sharing import link_finished, link_rankings
+from rosepo.experiments.stage_reuse import link_finished, link_rankings
 from rosepo.pipeline.planning import CONFIG_FILE, Plan
 from rosepo.run.paths import now, read_manifest, write_json, write_text
 from rosepo.utils.console import say

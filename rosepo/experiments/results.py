@@ -15,13 +15,13 @@ from typing import Any
 
 import numpy as np
 
-from rosepo.experiments.looks import looked_at
-from rosepo.experiments.measures import METRICS, TRUTH, Measured, Pool, Series, measure
-from rosepo.experiments.pictures import write_pictures
+from rosepo.experiments.evaluations_on_test import looked_at
+from rosepo.experiments.pooled_metrics import METRICS, TRUTH, Measured, Pool, Series, measure
 from rosepo.experiments.provenance import cost, made_by
+from rosepo.experiments.result_plots import write_pictures
+from rosepo.experiments.result_tables import as_markdown
 from rosepo.experiments.runs import Run
 from rosepo.experiments.suite import BASELINES, Contrast, Experiments
-from rosepo.experiments.tables import as_markdown
 from rosepo.metrics.bootstrap import Estimate
 from rosepo.pipeline.planning import resolve_config
 from rosepo.report.text.format import outcome, sign

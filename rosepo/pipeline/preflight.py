@@ -29,7 +29,7 @@ def check_before_run(config: Config) -> dict[str, Any]:
     from rosepo.data.prepare.prepare import inspect_data
     from rosepo.lm.model.policy import validate_model
     from rosepo.oracle.load import check_given
-    from rosepo.sampling.mixture import check_negatives
+    from rosepo.sampling.strategies.mixture import check_negatives
     from rosepo.tuning.search_space import check_space
 
     if config.sweep.trials > 0:

@@ -13,13 +13,13 @@ import pyarrow as pa
 from rosepo.config import PairsConfig
 from rosepo.data.catalogue import Catalogue
 from rosepo.data.example_shards import Shard, read_shard
-from rosepo.sampling.distributions import FromOracle
-from rosepo.sampling.examples import Examples
-from rosepo.sampling.figures import Tally
-from rosepo.sampling.mixture import Rejected
-from rosepo.sampling.parts import write_part
+from rosepo.sampling.group_files import write_part
 from rosepo.sampling.sampler import Sampler, examples_of, strategies, units
+from rosepo.sampling.strategies.distributions import FromOracle
+from rosepo.sampling.strategies.example_batch import Examples
+from rosepo.sampling.strategies.mixture import Rejected
 from rosepo.sampling.tables import fixed, lists, matrix, nested
+from rosepo.sampling.tally import Tally
 from rosepo.sampling.titles import title_spans
 
 if TYPE_CHECKING:

@@ -16,12 +16,12 @@ from rosepo.lm.titles.beam_search import Decoder
 from rosepo.lm.titles.candidate_scores import candidate_logps
 from rosepo.oracle.epsilon import calibrate
 from rosepo.oracle.load import load_scorer, whole_catalogue
-from rosepo.sampling.cache import ReferenceCache
-from rosepo.sampling.examples import Examples
-from rosepo.sampling.listed import CandidateScores
+from rosepo.sampling.reference_cache import ReferenceCache
 from rosepo.sampling.scoring import GroupScorer
-from rosepo.sampling.strategies import Answers
-from rosepo.sampling.vllm_engine import VllmDecoder
+from rosepo.sampling.strategies.example_batch import Examples
+from rosepo.sampling.strategies.strategies import Answers
+from rosepo.sampling.strategies.vllm_engine import VllmDecoder
+from rosepo.sampling.strategies.wrong_candidates import CandidateScores
 
 if TYPE_CHECKING:
     from rosepo.sampling.actors import ActorSettings

@@ -28,14 +28,14 @@ from rosepo.oracle.load import load_scorer
 from rosepo.run.paths import Outputs, digest, of_round, read_manifest
 from rosepo.run.resources import stage_use_gpu
 from rosepo.sampling.actors import ActorSettings
-from rosepo.sampling.cache import open_cache
-from rosepo.sampling.figures import Tally
-from rosepo.sampling.mixture import check_negatives, max_negatives
 from rosepo.sampling.pool import run_shards
+from rosepo.sampling.reference_cache import open_cache
 from rosepo.sampling.sampler import check_columns
-from rosepo.sampling.strategies import own_strategy
-from rosepo.sampling.validation import validation_examples, validation_shard, written
-from rosepo.sampling.vllm_engine import check_engine
+from rosepo.sampling.strategies.mixture import check_negatives, max_negatives
+from rosepo.sampling.strategies.strategies import own_strategy
+from rosepo.sampling.strategies.vllm_engine import check_engine
+from rosepo.sampling.tally import Tally
+from rosepo.sampling.validation_groups import validation_examples, validation_shard, written
 from rosepo.utils.errors import StageError, UserError
 
 ITEMS_FILE = "_items.parquet"

@@ -10,8 +10,8 @@ from rosepo.data.example_shards import VALIDATION, Shard
 from rosepo.run.ray_session import answers_of_actors
 from rosepo.run.shard_files import lost_actor
 from rosepo.sampling.actors import ActorSettings, GroupsActor
-from rosepo.sampling.figures import Tally
-from rosepo.sampling.parts import complete, finished_parts
+from rosepo.sampling.group_files import complete, finished_parts
+from rosepo.sampling.tally import Tally
 from rosepo.utils.console import Progress, say
 from rosepo.utils.errors import StageError, own_error
 

@@ -13,11 +13,10 @@ import pyarrow.parquet as pq
 from rosepo.config import PairsConfig
 from rosepo.data.catalogue import Catalogue
 from rosepo.data.example_shards import COLUMNS, UNIT, example_files
-from rosepo.sampling.distributions import CatalogueScores, FromOracle, FromPolicy
-from rosepo.sampling.examples import Examples
-from rosepo.sampling.listed import CandidateScores, WrongCandidates
-from rosepo.sampling.mixture import Rejected, sample_rejected
-from rosepo.sampling.strategies import (
+from rosepo.sampling.strategies.distributions import CatalogueScores, FromOracle, FromPolicy
+from rosepo.sampling.strategies.example_batch import Examples
+from rosepo.sampling.strategies.mixture import Rejected, sample_rejected
+from rosepo.sampling.strategies.strategies import (
     Accepted,
     Answers,
     Candidates,
@@ -28,6 +27,7 @@ from rosepo.sampling.strategies import (
     popularity,
     uniform,
 )
+from rosepo.sampling.strategies.wrong_candidates import CandidateScores, WrongCandidates
 from rosepo.utils.errors import UserError
 
 MIN_BEAMS = 8

@@ -10,10 +10,10 @@ from rosepo.data.prompts import PromptBuilder
 from rosepo.lm.rows.logps import LogpsModel
 from rosepo.lm.titles.title_scores import reference_logps
 from rosepo.oracle.epsilon import epsilon
-from rosepo.sampling.cache import ReferenceCache
-from rosepo.sampling.examples import Examples
-from rosepo.sampling.figures import Tally
+from rosepo.sampling.reference_cache import ReferenceCache
 from rosepo.sampling.sampler import Scores, units
+from rosepo.sampling.strategies.example_batch import Examples
+from rosepo.sampling.tally import Tally
 from rosepo.utils.errors import StageError
 
 

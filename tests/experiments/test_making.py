@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from rosepo.experiments import making
-from rosepo.experiments.looks import FILE, looked_at
+from rosepo.experiments.evaluations_on_test import FILE, looked_at
 from rosepo.experiments.making import Making, make
 from rosepo.experiments.runs import Run
 from tests.experiments.suites import SUITE, changed

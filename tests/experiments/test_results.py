@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 from rosepo.evaluation.measure import measure as measure_stage
-from rosepo.experiments.measures import METRICS, Pool, measure
-from rosepo.experiments.pictures import DRAWN, LEFT_OUT
+from rosepo.experiments.pooled_metrics import METRICS, Pool, measure
+from rosepo.experiments.result_plots import DRAWN, LEFT_OUT
 from rosepo.experiments.results import verdict, write_results
 from rosepo.experiments.runs import FAILURE_FILE, Run, plan_of, runs_of
-from rosepo.experiments.sharing import link_rankings
+from rosepo.experiments.stage_reuse import link_rankings
 from rosepo.experiments.suite import Experiments, read_suites
 from rosepo.run.paths import Outputs, write_json
 from tests.experiments.evaluated import CATALOGUE, evaluate_run

@@ -9,7 +9,7 @@ import pytest
 from rosepo.experiments.forecast import as_text, forecast
 from rosepo.experiments.process import only_one
 from rosepo.experiments.runs import Run, overrides_of, plan_of, runs_of
-from rosepo.experiments.sharing import link_finished
+from rosepo.experiments.stage_reuse import link_finished
 from rosepo.experiments.suite import read_suites
 from rosepo.pipeline.planning import CONFIG_FILE
 from rosepo.run.paths import digest, read_manifest, write_json

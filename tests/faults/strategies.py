@@ -13,8 +13,8 @@ import numpy as np
 
 from rosepo.data.catalogue import Catalogue
 from rosepo.data.random import Draws
-from rosepo.sampling.examples import Examples
-from rosepo.sampling.strategies import Strategy, uniform
+from rosepo.sampling.strategies.example_batch import Examples
+from rosepo.sampling.strategies.strategies import Strategy, uniform
 
 SCRATCH = Path(os.environ["ROSEPO_TEST_SCRATCH"])
 USER = 317

@@ -20,8 +20,8 @@ from rosepo.pipeline.runner import run_stages
 from rosepo.pipeline.streaming import Production, lost_process
 from rosepo.run.paths import MANIFEST, Outputs, continuing, now, partial_folder, read_manifest, write_json
 from rosepo.sampling.audit import audit_groups
+from rosepo.sampling.group_files import part_path
 from rosepo.sampling.pairs import plan_sampling
-from rosepo.sampling.parts import part_path
 from rosepo.training.align import align_in_process, align_task
 from rosepo.training.feed.incremental_table import Growing, wanted_order
 from rosepo.utils.errors import StageError

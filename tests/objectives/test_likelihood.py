@@ -13,8 +13,8 @@ from torch import Tensor
 
 from rosepo.data.random import stream
 from rosepo.objectives.likelihood import distill, drawn_weights
-from rosepo.sampling.distributions import FromOracle
-from rosepo.sampling.examples import Examples
+from rosepo.sampling.strategies.distributions import FromOracle
+from rosepo.sampling.strategies.example_batch import Examples
 
 TARGET = 5
 OTHERS = [0, 1, 2, 3, 4]

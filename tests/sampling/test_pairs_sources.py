@@ -21,8 +21,8 @@ from rosepo.lm.titles.beam_search import Decoder
 from rosepo.oracle.load import load_scorer, whole_catalogue
 from rosepo.run.paths import Outputs
 from rosepo.sampling.audit import audit_groups
-from rosepo.sampling.examples import Examples
 from rosepo.sampling.pairs import pairs
+from rosepo.sampling.strategies.example_batch import Examples
 from rosepo.utils.errors import UserError
 from tests.helpers import tiny_catalogue, tiny_model, tiny_tokenizer
 from tests.sampling.runs import N_ITEMS, borrow, configure, read

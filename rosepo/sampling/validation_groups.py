@@ -20,7 +20,7 @@ from rosepo.data.example_shards import UNIT, VALIDATION, Shard
 from rosepo.data.seen import read_split
 from rosepo.oracle.load import read_about
 from rosepo.run.paths import Outputs
-from rosepo.sampling.mixture import max_negatives
+from rosepo.sampling.strategies.mixture import max_negatives
 
 EXAMPLES_FILE = "_validation_examples.parquet"
 

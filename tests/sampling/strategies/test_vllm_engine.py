@@ -14,8 +14,8 @@ import pytest
 from peft import LoraConfig, get_peft_model
 
 from rosepo.config import load_config
-from rosepo.sampling.figures import Tally
-from rosepo.sampling.vllm_engine import check_engine, engine_options, prompt_seed
+from rosepo.sampling.strategies.vllm_engine import check_engine, engine_options, prompt_seed
+from rosepo.sampling.tally import Tally
 from rosepo.utils.errors import UserError
 from tests.helpers import tiny_model
 

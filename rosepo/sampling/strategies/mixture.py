@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from rosepo.data.random import stream, uniforms
-from rosepo.sampling.examples import Examples
-from rosepo.sampling.strategies import Strategy, uniform
+from rosepo.sampling.strategies.example_batch import Examples
+from rosepo.sampling.strategies.strategies import Strategy, uniform
 from rosepo.utils.errors import StageError, UserError
 
 FALLBACK = "uniform"

@@ -25,8 +25,8 @@ import numpy as np
 
 from rosepo.data.random import Draws
 from rosepo.lm.model.title_embeddings import history_similarity
-from rosepo.sampling.examples import Examples, Excluded
-from rosepo.sampling.similar import top_similar
+from rosepo.sampling.strategies.example_batch import Examples, Excluded
+from rosepo.sampling.strategies.similar import top_similar
 from rosepo.utils.errors import StageError, UserError
 from rosepo.utils.imports import find_callable
 

@@ -8,8 +8,8 @@ import numpy as np
 
 from rosepo.data.random import Draws
 from rosepo.lm.titles.candidate_scores import best_candidates
-from rosepo.sampling.examples import Examples
-from rosepo.sampling.strategies import pick_from_top
+from rosepo.sampling.strategies.example_batch import Examples
+from rosepo.sampling.strategies.strategies import pick_from_top
 
 CandidateScores = Callable[[Sequence[np.ndarray], np.ndarray], np.ndarray]
 """log π float32 [N, C] of items int64 [N, C] after N prompts, under the policy."""

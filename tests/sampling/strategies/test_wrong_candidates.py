@@ -21,9 +21,9 @@ from rosepo.lm.model.model_folder import load_recommender, save_policy
 from rosepo.lm.rows.logps import plain_logps
 from rosepo.run.paths import Outputs
 from rosepo.sampling.audit import audit_groups
-from rosepo.sampling.examples import Examples
-from rosepo.sampling.listed import WrongCandidates
 from rosepo.sampling.pairs import pairs
+from rosepo.sampling.strategies.example_batch import Examples
+from rosepo.sampling.strategies.wrong_candidates import WrongCandidates
 from rosepo.utils.errors import UserError
 from tests.helpers import tiny_builder, tiny_catalogue, tiny_model, tiny_tokenizer
 from tests.sampling.runs import make_run, read

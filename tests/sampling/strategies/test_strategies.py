@@ -13,9 +13,9 @@ from scipy import stats
 
 from rosepo.data.random import stream
 from rosepo.lm.titles.beam_search import Decoder
-from rosepo.sampling.examples import Examples
-from rosepo.sampling.similar import top_similar
-from rosepo.sampling.strategies import (
+from rosepo.sampling.strategies.example_batch import Examples
+from rosepo.sampling.strategies.similar import top_similar
+from rosepo.sampling.strategies.strategies import (
     Accepted,
     Candidates,
     LookAlikes,

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from rosepo.data.example_shards import VALIDATION, VALIDATION_FILE, Shard
 from rosepo.run.paths import write_json
 from rosepo.run.shard_files import whole_part
-from rosepo.sampling.figures import Tally
+from rosepo.sampling.tally import Tally
 from rosepo.utils.errors import StageError
 
 

@@ -15,12 +15,12 @@ from scipy import special, stats
 from rosepo.data.random import stream
 from rosepo.lm.rows.logps import plain_logps
 from rosepo.lm.titles.beam_search import Decoder
-from rosepo.sampling import distributions
-from rosepo.sampling.distributions import FromOracle, FromPolicy, draw_titles
-from rosepo.sampling.examples import Examples
+from rosepo.sampling.strategies import distributions
+from rosepo.sampling.strategies.distributions import FromOracle, FromPolicy, draw_titles
+from rosepo.sampling.strategies.example_batch import Examples
 from rosepo.utils.errors import StageError
 from tests.helpers import tiny_builder, tiny_model
-from tests.sampling.test_strategies import batches, check_promises
+from tests.sampling.strategies.test_strategies import batches, check_promises
 
 LOGITS = np.array([0.3, 2.0, -1.0, 1.2, 0.0, -0.4])
 

@@ -14,7 +14,7 @@ import torch
 
 from rosepo.config import parse_config
 from rosepo.lm.model.model_folder import SETTINGS, save_policy
-from rosepo.sampling.cache import ReferenceCache, open_cache, reference_key
+from rosepo.sampling.reference_cache import ReferenceCache, open_cache, reference_key
 from rosepo.utils.errors import UserError
 from tests.helpers import tiny_catalogue, tiny_model, tiny_tokenizer
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from rosepo.sampling.examples import Excluded
+from rosepo.sampling.strategies.example_batch import Excluded
 
 ITEM_BLOCK, ROW_BLOCK = 4096, 1024
 """Items and examples whose similarities are held at once."""

@@ -13,8 +13,8 @@ import numpy as np
 from scipy.special import logsumexp
 
 from rosepo.data.random import Draws, gumbel_noise
-from rosepo.sampling.examples import Examples
-from rosepo.sampling.strategies import Answers
+from rosepo.sampling.strategies.example_batch import Examples
+from rosepo.sampling.strategies.strategies import Answers
 from rosepo.utils.errors import StageError
 
 CELLS = 1 << 22

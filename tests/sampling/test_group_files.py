@@ -9,8 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from rosepo.data.example_shards import Shard
-from rosepo.sampling.figures import Tally
-from rosepo.sampling.parts import complete, finished_parts, part_path, write_part
+from rosepo.sampling.group_files import complete, finished_parts, part_path, write_part
+from rosepo.sampling.tally import Tally
 from rosepo.utils.errors import StageError
 
 SHARDS = [Shard(0, "examples/part-00000.parquet", 0, 3), Shard(1, "examples/part-00000.parquet", 3, 2)]

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from rosepo.experiments.tables import LABELS, base_of, file_name
+from rosepo.experiments.result_tables import LABELS, base_of, file_name
 from rosepo.report.plots.svg import STYLE, text_of
 from rosepo.report.text.format import sign
 from rosepo.report.text.labels import short
