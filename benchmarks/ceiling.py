@@ -25,11 +25,11 @@ import torch
 from scipy.special import log_softmax
 
 from rosepo.data.catalogue import Catalogue
+from rosepo.evaluation.rankers import rank_batch
 from rosepo.evaluation.rankings import Batch, read_batches
 from rosepo.evaluation.systems import EXAMPLES_FILE
 from rosepo.lm.model.model_folder import Recommender, load_recommender
 from rosepo.lm.titles.beam_search import Decoder
-from rosepo.lm.titles.candidate_scores import rank_batch
 from rosepo.metrics.ranking import hit_ratio, ndcg
 from rosepo.oracle.crossfit import Oracle
 from rosepo.run.paths import Outputs

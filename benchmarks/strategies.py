@@ -33,8 +33,8 @@ from rosepo.data.example_shards import TITLE_SHARD_UNITS, Shard, plan_shards, re
 from rosepo.data.prepare.examples import Recipe, write_bucket
 from rosepo.data.prepare.log import make_bucket
 from rosepo.run.ray_session import ray_session
-from rosepo.sampling.actors import ActorSettings
 from rosepo.sampling.pool import run_shards
+from rosepo.sampling.settings import ActorSettings
 from rosepo.sampling.tally import Tally
 
 USERS, ITEMS, LENGTH = 1_000_000, 1_000_000, 16

@@ -23,7 +23,7 @@ from rosepo.cli.options import (
     SetOption,
 )
 from rosepo.cli.run_stages import quoted, resolve, run_all, run_named
-from rosepo.cli.tools import compare, experiments, recommend
+from rosepo.cli.tools import compare, experiments, recommend, report
 from rosepo.run.paths import of_round
 
 app = typer.Typer(
@@ -181,6 +181,7 @@ def run(
 
 
 app.command("recommend")(recommend)
+app.command("report")(report)
 app.command("compare")(compare)
 app.command("experiments")(experiments)
 

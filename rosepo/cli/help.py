@@ -57,11 +57,11 @@ _HELP = {
     sweep.parameters maps keys of align.* to lists or ranges. Every trial is measured on validation examples; the best
     configuration is written to sweep/best.yaml, ready for `rosepo align --config`.
     """,
-    "evaluate": """Rank the whole catalogue for every test example and write metrics.json, report.html and report.md.
+    "evaluate": """Rank the whole catalogue for every test example: metrics.json, and the report that is drawn of it.
 
     Most-popular, Markov, the oracle, the SFT model and the aligned model on the same examples, with 95 % intervals.
     Models and systems that are not the run's own are measured beside them by --model and --predictions; a run that is
-    only prepared is enough for that. A run that was ended goes on where it was.
+    only prepared is enough for that. A run that was ended goes on where it was. `rosepo report` draws the page again.
 
     Example: rosepo evaluate --out runs/ml --model Qwen/Qwen3-1.7B --predictions bpr=bpr-top20.csv --overwrite
     """,

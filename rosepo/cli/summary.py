@@ -10,7 +10,8 @@ from typing import Any
 from rosepo.config import Config
 from rosepo.report.text.conclusions import no_baseline
 from rosepo.report.text.format import brackets
-from rosepo.run.paths import Outputs, read_manifest
+from rosepo.run.manifest import read_manifest
+from rosepo.run.paths import Outputs
 from rosepo.run.stages import Stage, find_stage, seconds_in_all, stages_of, together_with
 from rosepo.utils.console import duration, say, table
 

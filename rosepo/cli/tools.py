@@ -1,4 +1,4 @@
-"""Commands beside the stages: answers for histories, pages of several runs, suites of experiments."""
+"""Commands beside the stages: answers for histories, pages of one run and of several, suites of experiments."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from typing import Annotated
 import typer
 
 from rosepo.cli.exit_codes import guarded
-from rosepo.cli.options import ConfigOption, DebugOption, OverwriteOption, SetOption
+from rosepo.cli.options import ConfigOption, DebugOption, OutOption, OverwriteOption, SetOption
 from rosepo.cli.run_stages import check_job, resolve
 from rosepo.config import Config
 from rosepo.run.paths import Outputs
+from rosepo.utils.console import say
 from rosepo.utils.errors import UserError
 
 
@@ -45,6 +46,20 @@ def recommend(
 
         settings = resolve(out, config, set_ or []) if out is not None else load_config(config, set_ or [])
         answer(settings, _model_of(settings, model, out), history or [], file, output, as_json)
+
+    guarded(work, debug)
+
+
+def report(out: OutOption, debug: DebugOption = False) -> None:
+    """Draw report.html and report.md of a run again, from what it measured; nothing is ranked or trained again.
+
+    Example: rosepo report --out runs/demo
+    """
+
+    def work() -> None:
+        from rosepo.pipeline.runner import draw_report
+
+        say(f"  Report  {draw_report(resolve(out, None, []), out)}")
 
     guarded(work, debug)
 

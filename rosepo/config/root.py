@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 from pydantic import Field, model_validator
@@ -219,3 +220,31 @@ class Config(Section):
         if self.align.loss == "softmax":
             search["align.target_min"] = (0.0, 0.5)
         return search
+
+
+def shape_of(config: Config, figures: Mapping[str, Any]) -> str:
+    """What the loss aims at, in a few words; `figures` of the manifest of `align` hold a value that it computed."""
+    align = config.align
+    value = figures.get("epsilon_value", align.epsilon_value)
+    fixed = "ε" if value is None else f"ε = {value:.3g}"
+    clamp = f", the chosen one's ≥ {align.target_min:g}" if align.target_min > 0 else ""
+    mixed = f", {100 * align.target_mix:g} % of them from the reference" if align.target_mix > 0 else ""
+    shapes = {
+        "softmax": f"targets from the oracle{clamp}{mixed}",
+        "dpo": "ε = 0",
+        "rpo": "ε = 0",
+        "ipo": f"log-ratios {'a token' if align.ipo_average else 'summed over tokens'}",
+        "simpo": f"γ = {align.simpo_gamma:g}, no reference",
+        "sdpo": "one-hot target",
+        "dmpo": "the mean of the rejected titles' rewards",
+        "ada_dpo": f"τ from {align.ada_tau_min:g} to {align.ada_tau_max:g}, ρ = {align.ada_rho:g}",
+        "sft": "no preference",
+        "distill": "the oracle's whole distribution" if config.learns_whole else "titles drawn from the oracle",
+        "oracle": f"ε ≤ {align.epsilon_max:g}",
+        "shuffled": f"ε ≤ {align.epsilon_max:g}, shuffled over all pairs",
+        "constant": f"one {fixed} for all pairs",
+        "zero": "ε = 0",
+        "spa": f"{fixed} for the {100 * align.spa_quantile:g} % of pairs with the least margin",
+    }
+    shape = shapes[align.smoothing or align.loss]
+    return f"{shape}, SFT weight {align.sft_weight:g}" if align.sft_weight > 0 else shape

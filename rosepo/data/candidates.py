@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 
 _NEGATIVES, _SLOT = 0x6E656761, 0x736C6F74
 
@@ -87,3 +88,12 @@ def _mix(value: np.ndarray | np.uint64) -> np.ndarray:
         value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         return np.asarray(value ^ (value >> np.uint64(31)))
+
+
+def target_slots(table: pa.Table) -> np.ndarray:
+    """Where the target stands in each candidate list (columns target, candidates, one length in all): bool [n, C]."""
+    flat = table["candidates"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    if not len(table):
+        return np.zeros((0, 0), dtype=bool)
+    found: np.ndarray = flat.reshape(len(table), -1) == table["target"].to_numpy()[:, None]
+    return found

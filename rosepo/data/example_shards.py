@@ -13,8 +13,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from rosepo.config import PairsConfig
-from rosepo.data.prepare.filtering import segment_starts
 from rosepo.data.seen import with_seen
+from rosepo.utils.arrays import segment_starts
 from rosepo.utils.errors import UserError
 
 UNIT = 256

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from rosepo.data.split import ranges
+from rosepo.utils.arrays import ranges
 from rosepo.utils.errors import UserError
 
 SEQUENCES = "_sequences"

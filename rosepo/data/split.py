@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from rosepo.data.prepare.filtering import segment_starts
+from rosepo.utils.arrays import segment_starts
 
 SPLITS = ("train", "validation", "test")
 
@@ -69,10 +69,3 @@ def trajectories(user: np.ndarray, start: np.ndarray) -> tuple[np.ndarray, np.nd
         return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
     first = np.union1d(segment_starts(user), segment_starts(start))
     return first, np.diff(np.append(first, len(user)))
-
-
-def ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """The integers start … start + length - 1 of every range, end to end, int64."""
-    total = int(lengths.sum())
-    ends = np.cumsum(lengths)
-    return np.arange(total) - np.repeat(ends - lengths, lengths) + np.repeat(starts, lengths)

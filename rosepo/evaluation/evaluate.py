@@ -1,4 +1,4 @@
-"""The `evaluate` stage: every system ranks the catalogue for the same examples; figures, intervals, report.
+"""The `evaluate` stage: every system ranks the catalogue for the same examples; metrics with intervals.
 
 Catalogue protocol: all titles that the user had not chosen yet compete; the one right answer is the title that came
 next. Where prompts list candidates, an example's own candidates compete instead. Rankings are made in parts: a run that
@@ -8,7 +8,6 @@ evaluation made of the same models and examples.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,10 +21,9 @@ from rosepo.evaluation.external_models import check_given_model
 from rosepo.evaluation.measure import measure
 from rosepo.evaluation.predictions import read_predictions
 from rosepo.evaluation.rankings import count_cut, plan_parts, write_examples
-from rosepo.evaluation.systems import EXAMPLES_FILE, ITEMS_FILE, TABLE, Ranking, oracle_name
-from rosepo.report.text.conclusions import NO_BASELINE
-from rosepo.run.paths import write_json
+from rosepo.evaluation.systems import EXAMPLES_FILE, ITEMS_FILE, NO_BASELINE, TABLE, Ranking, oracle_name
 from rosepo.utils.console import say
+from rosepo.utils.files import write_json
 
 if TYPE_CHECKING:
     from rosepo.run.paths import Outputs
@@ -35,7 +33,7 @@ MODELS = ("popular", "markov", "oracle", "sft", "aligned")
 
 
 def evaluate(config: Config, inputs: Outputs, out: Path) -> dict[str, Any]:
-    """Write `rankings/<name>.parquet/`, `exposure.parquet`, `metrics.json`, `report.html` and `.md` into `out`.
+    """Write `rankings/<name>.parquet/`, `exposure.parquet` and `metrics.json` into `out`.
 
     Models whose stage folder is missing are left out, and said to be. Parts of rankings that an earlier run finished in
     `out` are kept and not made again.
@@ -45,9 +43,6 @@ def evaluate(config: Config, inputs: Outputs, out: Path) -> dict[str, Any]:
             or predictions that cannot be evaluated here.
         StageError: an actor failed for good, or the disk is full.
     """
-    from rosepo.report.run_report import write_report
-
-    started = time.monotonic()
     settings = config.evaluate
     catalogue = Catalogue.load(inputs.examples / ITEMS_FILE)
     examples = out / EXAMPLES_FILE
@@ -79,7 +74,6 @@ def evaluate(config: Config, inputs: Outputs, out: Path) -> dict[str, Any]:
         metrics["given"][lists.name] |= dict(lists.counts)
     write_json(out / METRICS_FILE, metrics)
     pq.write_table(exposure, out / EXPOSURE_FILE, compression="zstd")
-    write_report(config, inputs, out, seconds=time.monotonic() - started)
     figures = {name: {key: models[key]["value"] for key in ("hr@1", "hr@10", "ndcg@10")}
                for name, models in metrics["models"].items()}  # fmt: skip
     return {"n_examples": n, "n_users": metrics["n_users"], "split": settings.split, "models": figures,

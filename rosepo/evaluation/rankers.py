@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,11 +17,15 @@ from rosepo.config import ModelConfig
 from rosepo.data.catalogue import Catalogue
 from rosepo.evaluation.baselines import top_k
 from rosepo.evaluation.rankings import DEPTH, Batch, Part, part_batches, plan_parts, rankings_table, write_part
-from rosepo.lm.titles.candidate_scores import rank_batch, restricted
+from rosepo.lm.titles.candidate_scores import best_candidates, candidate_logps
 from rosepo.run.ray_session import answers_of_actors
 from rosepo.run.shard_files import lost_actor
 from rosepo.utils.console import Progress
 from rosepo.utils.errors import own_error
+
+if TYPE_CHECKING:
+    from rosepo.lm.model.model_folder import Recommender
+    from rosepo.lm.titles.beam_search import Decoder
 
 
 def rank_by_batches(
@@ -157,3 +161,38 @@ def rank_by_models(
         raise own_error(error) or lost_actor(
             error, "a ranking actor", total - left, total, "evaluate.actors"
         ) from error
+
+
+def rank_batch(
+    recommender: Recommender, decoder: Decoder, batch: Batch, k: int
+) -> tuple[np.ndarray, np.ndarray, list[int]]:
+    """A model's `k` best items for each example: of its candidates where the batch has them, else of the catalogue.
+
+    Args:
+        decoder: searches the catalogue, on the recommender's model.
+
+    Returns:
+        Item indexes int64 [B, k] padded with -1, scores float32 [B, k] padded with -inf, and how many of its oldest
+        items each history had no room for.
+
+    Raises:
+        UserError: the model's prompts list candidates, and the batch has none.
+    """
+    from rosepo.lm.rows.logps import LogpsModel
+
+    builder = recommender.builder
+    newest = [history[-recommender.max_history :] for history in batch.histories]
+    prompts, left_out = builder.prompts(newest, batch.candidates)
+    if batch.candidates is None:
+        return *decoder.top_k(prompts, batch.seen, k), left_out
+    scores = candidate_logps(LogpsModel(recommender.model), builder, prompts, batch.candidates)
+    return *best_candidates(batch.candidates, scores, np.ones(scores.shape, dtype=bool), k), left_out
+
+
+def restricted(scores: np.ndarray, candidates: np.ndarray | None) -> np.ndarray:
+    """Scores float [N, n_items] of the catalogue, -inf outside the candidates int64 [N, C]; None lets all compete."""
+    if candidates is None:
+        return scores
+    kept = np.full(scores.shape, -np.inf)
+    np.put_along_axis(kept, candidates, np.take_along_axis(scores, candidates, axis=1), axis=1)
+    return kept

@@ -23,9 +23,9 @@ import pyarrow.parquet as pq
 from rosepo.data.catalogue import Catalogue
 from rosepo.data.seen import read_split
 from rosepo.metrics.ranking import target_ranks
-from rosepo.run.paths import write_json
 from rosepo.run.shard_files import whole_part
 from rosepo.utils.errors import StageError, UserError
+from rosepo.utils.files import write_json
 
 DEPTH = 20
 """Places of a ranking that are kept."""

@@ -20,9 +20,10 @@ from rosepo.evaluation.predictions import Predictions
 from rosepo.evaluation.rankers import LanguageModelRanker, RankerSettings, rank_by_batches, rank_by_models
 from rosepo.evaluation.rankings import DEPTH, PART_BATCHES, PARTS, Batch, Part, check_complete, open_rankings
 from rosepo.oracle.load import ImportedScorer, WholeCatalogue, load_scorer, read_about
-from rosepo.run.paths import digest, read_manifest
+from rosepo.run.manifest import read_manifest
 from rosepo.run.resources import stage_use_gpu
 from rosepo.utils.console import Progress, say
+from rosepo.utils.files import digest
 
 if TYPE_CHECKING:
     from rosepo.run.paths import Outputs
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 EXAMPLES_FILE, RANKINGS_FOLDER = "_examples.parquet", "rankings"
 ITEMS_FILE = "_items.parquet"
 TABLE = "table of scores"
+NO_BASELINE = "The oracle is a table of scores, which cannot rank the whole catalogue, so it is no baseline here."
 FORMAT = 1
 """To be raised with any change that gives other rankings for the same models and settings."""
 

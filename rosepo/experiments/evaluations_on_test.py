@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rosepo.experiments.runs import Run
-from rosepo.run.paths import now
+from rosepo.utils.files import now
 
 FILE = "test-looks.jsonl"
 

@@ -12,7 +12,7 @@ from statistics import median
 
 from rosepo.experiments.runs import Run, plan_of
 from rosepo.experiments.stage_reuse import source_of
-from rosepo.run.paths import read_manifest
+from rosepo.run.manifest import read_manifest
 from rosepo.run.stages import find_stage
 from rosepo.utils.console import duration, table
 from rosepo.utils.errors import StageError, UserError

@@ -12,9 +12,10 @@ from rosepo.experiments.process import call
 from rosepo.experiments.runs import FAILURE_FILE, Run, plan_of
 from rosepo.experiments.stage_reuse import link_finished, link_rankings
 from rosepo.pipeline.planning import CONFIG_FILE, Plan
-from rosepo.run.paths import now, read_manifest, write_json, write_text
+from rosepo.run.manifest import read_manifest
 from rosepo.utils.console import say
 from rosepo.utils.errors import StageError, UserError
+from rosepo.utils.files import now, write_json, write_text
 from rosepo.utils.redaction import redact
 
 LOG_FILE = "log.txt"

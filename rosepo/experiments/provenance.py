@@ -7,7 +7,7 @@ from typing import Any
 
 from rosepo.experiments.runs import Run
 from rosepo.pipeline.planning import resolve_config
-from rosepo.run.paths import read_manifest
+from rosepo.run.manifest import read_manifest
 from rosepo.run.stages import find_stage, seconds_in_all, stages_of
 
 

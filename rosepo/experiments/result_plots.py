@@ -15,7 +15,7 @@ from rosepo.experiments.result_tables import LABELS, base_of, file_name
 from rosepo.report.plots.svg import STYLE, text_of
 from rosepo.report.text.format import sign
 from rosepo.report.text.labels import short
-from rosepo.run.paths import write_text
+from rosepo.utils.files import write_text
 
 DRAWN = ("ndcg@10", "hr@10", "log_popularity")
 """A column each."""

@@ -25,9 +25,11 @@ from rosepo.experiments.suite import BASELINES, Contrast, Experiments
 from rosepo.metrics.bootstrap import Estimate
 from rosepo.pipeline.planning import resolve_config
 from rosepo.report.text.format import outcome, sign
-from rosepo.run.paths import Outputs, now, read_manifest, write_json, write_text
+from rosepo.run.manifest import read_manifest
+from rosepo.run.paths import Outputs
 from rosepo.tuning.sweep import TRIALS_FILE
 from rosepo.utils.errors import UserError
+from rosepo.utils.files import now, write_json, write_text
 from rosepo.utils.redaction import redact
 
 JSON_FILE, MARKDOWN_FILE = "results.json", "results.md"

@@ -16,8 +16,10 @@ from rosepo.config import Config
 from rosepo.experiments.suite import Experiment, Split
 from rosepo.pipeline.fingerprints import stage_settings
 from rosepo.pipeline.planning import CONFIG_FILE, Plan, plan_stages
-from rosepo.run.paths import Outputs, digest, read_manifest
+from rosepo.run.manifest import read_manifest
+from rosepo.run.paths import Outputs
 from rosepo.run.stages import find_stage, stages_of
+from rosepo.utils.files import digest
 from rosepo.utils.redaction import redact_tree
 
 FAILURE_FILE = "failure.json"

@@ -17,7 +17,9 @@ from pathlib import Path
 
 from rosepo.experiments.runs import Run
 from rosepo.pipeline.planning import Plan
-from rosepo.run.paths import Outputs, of_round, partial_folder, read_manifest, replacing
+from rosepo.run.folders import partial_folder, replacing
+from rosepo.run.manifest import read_manifest
+from rosepo.run.paths import Outputs, of_round
 
 
 def source_of(plan: Plan, siblings: Iterable[Path]) -> Path | None:

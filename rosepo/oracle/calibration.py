@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from rosepo.data.catalogue import Catalogue
 from rosepo.data.seen import read_split
 from rosepo.oracle.epsilon import TAU_BOUNDS, calibration, fit_tau
-from rosepo.oracle.load import Scorer
+from rosepo.oracle.protocol import Scorer
 from rosepo.utils.console import Progress, say
 
 NEGATIVES = 20

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from rosepo.oracle.load import Users
+from rosepo.oracle.protocol import Users
 from rosepo.oracle.sasrec import Ensemble, SASRec, pad_histories
 from rosepo.utils.errors import UserError
 

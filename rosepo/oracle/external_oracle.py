@@ -22,9 +22,9 @@ from rosepo.oracle.load import ImportedScorer, write_about
 from rosepo.oracle.sasrec import catalogue_digest
 from rosepo.oracle.score_files import score_files
 from rosepo.oracle.score_table import ScoreTable, write_score_table
-from rosepo.run.paths import write_json
 from rosepo.utils.console import Progress, say
 from rosepo.utils.errors import UserError
+from rosepo.utils.files import write_json
 
 if TYPE_CHECKING:
     from rosepo.run.paths import Outputs

@@ -22,12 +22,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rosepo.run.paths import write_json
+from rosepo.oracle.protocol import OwnScorer, Scorer, Users
 from rosepo.utils.errors import UserError
+from rosepo.utils.files import write_json
 from rosepo.utils.imports import find_callable
 
 if TYPE_CHECKING:
@@ -40,29 +41,6 @@ ABOUT_FILE = "oracle.json"
 """Says which kind of oracle a folder holds; a folder without one is SASRec's."""
 BLOCK_SCORES = 1 << 20
 """Scores that a scorer is asked for at once when it ranks the whole catalogue."""
-
-Users = Sequence[int] | Sequence[str] | np.ndarray
-OwnScorer = Callable[[Users, Sequence[np.ndarray], np.ndarray], np.ndarray]
-
-
-class Scorer(Protocol):
-    """What the sampling actors and the calibration ask.
-
-    Attributes:
-        tau: temperature that makes `sigmoid((score_a - score_b) / tau)` a calibrated preference.
-    """
-
-    tau: float
-
-    def score(
-        self, example_ids: Sequence[str], users: Users, histories: Sequence[np.ndarray], items: np.ndarray
-    ) -> np.ndarray:
-        """Raw scores float32 [B, C], not divided by `tau`, of items int64 [B, C] (item indexes).
-
-        Args:
-            example_ids, users, histories: of the B examples; histories are item indexes, oldest first.
-        """
-        ...
 
 
 class ImportedScorer:

@@ -33,11 +33,11 @@ from rosepo.oracle.fit import fit_oracles, parts
 from rosepo.oracle.load import write_about
 from rosepo.oracle.sasrec import SASRec
 from rosepo.oracle.sasrec_data import ranks_of
-from rosepo.run.paths import write_json
 from rosepo.run.resources import stage_use_gpu
 from rosepo.training.metric_log import METRICS_FILE
 from rosepo.utils.console import say
 from rosepo.utils.errors import UserError
+from rosepo.utils.files import write_json
 
 if TYPE_CHECKING:
     from rosepo.run.paths import Outputs

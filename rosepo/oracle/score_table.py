@@ -19,9 +19,9 @@ import pyarrow.compute as pc
 from rosepo.data.catalogue import Catalogue
 from rosepo.data.random import example_keys
 from rosepo.data.readers.sources import Source
-from rosepo.data.split import ranges
-from rosepo.oracle.load import Users
+from rosepo.oracle.protocol import Users
 from rosepo.oracle.score_files import KEY, count_scores, read_scores
+from rosepo.utils.arrays import ranges
 from rosepo.utils.errors import UserError
 
 EXAMPLES_FILE, PAIRS_FILE, SCORES_FILE = "examples.npy", "pairs.npy", "scores.npy"

@@ -8,8 +8,8 @@ from typing import Any
 
 from rosepo.config import Config
 from rosepo.config.training import SAME_RESULT
-from rosepo.run.paths import digest, file_digest
 from rosepo.run.stages import Stage
+from rosepo.utils.files import digest, file_digest
 from rosepo.utils.imports import module_digest
 
 RESOURCE_KEYS = SAME_RESULT | {"actors", "cpus_per_actor", "concurrent", "part_groups", "reference_cache"}

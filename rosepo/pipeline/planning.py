@@ -14,9 +14,11 @@ from typing import Any
 
 from rosepo.config import Config, load_config
 from rosepo.pipeline.fingerprints import file_digests, stage_fingerprint, stage_settings
-from rosepo.run.paths import Outputs, digest, of_round, read_manifest
+from rosepo.run.manifest import read_manifest
+from rosepo.run.paths import Outputs, of_round
 from rosepo.run.stages import Stage, check_rounds, find_stage, stages_of
 from rosepo.utils.errors import UserError
+from rosepo.utils.files import digest
 from rosepo.utils.redaction import redact_tree
 
 CONFIG_FILE = "config.yaml"
@@ -130,11 +132,16 @@ def _check_input(config: Config, root: Path, needed: Stage, stage: Stage, looked
             f"{stage.name} reads {folder}, which was made by another configuration ({'; '.join(changed[:4])}): "
             f"use that configuration, or run `rosepo {needed.command}` again"
         )
-    _check_origin(root, needed, stage, looked_at)
+    check_origin(root, needed, stage.name, looked_at)
 
 
-def _check_origin(root: Path, needed: Stage, stage: Stage, looked_at: set[str]) -> None:
-    """Refuse an input that was made from something else than what stands in the run's folder now, however far back."""
+def check_origin(root: Path, needed: Stage, reader: str, looked_at: set[str]) -> None:
+    """Refuse an input that was made from something else than what stands in the run's folder now, however far back.
+
+    Args:
+        reader: the command that reads what the stage `needed` left.
+        looked_at: names of stages that need no second look; those that were looked at are added.
+    """
     if needed.name in looked_at:
         return
     looked_at.add(needed.name)
@@ -144,10 +151,10 @@ def _check_origin(root: Path, needed: Stage, stage: Stage, looked_at: set[str]) 
         now_there = read_manifest(root / source.folder)
         if now_there is not None and now_there["fingerprint"] != fingerprint:
             raise UserError(
-                f"{stage.name} reads {root / needed.folder}, which was made before {root / source.folder} was made "
+                f"{reader} reads {root / needed.folder}, which was made before {root / source.folder} was made "
                 f"again: run `rosepo {needed.command} --overwrite`, or `rosepo run --overwrite`, first"
             )
-        _check_origin(root, source, stage, looked_at)
+        check_origin(root, source, reader, looked_at)
 
 
 def _read_where_there(root: Path, stage: Stage) -> list[str]:

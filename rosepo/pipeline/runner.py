@@ -12,29 +12,19 @@ from typing import Any
 
 from rosepo.config import Config, dump_config, located
 from rosepo.pipeline.fingerprints import file_digests, stage_settings
-from rosepo.pipeline.planning import CONFIG_FILE, Plan, plan_stages, streamed_plans
-from rosepo.run.paths import (
-    MANIFEST,
-    Outputs,
-    continuing,
-    copy_file,
-    git_revision,
-    now,
-    partial_folder,
-    read_manifest,
-    replacing,
-    versions,
-    write_json,
-    write_text,
-)
-from rosepo.run.stages import StageFunction, find_stage, seconds_in_all, stages_of
+from rosepo.pipeline.planning import CONFIG_FILE, Plan, check_origin, plan_stages, streamed_plans
+from rosepo.run.folders import continuing, partial_folder, replacing
+from rosepo.run.manifest import MANIFEST, git_revision, read_manifest, versions
+from rosepo.run.paths import Outputs
+from rosepo.run.stages import Stage, StageFunction, find_stage, seconds_in_all, stages_of
 from rosepo.utils.console import duration, say
 from rosepo.utils.errors import UserError
+from rosepo.utils.files import copy_file, now, write_json, write_text
 from rosepo.utils.memory import Meter
 from rosepo.utils.redaction import command_line, redact_tree
 
-PUBLISHED = ("metrics.json", "report.html", "report.md")
-"""Files of the evaluation that also stand at the top of the run's folder."""
+METRICS_FILE = "metrics.json"
+"""Of the evaluation; it also stands at the top of the run's folder."""
 
 
 def run_stages(config: Config, root: Path, names: Sequence[str], overwrite: bool = False) -> dict[str, dict[str, Any]]:
@@ -88,9 +78,35 @@ def _make(config: Config, root: Path, plans: Sequence[Plan], made: list[str]) ->
             made.append(plan.stage.name)
             say(f"{label}: {duration(manifest['seconds'])} → {folder}")
         if plan.stage.name == "evaluate":
-            for name in PUBLISHED:
-                copy_file(folder / name, root / name)
+            _publish(config, root, plan)
         _write_run_manifest(config, root)
+
+
+def _publish(config: Config, root: Path, evaluated: Plan) -> None:
+    """Put an evaluation's metrics and the report that is drawn of them at the top of the run's folder."""
+    from rosepo.report.run_report import REPORT_FILE
+
+    copy_file(root / evaluated.stage.folder / METRICS_FILE, root / METRICS_FILE)
+    if evaluated.state != "done" or not (root / REPORT_FILE).is_file():
+        draw_report(config, root)
+
+
+def draw_report(config: Config, root: Path) -> Path:
+    """Draw the report of a run that was evaluated; returns its HTML file.
+
+    Raises:
+        UserError: nothing was evaluated there, or what was measured has been made again since.
+    """
+    from rosepo.report.run_report import write_report
+
+    stage = stages_of(config)["evaluate"]
+    check_origin(root, stage, "report", set())
+    return write_report(located(config), paths_of(config, root.resolve(), stage))
+
+
+def paths_of(config: Config, root: Path, stage: Stage) -> Outputs:
+    """The run's folders as a stage sees them."""
+    return Outputs(root, stage.round, moved=config.pairs.reference == "moved")
 
 
 @contextmanager
@@ -121,7 +137,7 @@ def _run_stage(config: Config, root: Path, plan: Plan, work: StageFunction | Non
     """Run a stage, with `work` in place of its function where it is given; returns its manifest."""
     started = time.monotonic()
     root = root.resolve()
-    inputs = Outputs(root, plan.stage.round, moved=config.pairs.reference == "moved")
+    inputs = paths_of(config, root, plan.stage)
     folder = root / plan.stage.folder
     with Meter() as meter, continuing(folder, plan.fingerprint) if plan.stage.in_parts else replacing(folder) as aside:
         figures = (work or plan.stage.load())(located(config), inputs, aside)

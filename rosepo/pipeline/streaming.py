@@ -21,10 +21,10 @@ from rosepo.run.paths import Outputs
 from rosepo.run.ray_session import RESTARTS, cluster_cpus, cluster_gpus
 from rosepo.run.resources import check_together
 from rosepo.run.stages import StageFunction
-from rosepo.sampling.actors import ActorSettings
 from rosepo.sampling.group_files import finished_parts, part_path
 from rosepo.sampling.pairs import Sampling, plan_sampling
 from rosepo.sampling.pool import counted_run
+from rosepo.sampling.settings import ActorSettings
 from rosepo.sampling.tally import Tally
 from rosepo.training.feed.incremental_table import MAKING, Growing
 from rosepo.utils.console import Progress, duration, say

@@ -16,9 +16,9 @@ from rosepo.report.tables import ACCURACY, BIAS, Cell, Table, figure_cell, measu
 from rosepo.report.text.conclusions import Verdict, verdict
 from rosepo.report.text.format import interval, number, outcome, sign
 from rosepo.report.text.labels import label
-from rosepo.run.paths import now
 from rosepo.utils.console import duration, say, table
 from rosepo.utils.errors import UserError
+from rosepo.utils.files import now
 
 PAIRED = (*ACCURACY, "log_popularity", "head_share")
 SAID = (

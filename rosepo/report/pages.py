@@ -11,7 +11,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from rosepo.report.text.format import number
-from rosepo.run.paths import write_text
+from rosepo.utils.files import write_text
 
 
 def write_pages(path: Path, template: str, page: Mapping[str, Any], pictures: Mapping[str, Any]) -> None:

@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from rosepo.config import LOSSES, Config, dump_config
-from rosepo.report.epsilon_summary import shape_of
-from rosepo.run.paths import git_revision, of_round, read_manifest, versions
+from rosepo.config.root import shape_of
+from rosepo.run.manifest import git_revision, read_manifest, versions
+from rosepo.run.paths import of_round
 from rosepo.utils.redaction import command_line, redact
 
 if TYPE_CHECKING:

@@ -16,8 +16,9 @@ from rosepo.data.catalogue import Catalogue
 from rosepo.evaluation.rankings import read_rankings
 from rosepo.metrics import bias
 from rosepo.metrics.ranking import accuracy
-from rosepo.run.paths import digest, read_manifest
+from rosepo.run.manifest import read_manifest
 from rosepo.utils.errors import UserError
+from rosepo.utils.files import digest
 
 _EXAMPLES = ("example_id", "user_id", "target")
 _LISTED = "candidates"

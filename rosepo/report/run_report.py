@@ -10,19 +10,23 @@ from typing import TYPE_CHECKING, Any
 import pyarrow.parquet as pq
 
 from rosepo.config import Config
+from rosepo.config.root import shape_of
 from rosepo.data.catalogue import Catalogue
 from rosepo.report import tables
 from rosepo.report.changed_examples import Case, changed_cases
 from rosepo.report.cost import cost_table
-from rosepo.report.epsilon_summary import read_calibration, read_epsilon, shape_of, strategy_rows
+from rosepo.report.epsilon_summary import read_calibration, strategy_rows
 from rosepo.report.pages import uri, write_pages
 from rosepo.report.plots import curves, run_plots
 from rosepo.report.run_metadata import aligned_figures, facts_of, manifests_of, reproduction
 from rosepo.report.segment_tables import group_tables
 from rosepo.report.text.conclusions import no_baseline, verdict
 from rosepo.report.text.labels import colours_of, label
-from rosepo.run.paths import now, of_round
-from rosepo.utils.memory import running_meter
+from rosepo.run.manifest import read_manifest
+from rosepo.run.paths import of_round
+from rosepo.training.pair_epsilon import read_epsilon
+from rosepo.utils.errors import UserError
+from rosepo.utils.files import now
 
 if TYPE_CHECKING:
     from rosepo.run.paths import Outputs
@@ -30,13 +34,22 @@ if TYPE_CHECKING:
 REPORT_FILE = "report.html"
 
 
-def write_report(config: Config, inputs: Outputs, out: Path, seconds: float) -> None:
-    """Write `report.html` and `report.md` into `out`, which holds `metrics.json`, `exposure.parquet` and the rankings.
+def write_report(config: Config, inputs: Outputs) -> Path:
+    """Write `report.html` and `report.md` into a run's folder, from what its stages left: nothing is ranked again.
 
     Args:
-        inputs: the run's folders; what is missing there is missing in the report.
-        seconds: what the evaluation took so far.
+        inputs: the run's folders, as its last round sees them; what is missing there is missing in the report.
+
+    Returns:
+        The HTML file.
+
+    Raises:
+        UserError: nothing was evaluated there.
     """
+    out = inputs.evaluation
+    evaluated = read_manifest(out)
+    if evaluated is None:
+        raise UserError(f"{out} holds no finished evaluation: run `rosepo evaluate` first")
     metrics = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
     manifests = manifests_of(inputs)
     oracle = _oracle(config, inputs, manifests)
@@ -62,17 +75,12 @@ def write_report(config: Config, inputs: Outputs, out: Path, seconds: float) -> 
         "oracle": oracle,
         "sweep": _sweep(config, inputs),
         "training": curves.ends(inputs),
-        "cost": cost_table(manifests | {"evaluate": _so_far(seconds)}),
+        "cost": cost_table(manifests | {"evaluate": evaluated}),
         "again": reproduction(config, manifests),
     }
-    write_pages(out / REPORT_FILE, "report", page, _pictures(inputs, out, metrics, oracle))
-
-
-def _so_far(seconds: float) -> dict[str, Any]:
-    """What the manifest of the evaluation will say, as far as it is known while its report is written."""
-    meter = running_meter()
-    memory = {} if meter is None else {"peak_memory": meter.peak, "processes": meter.processes}
-    return {"seconds": seconds, **memory}
+    path = inputs.root / REPORT_FILE
+    write_pages(path, "report", page, _pictures(inputs, out, metrics, oracle))
+    return path
 
 
 def _pictures(inputs: Outputs, out: Path, metrics: Mapping[str, Any], oracle: Mapping[str, Any]) -> dict[str, Any]:

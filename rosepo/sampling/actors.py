@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 
-from rosepo.config import PairsConfig
 from rosepo.data.catalogue import Catalogue
 from rosepo.data.example_shards import Shard, read_shard
 from rosepo.sampling.group_files import write_part
 from rosepo.sampling.sampler import Sampler, examples_of, strategies, units
+from rosepo.sampling.settings import ActorSettings
 from rosepo.sampling.strategies.distributions import FromOracle
 from rosepo.sampling.strategies.example_batch import Examples
 from rosepo.sampling.strategies.mixture import Rejected
@@ -31,39 +30,6 @@ COLUMNS = (
 )  # fmt: skip
 """Columns of the groups table, in order; without scores it has no tokens and nothing behind `strategy`. `oracle_rest`
 is there where the strategy `oracle` is used, `oracle_shares` with `pairs.oracle_whole`, see `FromOracle.odds`."""
-
-
-@dataclass(frozen=True)
-class ActorSettings:
-    """What an actor needs to know.
-
-    Attributes:
-        pairs, seed: from the configuration.
-        catalogue: file of the examples' items.
-        policy: folder of the model that answers; its prompts are the groups'.
-        reference: folder of the model whose log-probabilities groups carry.
-        oracle: folder of the preference oracle.
-        out: folder of the part files.
-        embeddings: NumPy file of the title embeddings float32 [n_items, d]; None where `semantic` is not used.
-        cache: folder of the reference's cache entries; None keeps none.
-        device: `cpu` or `cuda`.
-        origin: digest of all that the groups are made from, `origin_of`.
-        candidates: whether the examples' candidates are read.
-    """
-
-    pairs: PairsConfig
-    seed: int
-    catalogue: Path
-    policy: Path
-    reference: Path
-    oracle: Path
-    out: Path
-    embeddings: Path | None
-    cache: Path | None
-    device: str
-    origin: str
-    negatives: int
-    candidates: bool = False
 
 
 class GroupsActor:

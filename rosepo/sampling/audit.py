@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from scipy.stats import chisquare
 
+from rosepo.data.candidates import target_slots
 from rosepo.data.catalogue import Catalogue
 from rosepo.data.example_shards import example_files
 from rosepo.data.prompts import PromptBuilder
@@ -129,15 +130,6 @@ def audit_candidates(examples: Path) -> dict[str, Any] | None:
             f"{counts.sum()}, which no even draw gives (p = {chance:.1e}): a model could find them without the user"
         )
     return {"lists": int(counts.sum()), "candidates": len(counts), "probe": float(counts.max() / counts.sum())}
-
-
-def target_slots(table: pa.Table) -> np.ndarray:
-    """Where the target stands in each candidate list (columns target, candidates, one length in all): bool [n, C]."""
-    flat = _flat(table["candidates"])
-    if not len(table):
-        return np.zeros((0, 0), dtype=bool)
-    found: np.ndarray = flat.reshape(len(table), -1) == table["target"].to_numpy()[:, None]
-    return found
 
 
 def _columns(path: Path) -> list[str]:

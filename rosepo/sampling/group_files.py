@@ -15,10 +15,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rosepo.data.example_shards import VALIDATION, VALIDATION_FILE, Shard
-from rosepo.run.paths import write_json
 from rosepo.run.shard_files import whole_part
 from rosepo.sampling.tally import Tally
 from rosepo.utils.errors import StageError
+from rosepo.utils.files import write_json
 
 
 def part_path(folder: Path, shard: Shard) -> Path:

@@ -24,7 +24,7 @@ from rosepo.sampling.strategies.vllm_engine import VllmDecoder
 from rosepo.sampling.strategies.wrong_candidates import CandidateScores
 
 if TYPE_CHECKING:
-    from rosepo.sampling.actors import ActorSettings
+    from rosepo.sampling.settings import ActorSettings
 
 
 class Models:

@@ -25,18 +25,20 @@ from rosepo.data.random import round_seed
 from rosepo.lm.model.model_folder import CATALOGUE, read_settings
 from rosepo.lm.model.title_embeddings import encode_titles
 from rosepo.oracle.load import load_scorer
-from rosepo.run.paths import Outputs, digest, of_round, read_manifest
+from rosepo.run.manifest import read_manifest
+from rosepo.run.paths import Outputs, of_round
 from rosepo.run.resources import stage_use_gpu
-from rosepo.sampling.actors import ActorSettings
 from rosepo.sampling.pool import run_shards
 from rosepo.sampling.reference_cache import open_cache
 from rosepo.sampling.sampler import check_columns
+from rosepo.sampling.settings import ActorSettings
 from rosepo.sampling.strategies.mixture import check_negatives, max_negatives
 from rosepo.sampling.strategies.strategies import own_strategy
 from rosepo.sampling.strategies.vllm_engine import check_engine
 from rosepo.sampling.tally import Tally
 from rosepo.sampling.validation_groups import validation_examples, validation_shard, written
 from rosepo.utils.errors import StageError, UserError
+from rosepo.utils.files import digest
 
 ITEMS_FILE = "_items.parquet"
 MOST_WHOLE = 1 << 16

@@ -9,8 +9,9 @@ from typing import Any
 from rosepo.data.example_shards import VALIDATION, Shard
 from rosepo.run.ray_session import answers_of_actors
 from rosepo.run.shard_files import lost_actor
-from rosepo.sampling.actors import ActorSettings, GroupsActor
+from rosepo.sampling.actors import GroupsActor
 from rosepo.sampling.group_files import complete, finished_parts
+from rosepo.sampling.settings import ActorSettings
 from rosepo.sampling.tally import Tally
 from rosepo.utils.console import Progress, say
 from rosepo.utils.errors import StageError, own_error

@@ -22,8 +22,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rosepo.lm.model.model_folder import read_settings
-from rosepo.run.paths import digest, file_digest
 from rosepo.utils.errors import StageError, UserError
+from rosepo.utils.files import digest, file_digest
 
 PASS = 2
 """Version of the pass (`reference.py`): to be raised with any change that gives other bits for the same groups."""

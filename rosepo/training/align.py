@@ -21,8 +21,8 @@ from rosepo.config import AlignConfig, Config
 from rosepo.data.catalogue import Catalogue
 from rosepo.data.example_shards import VALIDATION_FILE, planned_users, shards_of
 from rosepo.lm.model.model_folder import CATALOGUE, load_builder, read_settings
-from rosepo.report.epsilon_summary import read_epsilon
-from rosepo.run.paths import Outputs, of_round, read_manifest
+from rosepo.run.manifest import read_manifest
+from rosepo.run.paths import Outputs, of_round
 from rosepo.run.resources import stage_use_gpu
 from rosepo.training.align_task import AlignTask, branchings_of
 from rosepo.training.checkpoint.optimizer_state import kept_moments
@@ -33,10 +33,11 @@ from rosepo.training.feed.group_columns import columns_read, groups_table, user_
 from rosepo.training.feed.incremental_table import Growing, Maker, wanted_order
 from rosepo.training.feed.schedule import WINDOW
 from rosepo.training.loop import Report, fit_in_process
-from rosepo.training.pair_epsilon import smoothed, tracker_of
+from rosepo.training.pair_epsilon import read_epsilon, smoothed, tracker_of
 from rosepo.training.reference_check import PROBED_GROUPS
+from rosepo.training.task import HeldOut
 from rosepo.training.trainer import fit
-from rosepo.training.validation import HeldOut, check_best, held_out
+from rosepo.training.validation import check_best, held_out
 from rosepo.utils.console import say
 
 

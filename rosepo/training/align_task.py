@@ -30,8 +30,7 @@ from rosepo.training.feed.trie_targets import Branchings
 from rosepo.training.metric_log import Sums
 from rosepo.training.reference_check import check_reference
 from rosepo.training.sft import card_figures, storage_dtype
-from rosepo.training.task import Loss
-from rosepo.training.validation import HeldOut
+from rosepo.training.task import HeldOut, Loss
 from rosepo.utils.errors import UserError
 
 _LABELS = (*STRATEGIES, OWN_STRATEGY)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from rosepo.training.checkpoint.state import master_shares, publish_masters
+from rosepo.training.zero import master_shares, publish_masters
 
 if TYPE_CHECKING:
     from rosepo.training.engine import Engine
@@ -62,13 +62,13 @@ class WeightMean:
 
 
 @contextmanager
-def mean_in_place(engine: Engine) -> Iterator[None]:
-    """Within, the engine's weights are their running mean, where it keeps one; every rank must enter it."""
-    if engine.mean is None:
+def mean_in_place(mean: WeightMean | None) -> Iterator[None]:
+    """Within, the engine's weights are their running mean, where one is kept; every rank must enter it."""
+    if mean is None:
         yield
         return
-    engine.mean.swap()
+    mean.swap()
     try:
         yield
     finally:
-        engine.mean.swap()
+        mean.swap()

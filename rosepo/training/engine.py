@@ -17,7 +17,6 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from rosepo.config import TrainConfig
-from rosepo.training.ema import WeightMean
 from rosepo.utils.errors import StageError, UserError
 
 
@@ -93,7 +92,6 @@ class Engine:
             optimizer=self._optimizer,
             config=deepspeed_config(train, micro_batches, self.world, sum(map(math.prod, self._shapes.values()))),
         )
-        self.mean = None if train.ema is None else WeightMean(self, train.ema)
 
     @property
     def module(self) -> nn.Module:
@@ -145,8 +143,6 @@ class Engine:
         self._engine.step()
         self.done += 1
         self._accumulated = 0
-        if self.mean is not None:
-            self.mean.follow(self.done)
         return StepFigures(float(self._engine.get_global_grad_norm() if norm is None else norm), rate)
 
     def state_dict(self) -> dict[str, Tensor] | None:

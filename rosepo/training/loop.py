@@ -15,6 +15,7 @@ from rosepo.lm.rows.batch import Batch
 from rosepo.training.checkpoint.files import Checkpoint, remove_checkpoints
 from rosepo.training.checkpoint.optimizer_state import begin_with, save_moments
 from rosepo.training.checkpoint.saver import Saver
+from rosepo.training.ema import WeightMean
 from rosepo.training.engine import Engine, prepare_process
 from rosepo.training.feed.feed import Arrays, micro_batches
 from rosepo.training.feed.schedule import Schedule
@@ -64,7 +65,8 @@ def train_rank(
     torch.manual_seed(task.seed * 1009 + rank)
     started = time.monotonic()
     engine = Engine(task.build(), train, schedule.steps, schedule.micro_batches(world, train.micro_batch_size))
-    run = _Run(task, engine, schedule.steps, Saver(task, engine, out, schedule.steps, resumable))
+    mean = None if train.ema is None else WeightMean(engine, train.ema)
+    run = _Run(task, engine, mean, schedule.steps, Saver(task, engine, mean, out, schedule.steps, resumable))
     run.verify()
     if task.moments is not None:
         begin_with(engine, task.moments, resumed=start is not None)
@@ -104,11 +106,11 @@ def rows_of(schedule: Schedule, steps: int | None = None) -> int:
 class _Run:
     """The steps of one rank."""
 
-    def __init__(self, task: Task, engine: Engine, steps: int, saver: Saver) -> None:
-        self.task, self.engine, self.steps, self.saver = task, engine, steps, saver
+    def __init__(self, task: Task, engine: Engine, mean: WeightMean | None, steps: int, saver: Saver) -> None:
+        self.task, self.engine, self.mean, self.steps, self.saver = task, engine, mean, steps, saver
         self.averages = Averages(("loss", "tokens", "padded", "wait", "saving", *task.metric_names))
         self.dummy = dummy_batch()
-        self.validator = Validator(task, engine)
+        self.validator = Validator(task, engine, mean)
         self.best = Best(task.train.best_metric, task.train.patience)
         self.every = min(task.train.log_every, steps)
         looks = task.validation or task.held_out is not None
@@ -231,6 +233,8 @@ class _Run:
                 tracked += loss.tracked.cpu()
         self.averages.add({"wait": (waited, 1)})
         done = self.engine.step()
+        if self.mean is not None:
+            self.mean.follow(self.engine.done)
         if not math.isfinite(done.grad_norm):
             raise StageError(_diverged(self.task, step, f"the gradient's norm is {done.grad_norm}"))
         if tracker is not None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pyarrow.compute as pc
+import pyarrow.dataset as ds
 
 from rosepo.config import AlignConfig
 from rosepo.objectives.smoothing import RunningQuantile
@@ -83,3 +85,33 @@ def _read(plan: FeedPlan, maximum: float) -> Iterator[np.ndarray]:
         sizes |= set(pc.unique(pc.list_value_length(column)).to_pylist())
         flat = column.flatten().to_numpy(zero_copy_only=False).astype(np.float32)
         yield np.clip(flat, 0.0, maximum).reshape(len(column), one_size(sizes))
+
+
+EPSILON_BINS = 20
+ALL = "all strategies"
+
+
+def read_epsilon(groups: Path, ceiling: float | None) -> tuple[dict[str, np.ndarray], np.ndarray, dict[str, float]]:
+    """Histogram counts of epsilon, all pairs and by strategy; edges; share of pairs clamped, streamed from the table.
+
+    Args:
+        groups: the groups table; nothing comes back where it is not there.
+        ceiling: `align.epsilon_max`; None where no clamp is applied.
+    """
+    edges = np.linspace(0.0, 0.5, EPSILON_BINS + 1)
+    counts: dict[str, np.ndarray] = {}
+    clamped: dict[str, int] = {}
+    files = sorted(str(path) for path in groups.glob("part-*.parquet"))
+    dataset = ds.dataset(files) if files else None
+    if dataset is None or "epsilon" not in dataset.schema.names:
+        return {}, edges, {}
+    for batch in dataset.to_batches(columns=["strategy", "epsilon"]):
+        epsilon = batch.column("epsilon").flatten().to_numpy(zero_copy_only=False)
+        strategy = np.asarray(batch.column("strategy").flatten().to_pylist(), dtype=object)
+        for name in sorted(set(strategy.tolist())):
+            mine = epsilon[strategy == name]
+            counts[name] = counts.get(name, 0) + np.histogram(mine, edges)[0]
+            clamped[name] = clamped.get(name, 0) + (0 if ceiling is None else int((mine >= ceiling).sum()))
+    whole = {ALL: np.sum(list(counts.values()), axis=0), **dict(sorted(counts.items()))}
+    clamped[ALL] = sum(clamped.values())
+    return whole, edges, {name: clamped[name] / max(int(whole[name].sum()), 1) for name in whole}

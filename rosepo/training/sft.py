@@ -28,16 +28,17 @@ from rosepo.lm.model.policy import initial_policy, load_tokenizer, save_policy
 from rosepo.lm.model.quantized import check_quantization
 from rosepo.lm.model.scratch import train_tokenizer
 from rosepo.lm.rows.logps import LogpsModel
-from rosepo.run.paths import Outputs, read_manifest
+from rosepo.run.manifest import read_manifest
+from rosepo.run.paths import Outputs
 from rosepo.run.resources import stage_use_gpu
 from rosepo.training.checkpoint.saver import origin_of
 from rosepo.training.feed.candidate_rows import COLUMNS, ExampleEncoder, check_room, example_rows, training_rows
 from rosepo.training.feed.encoders import TrajectoryEncoder, collated
 from rosepo.training.feed.feed import Arrays, Encoder, FeedPlan
 from rosepo.training.feed.parquet_rows import ParquetRows
-from rosepo.training.task import Loss
+from rosepo.training.task import HeldOut, Loss
 from rosepo.training.trainer import fit
-from rosepo.training.validation import HeldOut, check_best, held_out
+from rosepo.training.validation import check_best, held_out
 
 VALIDATION_EXAMPLES = 256
 """Validation examples behind the validation loss during training; a sample keeps it cheap."""

@@ -5,16 +5,32 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
+import numpy as np
 from torch import Tensor, nn
 
 from rosepo.config import TrainConfig
+from rosepo.data.prompts import PromptBuilder
 from rosepo.training.feed.feed import Arrays, FeedPlan
 from rosepo.training.metric_log import Sums
 
-if TYPE_CHECKING:
-    from rosepo.training.validation import HeldOut
+
+@dataclass(frozen=True)
+class HeldOut:
+    """N validation examples that the catalogue is searched for.
+
+    Attributes:
+        builder: of the prompts; its completions are the titles.
+        prompts: token ids of each.
+        seen: item indexes that do not compete, of each.
+        targets: item indexes int64 [N].
+    """
+
+    builder: PromptBuilder
+    prompts: list[np.ndarray]
+    seen: list[np.ndarray]
+    targets: np.ndarray
 
 
 @dataclass(frozen=True)

@@ -23,9 +23,10 @@ from rosepo.data.seen import read_split
 from rosepo.lm.rows.batch import Batch
 from rosepo.lm.rows.collate import collate_numpy
 from rosepo.lm.rows.rows import group_row
-from rosepo.training.ema import mean_in_place
+from rosepo.training.ema import WeightMean, mean_in_place
 from rosepo.training.feed.feed import Arrays
 from rosepo.training.metric_log import Averages, all_sum, means
+from rosepo.training.task import HeldOut
 from rosepo.utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -39,23 +40,6 @@ BEAMS = 10
 """Of the search for HR@10 during training: no more than it has to find, and the same whatever `evaluate.beams` is."""
 _PER_USER = 8
 """Examples a user that are looked at to find one example of enough users."""
-
-
-@dataclass(frozen=True)
-class HeldOut:
-    """N validation examples that the catalogue is searched for.
-
-    Attributes:
-        builder: of the prompts; its completions are the titles.
-        prompts: token ids of each.
-        seen: item indexes that do not compete, of each.
-        targets: item indexes int64 [N].
-    """
-
-    builder: PromptBuilder
-    prompts: list[np.ndarray]
-    seen: list[np.ndarray]
-    targets: np.ndarray
 
 
 def held_out(examples: Path, builder: PromptBuilder, catalogue: Catalogue, users: int, key: str) -> HeldOut | None:
@@ -83,8 +67,8 @@ def held_out(examples: Path, builder: PromptBuilder, catalogue: Catalogue, users
 class Validator:
     """One rank's share of the looks; all ranks call it together."""
 
-    def __init__(self, task: Task, engine: Engine) -> None:
-        self.task, self.engine = task, engine
+    def __init__(self, task: Task, engine: Engine, mean: WeightMean | None) -> None:
+        self.task, self.engine, self.mean = task, engine, mean
         self.dummy = dummy_batch()
         self._decoder: Any = None
 
@@ -93,7 +77,7 @@ class Validator:
         """The task's figures on what it holds out, `validation_<name>`, and `hr@10` and `ndcg@10`; dropout off, and of
         the running mean of the weights where there is one."""
         self.engine.module.eval()
-        with mean_in_place(self.engine):
+        with mean_in_place(self.mean):
             figures = self._losses() | self._rankings()
         self.engine.module.train()
         return figures

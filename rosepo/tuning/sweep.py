@@ -17,11 +17,12 @@ import pyarrow as pa
 
 from rosepo.config import Config
 from rosepo.data.seen import read_split
-from rosepo.run.paths import Outputs, write_json
+from rosepo.run.paths import Outputs
 from rosepo.run.resources import TRIAL_CPUS, stage_use_gpu
 from rosepo.tuning.search_space import best_config, check_space, trial_settings, with_settings
 from rosepo.utils.console import Progress, say, table
 from rosepo.utils.errors import StageError
+from rosepo.utils.files import write_json
 
 TRIALS_FILE, BEST_FILE = "trials.json", "best.yaml"
 _MEASURED = ("hr@10", "ndcg@10")
@@ -154,10 +155,10 @@ def _progress_callback(progress: Progress) -> Any:
 
 def _measure(model_folder: Path, config: Config, inputs: Outputs, gpu: bool = False) -> dict[str, float]:
     """HR@10 and NDCG@10 of a model on the sweep's validation examples."""
+    from rosepo.evaluation.rankers import rank_batch
     from rosepo.evaluation.rankings import Batch
     from rosepo.lm.model.policy import load_recommender
     from rosepo.lm.titles.beam_search import Decoder
-    from rosepo.lm.titles.candidate_scores import rank_batch
     from rosepo.metrics.ranking import accuracy, target_ranks
 
     recommender = load_recommender(model_folder)

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from rosepo.run.paths import file_digest
 from rosepo.utils.errors import UserError
+from rosepo.utils.files import file_digest
 
 
 def find_callable(path: str, key: str) -> Callable[..., Any]:

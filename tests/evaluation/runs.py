@@ -15,10 +15,10 @@ from rosepo.data.catalogue import Catalogue
 from rosepo.evaluation import rankers, systems
 from rosepo.lm.model.model_folder import save_policy
 from rosepo.pipeline.fingerprints import stage_settings
-from rosepo.pipeline.runner import PUBLISHED
-from rosepo.report import run_report
-from rosepo.run.paths import Outputs, digest, write_json
+from rosepo.report.run_report import write_report
+from rosepo.run.paths import Outputs
 from rosepo.run.stages import STAGES
+from rosepo.utils.files import digest, write_json
 from tests.helpers import tiny_catalogue, tiny_model, tiny_tokenizer
 
 
@@ -71,18 +71,19 @@ def finished(root: Path, config: Config, *names: str) -> None:
         write_json(root / stage.folder / "_manifest.json", manifest | made)
 
 
+def drawn(config: Config, inputs: Outputs) -> str:
+    """The page of a run whose evaluation was made without the pipeline."""
+    write_json(inputs.evaluation / "_manifest.json", {"seconds": 1.0, "figures": {}})
+    return write_report(config, inputs).read_text()
+
+
 def rank_in_process(replace: Callable[[Any, str, Any], None]) -> None:
-    """Have one actor rank in this process, on the CPU, and nobody draw; `replace` takes what `setattr` takes."""
+    """Have one actor rank in this process, on the CPU; `replace` takes what `setattr` takes."""
 
     def answers(work: list[dict[str, Any]], actor: Any, settings: Any, **_: Any) -> Iterator[dict[str, Any]]:
         ranker = actor(settings)
         for row in work:
             yield {"rows": ranker(pa.Table.from_pylist([row]))["rows"][0]}
 
-    def empty(config: Config, inputs: Outputs, out: Path, **_: Any) -> None:
-        for name in PUBLISHED:
-            (out / name).touch()
-
     replace(rankers, "answers_of_actors", answers)
-    replace(run_report, "write_report", empty)
     replace(systems, "stage_use_gpu", lambda config, section: False)

@@ -14,9 +14,10 @@ from rosepo.evaluation.rankings import Batch, write_examples
 from rosepo.experiments.runs import Run
 from rosepo.pipeline.fingerprints import stage_settings
 from rosepo.pipeline.planning import CONFIG_FILE
-from rosepo.run.paths import Outputs, digest, write_json
+from rosepo.run.paths import Outputs
 from rosepo.run.stages import stages_of
 from rosepo.utils.console import Progress
+from rosepo.utils.files import digest, write_json
 from tests.evaluation import runs as tiny
 from tests.helpers import tiny_catalogue
 

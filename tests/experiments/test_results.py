@@ -18,7 +18,8 @@ from rosepo.experiments.results import verdict, write_results
 from rosepo.experiments.runs import FAILURE_FILE, Run, plan_of, runs_of
 from rosepo.experiments.stage_reuse import link_rankings
 from rosepo.experiments.suite import Experiments, read_suites
-from rosepo.run.paths import Outputs, write_json
+from rosepo.run.paths import Outputs
+from rosepo.utils.files import write_json
 from tests.experiments.evaluated import CATALOGUE, evaluate_run
 from tests.experiments.suites import SUITE, changed, write_suite
 

@@ -12,8 +12,9 @@ from rosepo.experiments.runs import Run, overrides_of, plan_of, runs_of
 from rosepo.experiments.stage_reuse import link_finished
 from rosepo.experiments.suite import read_suites
 from rosepo.pipeline.planning import CONFIG_FILE
-from rosepo.run.paths import digest, read_manifest, write_json
+from rosepo.run.manifest import read_manifest
 from rosepo.utils.errors import UserError
+from rosepo.utils.files import digest, write_json
 from tests.experiments.suites import SUITE, changed, write_suite
 
 SECONDS = {"prepare": 1.0, "sft": 100.0, "oracle": 20.0, "pairs": 30.0, "align": 40.0, "evaluate": 10.0}

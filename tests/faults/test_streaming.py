@@ -18,13 +18,16 @@ from rosepo.data.example_shards import planned_users, read_shard, shards_of
 from rosepo.pipeline.planning import plan_stages
 from rosepo.pipeline.runner import run_stages
 from rosepo.pipeline.streaming import Production, lost_process
-from rosepo.run.paths import MANIFEST, Outputs, continuing, now, partial_folder, read_manifest, write_json
+from rosepo.run.folders import continuing, partial_folder
+from rosepo.run.manifest import MANIFEST, read_manifest
+from rosepo.run.paths import Outputs
 from rosepo.sampling.audit import audit_groups
 from rosepo.sampling.group_files import part_path
 from rosepo.sampling.pairs import plan_sampling
 from rosepo.training.align import align_in_process, align_task
 from rosepo.training.feed.incremental_table import Growing, wanted_order
 from rosepo.utils.errors import StageError
+from rosepo.utils.files import now, write_json
 from tests.faults.strategies import SCRATCH
 from tests.pipeline.test_runner import finish
 from tests.sampling.runs import read

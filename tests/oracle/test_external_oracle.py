@@ -22,11 +22,12 @@ from rosepo.oracle.sasrec import SASRec, SASRecConfig
 from rosepo.pipeline.fingerprints import stage_fingerprint
 from rosepo.pipeline.preflight import check_before_run, check_named
 from rosepo.report.text.conclusions import verdict
-from rosepo.run.paths import Outputs, write_json
+from rosepo.run.paths import Outputs
 from rosepo.run.stages import STAGES
 from rosepo.sampling.pairs import pairs
 from rosepo.utils.errors import UserError
-from tests.evaluation.runs import tiny_config, tiny_run
+from rosepo.utils.files import write_json
+from tests.evaluation.runs import drawn, tiny_config, tiny_run
 
 TAU = 0.7
 HERE = "tests.oracle.test_external_oracle"
@@ -180,7 +181,7 @@ def test_an_evaluation_says_that_a_table_is_no_baseline(sasrec: Any, scores: Any
     sentence = "The oracle is a table of scores, which cannot rank the whole catalogue, so it is no baseline here."
     assert sentence in str(verdict(metrics))
     assert sentence in results_table(metrics)
-    report = (other.evaluation / "report.html").read_text()
+    report = drawn(config, other)
     assert report.count(sentence) == 2
     assert f"table of scores: {figures['rows']:,} of {figures['examples']:,} examples" in report
     assert "against the other titles that were scored" in report
@@ -212,7 +213,7 @@ def test_a_scorer_of_ones_own_gives_epsilon_and_ranks_the_catalogue(sasrec: Any,
     assert ranked["oracle"]["items"].to_pylist() == ranked["popular"]["items"].to_pylist()
     metrics = json.loads((other.evaluation / "metrics.json").read_text())
     assert f"oracle ({HERE}:by_popularity)" in results_table(metrics)
-    assert f"{HERE}:by_popularity" in (other.evaluation / "report.html").read_text()
+    assert f"{HERE}:by_popularity" in drawn(config, other)
 
 
 def test_a_scorer_without_finite_scores_is_refused_by_the_stage(sasrec: Any, tmp_path: Path) -> None:

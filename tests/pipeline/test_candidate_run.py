@@ -13,7 +13,7 @@ from rosepo.config import Config
 from rosepo.lm.model.model_folder import read_settings
 from rosepo.pipeline.planning import plan_stages
 from rosepo.pipeline.runner import run_stages
-from rosepo.run.paths import read_manifest
+from rosepo.run.manifest import read_manifest
 from tests.pipeline.test_whole_run import N_USERS, configure, write_log
 
 STAGES = ["prepare", "sft", "oracle", "pairs", "align", "evaluate"]

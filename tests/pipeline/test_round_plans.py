@@ -15,7 +15,8 @@ from rosepo.config import Config
 from rosepo.lm.model.model_folder import load_recommender
 from rosepo.lm.rows.logps import plain_logps
 from rosepo.pipeline.runner import run_stages
-from rosepo.run.paths import Outputs, read_manifest
+from rosepo.run.manifest import read_manifest
+from rosepo.run.paths import Outputs
 from rosepo.run.stages import stages_of
 from rosepo.sampling.audit import audit_groups
 from tests.pipeline.test_whole_run import configure, write_log

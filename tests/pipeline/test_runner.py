@@ -12,9 +12,10 @@ from rosepo.cli.run_stages import run_all
 from rosepo.config import Config, load_config
 from rosepo.pipeline.fingerprints import stage_fingerprint, stage_settings
 from rosepo.pipeline.planning import plan_stages, streamed_plans, with_streamed
-from rosepo.run.paths import MANIFEST, read_manifest, write_json
+from rosepo.run.manifest import MANIFEST, read_manifest
 from rosepo.run.stages import STAGES, find_stage, seconds_in_all, stages_of
 from rosepo.utils.errors import UserError
+from rosepo.utils.files import write_json
 
 
 def configure(*overrides: str) -> Config:

@@ -13,7 +13,7 @@ import pytest
 from rosepo.config import Config, load_config, parse_config
 from rosepo.pipeline.planning import plan_stages
 from rosepo.pipeline.runner import run_stages
-from rosepo.run.paths import read_manifest
+from rosepo.run.manifest import read_manifest
 from rosepo.run.stages import STAGES
 from rosepo.utils.errors import UserError
 

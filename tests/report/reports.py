@@ -16,10 +16,10 @@ from rosepo.evaluation.baselines import Popular, markov
 from rosepo.evaluation.measure import measure
 from rosepo.evaluation.rankers import rank_by_batches
 from rosepo.evaluation.rankings import write_examples
-from rosepo.pipeline.runner import PUBLISHED
 from rosepo.report.run_report import write_report
-from rosepo.run.paths import Outputs, copy_file, write_json
+from rosepo.run.paths import Outputs
 from rosepo.utils.console import Progress
+from rosepo.utils.files import copy_file, write_json
 from tests.evaluation import runs
 
 EVIL = '<script>alert("x")</script> & <b>Friends</b> | *'
@@ -70,9 +70,8 @@ def finished_run(root: Path, seed: int = 0, everything: bool = False, **align: A
     _write_groups(inputs)
     _write_logs(inputs)
     _write_manifests(inputs, align)
-    write_report(config, inputs, out, seconds=1.0)
-    for name in PUBLISHED:
-        copy_file(out / name, root / name)
+    copy_file(out / "metrics.json", root / "metrics.json")
+    write_report(config, inputs)
     return inputs
 
 
@@ -117,6 +116,7 @@ def _write_manifests(inputs: Outputs, align: dict[str, Any]) -> None:
         "prepare": (inputs.examples, {"files": {"log.csv": "fedcba9876543210"}, "settings": {"seed": 0}}),
         "sft": (inputs.sft, {"figures": {"tokens": 1234567}, "peak_memory": 3 << 30, "processes": 5}),
         "pairs": (inputs.groups, {"figures": {"prompt_tokens": 7654321, "strategies": strategies}}),
+        "evaluate": (inputs.evaluation, {"peak_memory": 1 << 30, "processes": 2}),
         "align": (inputs.aligned, {"settings": {"seed": 0, **{f"align.{key}": value for key, value in align.items()}}}),
     }
     for place, (name, (folder, more)) in enumerate(stages.items()):

@@ -16,8 +16,8 @@ import pytest
 from rosepo.report.compare import compare, paired_differences, settings_table
 from rosepo.report.run_reader import read_runs
 from rosepo.report.text.format import sign
-from rosepo.run.paths import write_json
 from rosepo.utils.errors import UserError
+from rosepo.utils.files import write_json
 from tests.report.reports import shared_run
 
 

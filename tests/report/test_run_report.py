@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from rosepo.config import Config, parse_config
-from rosepo.report.epsilon_summary import shape_of
+from rosepo.config.root import shape_of
 from rosepo.report.plots.curves import ends, pictures
 from rosepo.report.plots.run_plots import accuracy
 from rosepo.report.run_metadata import facts_of, reproduction

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from rosepo.run.paths import MANIFEST, continuing, digest, read_manifest, replacing, write_json
+from rosepo.run.folders import continuing, replacing
+from rosepo.run.manifest import MANIFEST, read_manifest
 from rosepo.utils.errors import UserError
+from rosepo.utils.files import digest, write_json
 
 
 def test_a_folder_appears_only_when_its_work_ended_well(tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ import pytest
 from rosepo.data.example_shards import Shard
 from rosepo.run.paths import Outputs
 from rosepo.sampling import pool
-from rosepo.sampling.actors import ActorSettings, GroupsActor
+from rosepo.sampling.actors import GroupsActor
+from rosepo.sampling.settings import ActorSettings
 from tests.sampling.runs import make_run
 
 

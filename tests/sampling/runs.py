@@ -14,7 +14,8 @@ from rosepo.config import Config, parse_config
 from rosepo.data.catalogue import Catalogue
 from rosepo.lm.model.model_folder import save_policy
 from rosepo.oracle.sasrec import SASRec, SASRecConfig
-from rosepo.run.paths import Outputs, write_json
+from rosepo.run.paths import Outputs
+from rosepo.utils.files import write_json
 from tests.helpers import tiny_catalogue, tiny_model, tiny_tokenizer
 
 N_USERS, N_ITEMS = 320, 30

@@ -15,7 +15,7 @@ from rosepo.run.paths import Outputs
 from rosepo.run.stages import find_stage
 from rosepo.training.checkpoint.optimizer_state import FILE, steps_of
 from rosepo.training.checkpoint.saver import agreed_start
-from rosepo.training.ema import mean_in_place
+from rosepo.training.ema import WeightMean, mean_in_place
 from rosepo.training.engine import Engine, prepare_process
 from rosepo.training.feed.feed import micro_batches
 from rosepo.training.loop import fit_in_process, train_rank
@@ -41,18 +41,20 @@ def test_the_mean_is_that_of_the_weights_after_every_step(tiny_run: Outputs, sta
     prepare_process()
     task = sft_task(tiny_config(zero_stage=stage, precision=precision, ema=DECAY, learning_rate=0.05), tiny_run)
     engine = Engine(task.build(), task.train, 4, 1)
+    mean = WeightMean(engine, DECAY)
     batches = [Batch.from_numpy(arrays) for arrays in micro_batches(task.plan, 0, 1, range(4))]
     expected = masters(engine)
     for step, batch in enumerate(batches, 1):
         logps, _ = engine.forward(batch)
         engine.accumulate(-logps.sum(), len(logps))
         engine.step()
+        mean.follow(step)
         keep = min(DECAY, (1 + step) / (10 + step))
         expected = {name: keep * expected[name] + (1 - keep) * value for name, value in masters(engine).items()}
     trained = masters(engine)
     with torch.no_grad():
         before = engine.forward(batches[0])[0].float()
-        with mean_in_place(engine):
+        with mean_in_place(mean):
             found, within = masters(engine), engine.forward(batches[0])[0].float()
         after = engine.forward(batches[0])[0].float()
     for name, value in found.items():

@@ -21,13 +21,15 @@ from torch import Tensor
 
 from rosepo.config import Config, dump_config
 from rosepo.pipeline.fingerprints import stage_settings
-from rosepo.run.paths import MANIFEST, Outputs, now, read_manifest, write_json
+from rosepo.run.manifest import MANIFEST, read_manifest
+from rosepo.run.paths import Outputs
 from rosepo.run.stages import find_stage
 from rosepo.training.checkpoint.files import FOLDER, newest_checkpoint
 from rosepo.training.feed.feed import Arrays
 from rosepo.training.sft import SftTask, sft_task
 from rosepo.training.task import Loss
 from rosepo.training.trainer import fit
+from rosepo.utils.files import now, write_json
 from tests.training.kills import config_of, train_rank_of
 from tests.training.ranks import forked_ranks
 from tests.training.tiny_run import assert_same_training, lines

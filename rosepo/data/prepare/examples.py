@@ -14,9 +14,10 @@ import pyarrow.parquet as pq
 from rosepo.config import PrepareConfig
 from rosepo.data import split as splitting
 from rosepo.data.candidates import candidate_lists
-from rosepo.data.prepare.filtering import core_rows, count_tied, segment_starts
+from rosepo.data.prepare.filtering import core_rows, count_tied
 from rosepo.data.prepare.log import Arrays
 from rosepo.data.seen import SEQUENCES
+from rosepo.utils.arrays import segment_starts
 
 ROW_GROUP = 16_384
 

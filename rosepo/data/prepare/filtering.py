@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from rosepo.utils.arrays import segment_starts
+
 
 def first_interactions(user: np.ndarray, item: np.ndarray, time: np.ndarray, n_items: int) -> np.ndarray:
     """Places of the rows that stay, in the order user, time, item; of a user's repeated item the earliest stays.
@@ -32,13 +34,6 @@ def user_mask(user: np.ndarray, kept: np.ndarray, k: int) -> np.ndarray:
 def core_rows(user: np.ndarray, item: np.ndarray, alive: np.ndarray, k: int) -> np.ndarray:
     """Mask of the rows whose item is `alive` [n_items] bool and whose user has at least `k` such rows."""
     return user_mask(user, alive[item], k)
-
-
-def segment_starts(sorted_values: np.ndarray) -> np.ndarray:
-    """Places where a run of equal values begins, int64."""
-    if not len(sorted_values):
-        return np.empty(0, dtype=np.int64)
-    return np.flatnonzero(np.append(True, sorted_values[1:] != sorted_values[:-1]))
 
 
 def count_tied(user: np.ndarray, time: np.ndarray) -> int:

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 
+from rosepo.data.candidates import target_slots
 from rosepo.data.catalogue import Catalogue
 from rosepo.data.example_shards import example_files
-from rosepo.sampling.audit import target_slots
 
 
 @dataclass(frozen=True)

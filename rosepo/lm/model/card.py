@@ -10,8 +10,8 @@ import yaml
 
 from rosepo.config import LOSSES, AlignConfig, Config, TemplateConfig, dump_config
 from rosepo.config.losses import LossName, Smoothing
+from rosepo.config.root import shape_of
 from rosepo.data.catalogue import Catalogue
-from rosepo.report.epsilon_summary import shape_of
 
 
 def model_card(

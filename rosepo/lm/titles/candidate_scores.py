@@ -10,10 +10,7 @@ import numpy as np
 from rosepo.data.prompts import PromptBuilder
 
 if TYPE_CHECKING:
-    from rosepo.evaluation.rankings import Batch
-    from rosepo.lm.model.model_folder import Recommender
     from rosepo.lm.rows.logps import LogpsModel
-    from rosepo.lm.titles.beam_search import Decoder
 
 
 def candidate_logps(
@@ -52,38 +49,3 @@ def best_candidates(
     missing = ((0, 0), (0, k - order.shape[1]))
     best = np.take_along_axis(scores, order, axis=1)
     return np.pad(ranked, missing, constant_values=-1), np.pad(best, missing, constant_values=-np.inf)
-
-
-def rank_batch(
-    recommender: Recommender, decoder: Decoder, batch: Batch, k: int
-) -> tuple[np.ndarray, np.ndarray, list[int]]:
-    """A model's `k` best items for each example: of its candidates where the batch has them, else of the catalogue.
-
-    Args:
-        decoder: searches the catalogue, on the recommender's model.
-
-    Returns:
-        Item indexes int64 [B, k] padded with -1, scores float32 [B, k] padded with -inf, and how many of its oldest
-        items each history had no room for.
-
-    Raises:
-        UserError: the model's prompts list candidates, and the batch has none.
-    """
-    from rosepo.lm.rows.logps import LogpsModel
-
-    builder = recommender.builder
-    newest = [history[-recommender.max_history :] for history in batch.histories]
-    prompts, left_out = builder.prompts(newest, batch.candidates)
-    if batch.candidates is None:
-        return *decoder.top_k(prompts, batch.seen, k), left_out
-    scores = candidate_logps(LogpsModel(recommender.model), builder, prompts, batch.candidates)
-    return *best_candidates(batch.candidates, scores, np.ones(scores.shape, dtype=bool), k), left_out
-
-
-def restricted(scores: np.ndarray, candidates: np.ndarray | None) -> np.ndarray:
-    """Scores float [N, n_items] of the catalogue, -inf outside the candidates int64 [N, C]; None lets all compete."""
-    if candidates is None:
-        return scores
-    kept = np.full(scores.shape, -np.inf)
-    np.put_along_axis(kept, candidates, np.take_along_axis(scores, candidates, axis=1), axis=1)
-    return kept

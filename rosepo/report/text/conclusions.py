@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rosepo.evaluation.systems import NO_BASELINE
 from rosepo.report.text.comparisons import against, few_users, without_alignment
 from rosepo.report.text.format import (
     NONE_SEEN,
@@ -28,7 +29,6 @@ from rosepo.report.text.format import (
 ACCURACY = (("hr@10", "HR@10"), ("ndcg@10", "NDCG@10"))
 """What the verdict is made of."""
 OTHER_ACCURACY = ("hr@1", "hr@5", "hr@20", "ndcg@5", "ndcg@20")
-NO_BASELINE = "The oracle is a table of scores, which cannot rank the whole catalogue, so it is no baseline here."
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 
 from rosepo.data.random import example_keys
-from rosepo.data.split import ranges
+from rosepo.utils.arrays import ranges
 
 
 @dataclass(frozen=True, eq=False)

@@ -23,8 +23,8 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from rosepo.run.paths import write_json
 from rosepo.utils.errors import StageError
+from rosepo.utils.files import write_json
 
 FOLDER = "_checkpoints"
 FORMAT = 1

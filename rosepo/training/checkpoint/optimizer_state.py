@@ -16,7 +16,8 @@ import torch.distributed as dist
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from rosepo.training.checkpoint.state import MOMENTS, export_state, import_moments, moment_shapes
+from rosepo.training.checkpoint.state import export_state, import_moments, moment_shapes
+from rosepo.training.zero import MOMENTS
 from rosepo.utils.errors import StageError, UserError
 
 if TYPE_CHECKING:

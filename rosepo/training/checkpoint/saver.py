@@ -11,7 +11,6 @@ import torch.distributed as dist
 
 from rosepo.config import TrainConfig
 from rosepo.config.training import SAME_RESULT
-from rosepo.run.paths import digest
 from rosepo.training.checkpoint.files import (
     FOLDER,
     Checkpoint,
@@ -21,17 +20,18 @@ from rosepo.training.checkpoint.files import (
 )
 from rosepo.training.checkpoint.state import (
     MEAN,
-    WEIGHT,
     export_state,
     import_state,
     random_state,
     restore_random_state,
 )
-from rosepo.training.ema import mean_in_place
+from rosepo.training.ema import WeightMean, mean_in_place
 from rosepo.training.engine import Engine
 from rosepo.training.metric_log import Averages, all_sum
 from rosepo.training.task import Task
 from rosepo.training.validation import Best
+from rosepo.training.zero import WEIGHT
+from rosepo.utils.files import digest
 
 SHARE = 20
 """Checkpoints in a run where `checkpoint_every` is unset, …"""
@@ -76,8 +76,10 @@ def _at(out: Path, step: int) -> Checkpoint:
 class Saver:
     """One rank's checkpoints of a training."""
 
-    def __init__(self, task: Task, engine: Engine, out: Path, steps: int, resumable: bool) -> None:
-        self.task, self.engine, self.out = task, engine, out
+    def __init__(
+        self, task: Task, engine: Engine, mean: WeightMean | None, out: Path, steps: int, resumable: bool
+    ) -> None:
+        self.task, self.engine, self.mean, self.out = task, engine, mean, out
         self.interval = checkpoint_interval(task.train, steps) if resumable else 0
         keep = task.train.keep_checkpoints if self.interval else 1
         self.writer = CheckpointWriter(out, task.name, dist.get_rank(), engine.world, keep)
@@ -89,8 +91,8 @@ class Saver:
     def save(self, step: int, facts: dict[str, Any], averages: Averages) -> None:
         """Copy the state after a step and begin to write it; every rank must call it."""
         tensors = export_state(self.engine) | random_state(self.engine.device)
-        if self.engine.mean is not None:
-            with mean_in_place(self.engine):
+        if self.mean is not None:
+            with mean_in_place(self.mean):
                 means = export_state(self.engine, (WEIGHT,))
             tensors |= {f"{MEAN}/{key.partition('/')[2]}": value for key, value in means.items()}
         tensors[f"averages/{dist.get_rank()}"] = averages.parts.numpy()
@@ -102,9 +104,9 @@ class Saver:
         Where the number of ranks has changed, rank r takes over what the ranks r, r + world, … had counted, and ranks
         that are new begin their masks of dropout anew.
         """
-        if self.engine.mean is not None:
+        if self.mean is not None:
             import_state(self.engine, start, weights_only=True, weight=MEAN)
-            self.engine.mean.begin()
+            self.mean.begin()
         import_state(self.engine, start)
         rank = dist.get_rank()
         found = dict(start.tensors(("averages",)))
@@ -117,7 +119,7 @@ class Saver:
         """Wait for what is being written, and put the weights that are kept into the engine where they are not there:
         the running mean where there is one, that of the best look where it was not the last."""
         self.writer.wait()
-        mean = self.engine.mean
+        mean = self.mean
         if best.step is None or best.step == last:
             if mean is not None:
                 mean.swap()

@@ -7,19 +7,18 @@ parameters that train have any; the others come from the model that training sta
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch import Tensor
+
+from rosepo.training.zero import MOMENTS, WEIGHT, create_moments, link_moments, put_whole, size_of, trained_parameters
 
 if TYPE_CHECKING:
     from rosepo.training.checkpoint.files import Checkpoint
     from rosepo.training.engine import Engine
 
-WEIGHT, MOMENTS = "weight", ("exp_avg", "exp_avg_sq")
-"""Parts of the state of a parameter."""
 MEAN = "mean"
 """In a checkpoint, the running mean of a weight."""
 
@@ -48,9 +47,9 @@ def export_state(
     """
     from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
-    _link_moments(engine)
-    trained = _trained(engine)
-    owners = dealt_out({name: _size(parameter) for name, parameter in trained.items()}, engine.world)
+    link_moments(engine)
+    trained = trained_parameters(engine)
+    owners = dealt_out({name: size_of(parameter) for name, parameter in trained.items()}, engine.world)
     share: dict[str, np.ndarray] = {}
     for name, parameter in trained.items():
         for part in parts:
@@ -76,9 +75,9 @@ def import_state(engine: Engine, checkpoint: Checkpoint, weights_only: bool = Fa
     Raises:
         ValueError: a parameter that trains has no such tensor, or one of another shape.
     """
-    trained = _trained(engine)
+    trained = trained_parameters(engine)
     if not weights_only:
-        _create_moments(engine, engine.carried + checkpoint.step)
+        create_moments(engine, engine.carried + checkpoint.step)
         engine.done = checkpoint.step
     parts = (weight,) if weights_only else (weight, *MOMENTS)
     left = {f"{part}/{name}" for name in trained for part in parts}
@@ -86,7 +85,7 @@ def import_state(engine: Engine, checkpoint: Checkpoint, weights_only: bool = Fa
         part, _, name = key.partition("/")
         if name in trained:
             left.remove(key)
-            _put(engine, trained[name], WEIGHT if part == weight else part, torch.from_numpy(array))
+            put_whole(engine, trained[name], WEIGHT if part == weight else part, torch.from_numpy(array))
     if left:
         raise ValueError(f"{checkpoint.folder} holds no {min(left)}")
 
@@ -99,102 +98,17 @@ def import_moments(engine: Engine, tensors: Iterable[tuple[str, np.ndarray]]) ->
     Args:
         tensors: `exp_avg/<parameter>` and `exp_avg_sq/<parameter>` of every parameter that trains, float32.
     """
-    trained = _trained(engine)
-    _create_moments(engine, engine.carried)
+    trained = trained_parameters(engine)
+    create_moments(engine, engine.carried)
     for key, array in tensors:
         part, _, name = key.partition("/")
-        _put(engine, trained[name], part, torch.from_numpy(array))
-
-
-@torch.no_grad()
-def publish_masters(engine: Engine) -> None:
-    """Let the weights that are computed with follow the float32 masters, which have changed; every rank calls it."""
-    if engine.train.zero_stage == 0:
-        return  # they are the masters
-    from deepspeed.utils import safe_get_full_fp32_param
-
-    for parameter in _trained(engine).values():
-        _put(engine, parameter, WEIGHT, safe_get_full_fp32_param(parameter).clone())
+        put_whole(engine, trained[name], part, torch.from_numpy(array))
 
 
 def moment_shapes(engine: Engine) -> dict[str, list[int]]:
     """Names and shapes of the tensors that `import_moments` takes."""
-    shapes = {name: list(getattr(one, "ds_shape", one.shape)) for name, one in _trained(engine).items()}
+    shapes = {name: list(getattr(one, "ds_shape", one.shape)) for name, one in trained_parameters(engine).items()}
     return {f"{part}/{name}": shape for name, shape in shapes.items() for part in MOMENTS}
-
-
-def _put(engine: Engine, parameter: Tensor, part: str, value: Tensor) -> None:
-    shape = tuple(getattr(parameter, "ds_shape", parameter.shape))
-    if tuple(value.shape) != shape:
-        raise ValueError(f"a checkpoint holds a {part} of shape {tuple(value.shape)} for a parameter of {shape}")
-    if engine.train.zero_stage == 0:
-        target = parameter.data if part == WEIGHT else engine.optimizer.state[parameter][part]
-        target.copy_(value)
-    elif engine.train.zero_stage == 3:
-        _put_partition(parameter, part, value)
-    else:
-        from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
-
-        value = value.to(parameter.device)
-        if part == WEIGHT:
-            safe_set_full_fp32_param(parameter, value)
-            parameter.data.copy_(value)
-        else:
-            safe_set_full_optimizer_state(parameter, value, part)
-
-
-def _put_partition(parameter: Any, part: str, value: Tensor) -> None:
-    """ZeRO-3: this rank's partition. DeepSpeed's setter of whole values takes no parameter that is padded."""
-    from deepspeed.utils import safe_set_local_fp32_param, safe_set_local_optimizer_state
-
-    size = parameter.ds_tensor.numel()
-    start = size * dist.get_rank()
-    mine = value.new_zeros(size)
-    real = value.flatten()[start : start + size]
-    mine[: len(real)] = real
-    if part != WEIGHT:
-        safe_set_local_optimizer_state(parameter, mine, part)
-        return
-    safe_set_local_fp32_param(parameter, mine)
-    parameter.ds_tensor.data.copy_(mine)
-    if parameter.data.numel() == value.numel():  # small parameters stay whole on every rank
-        parameter.data.copy_(value.view_as(parameter.data))
-
-
-def _create_moments(engine: Engine, steps: int) -> None:
-    """Adam's state as it is after `steps` steps, of zeros: it comes into being with the first step only."""
-    optimizer = engine.optimizer
-    fused = bool(optimizer.defaults.get("fused"))
-    for parameter in master_shares(engine):
-        count = torch.tensor(float(steps), dtype=torch.float32, device=parameter.device if fused else "cpu")
-        optimizer.state[parameter] = {"step": count} | {part: torch.zeros_like(parameter) for part in MOMENTS}
-    _link_moments(engine)
-
-
-def _link_moments(engine: Engine) -> None:
-    """Tell ZeRO 1 and 2 where the moments are. DeepSpeed does that by itself once the first of its parameter groups has
-    made its first step, when the others have no moments yet."""
-    wrapper = engine.deepspeed.optimizer
-    if hasattr(wrapper, "_lazy_init_hp_params_optimizer_state"):
-        wrapper._hp_optimizer_states_linked = False
-        wrapper._lazy_init_hp_params_optimizer_state()
-
-
-def master_shares(engine: Engine) -> list[Tensor]:
-    """What the optimizer steps on: this rank's flat float32 partitions, or at ZeRO-0 the parameters themselves."""
-    wrapper = engine.deepspeed.optimizer
-    for name in ("fp32_partitioned_groups_flat", "single_partition_of_fp32_groups", "fp32_groups_flat_partition"):
-        if hasattr(wrapper, name):
-            return list(getattr(wrapper, name))
-    return [parameter for group in engine.optimizer.param_groups for parameter in group["params"]]
-
-
-def _trained(engine: Engine) -> dict[str, Tensor]:
-    return {name: parameter for name, parameter in engine.module.named_parameters() if parameter.requires_grad}
-
-
-def _size(parameter: Any) -> int:
-    return int(getattr(parameter, "ds_numel", parameter.numel()))
 
 
 def random_state(device: torch.device) -> dict[str, np.ndarray]:

@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import pyarrow as pa
 
-from rosepo.data.split import ranges
 from rosepo.run.ray_session import map_by_actors, work_dataset
 from rosepo.run.resources import FEED_CPUS
 from rosepo.training.feed.parquet_rows import ParquetRows
 from rosepo.training.feed.schedule import WINDOW, Schedule
+from rosepo.utils.arrays import ranges
 from rosepo.utils.errors import own_error
 
 if TYPE_CHECKING:

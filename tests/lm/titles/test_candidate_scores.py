@@ -9,8 +9,9 @@ import torch
 from rosepo.config import TemplateConfig
 from rosepo.data.prompts import PromptBuilder
 from rosepo.evaluation.baselines import top_k
+from rosepo.evaluation.rankers import restricted
 from rosepo.lm.rows.logps import LogpsModel, plain_logps
-from rosepo.lm.titles.candidate_scores import best_candidates, candidate_logps, restricted
+from rosepo.lm.titles.candidate_scores import best_candidates, candidate_logps
 from tests.helpers import tiny_builder, tiny_model
 
 

@@ -1,0 +1,31 @@
+"""What an oracle must be able to do, whatever it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import numpy as np
+
+Users = Sequence[int] | Sequence[str] | np.ndarray
+OwnScorer = Callable[[Users, Sequence[np.ndarray], np.ndarray], np.ndarray]
+
+
+class Scorer(Protocol):
+    """What the sampling actors and the calibration ask.
+
+    Attributes:
+        tau: temperature that makes `sigmoid((score_a - score_b) / tau)` a calibrated preference.
+    """
+
+    tau: float
+
+    def score(
+        self, example_ids: Sequence[str], users: Users, histories: Sequence[np.ndarray], items: np.ndarray
+    ) -> np.ndarray:
+        """Raw scores float32 [B, C], not divided by `tau`, of items int64 [B, C] (item indexes).
+
+        Args:
+            example_ids, users, histories: of the B examples; histories are item indexes, oldest first.
+        """
+        ...
