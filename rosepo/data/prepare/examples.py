@@ -17,7 +17,7 @@ from rosepo.data.candidates import candidate_lists
 from rosepo.data.prepare.filtering import core_rows, count_tied
 from rosepo.data.prepare.log import Arrays
 from rosepo.data.seen import SEQUENCES
-from rosepo.utils.arrays import segment_starts
+from rosepo.utils.arrays import ranges, segment_starts
 
 ROW_GROUP = 16_384
 
@@ -184,7 +184,7 @@ def _trajectories(layout: Layout, recipe: Recipe) -> pa.Table:
 def _lists(ids: pa.Array, items: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> pa.Array:
     """Lists of item ids: list i holds items[starts[i] : starts[i] + lengths[i]]."""
     offsets = np.append(0, np.cumsum(lengths)).astype(np.int32)
-    values = ids.take(pa.array(items[splitting.ranges(starts, lengths)].astype(np.int64)))
+    values = ids.take(pa.array(items[ranges(starts, lengths)].astype(np.int64)))
     return pa.ListArray.from_arrays(pa.array(offsets), values)
 
 
