@@ -32,7 +32,7 @@ from rosepo.lm.model.model_folder import Recommender, load_recommender
 from rosepo.lm.titles.beam_search import Decoder
 from rosepo.metrics.ranking import hit_ratio, ndcg
 from rosepo.oracle.crossfit import Oracle
-from rosepo.run.paths import Outputs
+from rosepo.run.paths import RunPaths
 from rosepo.utils.errors import UserError
 
 
@@ -62,11 +62,11 @@ def ceiling(
     Raises:
         UserError: a run that is not finished, or without what is read here.
     """
-    of_run = Outputs(run)
+    of_run = RunPaths(run)
     if not (of_run.evaluation / EXAMPLES_FILE).exists():
         raise UserError(f"{run} holds no evaluation: run `rosepo evaluate` first")
     catalogue = Catalogue.load(of_run.examples / "_items.parquet")
-    oracles = [Oracle.load(Outputs(teacher).oracle, catalogue.item_ids) for teacher in teachers]
+    oracles = [Oracle.load(RunPaths(teacher).oracle, catalogue.item_ids) for teacher in teachers]
     folders = {"SFT": of_run.sft} | ({"aligned": of_run.aligned} if of_run.aligned.exists() else {})
     models = {name: load_recommender(folder) for name, folder in folders.items()}
     decoders = {name: Decoder(model.model, model.builder, beams) for name, model in models.items()}

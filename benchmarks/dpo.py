@@ -23,7 +23,7 @@ from benchmarks.groups_run import make_run, settings
 from benchmarks.reference import PROMPT, TITLE
 from benchmarks.sides import Side, Take, in_turns, peak_mib, sides
 from benchmarks.trl_side import Setting
-from rosepo.run.paths import Outputs
+from rosepo.run.paths import RunPaths
 
 GROUPS = {1: 4, 7: 2}
 """Groups a step, by rejected titles a group."""
@@ -91,7 +91,7 @@ def _measure(name: str, negatives: int, precision: str, rival: Setting, quick: b
 
 
 @contextmanager
-def run_of(groups: int, negatives: int) -> Iterator[Outputs]:
+def run_of(groups: int, negatives: int) -> Iterator[RunPaths]:
     """A run with so many groups, in a folder that goes with the body."""
     folder = Path(tempfile.mkdtemp(prefix="rosepo-benchmark-"))
     try:
@@ -100,7 +100,7 @@ def run_of(groups: int, negatives: int) -> Iterator[Outputs]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def product(outputs: Outputs, groups: int, steps: int, precision: str, **align: Any) -> Take:
+def product(outputs: RunPaths, groups: int, steps: int, precision: str, **align: Any) -> Take:
     """`align` in this process; a turn is a whole training of `steps` steps on all groups."""
     from rosepo.training.align import align_in_process
 

@@ -17,7 +17,7 @@ from benchmarks.groups_run import Groups, write_table
 from benchmarks.reference import groups
 from benchmarks.sides import Side, sides
 from rosepo.lm.model.scratch import train_tokenizer
-from rosepo.run.paths import Outputs
+from rosepo.run.paths import RunPaths
 
 STEPS, QUICK_STEPS = 5, 2
 TITLES = 500
@@ -46,7 +46,7 @@ def trl_steps(shape: Shape, negatives: int, device: torch.device, quick: bool) -
     """
     count = QUICK_STEPS if quick else STEPS
     folder = Path(tempfile.mkdtemp(prefix="rosepo-benchmark-"))
-    outputs = Outputs(folder)
+    outputs = RunPaths(folder)
     try:
         shape.model(torch.device("cpu")).save_pretrained(outputs.sft)
         train_tokenizer(*synthetic.titles(TITLES), synthetic.SHAPE).save_pretrained(outputs.sft)

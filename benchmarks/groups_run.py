@@ -19,7 +19,7 @@ from rosepo.data.catalogue import Catalogue
 from rosepo.lm.model.policy import save_policy, train_tokenizer
 from rosepo.lm.rows.logps import LogpsModel
 from rosepo.lm.titles.title_scores import reference_logps
-from rosepo.run.paths import Outputs
+from rosepo.run.paths import RunPaths
 
 ITEMS = 500
 BETA, LEARNING_RATE = 0.1, 1e-4
@@ -47,15 +47,15 @@ def settings(**align: Any) -> Config:
     return parse_config({"model": {"scratch": scratch, "max_length": synthetic.MAX_LENGTH}, "align": plain | align})
 
 
-def make_run(root: Path, n: int, negatives: int) -> Outputs:
+def make_run(root: Path, n: int, negatives: int) -> RunPaths:
     """A run with the SFT model and `n` groups of `negatives` rejected titles, prompts of 400 tokens, titles of 8."""
-    outputs = Outputs(root)
+    outputs = RunPaths(root)
     write_model(outputs)
     write_groups(outputs, Groups(*random_groups(n, negatives, synthetic.SHAPE.vocab_size)))
     return outputs
 
 
-def write_model(outputs: Outputs) -> None:
+def write_model(outputs: RunPaths) -> None:
     """The model of `synthetic.model`, as the `sft` stage leaves one."""
     titles, counts = synthetic.titles(ITEMS)
     tokenizer = train_tokenizer(titles, counts, synthetic.SHAPE)
@@ -64,14 +64,14 @@ def write_model(outputs: Outputs) -> None:
     save_policy(outputs.sft, model, tokenizer, catalogue, settings(), stage="sft")
 
 
-def write_groups(outputs: Outputs, groups: Groups, users: Sequence[int] | None = None) -> None:
+def write_groups(outputs: RunPaths, groups: Groups, users: Sequence[int] | None = None) -> None:
     """The groups table of `outputs`, scored by its model; see `write_table`."""
     model = LogpsModel(synthetic.model(synthetic.SHAPE.vocab_size))
     write_table(outputs, groups, reference_logps(model, groups.prompts, groups.completions), users)
 
 
 def write_table(
-    outputs: Outputs, groups: Groups, logps: Sequence[np.ndarray], users: Sequence[int] | None = None
+    outputs: RunPaths, groups: Groups, logps: Sequence[np.ndarray], users: Sequence[int] | None = None
 ) -> None:
     """The groups table of `outputs`.
 
@@ -100,7 +100,7 @@ def write_table(
     pq.write_table(pa.Table.from_pylist(made), outputs.groups / "part-00000.parquet")
 
 
-def split_table(outputs: Outputs, parts: int) -> None:
+def split_table(outputs: RunPaths, parts: int) -> None:
     """Make the one file of a groups table into so many of about as many groups each."""
     path = outputs.groups / "part-00000.parquet"
     table = pq.read_table(path)
@@ -109,7 +109,7 @@ def split_table(outputs: Outputs, parts: int) -> None:
         pq.write_table(table.slice(start, stop - start), outputs.groups / f"part-{part:05d}.parquet")
 
 
-def read_groups(outputs: Outputs) -> Groups:
+def read_groups(outputs: RunPaths) -> Groups:
     """The groups of a run's table."""
     table = pq.read_table(outputs.groups, columns=["prompt_ids", "chosen_ids", "rejected_ids"]).to_pydict()
     prompts, chosen, rejected = (table[name] for name in ("prompt_ids", "chosen_ids", "rejected_ids"))

@@ -23,7 +23,7 @@ from benchmarks.dpo import run_of
 from benchmarks.groups_run import BETA, LEARNING_RATE, settings, split_table
 from benchmarks.ranks import on_ranks
 from benchmarks.sides import Side, Take, in_turns, sides
-from rosepo.run.paths import Outputs
+from rosepo.run.paths import RunPaths
 
 GROUPS, WORKERS = 8, 2
 PARTS = 16
@@ -63,7 +63,7 @@ def overhead(quick: bool) -> Row:
     )
 
 
-def product(outputs: Outputs, steps: int) -> Take:
+def product(outputs: RunPaths, steps: int) -> Take:
     """`align` on Ray; a turn is a whole stage."""
     from rosepo.config import RayConfig
     from rosepo.run.ray_session import ray_session
@@ -91,13 +91,13 @@ def product(outputs: Outputs, steps: int) -> Take:
     return take
 
 
-def bare(outputs: Outputs, steps: int, world: int) -> Take:
+def bare(outputs: RunPaths, steps: int, world: int) -> Take:
     """The loop that one would write by hand; a turn starts `world` processes and takes the median of their steps."""
     threads = max(1, torch.get_num_threads() // world)
     return lambda: {"rate": GROUPS / on_ranks(world, threads, bare_rank, outputs, steps)["seconds"]}
 
 
-def bare_rank(rank: int, world: int, outputs: Outputs, steps: int) -> dict[str, float]:
+def bare_rank(rank: int, world: int, outputs: RunPaths, steps: int) -> dict[str, float]:
     """Median seconds a step."""
     from torch.nn.parallel import DistributedDataParallel
 

@@ -22,7 +22,7 @@ from benchmarks.dpo import run_of
 from benchmarks.groups_run import settings
 from benchmarks.ranks import on_ranks
 from benchmarks.sides import Side, Take, Turns, in_turns, sides
-from rosepo.run.paths import Outputs
+from rosepo.run.paths import RunPaths
 
 GROUPS = 8
 STEPS, QUICK_STEPS = 6, 3
@@ -72,12 +72,12 @@ def _measure(made: dict[str, tuple[int, int]], quick: bool) -> dict[str, Turns]:
         return in_turns(running, quick, warm_up=False, repeats=1 if quick else None)
 
 
-def training(outputs: Outputs, steps: int, world: int, stage: int) -> Take:
+def training(outputs: RunPaths, steps: int, world: int, stage: int) -> Take:
     """A turn starts `world` processes, trains one step that does not count, then `steps` that do."""
     return lambda: on_ranks(world, 1, rank_training, outputs, steps, stage)
 
 
-def rank_training(rank: int, world: int, outputs: Outputs, steps: int, stage: int) -> dict[str, float]:
+def rank_training(rank: int, world: int, outputs: RunPaths, steps: int, stage: int) -> dict[str, float]:
     """Groups a second of one rank's counted steps, and the shares of their time."""
     clock = CollectiveClock()
     from rosepo.training.align import align_task

@@ -22,7 +22,7 @@ from benchmarks.groups_run import Groups, write_groups, write_model
 from benchmarks.reference import PROMPT, TITLE
 from benchmarks.sides import Side, Take, Turns, in_turns, sides
 from rosepo.lm.model.scratch import EOS, SPECIAL_TOKENS
-from rosepo.run.paths import Outputs
+from rosepo.run.paths import RunPaths
 
 BOUNDARIES, NEGATIVES = 8, 15
 SHORT_TITLE = 3
@@ -48,7 +48,7 @@ def trajectory(quick: bool) -> Row:
 def _measure(title: int, quick: bool) -> dict[str, Turns]:
     """Raises ValueError where the losses of the two differ."""
     root = Path(tempfile.mkdtemp(prefix="rosepo-benchmark-"))
-    outputs = Outputs(root)
+    outputs = RunPaths(root)
     steps = QUICK_STEPS if quick else STEPS
     try:
         write_model(outputs)
@@ -78,7 +78,7 @@ def prefixes(longest: int, title: int, vocabulary: int) -> Groups:
     return Groups([walk[:length] for length in lengths], completions)
 
 
-def product(outputs: Outputs, steps: int, together: bool) -> Take:
+def product(outputs: RunPaths, steps: int, together: bool) -> Take:
     """`align` in this process on all groups at once, as a trajectory row or as rows of their own."""
     if together:
         whole: dict[str, Any] = {"rows": "trajectory", "batch_size": 1, "micro_batch_size": 1, "row_tokens": ROW_TOKENS}

@@ -15,7 +15,7 @@ import torch
 
 from benchmarks.groups_run import BETA, LEARNING_RATE, read_groups
 from benchmarks.sides import Take, peak_mib
-from rosepo.run.paths import Outputs
+from rosepo.run.paths import RunPaths
 
 MOST_PAIRS = 8
 """Pairs in one forward pass, TRL's default; more of them are accumulated to a step."""
@@ -30,7 +30,7 @@ class Setting(NamedTuple):
     """Activations recomputed in the backward pass: TRL's default."""
 
 
-def make(outputs: Outputs, steps: int, precision: str, setting: Setting, device: str = "cpu") -> Take:
+def make(outputs: RunPaths, steps: int, precision: str, setting: Setting, device: str = "cpu") -> Take:
     """A DPOTrainer whose every step takes all groups of the run; a turn is a `train()` of `steps` steps."""
     from datasets import Dataset, disable_progress_bars
     from transformers import PrinterCallback, TrainerCallback
@@ -98,7 +98,7 @@ def make(outputs: Outputs, steps: int, precision: str, setting: Setting, device:
     return take
 
 
-def _tokenizer(outputs: Outputs) -> Any:
+def _tokenizer(outputs: RunPaths) -> Any:
     from rosepo.lm.model.policy import load_tokenizer
 
     return load_tokenizer(outputs.sft)

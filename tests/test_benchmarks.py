@@ -20,7 +20,7 @@ from benchmarks.scaling import rank_training
 from rosepo.lm.rows.batch import collate
 from rosepo.lm.rows.logps import LogpsModel
 from rosepo.lm.rows.rows import group_row
-from rosepo.run.paths import Outputs
+from rosepo.run.paths import RunPaths
 from tests.helpers import tiny_model
 
 TINY = synthetic.SHAPE.model_copy(
@@ -110,7 +110,7 @@ def test_a_users_groups_train_alike_as_one_trajectory_row_and_as_rows_of_their_o
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(synthetic, "SHAPE", TINY)
-    outputs = Outputs(tmp_path)
+    outputs = RunPaths(tmp_path)
     write_model(outputs)
     write_groups(outputs, trajectory.prefixes(80, 3, 400), users=[0] * trajectory.BOUNDARIES)
     one, own = (trajectory.product(outputs, 2, together)() for together in (True, False))

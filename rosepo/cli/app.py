@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 import rosepo
-from rosepo.cli.exit_codes import guarded
+from rosepo.cli.exit_codes import exit_on_error
 from rosepo.cli.help import stage_help
 from rosepo.cli.options import (
     ConfigOption,
@@ -50,7 +50,7 @@ def _stage_command(name: str) -> None:
         overwrite: OverwriteOption = False,
         debug: DebugOption = False,
     ) -> None:
-        guarded(lambda: run_named(out, config, set_ or [], [name], overwrite, debug), debug)
+        exit_on_error(lambda: run_named(out, config, set_ or [], [name], overwrite, debug), debug)
 
     app.command(name, help=stage_help(name))(command)
 
@@ -64,7 +64,7 @@ def _round_command(name: str) -> None:
         overwrite: OverwriteOption = False,
         debug: DebugOption = False,
     ) -> None:
-        guarded(lambda: run_named(out, config, set_ or [], [of_round(name, round)], overwrite, debug), debug)
+        exit_on_error(lambda: run_named(out, config, set_ or [], [of_round(name, round)], overwrite, debug), debug)
 
     app.command(name, help=stage_help(name))(command)
 
@@ -96,7 +96,7 @@ def check(
             return
         run_check(resolve(out, config, set_ or [], interactions, items), out)
 
-    guarded(work, debug)
+    exit_on_error(work, debug)
 
 
 @app.command("prepare", help=stage_help("prepare"))
@@ -109,7 +109,7 @@ def prepare(
     overwrite: OverwriteOption = False,
     debug: DebugOption = False,
 ) -> None:
-    guarded(lambda: run_named(out, config, set_ or [], ["prepare"], overwrite, debug, interactions, items), debug)
+    exit_on_error(lambda: run_named(out, config, set_ or [], ["prepare"], overwrite, debug, interactions, items), debug)
 
 
 for _name in ("sft", "oracle", "pairs", "align", "sweep"):
@@ -148,7 +148,7 @@ def evaluate(
         settings = [f"evaluate.{key}=[{', '.join(map(quoted, found))}]" for key, found in given.items() if found]
         run_named(out, config, [*settings, *(set_ or [])], ["evaluate"], overwrite, debug)
 
-    guarded(work, debug)
+    exit_on_error(work, debug)
 
 
 @app.command("run")
@@ -177,7 +177,7 @@ def run(
         run_all(settings, out, names, overwrite, debug)
         print_summary(settings, out)
 
-    guarded(work, debug)
+    exit_on_error(work, debug)
 
 
 app.command("recommend")(recommend)

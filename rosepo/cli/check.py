@@ -9,9 +9,9 @@ from rosepo.config import Config, TrainConfig
 from rosepo.pipeline.preflight import asking_sections, check_before_run
 from rosepo.run.paths import of_round
 from rosepo.run.ray_session import joins_cluster, local_cpus
-from rosepo.run.resources import need_of
+from rosepo.run.resources import request_of
 from rosepo.training.feed.schedule import Schedule
-from rosepo.utils.console import say, table
+from rosepo.utils.console import echo, table
 
 if TYPE_CHECKING:
     from rosepo.data.prompts import PromptBuilder
@@ -35,21 +35,21 @@ def run_check(config: Config, root: Path) -> None:
     data = check_before_run(config)
     from rosepo.data.prepare.prepare import describe
 
-    say("data")
-    say(table([[name, location] for name, location in _files(data)]))
+    echo("data")
+    echo(table([[name, location] for name, location in _files(data)]))
     if data["exact"]:
-        say(describe(data))
+        echo(describe(data))
     else:
-        say(f"  {data['note']}")
-    say("model")
+        echo(f"  {data['note']}")
+    echo("model")
     model = _model(config, data)
-    say(table(list(model["shown"].items())))
-    say("work")
-    say(table(_work(config, data, model["facts"]), header=("stage", "rows", "steps", "memory a process, at least")))
-    say("resources")
-    say(table(_resources(config), header=("stage", "processes", "CPUs in all", "CPUs there")))
+    echo(table(list(model["shown"].items())))
+    echo("work")
+    echo(table(_work(config, data, model["facts"]), header=("stage", "rows", "steps", "memory a process, at least")))
+    echo("resources")
+    echo(table(_resources(config), header=("stage", "processes", "CPUs in all", "CPUs there")))
     _say_outputs(config, root)
-    say("no fault found")
+    echo("no fault found")
 
 
 def check_groups(groups: Path) -> None:
@@ -65,21 +65,21 @@ def check_groups(groups: Path) -> None:
     policy = run / "sft"
     builder = load_builder(policy) if policy.is_dir() else None
     found = audit_groups(groups, run / "examples", builder)
-    say(f"{groups}: {found['groups']:,} groups of {found['negatives']} rejected titles")
+    echo(f"{groups}: {found['groups']:,} groups of {found['negatives']} rejected titles")
     if found["epsilon"]:
-        say(table([[name, f"{value:.3f}"] for name, value in found["epsilon"].items()], header=("strategy", "mean ε")))
+        echo(table([[name, f"{value:.3f}"] for name, value in found["epsilon"].items()], header=("strategy", "mean ε")))
     if found["prompts_cut"] is None:
         why = f"{policy} is not there" if builder is None else "these are titles alone (pairs.score=false)"
-        say(f"tokens were not compared: {why}")
+        echo(f"tokens were not compared: {why}")
     else:
-        say(f"tokens are those of {policy}; {found['prompts_cut']:,} prompts without their oldest items")
+        echo(f"tokens are those of {policy}; {found['prompts_cut']:,} prompts without their oldest items")
     lists = audit_candidates(run / "examples")
     if lists is not None:
-        say(
+        echo(
             f"candidates: {lists['lists']:,} lists of {lists['candidates']}; the best fixed slot finds the target in "
             f"{lists['probe']:.1%} ({1 / lists['candidates']:.1%} is chance)"
         )
-    say("no fault found")
+    echo("no fault found")
 
 
 def _files(data: dict[str, Any]) -> list[tuple[str, str]]:
@@ -189,10 +189,10 @@ def _resources(config: Config) -> list[list[Any]]:
     there = "asked at the start" if joins_cluster(config.ray) else f"{local_cpus(config.ray)}, started here"
     rows: list[list[Any]] = []
     for stage, section in asking_sections(config).items():
-        need = need_of(config, section)
+        need = request_of(config, section)
         rows.append([stage, f"{need.count_key}={need.count}", f"{need.cpus:g}", there])
     if config.pairs.stream:
-        both = sum(need_of(config, section).cpus for section in ("pairs", "align"))
+        both = sum(request_of(config, section).cpus for section in ("pairs", "align"))
         rows.append(["pairs and align at once", "pairs.stream=true", f"{both:g}", there])
     return rows
 
@@ -203,10 +203,10 @@ def _say_outputs(config: Config, root: Path) -> None:
 
     names = [name for name in stages_of(config) if name != "sweep" or config.sweep.trials > 0]
     plans = plan_stages(config, root, names, overwrite=True)
-    say(f"output {root}")
+    echo(f"output {root}")
     words = {
         "done": "up to date",
         "missing": "to be made",
         "replace": "made by another configuration: needs --overwrite",
     }
-    say(table([[plan.stage.folder, words[plan.state]] for plan in plans]))
+    echo(table([[plan.stage.folder, words[plan.state]] for plan in plans]))

@@ -7,28 +7,28 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from rosepo.utils.console import say
+from rosepo.utils.console import echo
 from rosepo.utils.errors import StageError, UserError
 
 EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED = 2, 1, 130
 
 
-def guarded(work: Callable[[], Any], debug: bool) -> None:
+def exit_on_error(work: Callable[[], Any], debug: bool) -> None:
     """Run a command; turn its failures into one clear line and an exit code (0 done, 2 bad input, 1 failed)."""
     try:
         work()
     except (UserError, StageError) as error:
         if debug:
             raise
-        say(f"error: {error}")
+        echo(f"error: {error}")
         sys.exit(EXIT_BAD_INPUT if isinstance(error, UserError) else EXIT_FAILED)
     except KeyboardInterrupt:
-        say("interrupted: no stage was left half-written; run the same command again to go on")
+        echo("interrupted: no stage was left half-written; run the same command again to go on")
         sys.exit(EXIT_INTERRUPTED)
     except Exception as error:
         if debug:
             raise
-        say(f"error: {_headline(error)} (--debug shows where)")
+        echo(f"error: {_headline(error)} (--debug shows where)")
         sys.exit(EXIT_FAILED)
 
 

@@ -11,9 +11,9 @@ from rosepo.config import Config
 from rosepo.report.text.conclusions import no_baseline
 from rosepo.report.text.format import brackets
 from rosepo.run.manifest import read_manifest
-from rosepo.run.paths import Outputs
+from rosepo.run.paths import RunPaths
 from rosepo.run.stages import Stage, find_stage, seconds_in_all, stages_of, together_with
-from rosepo.utils.console import duration, say, table
+from rosepo.utils.console import duration, echo, table
 
 SHOWN = ("hr@1", "hr@10", "ndcg@10")
 NAMES = {
@@ -35,23 +35,23 @@ _NEXT = {
 
 def print_summary(config: Config, root: Path) -> None:
     """Results, figures of the rounds, seconds a stage, paths and next commands of a finished run."""
-    outputs = Outputs(root, config.pairs.rounds)
+    outputs = RunPaths(root, config.pairs.rounds)
     metrics = json.loads((root / "metrics.json").read_text(encoding="utf-8"))
-    say("")
-    say(results_table(metrics))
-    say("")
+    echo("")
+    echo(results_table(metrics))
+    echo("")
     if config.pairs.rounds > 1:
-        say(rounds_table(outputs))
-        say("")
-    say(_times(config, root))
-    say("")
-    say(f"  Report   {root / 'report.html'}  (self-contained: open it in a browser; report.md beside it)")
-    say(f"  Metrics  {root / 'metrics.json'}")
-    say(f"  Model    {outputs.aligned}  (loads in plain Transformers)")
-    say("")
-    say("  Try next:")
+        echo(rounds_table(outputs))
+        echo("")
+    echo(_times(config, root))
+    echo("")
+    echo(f"  Report   {root / 'report.html'}  (self-contained: open it in a browser; report.md beside it)")
+    echo(f"  Metrics  {root / 'metrics.json'}")
+    echo(f"  Model    {outputs.aligned}  (loads in plain Transformers)")
+    echo("")
+    echo("  Try next:")
     for command in _suggestions(config, outputs):
-        say(f"    {command}")
+        echo(f"    {command}")
 
 
 def results_table(metrics: dict[str, Any]) -> str:
@@ -70,7 +70,7 @@ def results_table(metrics: dict[str, Any]) -> str:
     return f"  {title}\n" + table(rows, header=("model", *(key.upper() for key in SHOWN))) + notes
 
 
-def rounds_table(outputs: Outputs) -> str:
+def rounds_table(outputs: RunPaths) -> str:
     """Groups and alignment of every round, from the manifests, as text."""
     rows = []
     for one in outputs.rounds:
@@ -83,12 +83,12 @@ def rounds_table(outputs: Outputs) -> str:
 def print_next(config: Config, root: Path, stage: str) -> None:
     """After a single stage: the commands that go on from it."""
     if stage == "evaluate":
-        say(results_table(json.loads((root / "metrics.json").read_text(encoding="utf-8"))))
-        say(f"  Report  {root / 'report.html'}")
+        echo(results_table(json.loads((root / "metrics.json").read_text(encoding="utf-8"))))
+        echo(f"  Report  {root / 'report.html'}")
         return
     done = find_stage(stage)
     following = " or ".join(f"`rosepo {name} --out {shlex.quote(str(root))}`" for name in _after(done, config))
-    say(f"  Next: {following}")
+    echo(f"  Next: {following}")
 
 
 def _after(done: Stage, config: Config) -> tuple[str, ...]:
@@ -113,7 +113,7 @@ def _times(config: Config, root: Path) -> str:
     return table([*rows, ["all", total, str(root)]], header=("stage", "time", "output"))
 
 
-def _suggestions(config: Config, outputs: Outputs) -> list[str]:
+def _suggestions(config: Config, outputs: RunPaths) -> list[str]:
     from rosepo.data.catalogue import Catalogue
 
     root = outputs.root

@@ -7,12 +7,12 @@ from typing import Annotated
 
 import typer
 
-from rosepo.cli.exit_codes import guarded
+from rosepo.cli.exit_codes import exit_on_error
 from rosepo.cli.options import ConfigOption, DebugOption, OutOption, OverwriteOption, SetOption
 from rosepo.cli.run_stages import check_job, resolve
 from rosepo.config import Config
-from rosepo.run.paths import Outputs
-from rosepo.utils.console import say
+from rosepo.run.paths import RunPaths
+from rosepo.utils.console import echo
 from rosepo.utils.errors import UserError
 
 
@@ -47,7 +47,7 @@ def recommend(
         settings = resolve(out, config, set_ or []) if out is not None else load_config(config, set_ or [])
         answer(settings, _model_of(settings, model, out), history or [], file, output, as_json)
 
-    guarded(work, debug)
+    exit_on_error(work, debug)
 
 
 def report(out: OutOption, debug: DebugOption = False) -> None:
@@ -59,9 +59,9 @@ def report(out: OutOption, debug: DebugOption = False) -> None:
     def work() -> None:
         from rosepo.pipeline.runner import draw_report
 
-        say(f"  Report  {draw_report(resolve(out, None, []), out)}")
+        echo(f"  Report  {draw_report(resolve(out, None, []), out)}")
 
-    guarded(work, debug)
+    exit_on_error(work, debug)
 
 
 def compare(
@@ -88,7 +88,7 @@ def compare(
 
         write(runs, out, base)
 
-    guarded(work, debug)
+    exit_on_error(work, debug)
 
 
 def experiments(
@@ -133,7 +133,7 @@ def experiments(
         chosen = Chosen(only or [], data or [], _numbers(seeds), test)
         make(suites, out, chosen, set_ or [], overwrite=overwrite, dry_run=dry_run, tables=tables)
 
-    guarded(work, debug)
+    exit_on_error(work, debug)
 
 
 def _model_of(config: Config, model: str | None, out: Path | None) -> str:
@@ -143,7 +143,7 @@ def _model_of(config: Config, model: str | None, out: Path | None) -> str:
         return model
     if out is None:
         raise UserError("which model is to answer? Give --out FOLDER of a run, or --model FOLDER")
-    newest_first = [outputs.aligned for outputs in reversed(Outputs(out, config.pairs.rounds).rounds)]
+    newest_first = [outputs.aligned for outputs in reversed(RunPaths(out, config.pairs.rounds).rounds)]
     found = next((folder for folder in (*newest_first, out / "sft") if folder.is_dir()), None)
     if found is None:
         raise UserError(f"--out {out} holds no model (aligned/ or sft/): run `rosepo run --out {out}` first")

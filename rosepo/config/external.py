@@ -14,7 +14,7 @@ _ENDINGS = re.compile(r"(\.(parquet|pq|csv|tsv|jsonl|ndjson|json|gz|bz2|zst|lz4)
 
 
 @dataclass(frozen=True)
-class Given:
+class ExternalSystem:
     """A system that is not the run's own.
 
     Attributes:
@@ -33,13 +33,13 @@ class Given:
         return f"evaluate.{self.kind}"
 
 
-def given_systems(models: Sequence[str], predictions: Sequence[str]) -> dict[str, Given]:
+def external_systems(models: Sequence[str], predictions: Sequence[str]) -> dict[str, ExternalSystem]:
     """The systems by name, in order.
 
     Raises:
         ValueError: a name that cannot be told from the location, that has other characters, or that two systems have.
     """
-    found: dict[str, Given] = {}
+    found: dict[str, ExternalSystem] = {}
     entries = [("models", entry) for entry in models] + [("predictions", entry) for entry in predictions]
     for kind, entry in entries:
         named = re.fullmatch(r"([^/:=]*)=(.*)", entry)  # no name where a `=` stands further down in a path or URL
@@ -60,7 +60,7 @@ def given_systems(models: Sequence[str], predictions: Sequence[str]) -> dict[str
                 f"evaluate.{kind}: {location} would be called '{name}', which is {whose}: give it another name, "
                 f"NAME={location}"
             )
-        found[name] = Given(name, location, kind)
+        found[name] = ExternalSystem(name, location, kind)
     return found
 
 

@@ -44,7 +44,7 @@ class OracleConfig(Section):
     """Users a step over all workers."""
     max_epochs: Count = 200
     evaluate_every: Count = 1
-    """Epochs between two looks at validation."""
+    """Epochs between two validations."""
     patience: Count = 10
     """Looks without a better NDCG@10 on validation before stopping; those in the 100 steps of warm-up do not count."""
     max_seconds: Positive | None = None

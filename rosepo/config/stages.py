@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from rosepo.config.base import ActorsConfig, Count, Section, nearest
-from rosepo.config.external import Given, given_systems
+from rosepo.config.external import ExternalSystem, external_systems
 from rosepo.config.training import SAME_RESULT, AlignConfig
 
 
@@ -36,13 +36,13 @@ class EvaluateConfig(ActorsConfig):
     often that is no title of the catalogue; 0 leaves it out. Where prompts list candidates, every example is."""
 
     @property
-    def given(self) -> dict[str, Given]:
+    def given(self) -> dict[str, ExternalSystem]:
         """The systems of `models` and `predictions` by name."""
-        return given_systems(self.models, self.predictions)
+        return external_systems(self.models, self.predictions)
 
     @model_validator(mode="after")
     def _given(self) -> EvaluateConfig:
-        given_systems(self.models, self.predictions)
+        external_systems(self.models, self.predictions)
         return self
 
 

@@ -62,19 +62,19 @@ class TrainConfig(Section):
     weight_decay: NonNegative = 0.01
     max_grad_norm: Positive = 1.0
     ema: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
-    """Decay a step (0.995, say) of an exponential mean of the weights, which is looked at and kept in place of the
+    """Decay a step (0.995, say) of an exponential mean of the weights, which is validated and kept in place of the
     weights themselves: 4 bytes a parameter that trains, divided as the optimizer's state is. None keeps none."""
     log_every: Count = 10
     """Steps between two lines of metrics."""
     validate_every: Count | None = None
-    """Steps between two looks at held-out examples, the last one after the last step; None takes four looks in all."""
+    """Steps between two validations on held-out examples, the last one after the last; None validates four times."""
     validation_users: Annotated[int, Field(ge=0)] = 0
-    """Users of the validation split, chosen by a hash, for one example of each of whom every look searches the
+    """Users of the validation split, chosen by a hash, for one example of each of whom every validation searches the
     catalogue: HR@10 and NDCG@10. 0 leaves that out."""
     best_metric: Literal["validation_loss", "hr@10", "ndcg@10"] | None = None
-    """Keep the model of the look that was best by this; None keeps the last one."""
+    """Keep the model of the validation that was best by this; None keeps the last one."""
     patience: Count | None = None
-    """Looks without a better `best_metric` before stopping early; None trains to the end."""
+    """Validations without a better `best_metric` before stopping early; None trains to the end."""
     checkpoint_every: Annotated[int, Field(ge=0)] | None = None
     """Steps between two checkpoints, from which a lost worker or the same command run again goes on. None takes a
     twentieth of the run, at least 10; 0 takes none."""

@@ -17,22 +17,22 @@ import pyarrow.parquet as pq
 from rosepo.config import Config, folder_or_id
 from rosepo.data.catalogue import Catalogue
 from rosepo.evaluation.candidates.protocol import free_generation
-from rosepo.evaluation.external_models import check_given_model
-from rosepo.evaluation.measure import measure
+from rosepo.evaluation.evaluate_rankings import evaluate_rankings
+from rosepo.evaluation.external_models import check_external_model
 from rosepo.evaluation.predictions import read_predictions
 from rosepo.evaluation.rankings import count_cut, plan_parts, write_examples
 from rosepo.evaluation.systems import EXAMPLES_FILE, ITEMS_FILE, NO_BASELINE, TABLE, Ranking, oracle_name
-from rosepo.utils.console import say
+from rosepo.utils.console import echo
 from rosepo.utils.files import write_json
 
 if TYPE_CHECKING:
-    from rosepo.run.paths import Outputs
+    from rosepo.run.paths import RunPaths
 
 EXPOSURE_FILE, METRICS_FILE = "exposure.parquet", "metrics.json"
 MODELS = ("popular", "markov", "oracle", "sft", "aligned")
 
 
-def evaluate(config: Config, inputs: Outputs, out: Path) -> dict[str, Any]:
+def evaluate(config: Config, paths: RunPaths, out: Path) -> dict[str, Any]:
     """Write `rankings/<name>.parquet/`, `exposure.parquet` and `metrics.json` into `out`.
 
     Models whose stage folder is missing are left out, and said to be. Parts of rankings that an earlier run finished in
@@ -44,27 +44,27 @@ def evaluate(config: Config, inputs: Outputs, out: Path) -> dict[str, Any]:
         StageError: an actor failed for good, or the disk is full.
     """
     settings = config.evaluate
-    catalogue = Catalogue.load(inputs.examples / ITEMS_FILE)
+    catalogue = Catalogue.load(paths.examples / ITEMS_FILE)
     examples = out / EXAMPLES_FILE
     listed = ("candidates",) if config.model.template.candidates else ()
-    n = write_examples(inputs.examples, settings.split, settings.max_examples, settings.batch_size, examples, listed)
-    folders = {name: folder for name, folder in (("sft", inputs.sft), ("aligned", inputs.aligned)) if folder.is_dir()}
-    oracle = oracle_name(inputs.oracle)
-    absent = _tell_absent(inputs, folders, oracle)
+    n = write_examples(paths.examples, settings.split, settings.max_examples, settings.batch_size, examples, listed)
+    folders = {name: folder for name, folder in (("sft", paths.sft), ("aligned", paths.aligned)) if folder.is_dir()}
+    oracle = oracle_name(paths.oracle)
+    absent = _tell_absent(paths, folders, oracle)
     given = settings.given
     models = {name: str(folder) for name, folder in folders.items()}
     for name, one in given.items():
         if one.kind == "models":
-            check_given_model(one, catalogue, config.model)
+            check_external_model(one, catalogue, config.model)
             models[name] = folder_or_id(one.location)
     ambiguous = config.prepare.duplicate_titles == "disambiguate"
     predictions = [read_predictions(one, catalogue, examples, ambiguous) for one in given.values()
                    if one.kind == "predictions"]  # fmt: skip
-    ranking = Ranking(config, inputs, out, catalogue, plan_parts(examples))
+    ranking = Ranking(config, paths, out, catalogue, plan_parts(examples))
     seconds = ranking.by_scorers(with_oracle=oracle not in (None, TABLE)) | ranking.by_models(models)
     ranking.by_predictions(predictions)
     own = [name for name in MODELS if name not in absent]
-    metrics, exposure = measure(config, inputs, catalogue, examples, ranking.folder, [*own, *given])
+    metrics, exposure = evaluate_rankings(config, paths, catalogue, examples, ranking.folder, [*own, *given])
     free_generation(ranking, models, metrics)
     metrics["oracle"] = oracle
     metrics["cut"] = {name: count_cut(ranking.folder_of(name)) for name in models}
@@ -81,33 +81,33 @@ def evaluate(config: Config, inputs: Outputs, out: Path) -> dict[str, Any]:
             "ranking_seconds": seconds}  # fmt: skip
 
 
-def _tell_absent(inputs: Outputs, folders: Mapping[str, Path], oracle: str | None) -> list[str]:
+def _tell_absent(paths: RunPaths, folders: Mapping[str, Path], oracle: str | None) -> list[str]:
     """The run's own systems that are not ranked; those that are not there are said."""
     present = ["popular", "markov", *(["oracle"] if oracle not in (None, TABLE) else []), *folders]
     absent = [name for name in MODELS if name not in present]
     missing = [name for name in absent if name != "oracle" or oracle is None]
     if missing:
-        say(f"  not there, so left out: {', '.join(missing)}{_missing_round(inputs) if 'aligned' in missing else ''}")
+        echo(f"  not there, so left out: {', '.join(missing)}{_missing_round(paths) if 'aligned' in missing else ''}")
     if oracle == TABLE:
-        say(f"  {NO_BASELINE}")
+        echo(f"  {NO_BASELINE}")
     return absent
 
 
-def _missing_round(inputs: Outputs) -> str:
+def _missing_round(paths: RunPaths) -> str:
     """Of several rounds, the first one whose alignment is not there, and what to run; nothing of a single round."""
-    if inputs.round == 1:
+    if paths.round == 1:
         return ""
-    first = next(each for each in inputs.rounds if not each.aligned.is_dir())
+    first = next(each for each in paths.rounds if not each.aligned.is_dir())
     option = "" if first.round == 1 else f" --round {first.round}"
     steps = ("align",) if first.groups.is_dir() else ("pairs", "align")
     commands = " and ".join(f"`rosepo {step}{option}`" for step in steps)
-    text = f" (of {inputs.round} rounds, round {first.round} is not aligned: run {commands}"
-    text += ", then the later ones" if first.round < inputs.round else ""
+    text = f" (of {paths.round} rounds, round {first.round} is not aligned: run {commands}"
+    text += ", then the later ones" if first.round < paths.round else ""
     return text + (f", or evaluate with pairs.rounds={first.round - 1})" if first.round > 1 else ")")
 
 
 def _tell_cut(cut: Mapping[str, Mapping[str, int]], n: int) -> None:
     for name, counts in cut.items():
         if counts["prompts"]:
-            say(f"  {name}: {counts['prompts']:,} of {n:,} prompts could not hold their history and left out "
+            echo(f"  {name}: {counts['prompts']:,} of {n:,} prompts could not hold their history and left out "
                 f"{counts['items']:,} of its oldest items (model.max_length)")  # fmt: skip

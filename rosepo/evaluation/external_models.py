@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rosepo.config import Config, ModelConfig
-from rosepo.config.external import Given
+from rosepo.config.external import ExternalSystem
 from rosepo.data.catalogue import Catalogue
 from rosepo.data.readers.digests import digests_of
 from rosepo.data.readers.sources import Source, find_sources
-from rosepo.utils.console import say
+from rosepo.utils.console import echo
 from rosepo.utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from rosepo.lm.model.model_folder import Recommender
 
 
-def load_given(path: str, catalogue: Catalogue, prompts: ModelConfig, max_history: int) -> Recommender:
+def load_external(path: str, catalogue: Catalogue, prompts: ModelConfig, max_history: int) -> Recommender:
     """A model that ranks a catalogue, in eval mode, float32 on the CPU.
 
     A folder that rosepo wrote brings its own template and lengths; any other model is read with those of `prompts`, as
@@ -49,7 +49,7 @@ def load_given(path: str, catalogue: Catalogue, prompts: ModelConfig, max_histor
     return Recommender(model, tokenizer, builder, catalogue, max_history)
 
 
-def check_given_model(given: Given, catalogue: Catalogue, prompts: ModelConfig) -> None:
+def check_external_model(given: ExternalSystem, catalogue: Catalogue, prompts: ModelConfig) -> None:
     """Refuse a model that could not rank a catalogue, from its config and tokenizer alone; no weights are loaded.
 
     Raises:
@@ -72,7 +72,7 @@ def check_given_model(given: Given, catalogue: Catalogue, prompts: ModelConfig) 
         raise UserError(str(error).replace("model.path", given.key)) from error
     positions = max_positions(settings)
     if positions is not None and positions < prompts.max_length:
-        say(f"  {given.name}: prompts of at most {positions} tokens, its positions, instead of model.max_length="
+        echo(f"  {given.name}: prompts of at most {positions} tokens, its positions, instead of model.max_length="
             f"{prompts.max_length}")  # fmt: skip
 
 
@@ -93,7 +93,7 @@ def check_catalogue(folder: Path, catalogue: Catalogue) -> None:
         )
 
 
-def _check_prompts(given: Given, folder: Path, prompts: ModelConfig) -> None:
+def _check_prompts(given: ExternalSystem, folder: Path, prompts: ModelConfig) -> None:
     """Refuse a model of rosepo that needs candidates where the run has none; say where it is the other way round."""
     from rosepo.lm.model.model_folder import read_settings
 
@@ -104,10 +104,10 @@ def _check_prompts(given: Given, folder: Path, prompts: ModelConfig) -> None:
             "and this run lists none: give a model without, or evaluate it in a run whose prompts list them"
         )
     if prompts.template.candidates and not listing:
-        say(f"  {given.name}: its prompts list no candidates, so it ranks them, and answers freely without them")
+        echo(f"  {given.name}: its prompts list no candidates, so it ranks them, and answers freely without them")
 
 
-def given_digests(config: Config) -> dict[str, str]:
+def external_digests(config: Config) -> dict[str, str]:
     """Digests of what lies behind `evaluate.models` and `evaluate.predictions`; a hub id stands for itself.
 
     Raises:
@@ -119,7 +119,7 @@ def given_digests(config: Config) -> dict[str, str]:
     return found
 
 
-def sources_of(given: Given) -> list[Source]:
+def sources_of(given: ExternalSystem) -> list[Source]:
     """The files behind a system; none behind a hub id."""
     if given.kind == "predictions":
         return find_sources(given.location, "auto", given.key)

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from rosepo.config.external import Given
+from rosepo.config.external import ExternalSystem
 from rosepo.data.catalogue import Catalogue
 from rosepo.data.readers.columns import codes as places_of
 from rosepo.evaluation.external_models import sources_of
@@ -102,7 +102,7 @@ class Predictions:
         return "; ".join(part for part in parts if part)
 
 
-def read_predictions(given: Given, catalogue: Catalogue, examples: Path, ambiguous: bool) -> Predictions:
+def read_predictions(given: ExternalSystem, catalogue: Catalogue, examples: Path, ambiguous: bool) -> Predictions:
     """The lists of a system.
 
     Args:
@@ -157,7 +157,7 @@ def read_predictions(given: Given, catalogue: Catalogue, examples: Path, ambiguo
 class _Lists:
     """The rows of a file, sorted into lists by whose they are."""
 
-    def __init__(self, layout: Layout, examples: Path, given: Given) -> None:
+    def __init__(self, layout: Layout, examples: Path, given: ExternalSystem) -> None:
         self.layout, self.given = layout, given
         column = pq.read_table(examples, columns=["example_id" if layout.by_example else "user_id"]).column(0)
         coded = column.combine_chunks().dictionary_encode()

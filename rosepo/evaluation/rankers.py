@@ -21,7 +21,7 @@ from rosepo.lm.titles.candidate_scores import best_candidates, candidate_logps
 from rosepo.run.ray_session import answers_of_actors
 from rosepo.run.shard_files import lost_actor
 from rosepo.utils.console import Progress
-from rosepo.utils.errors import own_error
+from rosepo.utils.errors import user_error_from
 
 if TYPE_CHECKING:
     from rosepo.lm.model.model_folder import Recommender
@@ -105,11 +105,11 @@ class LanguageModelRanker:
     def _hold(self, name: str) -> None:
         if name == self.held:
             return
-        from rosepo.evaluation.external_models import load_given
+        from rosepo.evaluation.external_models import load_external
 
         self.release()  # or both would lie in memory while the next one is loaded
         settings = self.settings
-        self.recommender = load_given(settings.models[name], self.catalogue, settings.prompts, settings.max_history)
+        self.recommender = load_external(settings.models[name], self.catalogue, settings.prompts, settings.max_history)
         self.recommender.model.to(settings.device)
         self.prepare()
         self.held = name
@@ -158,7 +158,7 @@ def rank_by_models(
             on_rows(answer["rows"])
     except Exception as error:
         left = sum(not (settings.out / f"{name}.parquet" / part.name).exists() for name, part in work)
-        raise own_error(error) or lost_actor(
+        raise user_error_from(error) or lost_actor(
             error, "a ranking actor", total - left, total, "evaluate.actors"
         ) from error
 

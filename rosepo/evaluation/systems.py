@@ -19,14 +19,14 @@ from rosepo.evaluation.external_models import sources_of
 from rosepo.evaluation.predictions import Predictions
 from rosepo.evaluation.rankers import LanguageModelRanker, RankerSettings, rank_by_batches, rank_by_models
 from rosepo.evaluation.rankings import DEPTH, PART_BATCHES, PARTS, Batch, Part, check_complete, open_rankings
-from rosepo.oracle.load import ImportedScorer, WholeCatalogue, load_scorer, read_about
+from rosepo.oracle.load import ImportedScorer, WholeCatalogue, load_scorer, read_kind
 from rosepo.run.manifest import read_manifest
 from rosepo.run.resources import stage_use_gpu
-from rosepo.utils.console import Progress, say
+from rosepo.utils.console import Progress, echo
 from rosepo.utils.files import digest
 
 if TYPE_CHECKING:
-    from rosepo.run.paths import Outputs
+    from rosepo.run.paths import RunPaths
 
 EXAMPLES_FILE, RANKINGS_FOLDER = "_examples.parquet", "rankings"
 ITEMS_FILE = "_items.parquet"
@@ -49,7 +49,7 @@ class Ranking:
     """
 
     config: Config
-    inputs: Outputs
+    paths: RunPaths
     out: Path
     catalogue: Catalogue
     parts: list[Part]
@@ -77,16 +77,16 @@ class Ranking:
 
     def by_scorers(self, *, with_oracle: bool) -> dict[str, float]:
         """Rank by the baselines that score whole batches, in this process; seconds by what ran together."""
-        popular, chain = Popular(self.catalogue.train_count), markov(self.inputs.examples, self.catalogue)
+        popular, chain = Popular(self.catalogue.train_count), markov(self.paths.examples, self.catalogue)
         scorers: dict[str, BatchScores] = {
             "popular": lambda batch: popular.score_all(batch.histories),
             "markov": lambda batch: chain.score_all(batch.histories),
         }
         if with_oracle:
-            scorers["oracle"] = _oracle_baseline(self.inputs.oracle, self.catalogue)
+            scorers["oracle"] = _oracle_baseline(self.paths.oracle, self.catalogue)
         started = time.monotonic()
         for name, scorer in scorers.items():
-            sources = {"oracle": read_manifest(self.inputs.oracle)} if name == "oracle" else {}
+            sources = {"oracle": read_manifest(self.paths.oracle)} if name == "oracle" else {}
             left = self._left(name, sources)
             before = self._rows - sum(part.rows for part in left)
             with Progress(name, self._rows, "examples", before=before) as progress:
@@ -106,12 +106,12 @@ class Ranking:
         total, finished = len(models) * len(self.parts), len(models) * len(self.parts) - len(left)
         before = len(models) * self._rows - sum(part.rows for _, part in left)
         if finished:
-            say(f"  goes on from {finished} of {total} parts of {self.folder_name} that an earlier run finished")
+            echo(f"  goes on from {finished} of {total} parts of {self.folder_name} that an earlier run finished")
         if left:
             settings = RankerSettings(
                 models=dict(models),
                 examples=self.examples,
-                catalogue=self.inputs.examples / ITEMS_FILE,
+                catalogue=self.paths.examples / ITEMS_FILE,
                 out=self.folder,
                 beams=config.evaluate.beams,
                 device=device,
@@ -137,25 +137,25 @@ class Ranking:
         """Write the lists of other systems as rankings, and tell what was amiss with them."""
         for one in predictions:
             one.rank(self.out / EXAMPLES_FILE, self.catalogue, self.folder_of(one.name), self.parts)
-            say(f"  {one.told()}")
+            echo(f"  {one.told()}")
 
     def _left(self, name: str, sources: Mapping[str, Any]) -> list[Part]:
         """The parts of a system's rankings that are left to make."""
         # What was made again under the same settings may differ by a bit: manifests say when a thing was made.
         origin = digest(
-            [FORMAT, DEPTH, PARTS, PART_BATCHES, rosepo.__version__, read_manifest(self.inputs.examples), sources,
+            [FORMAT, DEPTH, PARTS, PART_BATCHES, rosepo.__version__, read_manifest(self.paths.examples), sources,
              self.config.model.template.candidates,
              self.config.evaluate.model_dump(include={"split", "max_examples", "batch_size", "beams"})]
         )  # fmt: skip
-        finished = read_manifest(self.inputs.evaluation) is not None
-        earlier = self.inputs.evaluation / self.folder_name / f"{name}.parquet" if finished else None
+        finished = read_manifest(self.paths.evaluation) is not None
+        earlier = self.paths.evaluation / self.folder_name / f"{name}.parquet" if finished else None
         return open_rankings(self.folder_of(name), self.parts, origin, earlier)
 
     def _made_from(self, name: str) -> dict[str, Any]:
         """What the rankings of a language model depend on beside examples and search."""
         given = self.config.evaluate.given.get(name)
         if given is None:
-            return {"model": read_manifest(self.inputs.sft if name == "sft" else self.inputs.aligned)}
+            return {"model": read_manifest(self.paths.sft if name == "sft" else self.paths.aligned)}
         prompts = self.config.model.model_dump(include={"template", "max_length"})
         return {"model": given.location, "files": digests_of(sources_of(given)), "prompts": prompts}
 
@@ -168,7 +168,7 @@ def oracle_name(folder: Path) -> str | None:
     """
     if not folder.is_dir():
         return None
-    about = read_about(folder)
+    about = read_kind(folder)
     if about["kind"] == "sasrec":
         from rosepo.oracle.crossfit import n_members
 
@@ -178,7 +178,7 @@ def oracle_name(folder: Path) -> str | None:
 
 def _oracle_baseline(folder: Path, catalogue: Catalogue) -> BatchScores:
     """The oracle as a ranker: SASRec trained on all users, or a scorer of one's own over the whole catalogue."""
-    if read_about(folder)["kind"] == "sasrec":
+    if read_kind(folder)["kind"] == "sasrec":
         from rosepo.oracle.crossfit import Oracle
 
         oracle = Oracle.load(folder, catalogue.item_ids)

@@ -12,7 +12,7 @@ from rosepo.experiments.making import Making, make
 from rosepo.experiments.process import only_one
 from rosepo.experiments.runs import runs_of
 from rosepo.experiments.suite import GIVEN, Experiment, Experiments, read_suites
-from rosepo.utils.console import say
+from rosepo.utils.console import echo
 from rosepo.utils.errors import StageError, UserError
 
 
@@ -57,15 +57,15 @@ def experiments(
     asked = read_suites(suites)
     runs = runs_of(_chosen(asked, chosen, more), out, chosen.test)
     if dry_run:
-        say(as_text(forecast(runs, out, more, overwrite)))
+        echo(as_text(forecast(runs, out, more, overwrite)))
         return
     if not tables:
         with only_one(out) as lock:
             making = Making(more, overwrite, lock)
             for number, run in enumerate(runs, 1):
-                say(f"({number}/{len(runs)}) {run.label}")
+                echo(f"({number}/{len(runs)}) {run.label}")
                 if run.split == "test" and not replace(run, split="validation").finished:
-                    say("  left out: it has no evaluation on validation")
+                    echo("  left out: it has no evaluation on validation")
                     continue
                 make(run, making)
     from rosepo.experiments.results import MARKDOWN_FILE, write_results
@@ -79,7 +79,7 @@ def experiments(
     if not any(run.finished for run in every):
         raise StageError(told or f"{out} holds no finished run of these suites: leave --tables out to make them")
     write_results(asked, every, out, more)
-    say(f"  Results  {out / MARKDOWN_FILE}")
+    echo(f"  Results  {out / MARKDOWN_FILE}")
     if told:
         raise StageError(told)
 

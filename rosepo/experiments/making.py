@@ -13,7 +13,7 @@ from rosepo.experiments.runs import FAILURE_FILE, Run, plan_of
 from rosepo.experiments.stage_reuse import link_finished, link_rankings
 from rosepo.pipeline.planning import CONFIG_FILE, Plan
 from rosepo.run.manifest import read_manifest
-from rosepo.utils.console import say
+from rosepo.utils.console import echo
 from rosepo.utils.errors import StageError, UserError
 from rosepo.utils.files import now, write_json, write_text
 from rosepo.utils.redaction import redact
@@ -60,7 +60,7 @@ def make(run: Run, making: Making) -> str | None:
     if "evaluate" in left:
         link_rankings(run, plans)
     shared = f" (shared: {', '.join(linked)})" if linked else ""
-    say(f"  {run.label}: {', '.join(left) or 'nothing left'}{shared}")
+    echo(f"  {run.label}: {', '.join(left) or 'nothing left'}{shared}")
     write_text(run.folder / CONFIG_FILE, dump_config(config))
     command = [sys.executable, "-m", "rosepo", "run", "--out", str(run.folder)]
     told = call([*command, *(["--overwrite"] if making.overwrite else [])], run.folder / LOG_FILE, making.lock)
@@ -89,5 +89,5 @@ def _first_left(run: Run, plans: Sequence[Plan]) -> dict[str, str]:
 def _failed(run: Run, error: str) -> str:
     run.folder.mkdir(parents=True, exist_ok=True)
     write_json(run.folder / FAILURE_FILE, {"error": redact(error), "at": now()})
-    say(f"  {run.label} failed: {error}")
+    echo(f"  {run.label} failed: {error}")
     return error

@@ -21,7 +21,7 @@ from rosepo.lm.model.title_embeddings import encode_titles, history_similarity
 from rosepo.metrics import bias
 from rosepo.metrics.bootstrap import Estimate, Resampled, UserBootstrap
 from rosepo.metrics.ranking import hit_ratio, ndcg
-from rosepo.run.paths import Outputs
+from rosepo.run.paths import RunPaths
 
 METRICS = ("hr@1", "hr@10", "ndcg@10", "log_popularity", "head_share", "hallucination")
 TRUTH = "truth"
@@ -44,13 +44,13 @@ class Measured:
     systems: dict[str, Series]
 
 
-def measure(folder: Path, config: Config, models: Iterable[str]) -> Measured:
+def read_measured(folder: Path, config: Config, models: Iterable[str]) -> Measured:
     """Read the rankings of some models in a run's folder; models without a ranking are left out.
 
     Args:
         config: of the run; says by what titles are alike.
     """
-    inputs = Outputs(folder)
+    inputs = RunPaths(folder)
     catalogue = Catalogue.load(inputs.examples / ITEMS_FILE)
     examples = inputs.evaluation / EXAMPLES_FILE
     folders = {name: inputs.evaluation / RANKINGS_FOLDER / f"{name}.parquet" for name in models}
@@ -68,11 +68,11 @@ def measure(folder: Path, config: Config, models: Iterable[str]) -> Measured:
 
 
 def _hallucination(
-    config: Config, inputs: Outputs, catalogue: Catalogue, examples: Path, top: Mapping[str, np.ndarray]
+    config: Config, paths: RunPaths, catalogue: Catalogue, examples: Path, top: Mapping[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
     """By how much each model's wrong titles look more like the history than the right one: float64 [N] each."""
-    spec = "tfidf" if config.pairs.encoder == "policy" and not inputs.sft.is_dir() else config.pairs.encoder
-    embeddings = encode_titles(spec, catalogue, inputs.sft)
+    spec = "tfidf" if config.pairs.encoder == "policy" and not paths.sft.is_dir() else config.pairs.encoder
+    embeddings = encode_titles(spec, catalogue, paths.sft)
     parts: dict[str, list[np.ndarray]] = {name: [] for name in top}
     start = 0
     for batch in read_batches(examples, catalogue):

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from rosepo.utils.console import say
+from rosepo.utils.console import echo
 from rosepo.utils.errors import UserError
 
 PATIENCE = 60
@@ -46,7 +46,7 @@ def call(command: list[str], log: Path, lock: int) -> str | None:
                 file.write(line)
                 file.flush()
                 if line.startswith("["):
-                    say(f"    {line.rstrip()}")
+                    echo(f"    {line.rstrip()}")
                 elif line.strip():
                     told = line.strip()
         code = process.wait()
@@ -85,7 +85,7 @@ def only_one(out: Path) -> Iterator[int]:
                 break
             except BlockingIOError:
                 if second == 0:
-                    say(f"  another rosepo is at work in {out}: waiting up to {PATIENCE} s for its end")
+                    echo(f"  another rosepo is at work in {out}: waiting up to {PATIENCE} s for its end")
                 time.sleep(1)
             except OSError:
                 break  # a file system without locks

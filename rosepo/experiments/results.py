@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from rosepo.experiments.evaluations_on_test import looked_at
-from rosepo.experiments.pooled_metrics import METRICS, TRUTH, Measured, Pool, Series, measure
+from rosepo.experiments.pooled_metrics import METRICS, TRUTH, Measured, Pool, Series, read_measured
 from rosepo.experiments.provenance import cost, made_by
 from rosepo.experiments.result_plots import write_pictures
 from rosepo.experiments.result_tables import as_markdown
@@ -26,7 +26,7 @@ from rosepo.metrics.bootstrap import Estimate
 from rosepo.pipeline.planning import resolve_config
 from rosepo.report.text.format import outcome, sign
 from rosepo.run.manifest import read_manifest
-from rosepo.run.paths import Outputs
+from rosepo.run.paths import RunPaths
 from rosepo.tuning.sweep import TRIALS_FILE
 from rosepo.utils.errors import UserError
 from rosepo.utils.files import now, write_json, write_text
@@ -133,7 +133,7 @@ def _collect(collected: _Collected, runs: Sequence[Run], seeds: Mapping[str, int
     """Runs of one seed. Baselines are those of the variant that has the most seeds, the first of such in the suites. A
     variant with an SFT model or an oracle of its own brings that too, once for all that share it, as `<variant>:sft`.
     """
-    inputs = {run.folder: (read_manifest(Outputs(run.folder).evaluation) or {})["inputs"] for run in runs}
+    inputs = {run.folder: (read_manifest(RunPaths(run.folder).evaluation) or {})["inputs"] for run in runs}
     baselines: dict[str, str] = {}
     for run in sorted(runs, key=lambda run: -seeds[run.experiment.variant]):
         baselines = {**inputs[run.folder], **baselines}
@@ -154,7 +154,7 @@ def _collect(collected: _Collected, runs: Sequence[Run], seeds: Mapping[str, int
                 if run.seed not in collected.systems.get(name, {}):
                     wanted[model] = name
         config = resolve_config(run.folder, None, [])
-        measured = measure(run.folder, config, wanted)
+        measured = read_measured(run.folder, config, wanted)
         if first is not None and not np.array_equal(first.example_ids, measured.example_ids):
             collected.elsewhere.append(run.label)
             continue
@@ -212,7 +212,7 @@ def _answer(pool: Pool, collected: _Collected, contrast: Contrast) -> dict[str, 
 
 def _trials(run: Run) -> dict[str, Any] | None:
     """The trials of a run's sweep, on validation; None where it has none."""
-    path = Outputs(run.folder).sweep / TRIALS_FILE
+    path = RunPaths(run.folder).sweep / TRIALS_FILE
     if run.split == "test" or not path.is_file():
         return None
     found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))

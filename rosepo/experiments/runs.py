@@ -17,7 +17,7 @@ from rosepo.experiments.suite import Experiment, Split
 from rosepo.pipeline.fingerprints import stage_settings
 from rosepo.pipeline.planning import CONFIG_FILE, Plan, plan_stages
 from rosepo.run.manifest import read_manifest
-from rosepo.run.paths import Outputs
+from rosepo.run.paths import RunPaths
 from rosepo.run.stages import find_stage, stages_of
 from rosepo.utils.files import digest
 from rosepo.utils.redaction import redact_tree
@@ -50,7 +50,7 @@ class Run:
     @property
     def finished(self) -> bool:
         """Whether there is an evaluation, and the last try did not fail."""
-        return read_manifest(Outputs(self.folder).evaluation) is not None and self.failure() is None
+        return read_manifest(RunPaths(self.folder).evaluation) is not None and self.failure() is None
 
     def config(self, more: Sequence[str] = ()) -> Config:
         """Its configuration, see `Experiment.config`; overrides `DATA:SECTION.KEY=VALUE` are for one data set."""
@@ -68,7 +68,7 @@ class Run:
                 # Where the data stands is no matter; what is in it the fingerprints know.
                 if not key.startswith("data.") and digest(redact_tree(value)) != digest(then):
                     found[key] = f"{key}: {then} → {value}"
-        evaluated = (read_manifest(Outputs(self.folder).evaluation) or {}).get("inputs", {})
+        evaluated = (read_manifest(RunPaths(self.folder).evaluation) or {}).get("inputs", {})
         for name, fingerprint in evaluated.items():
             manifest = read_manifest(self.folder / find_stage(name).folder)
             if manifest is not None and manifest["fingerprint"] != fingerprint:

@@ -19,7 +19,7 @@ from rosepo.experiments.runs import Run
 from rosepo.pipeline.planning import Plan
 from rosepo.run.folders import partial_folder, replacing
 from rosepo.run.manifest import read_manifest
-from rosepo.run.paths import Outputs, of_round
+from rosepo.run.paths import RunPaths, of_round
 
 
 def source_of(plan: Plan, siblings: Iterable[Path]) -> Path | None:
@@ -61,11 +61,11 @@ def link_rankings(run: Run, plans: Sequence[Plan]) -> list[str]:
     wanted["aligned"] = of_round("align", plan.stage.round)
     found = []
     for sibling in run.siblings():
-        manifest = read_manifest(Outputs(sibling).evaluation)
+        manifest = read_manifest(RunPaths(sibling).evaluation)
         if manifest is None or manifest["settings"].get("evaluate.split") != run.split:
             continue
         for model, stage in wanted.items():
-            source = Outputs(sibling).evaluation / RANKINGS_FOLDER / f"{model}.parquet"
+            source = RunPaths(sibling).evaluation / RANKINGS_FOLDER / f"{model}.parquet"
             same = all(manifest["inputs"].get(name) == made.get(name) for name in ("prepare", stage))
             if same and model not in found and source.is_dir() and not (folder / source.name).exists():
                 shutil.copytree(source, folder / source.name, copy_function=_link)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from rosepo.objectives.rewards import Metrics, wide
+from rosepo.objectives.rewards import Metrics, to_float32
 
 
 def chosen_nll(policy_logps: Tensor) -> Tensor:
@@ -36,7 +36,7 @@ def distill(policy_logps: Tensor, weights: Tensor) -> tuple[Tensor, Metrics]:
     Returns:
         Loss [G], at least float32, and no metrics: nothing is compared.
     """
-    logps = wide(policy_logps)
+    logps = to_float32(policy_logps)
     return -(weights.to(logps.dtype) * logps).sum(dim=1), {}
 
 

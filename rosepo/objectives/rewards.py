@@ -20,10 +20,10 @@ def log_ratios(policy_logps: Tensor, ref_logps: Tensor) -> Tensor:
             "log-probabilities of the policy and of the reference must be of one shape: "
             f"{tuple(policy_logps.shape)}, {tuple(ref_logps.shape)}"
         )
-    return wide(policy_logps) - wide(ref_logps)
+    return to_float32(policy_logps) - to_float32(ref_logps)
 
 
-def wide(logps: Tensor) -> Tensor:
+def to_float32(logps: Tensor) -> Tensor:
     """Log-probabilities of groups, [G, 1 + K], in float32, or float64 where they are.
 
     Raises:

@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rosepo.objectives.rewards import Metrics, log_ratios, pair_margins, reward_metrics, wide
+from rosepo.objectives.rewards import Metrics, log_ratios, pair_margins, reward_metrics, to_float32
 from rosepo.objectives.rosepo import pairwise, softmax
 
 
@@ -85,7 +85,7 @@ def simpo(policy_logps: Tensor, counts: Tensor, beta: float, gamma: float) -> tu
     Returns:
         Loss [G] and metrics; rewards are ``beta * policy_logps / counts``, margins without gamma.
     """
-    logps = wide(policy_logps)
+    logps = to_float32(policy_logps)
     rewards = beta * logps / counts.to(logps.dtype)
     return -F.logsigmoid(pair_margins(rewards) - gamma).mean(dim=1), reward_metrics(rewards)
 

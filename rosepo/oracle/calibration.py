@@ -13,7 +13,7 @@ from rosepo.data.catalogue import Catalogue
 from rosepo.data.seen import read_split
 from rosepo.oracle.epsilon import TAU_BOUNDS, calibration, fit_tau
 from rosepo.oracle.protocol import Scorer
-from rosepo.utils.console import Progress, say
+from rosepo.utils.console import Progress, echo
 
 NEGATIVES = 20
 """Items drawn beside each validation target to fit tau on."""
@@ -73,7 +73,7 @@ def calibrate_preferences(chosen: np.ndarray, other: np.ndarray, tau: float | No
     if tau is None:
         tau = float(fit_tau(chosen, other))
         if tau > 0.99 * TAU_BOUNDS[1]:
-            say(
+            echo(
                 "  the oracle tells what users chose from other titles no better than chance: every epsilon will be"
                 " near 1/2 and every target even, so that there is nothing to align with; train it longer"
                 " (oracle.max_epochs), or give another one (oracle.kind)"

@@ -18,19 +18,19 @@ from rosepo.oracle.calibration import (
     validation_arrays,
     validation_table,
 )
-from rosepo.oracle.load import ImportedScorer, write_about
+from rosepo.oracle.load import ImportedScorer, write_kind
 from rosepo.oracle.sasrec import catalogue_digest
 from rosepo.oracle.score_files import score_files
 from rosepo.oracle.score_table import ScoreTable, write_score_table
-from rosepo.utils.console import Progress, say
+from rosepo.utils.console import Progress, echo
 from rosepo.utils.errors import UserError
 from rosepo.utils.files import write_json
 
 if TYPE_CHECKING:
-    from rosepo.run.paths import Outputs
+    from rosepo.run.paths import RunPaths
 
 
-def given_oracle(config: Config, inputs: Outputs, out: Path) -> dict[str, Any]:
+def external_oracle(config: Config, paths: RunPaths, out: Path) -> dict[str, Any]:
     """Check the oracle that `oracle.kind` names, fit tau where it is not set, write the oracle folder.
 
     Returns:
@@ -42,31 +42,31 @@ def given_oracle(config: Config, inputs: Outputs, out: Path) -> dict[str, Any]:
             `write_score_table`; no validation examples to fit tau on.
     """
     started = time.monotonic()
-    catalogue = Catalogue.load(inputs.examples / "_items.parquet")
+    catalogue = Catalogue.load(paths.examples / "_items.parquet")
     about: dict[str, Any] = {"catalogue_digest": catalogue_digest(catalogue.item_ids)}
     if config.oracle.kind == "scorer":
         about["scorer"] = config.oracle.scorer
-        found = _scorer(config, inputs, catalogue)
+        found = _scorer(config, paths, catalogue)
     else:
-        found = _table(config, inputs, catalogue, out)
+        found = _table(config, paths, catalogue, out)
     calibration = found.pop("calibration")
     if calibration is not None:
         write_json(out / CALIBRATION_FILE, calibration)
-    write_about(out, config.oracle.kind, tau=found["tau"], **about)
+    write_kind(out, config.oracle.kind, tau=found["tau"], **about)
     if found["auc"] is None:
-        say(f"  tau {found['tau']:.2f} as set; no validation pair to calibrate it on")
+        echo(f"  tau {found['tau']:.2f} as set; no validation pair to calibrate it on")
     else:
-        say(f"  {found['validation_pairs']:,} validation pairs: tau {found['tau']:.2f}, chosen above other "
+        echo(f"  {found['validation_pairs']:,} validation pairs: tau {found['tau']:.2f}, chosen above other "
             f"{found['auc']:.3f}, calibration error {found['calibration_error']:.3f}")  # fmt: skip
     return {"kind": config.oracle.kind, **found, "seconds": round(time.monotonic() - started, 2)}
 
 
-def _scorer(config: Config, inputs: Outputs, catalogue: Catalogue) -> dict[str, Any]:
+def _scorer(config: Config, paths: RunPaths, catalogue: Catalogue) -> dict[str, Any]:
     scorer = ImportedScorer.make(str(config.oracle.scorer), catalogue)
-    validation = validation_table(inputs.examples, catalogue)
+    validation = validation_table(paths.examples, catalogue)
     if not len(validation):
-        raise UserError(f"{inputs.examples} has no validation examples for the oracle")
-    say(f"  {config.oracle.scorer}: nothing is trained")
+        raise UserError(f"{paths.examples} has no validation examples for the oracle")
+    echo(f"  {config.oracle.scorer}: nothing is trained")
     with Progress("oracle", len(validation), "examples") as progress:
         scores = score_validation(scorer, validation, len(catalogue), config.seed, progress)
     return {
@@ -75,14 +75,14 @@ def _scorer(config: Config, inputs: Outputs, catalogue: Catalogue) -> dict[str, 
     }
 
 
-def _table(config: Config, inputs: Outputs, catalogue: Catalogue, out: Path) -> dict[str, Any]:
+def _table(config: Config, paths: RunPaths, catalogue: Catalogue, out: Path) -> dict[str, Any]:
     sources = score_files(str(config.oracle.scores))
-    counts = write_score_table(sources, _example_ids(inputs.examples), catalogue, out)
-    say(f"  {config.oracle.scores}: {counts['rows']:,} scores of {counts['examples']:,} examples")
+    counts = write_score_table(sources, _example_ids(paths.examples), catalogue, out)
+    echo(f"  {config.oracle.scores}: {counts['rows']:,} scores of {counts['examples']:,} examples")
     if counts["unknown_rows"]:
-        say(f"  {counts['unknown_rows']:,} rows of {counts['unknown_examples']:,} examples that this run does not have "
-            "were left out")  # fmt: skip
-    validation = validation_table(inputs.examples, catalogue)
+        unknown = f"{counts['unknown_rows']:,} rows of {counts['unknown_examples']:,} examples"
+        echo(f"  {unknown} that this run does not have were left out")
+    validation = validation_table(paths.examples, catalogue)
     _, _, targets = validation_arrays(validation)
     scores = ScoreTable.load(out, catalogue.item_ids)
     chosen, other, examples = scores.preferences(validation["example_id"].to_pylist(), targets)

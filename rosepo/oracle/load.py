@@ -128,7 +128,7 @@ def whole_catalogue(scorer: Scorer, n_items: int) -> Callable[[Sequence[str], Us
     return scorer.score_all
 
 
-def check_given(oracle: OracleConfig) -> None:
+def check_external(oracle: OracleConfig) -> None:
     """What can be known of an oracle that is not trained here without asking it for a score.
 
     Raises:
@@ -142,13 +142,13 @@ def check_given(oracle: OracleConfig) -> None:
         score_files(oracle.scores)
 
 
-def write_about(folder: Path, kind: str, **about: Any) -> None:
+def write_kind(folder: Path, kind: str, **about: Any) -> None:
     """Say in `oracle.json` which kind of oracle the folder holds, and what `load_scorer` must know of it."""
     write_json(folder / ABOUT_FILE, {"kind": kind, **about})
 
 
-def read_about(folder: Path) -> dict[str, Any]:
-    """What `write_about` wrote; kind `sasrec` where there is none.
+def read_kind(folder: Path) -> dict[str, Any]:
+    """What `write_kind` wrote; kind `sasrec` where there is none.
 
     Raises:
         UserError: a file that cannot be read, or names no kind.
@@ -174,7 +174,7 @@ def load_scorer(folder: Path, catalogue: Catalogue, device: str | torch.device =
     Raises:
         UserError: no oracle there, one of another catalogue, or a scorer that cannot be made.
     """
-    about = read_about(folder)
+    about = read_kind(folder)
     if about["kind"] == "sasrec":
         from rosepo.oracle.crossfit import CrossFitted
 

@@ -28,29 +28,29 @@ from rosepo.oracle.calibration import (
     validation_table,
 )
 from rosepo.oracle.crossfit import FOLDS_FILE, CrossFitted, Oracle, fold_of
-from rosepo.oracle.external_oracle import given_oracle
+from rosepo.oracle.external_oracle import external_oracle
 from rosepo.oracle.fit import fit_oracles, parts
-from rosepo.oracle.load import write_about
+from rosepo.oracle.load import write_kind
 from rosepo.oracle.sasrec import SASRec
 from rosepo.oracle.sasrec_data import ranks_of
 from rosepo.run.resources import stage_use_gpu
 from rosepo.training.metric_log import METRICS_FILE
-from rosepo.utils.console import say
+from rosepo.utils.console import echo
 from rosepo.utils.errors import UserError
 from rosepo.utils.files import write_json
 
 if TYPE_CHECKING:
-    from rosepo.run.paths import Outputs
+    from rosepo.run.paths import RunPaths
 
 
-def make_oracle(config: Config, inputs: Outputs, out: Path) -> dict[str, Any]:
+def make_oracle(config: Config, paths: RunPaths, out: Path) -> dict[str, Any]:
     """The stage's function: train SASRec, or take over the oracle that `oracle.kind` names; see there."""
     if config.oracle.kind == "sasrec":
-        return train_oracle(config, inputs, out)
-    return given_oracle(config, inputs, out)
+        return train_oracle(config, paths, out)
+    return external_oracle(config, paths, out)
 
 
-def train_oracle(config: Config, inputs: Outputs, out: Path) -> dict[str, Any]:
+def train_oracle(config: Config, paths: RunPaths, out: Path) -> dict[str, Any]:
     """Train, keep the weights that were best on validation, fit tau there, write the oracle folder.
 
     `out` is the model of all users, which the evaluation ranks with; `fold-<k>/` are those that score the users of
@@ -67,20 +67,22 @@ def train_oracle(config: Config, inputs: Outputs, out: Path) -> dict[str, Any]:
     """
     started = time.monotonic()
     use_gpu = stage_use_gpu(config, "oracle")
-    catalogue = Catalogue.load(inputs.examples / "_items.parquet")
-    train = _training_table(inputs.examples / "_trajectories", catalogue, config)
-    validation = validation_table(inputs.examples, catalogue)
+    catalogue = Catalogue.load(paths.examples / "_items.parquet")
+    train = _training_table(paths.examples / "_trajectories", catalogue, config)
+    validation = validation_table(paths.examples, catalogue)
     validation = validation.append_column("fold", pa.array(_folds(validation, config)))
     for name, table in (("training", train), ("validation", validation)):
-        _check_folds(table, config.oracle.folds, name, inputs.examples)
+        _check_folds(table, config.oracle.folds, name, paths.examples)
     how = f"{config.oracle.folds} folds" if config.oracle.folds > 1 else "users scored in sample"
-    say(f"  SASRec: {len(train):,} sequences, {len(catalogue):,} items, {len(validation):,} validation examples, {how}")
+    echo(
+        f"  SASRec: {len(train):,} sequences, {len(catalogue):,} items, {len(validation):,} validation examples, {how}"
+    )
     if config.oracle.folds == 1 and config.align.clamps_epsilon:
-        say(
+        echo(
             f"  align.loss={config.align.loss} takes epsilon from this oracle, which in sample is sure of what it was"
             " trained on: set oracle.folds=2"
         )
-    write_about(out, "sasrec")
+    write_kind(out, "sasrec")
     write_json(out / FOLDS_FILE, {"folds": config.oracle.folds, "seed": config.seed})
     fit_oracles(config, train, validation, catalogue, out, use_gpu)
     best, last = _best_line(out / METRICS_FILE)
@@ -92,9 +94,9 @@ def train_oracle(config: Config, inputs: Outputs, out: Path) -> dict[str, Any]:
     for part in parts(config.oracle, out):
         SASRec.load(part.folder, catalogue.item_ids)[0].save(part.folder, catalogue.item_ids, held_out["tau"])
     first = f"{config.oracle.models} models, the first of them " if config.oracle.models > 1 else ""
-    say(f"  {first}best after epoch {best['step']} of {last['step']}: validation HR@10 {figures['hr@10']:.3f}, "
+    echo(f"  {first}best after epoch {best['step']} of {last['step']}: validation HR@10 {figures['hr@10']:.3f}, "
         f"NDCG@10 {figures['ndcg@10']:.3f}")  # fmt: skip
-    say(f"  users {'held out' if config.oracle.folds > 1 else 'in sample'}: HR@10 {held_out['hr@10']:.3f}, "
+    echo(f"  users {'held out' if config.oracle.folds > 1 else 'in sample'}: HR@10 {held_out['hr@10']:.3f}, "
         f"tau {held_out['tau']:.2f}, calibration error {held_out['calibration_error']:.3f}")  # fmt: skip
     return {
         "kind": "sasrec",

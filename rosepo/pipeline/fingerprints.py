@@ -76,9 +76,9 @@ def file_digests(config: Config, stage: Stage) -> dict[str, str]:
     if stage.name == "oracle" and config.oracle.scorer is not None:
         return module_digest(config.oracle.scorer)
     if stage.kind == "evaluate":
-        from rosepo.evaluation.external_models import given_digests
+        from rosepo.evaluation.external_models import external_digests
 
-        return given_digests(config)
+        return external_digests(config)
     if stage.kind == "pairs":
         found: dict[str, str] = {}
         for name in config.pairs.used:

@@ -15,7 +15,7 @@ from typing import Any
 from rosepo.config import Config, load_config
 from rosepo.pipeline.fingerprints import file_digests, stage_fingerprint, stage_settings
 from rosepo.run.manifest import read_manifest
-from rosepo.run.paths import Outputs, of_round
+from rosepo.run.paths import RunPaths, of_round
 from rosepo.run.stages import Stage, check_rounds, find_stage, stages_of
 from rosepo.utils.errors import UserError
 from rosepo.utils.files import digest
@@ -99,7 +99,7 @@ def with_streamed(config: Config, root: Path, names: Sequence[str]) -> list[str]
     found = set(names)
     for name in names if config.pairs.stream else ():
         stage = find_stage(name)
-        if stage.kind == "align" and read_manifest(Outputs(root, stage.round).groups) is None:
+        if stage.kind == "align" and read_manifest(RunPaths(root, stage.round).groups) is None:
             found.add(of_round("pairs", stage.round))
     return [*sorted(found - set(names)), *names]
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from rosepo.config import Config
 from rosepo.run.ray_session import cluster_cpus, cluster_gpus, joins_cluster, local_cpus
-from rosepo.run.resources import check_together, need_of, stage_use_gpu, use_gpu
+from rosepo.run.resources import check_together, request_of, stage_use_gpu, use_gpu
 from rosepo.utils.errors import UserError
 
 SECTION_OF = {
@@ -28,13 +28,13 @@ def check_before_run(config: Config) -> dict[str, Any]:
     """
     from rosepo.data.prepare.prepare import inspect_data
     from rosepo.lm.model.policy import validate_model
-    from rosepo.oracle.load import check_given
+    from rosepo.oracle.load import check_external
     from rosepo.sampling.strategies.mixture import check_negatives
     from rosepo.tuning.search_space import check_space
 
     if config.sweep.trials > 0:
         check_space(config)
-    check_given(config.oracle)
+    check_external(config.oracle)
     _check_strategies(config)
     _check_systems(config)
     if not config.pairs.score:
@@ -43,7 +43,7 @@ def check_before_run(config: Config) -> dict[str, Any]:
         )
     if not joins_cluster(config.ray):
         for section in asking_sections(config).values():
-            use_gpu(need_of(config, section), local_cpus(config.ray), _local_gpus())
+            use_gpu(request_of(config, section), local_cpus(config.ray), _local_gpus())
         if config.pairs.stream:
             check_together(config, local_cpus(config.ray), _local_gpus())
     data = inspect_data(config)
@@ -57,15 +57,15 @@ def check_named(config: Config, names: Sequence[str]) -> None:
     """What the named stages would refuse, found before Ray is started.
 
     Raises:
-        UserError: a sweep that tries nothing, settings that `align` would refuse, an oracle (see `check_given`), or
+        UserError: a sweep that tries nothing, settings that `align` would refuse, an oracle (see `check_external`), or
             systems to evaluate that are not there.
     """
-    from rosepo.oracle.load import check_given
+    from rosepo.oracle.load import check_external
     from rosepo.run.stages import find_stage
     from rosepo.tuning.search_space import check_space
 
     if "oracle" in names:
-        check_given(config.oracle)
+        check_external(config.oracle)
     kinds = {find_stage(name).kind for name in names}
     if "pairs" in kinds:
         _check_strategies(config)

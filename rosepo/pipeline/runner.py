@@ -15,12 +15,12 @@ from rosepo.pipeline.fingerprints import file_digests, stage_settings
 from rosepo.pipeline.planning import CONFIG_FILE, Plan, check_origin, plan_stages, streamed_plans
 from rosepo.run.folders import continuing, partial_folder, replacing
 from rosepo.run.manifest import MANIFEST, git_revision, read_manifest, versions
-from rosepo.run.paths import Outputs
+from rosepo.run.paths import RunPaths
 from rosepo.run.stages import Stage, StageFunction, find_stage, seconds_in_all, stages_of
-from rosepo.utils.console import duration, say
+from rosepo.utils.console import duration, echo
 from rosepo.utils.errors import UserError
 from rosepo.utils.files import copy_file, now, write_json, write_text
-from rosepo.utils.memory import Meter
+from rosepo.utils.memory import MemoryMonitor
 from rosepo.utils.redaction import command_line, redact_tree
 
 METRICS_FILE = "metrics.json"
@@ -66,17 +66,17 @@ def _make(config: Config, root: Path, plans: Sequence[Plan], made: list[str]) ->
         label = f"[{number}/{len(plans)}] {plan.stage.name}"
         folder = root / plan.stage.folder
         if plan.state == "done":
-            say(f"{label}: up to date → {folder}")
+            echo(f"{label}: up to date → {folder}")
         elif plan in streamed.values():
-            say(f"{label}: {plan.stage.purpose}, streamed into the training that follows")
+            echo(f"{label}: {plan.stage.purpose}, streamed into the training that follows")
             continue
         else:
             pairs = streamed.get(plan.stage.name)
-            say(f"{label}: {plan.stage.purpose}{f', while {pairs.stage.name} samples' if pairs else ''}")
+            echo(f"{label}: {plan.stage.purpose}{f', while {pairs.stage.name} samples' if pairs else ''}")
             with _own_interrupts():
                 manifest = _run_streamed(config, root, pairs, plan) if pairs else _run_stage(config, root, plan)
             made.append(plan.stage.name)
-            say(f"{label}: {duration(manifest['seconds'])} → {folder}")
+            echo(f"{label}: {duration(manifest['seconds'])} → {folder}")
         if plan.stage.name == "evaluate":
             _publish(config, root, plan)
         _write_run_manifest(config, root)
@@ -104,9 +104,9 @@ def draw_report(config: Config, root: Path) -> Path:
     return write_report(located(config), paths_of(config, root.resolve(), stage))
 
 
-def paths_of(config: Config, root: Path, stage: Stage) -> Outputs:
+def paths_of(config: Config, root: Path, stage: Stage) -> RunPaths:
     """The run's folders as a stage sees them."""
-    return Outputs(root, stage.round, moved=config.pairs.reference == "moved")
+    return RunPaths(root, stage.round, moved=config.pairs.reference == "moved")
 
 
 @contextmanager
@@ -126,9 +126,9 @@ def _run_streamed(config: Config, root: Path, pairs: Plan, align: Plan) -> dict[
     """Run the sampling of a round beside its alignment; returns the manifest of the latter."""
     from rosepo.pipeline.streaming import align_streamed
 
-    def work(absolute: Config, inputs: Outputs, out: Path) -> dict[str, Any]:
-        folder = partial_folder(inputs.root / pairs.stage.folder, pairs.fingerprint)
-        return align_streamed(absolute, inputs, out, folder, lambda stage: _run_stage(config, root, pairs, stage))
+    def work(absolute: Config, paths: RunPaths, out: Path) -> dict[str, Any]:
+        folder = partial_folder(paths.root / pairs.stage.folder, pairs.fingerprint)
+        return align_streamed(absolute, paths, out, folder, lambda stage: _run_stage(config, root, pairs, stage))
 
     return _run_stage(config, root, align, work)
 
@@ -139,7 +139,10 @@ def _run_stage(config: Config, root: Path, plan: Plan, work: StageFunction | Non
     root = root.resolve()
     inputs = paths_of(config, root, plan.stage)
     folder = root / plan.stage.folder
-    with Meter() as meter, continuing(folder, plan.fingerprint) if plan.stage.in_parts else replacing(folder) as aside:
+    with (
+        MemoryMonitor() as memory,
+        continuing(folder, plan.fingerprint) if plan.stage.in_parts else replacing(folder) as aside,
+    ):
         figures = (work or plan.stage.load())(located(config), inputs, aside)
         names = (*plan.stage.needs, *plan.stage.uses)
         found = {name: read_manifest(root / find_stage(name).folder) for name in names}
@@ -148,7 +151,7 @@ def _run_stage(config: Config, root: Path, plan: Plan, work: StageFunction | Non
             "fingerprint": plan.fingerprint,
             "created": now(),
             "seconds": round(time.monotonic() - started, 2),
-            **_memory(meter, figures),
+            **_memory(memory, figures),
             "command": command_line(),
             "settings": stage_settings(config, plan.stage),
             "inputs": {name: found_manifest["fingerprint"] for name, found_manifest in found.items() if found_manifest},
@@ -161,12 +164,12 @@ def _run_stage(config: Config, root: Path, plan: Plan, work: StageFunction | Non
     return manifest
 
 
-def _memory(meter: Meter, figures: Mapping[str, Any]) -> dict[str, int]:
+def _memory(memory: MemoryMonitor, figures: Mapping[str, Any]) -> dict[str, int]:
     """Bytes that the stage took at most, as far as they can be known, and how many processes of this machine are in
     them; what its training workers say of themselves counts too, for they may be elsewhere."""
     told = int(figures.get("memory_mib", 0) * 2**20)
     on_gpu = figures.get("device") == "cuda"
-    found = {"peak_memory": max(meter.peak, 0 if on_gpu else told), "processes": meter.processes}
+    found = {"peak_memory": max(memory.peak, 0 if on_gpu else told), "processes": memory.processes}
     return found | ({"peak_gpu_memory": told} if on_gpu else {})
 
 

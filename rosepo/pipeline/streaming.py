@@ -17,7 +17,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rosepo.config import Config
 from rosepo.data.example_shards import VALIDATION, VALIDATION_FILE, Shard
-from rosepo.run.paths import Outputs
+from rosepo.run.paths import RunPaths
 from rosepo.run.ray_session import RESTARTS, cluster_cpus, cluster_gpus
 from rosepo.run.resources import check_together
 from rosepo.run.stages import StageFunction
@@ -26,9 +26,9 @@ from rosepo.sampling.pairs import Sampling, plan_sampling
 from rosepo.sampling.pool import counted_run
 from rosepo.sampling.settings import ActorSettings
 from rosepo.sampling.tally import Tally
-from rosepo.training.feed.incremental_table import MAKING, Growing
-from rosepo.utils.console import Progress, duration, say
-from rosepo.utils.errors import StageError, own_error
+from rosepo.training.feed.incremental_table import MAKING, IncrementalTable
+from rosepo.utils.console import Progress, duration, echo
+from rosepo.utils.errors import StageError, user_error_from
 
 _LOOK = 0.5
 """Seconds between two looks at the parts, for the progress line."""
@@ -40,7 +40,7 @@ Stage = Callable[[StageFunction], Any]
 """Does all that belongs to a stage, with this function in place of its own."""
 
 
-def align_streamed(config: Config, inputs: Outputs, out: Path, folder: Path, pairs: Stage) -> dict[str, Any]:
+def align_streamed(config: Config, paths: RunPaths, out: Path, folder: Path, pairs: Stage) -> dict[str, Any]:
     """The align stage, while `pairs` makes its groups in `folder`, which goes to `inputs.groups` when all are there.
 
     Returns:
@@ -52,16 +52,16 @@ def align_streamed(config: Config, inputs: Outputs, out: Path, folder: Path, pai
     from rosepo.training.align import align
 
     check_together(config, cluster_cpus(), cluster_gpus())
-    maker = Production(plan_sampling(config, inputs), folder, pairs)
+    maker = Production(plan_sampling(config, paths), folder, pairs)
     try:
-        figures = align(config, inputs, out, maker=maker)
+        figures = align(config, paths, out, maker=maker)
     except BaseException as error:
         maker.stop()
         # What training says of groups that do not come is no more than that.
         if maker.error not in (None, error) and isinstance(error, Exception):
             raise maker.error from error
         raise
-    say(f"  training waited {duration(figures['wait_seconds'])} of {duration(figures['train_seconds'])} for data")
+    echo(f"  training waited {duration(figures['wait_seconds'])} of {duration(figures['train_seconds'])} for data")
     return figures | {"streamed": True}
 
 
@@ -75,7 +75,7 @@ class Production:
         """
         shards = sampling.shards
         names, rows = tuple(part_path(folder, shard).name for shard in shards), tuple(shard.count for shard in shards)
-        self.table = Growing(folder, sampling.inputs.groups, names, rows, sampling.held_out is not None)
+        self.table = IncrementalTable(folder, sampling.paths.groups, names, rows, sampling.held_out is not None)
         self.error: BaseException | None = None
         self._sampling, self._pairs = sampling, pairs
         self._order: Sequence[int] = ()
@@ -128,9 +128,9 @@ class Production:
 
     def _keep(self, error: BaseException) -> None:
         if self.error is None and not self._stopped:
-            self.error = own_error(error) or error
+            self.error = user_error_from(error) or error
 
-    def _stage(self, config: Config, inputs: Outputs, out: Path) -> dict[str, Any]:
+    def _stage(self, config: Config, paths: RunPaths, out: Path) -> dict[str, Any]:
         """The function of the pairs stage."""
         if out != self.table.folder:
             raise StageError(f"groups are written to {out}, and read from {self.table.folder}")
@@ -142,7 +142,7 @@ class Production:
         done.pop(VALIDATION, None)
         self._made = sum(shard.count for shard in sampling.shards if shard.number in done)
         if done:
-            say(f"  {sampling.label} goes on from {len(done)} of {len(sampling.shards)} parts ({self._made:,} groups)")
+            echo(f"  {sampling.label} goes on from {len(done)} of {len(sampling.shards)} parts ({self._made:,} groups)")
         (out / MAKING).touch()
         try:
             self._begun.set()
@@ -185,7 +185,7 @@ def _figures_of(pool: ray.ObjectRef[Any]) -> dict[str, Any]:
     try:
         figures: dict[str, Any] = ray.get(pool)
     except Exception as error:
-        raise own_error(error) or lost_process(error) from error
+        raise user_error_from(error) or lost_process(error) from error
     return figures
 
 

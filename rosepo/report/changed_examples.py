@@ -28,7 +28,7 @@ class Case:
     place_after: int | None
 
 
-def changed_cases(examples: Path, rankings: Path, catalogue: Catalogue, count: int = 3) -> dict[str, list[Case]]:
+def changed_examples(examples: Path, rankings: Path, catalogue: Catalogue, count: int = 3) -> dict[str, list[Case]]:
     """`helped` and `hurt`: `count` examples each, whose targets moved most in discounted gain; ties in table order."""
     ranks_before, items_before = read_rankings(rankings / "sft.parquet", catalogue)
     ranks_after, items_after = read_rankings(rankings / "aligned.parquet", catalogue)

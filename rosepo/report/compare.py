@@ -16,7 +16,7 @@ from rosepo.report.tables import ACCURACY, BIAS, Cell, Table, figure_cell, measu
 from rosepo.report.text.conclusions import Verdict, verdict
 from rosepo.report.text.format import interval, number, outcome, sign
 from rosepo.report.text.labels import label
-from rosepo.utils.console import duration, say, table
+from rosepo.utils.console import duration, echo, table
 from rosepo.utils.errors import UserError
 from rosepo.utils.files import now
 
@@ -231,7 +231,7 @@ def _tell(runs: Sequence[Run], base: Run, differences: Differences, alone: Seque
         against = "base" if run is base else "–" if found is None else f"{outcome(found, 'above', 'below')} "
         shown = (f"{number(run.figures[key]['value'])}" for key in ("hr@10", "ndcg@10", "log_popularity"))
         rows.append([run.title, label(run.model), *shown, against.strip()])
-    say(table(rows, header=("run", "model", "HR@10", "NDCG@10", "log-popularity", f"NDCG@10 against {base.mark}")))
+    echo(table(rows, header=("run", "model", "HR@10", "NDCG@10", "log-popularity", f"NDCG@10 against {base.mark}")))
     for sentence in alone:
-        say(f"  {sentence}")
-    say(f"  Page  {out}  (and {out.with_suffix('.md').name} beside it)")
+        echo(f"  {sentence}")
+    echo(f"  Page  {out}  (and {out.with_suffix('.md').name} beside it)")

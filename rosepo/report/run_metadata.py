@@ -14,22 +14,22 @@ from rosepo.run.paths import of_round
 from rosepo.utils.redaction import command_line, redact
 
 if TYPE_CHECKING:
-    from rosepo.run.paths import Outputs
+    from rosepo.run.paths import RunPaths
 
 Manifests = Mapping[str, Mapping[str, Any]]
 
 
-def manifests_of(inputs: Outputs) -> dict[str, dict[str, Any]]:
+def manifests_of(paths: RunPaths) -> dict[str, dict[str, Any]]:
     """Manifests by stage, in the order of work, of those that are there."""
-    folders = {"prepare": inputs.examples, "sft": inputs.sft, "oracle": inputs.oracle}
-    for one in inputs.rounds:
+    folders = {"prepare": paths.examples, "sft": paths.sft, "oracle": paths.oracle}
+    for one in paths.rounds:
         folders |= {of_round("pairs", one.round): one.groups, of_round("align", one.round): one.aligned}
-    found = {name: read_manifest(folder) for name, folder in (folders | {"sweep": inputs.sweep}).items()}
+    found = {name: read_manifest(folder) for name, folder in (folders | {"sweep": paths.sweep}).items()}
     return {name: manifest for name, manifest in found.items() if manifest is not None}
 
 
-def facts_of(
-    config: Config, inputs: Outputs, metrics: Mapping[str, Any], manifests: Manifests
+def run_metadata(
+    config: Config, paths: RunPaths, metrics: Mapping[str, Any], manifests: Manifests
 ) -> list[tuple[str, str]]:
     """What was run, as name and text."""
     facts = [
@@ -49,23 +49,23 @@ def facts_of(
         facts.append(("Rejected titles", f"{negatives} a group; {strategies}"))
     if "align" in manifests:
         align = config.align
-        shape = shape_of(config, aligned_figures(inputs, manifests))
+        shape = shape_of(config, aligned_figures(paths, manifests))
         beta = f"β {align.beta:g}, " if LOSSES[align.loss].preference else ""
         rows = "trajectory rows, " if config.trajectories else ""
         settings = f"{align.loss} loss, {beta}{shape}, {rows}learning rate {align.learning_rate:g}"
         facts.append(("Alignment", f"{settings}, {_epochs(align.epochs)}"))
-    if inputs.round > 1:
-        reference = "the model that each round starts from" if inputs.moved else "the SFT model, frozen"
-        told = f"{inputs.round}, each sampled from the model of the one before; reference: {reference}"
+    if paths.round > 1:
+        reference = "the model that each round starts from" if paths.moved else "the SFT model, frozen"
+        told = f"{paths.round}, each sampled from the model of the one before; reference: {reference}"
         facts.append(("Rounds of pairs and alignment", told))
     if metrics.get("given"):
         facts.append(("Other systems", "; ".join(_given(name, one) for name, one in metrics["given"].items())))
     return facts
 
 
-def aligned_figures(inputs: Outputs, manifests: Manifests) -> Mapping[str, Any]:
+def aligned_figures(paths: RunPaths, manifests: Manifests) -> Mapping[str, Any]:
     """Figures of the last round's alignment."""
-    figures: Mapping[str, Any] = manifests.get(of_round("align", inputs.round), {}).get("figures", {})
+    figures: Mapping[str, Any] = manifests.get(of_round("align", paths.round), {}).get("figures", {})
     return figures
 
 

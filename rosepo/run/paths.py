@@ -12,7 +12,7 @@ def of_round(name: str, round: int) -> str:
 
 
 @dataclass(frozen=True)
-class Outputs:
+class RunPaths:
     """The folders of one run, as a stage of one round sees them.
 
     Attributes:
@@ -56,7 +56,7 @@ class Outputs:
         return self.root / of_round("aligned", self.round)
 
     @property
-    def rounds(self) -> tuple[Outputs, ...]:
+    def rounds(self) -> tuple[RunPaths, ...]:
         """The same run as every round up to this one sees it."""
         return tuple(replace(self, round=number) for number in range(1, self.round + 1))
 

@@ -20,7 +20,7 @@ _COUNTS = {"sft": "workers", "align": "workers", "oracle": "workers", "pairs": "
 
 
 @dataclass(frozen=True)
-class Need:
+class ResourceRequest:
     """Processes that a stage runs at once.
 
     Attributes:
@@ -57,15 +57,15 @@ class Need:
         return self.count * self.gpus_each
 
 
-def need_of(config: Config, section: str) -> Need:
+def request_of(config: Config, section: str) -> ResourceRequest:
     """What a section of the configuration asks for: sft, oracle, pairs, align, evaluate, recommend or sweep."""
     if section == "sweep":
-        return _sweep_need(config)
+        return _sweep_request(config)
     settings = getattr(config, section)
     count = _COUNTS.get(section, "actors")
     each = "cpus_per_worker" if count == "workers" else "cpus_per_actor"
     data = FEED_CPUS if section in ("sft", "align") else 0.0
-    return Need(
+    return ResourceRequest(
         section,
         count_key=f"{section}.{count}",
         each_key=f"{section}.{each}",
@@ -79,7 +79,7 @@ def need_of(config: Config, section: str) -> Need:
     )
 
 
-def use_gpu(need: Need, cpus: float, gpus: float) -> bool:
+def use_gpu(need: ResourceRequest, cpus: float, gpus: float) -> bool:
     """Whether the processes take GPUs; refuses what the cluster (`cpus`, `gpus`) can never run.
 
     Raises:
@@ -116,7 +116,7 @@ def check_together(config: Config, cpus: float, gpus: float) -> None:
     Raises:
         UserError: with the sums and the remedies.
     """
-    needs = [need_of(config, section) for section in ("pairs", "align")]
+    needs = [request_of(config, section) for section in ("pairs", "align")]
     with_gpus = [need for need in needs if use_gpu(need, cpus, gpus)]
     asked = sum(need.cpus for need in needs)
     if asked > cpus + 1e-6:
@@ -135,7 +135,7 @@ def check_together(config: Config, cpus: float, gpus: float) -> None:
         )
 
 
-def _sum(need: Need) -> str:
+def _sum(need: ResourceRequest) -> str:
     beside = f" and {need.data_each:g} beside each" if need.data_each else ""
     return f"{need.count_key}={need.count} × {need.cpus_each:g}{beside}"
 
@@ -144,13 +144,13 @@ def stage_use_gpu(config: Config, section: str) -> bool:
     """`use_gpu` of a section on the running session."""
     from rosepo.run.ray_session import cluster_cpus, cluster_gpus
 
-    return use_gpu(need_of(config, section), cluster_cpus(), cluster_gpus())
+    return use_gpu(request_of(config, section), cluster_cpus(), cluster_gpus())
 
 
-def _sweep_need(config: Config) -> Need:
-    align, trials = need_of(config, "align"), config.sweep.concurrent
+def _sweep_request(config: Config) -> ResourceRequest:
+    align, trials = request_of(config, "align"), config.sweep.concurrent
     alone = config.sweep.mode == "process"
-    return Need(
+    return ResourceRequest(
         "sweep",
         count_key="sweep.concurrent",
         each_key=align.each_key if alone else align.count_key,

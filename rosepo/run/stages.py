@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from rosepo.config import Config, PairsConfig
-from rosepo.run.paths import Outputs, of_round
+from rosepo.run.paths import RunPaths, of_round
 from rosepo.utils.errors import UserError
 
-StageFunction = Callable[[Config, Outputs, Path], dict[str, Any]]
+StageFunction = Callable[[Config, RunPaths, Path], dict[str, Any]]
 """Fills the folder and returns figures. Paths are absolute, those of the configuration by `located`: a stage hands them
 to Ray's workers, which work in other directories."""
 

@@ -26,7 +26,7 @@ from rosepo.lm.model.model_folder import CATALOGUE, read_settings
 from rosepo.lm.model.title_embeddings import encode_titles
 from rosepo.oracle.load import load_scorer
 from rosepo.run.manifest import read_manifest
-from rosepo.run.paths import Outputs, of_round
+from rosepo.run.paths import RunPaths, of_round
 from rosepo.run.resources import stage_use_gpu
 from rosepo.sampling.pool import run_shards
 from rosepo.sampling.reference_cache import open_cache
@@ -47,10 +47,10 @@ FORMAT = 2
 """To be raised with any change that gives other groups for the same settings."""
 
 
-def pairs(config: Config, inputs: Outputs, out: Path) -> dict[str, Any]:
+def pairs(config: Config, paths: RunPaths, out: Path) -> dict[str, Any]:
     """Write the groups of all training examples (newest `pairs.groups_per_user` of each user) into `out`.
 
-    Titles are sampled from `inputs.policy`, their reference log-probabilities are those of `inputs.reference`. Parts
+    Titles are sampled from `paths.policy`, their reference log-probabilities are those of `paths.reference`. Parts
     that an earlier run finished in `out` are kept and not made again.
 
     Returns:
@@ -61,7 +61,7 @@ def pairs(config: Config, inputs: Outputs, out: Path) -> dict[str, Any]:
         UserError: see `plan_sampling`.
         StageError: an actor failed for good, or the disk is full.
     """
-    return plan_sampling(config, inputs).run(out)
+    return plan_sampling(config, paths).run(out)
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Sampling:
     """
 
     config: Config
-    inputs: Outputs
+    paths: RunPaths
     catalogue: Catalogue
     shards: Sequence[Shard]
     negatives: int
@@ -88,12 +88,12 @@ class Sampling:
     @property
     def label(self) -> str:
         """The stage's name in its round."""
-        return of_round("pairs", self.inputs.round)
+        return of_round("pairs", self.paths.round)
 
     @property
     def origin(self) -> str:
         """See `origin_of`."""
-        return origin_of(self.inputs)
+        return origin_of(self.paths)
 
     def run(self, out: Path, run: Callable[..., None] = run_shards) -> dict[str, Any]:
         """Write the table into `out`; `run` takes what `run_shards` takes. Returns and raises as `pairs` does."""
@@ -102,7 +102,7 @@ class Sampling:
             shards = [*self.held_out_shards(out), *self.shards]
             if self.held_out is not None:
                 stack.enter_context(written(self.held_out, out))
-            embeddings = _embeddings(self.config, self.catalogue, self.inputs, out, tally)
+            embeddings = _embeddings(self.config, self.catalogue, self.paths, out, tally)
             if embeddings is not None:
                 stack.callback(embeddings.unlink, missing_ok=True)
             run(shards, self._actor(out, embeddings), tally, self.label)
@@ -115,14 +115,14 @@ class Sampling:
         return [] if self.held_out is None else [validation_shard(self.held_out, out)]
 
     def _actor(self, out: Path, embeddings: Path | None) -> ActorSettings:
-        inputs = self.inputs
+        paths = self.paths
         return ActorSettings(
             pairs=self.config.pairs,
-            seed=round_seed(self.config.seed, inputs.round),
-            catalogue=inputs.examples / ITEMS_FILE,
-            policy=inputs.policy,
-            reference=inputs.reference,
-            oracle=inputs.oracle,
+            seed=round_seed(self.config.seed, paths.round),
+            catalogue=paths.examples / ITEMS_FILE,
+            policy=paths.policy,
+            reference=paths.reference,
+            oracle=paths.oracle,
             out=out,
             embeddings=embeddings,
             cache=self.cache,
@@ -133,7 +133,7 @@ class Sampling:
         )
 
 
-def plan_sampling(config: Config, inputs: Outputs) -> Sampling:
+def plan_sampling(config: Config, paths: RunPaths) -> Sampling:
     """What the pairs stage will do; nothing is written.
 
     Raises:
@@ -143,38 +143,38 @@ def plan_sampling(config: Config, inputs: Outputs) -> Sampling:
     settings = config.pairs
     device = "cuda" if stage_use_gpu(config, "pairs") else "cpu"
     check_engine(settings, device)
-    catalogue = _check_inputs(config, inputs)
+    catalogue = _check_inputs(config, paths)
     if settings.oracle_whole and len(catalogue) > MOST_WHOLE:
         raise UserError(
             f"pairs.oracle_whole=true keeps a number for every title in every group, which {len(catalogue):,} titles "
             f"are too many for (at most {MOST_WHOLE:,}): leave it out, and titles that are drawn stand for all"
         )
-    shards = shards_of(settings, inputs.examples)
-    allowed = max_negatives(catalogue, most_seen(inputs.examples, settings.newest))
+    shards = shards_of(settings, paths.examples)
+    allowed = max_negatives(catalogue, most_seen(paths.examples, settings.newest))
     check_negatives(settings.negatives, allowed, len(catalogue))
     negatives = config.negatives(allowed)
-    cache = open_cache(settings.reference_cache, inputs.reference, device) if settings.score else None
-    held_out = validation_examples(config, inputs, catalogue, negatives)
+    cache = open_cache(settings.reference_cache, paths.reference, device) if settings.score else None
+    held_out = validation_examples(config, paths, catalogue, negatives)
     folder = None if cache is None else cache.folder
-    return Sampling(config, inputs, catalogue, shards, negatives, device, folder, held_out)
+    return Sampling(config, paths, catalogue, shards, negatives, device, folder, held_out)
 
 
-def origin_of(inputs: Outputs) -> str:
+def origin_of(paths: RunPaths) -> str:
     """Digest of what the parts of an unfinished table must have in common beside their settings: the very models and
     examples, made again under the same settings they may differ by a bit, and this version of the sampling."""
-    sources = {inputs.examples, inputs.policy, inputs.reference, inputs.oracle}
+    sources = {paths.examples, paths.policy, paths.reference, paths.oracle}
     made = {path.name: read_manifest(path) for path in sources}
     return digest([FORMAT, UNIT, rosepo.__version__, made])
 
 
-def _embeddings(config: Config, catalogue: Catalogue, inputs: Outputs, out: Path, tally: Tally) -> Path | None:
+def _embeddings(config: Config, catalogue: Catalogue, paths: RunPaths, out: Path, tally: Tally) -> Path | None:
     """Title embeddings in a file beside the parts, which actors map: an object of Ray's store would not outlive a lost
     node. None where no strategy needs them."""
     if "semantic" not in config.pairs.used:
         return None
     path = out / "_titles.npy"
     with tally.timed("encoder"):
-        vectors = encode_titles(config.pairs.encoder, catalogue, inputs.policy)
+        vectors = encode_titles(config.pairs.encoder, catalogue, paths.policy)
         try:
             np.save(path, vectors, allow_pickle=False)
         except OSError as error:
@@ -183,19 +183,19 @@ def _embeddings(config: Config, catalogue: Catalogue, inputs: Outputs, out: Path
     return path
 
 
-def _check_inputs(config: Config, inputs: Outputs) -> Catalogue:
+def _check_inputs(config: Config, paths: RunPaths) -> Catalogue:
     """The catalogue that examples, model and oracle have in common; refuses what actors would stumble over."""
     settings = config.pairs
-    catalogue = Catalogue.load(inputs.examples / ITEMS_FILE)
+    catalogue = Catalogue.load(paths.examples / ITEMS_FILE)
     if settings.score or settings.asks_policy:
-        read_settings(inputs.policy)
-        theirs = Catalogue.load(inputs.policy / CATALOGUE)
+        read_settings(paths.policy)
+        theirs = Catalogue.load(paths.policy / CATALOGUE)
         if not np.array_equal(theirs.item_ids, catalogue.item_ids) or theirs.titles != catalogue.titles:
-            raise UserError(f"the model in {inputs.policy} was trained on another catalogue: run `rosepo sft` again")
+            raise UserError(f"the model in {paths.policy} was trained on another catalogue: run `rosepo sft` again")
     if settings.score or settings.asks_oracle:
-        load_scorer(inputs.oracle, catalogue)
+        load_scorer(paths.oracle, catalogue)
     for name in settings.used:
         if ":" in name:
             own_strategy(name, catalogue)
-    check_columns(inputs.examples, config.reads_candidates)
+    check_columns(paths.examples, config.reads_candidates)
     return catalogue

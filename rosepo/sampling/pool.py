@@ -13,8 +13,8 @@ from rosepo.sampling.actors import GroupsActor
 from rosepo.sampling.group_files import complete, finished_parts
 from rosepo.sampling.settings import ActorSettings
 from rosepo.sampling.tally import Tally
-from rosepo.utils.console import Progress, say
-from rosepo.utils.errors import StageError, own_error
+from rosepo.utils.console import Progress, echo
+from rosepo.utils.errors import StageError, user_error_from
 
 
 def run_shards(shards: Sequence[Shard], settings: ActorSettings, tally: Tally, label: str = "pairs") -> None:
@@ -33,14 +33,14 @@ def run_shards(shards: Sequence[Shard], settings: ActorSettings, tally: Tally, l
     done = [shard for shard in table if shard.number in finished]
     total, before = sum(shard.count for shard in table), sum(shard.count for shard in done)
     if done:
-        say(f"  goes on from {len(done)} of {len(table)} parts that an earlier run finished ({before:,} groups)")
+        echo(f"  goes on from {len(done)} of {len(table)} parts that an earlier run finished ({before:,} groups)")
     with Progress(label, total=total, unit="groups", before=before) as progress:
         try:
             for row in _answers(left, settings) if left else ():
                 if row["shard"] != VALIDATION:
                     progress.update(row["groups"])
         except Exception as error:
-            raise own_error(error) or _lost(error, settings, table) from error
+            raise user_error_from(error) or _lost(error, settings, table) from error
     in_order = sorted(table, key=lambda shard: shard.number)  # of the table, whatever is made first
     for figures in finished_parts(settings.out, in_order, settings.origin).values():
         tally.add(figures)

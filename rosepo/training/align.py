@@ -22,15 +22,15 @@ from rosepo.data.catalogue import Catalogue
 from rosepo.data.example_shards import VALIDATION_FILE, planned_users, shards_of
 from rosepo.lm.model.model_folder import CATALOGUE, load_builder, read_settings
 from rosepo.run.manifest import read_manifest
-from rosepo.run.paths import Outputs, of_round
+from rosepo.run.paths import RunPaths, of_round
 from rosepo.run.resources import stage_use_gpu
-from rosepo.training.align_task import AlignTask, branchings_of
-from rosepo.training.checkpoint.optimizer_state import kept_moments
+from rosepo.training.align_task import AlignTask, trie_targets_of
+from rosepo.training.checkpoint.optimizer_state import kept_optimizer_state
 from rosepo.training.checkpoint.saver import origin_of
 from rosepo.training.feed.encoders import GroupEncoder, UserEncoder
 from rosepo.training.feed.feed import Encoder, FeedPlan
 from rosepo.training.feed.group_columns import columns_read, groups_table, user_offsets, users_of
-from rosepo.training.feed.incremental_table import Growing, Maker, wanted_order
+from rosepo.training.feed.incremental_table import IncrementalTable, Maker, wanted_order
 from rosepo.training.feed.schedule import WINDOW
 from rosepo.training.loop import Report, fit_in_process
 from rosepo.training.pair_epsilon import read_epsilon, smoothed, tracker_of
@@ -38,11 +38,11 @@ from rosepo.training.reference_check import PROBED_GROUPS
 from rosepo.training.task import HeldOut
 from rosepo.training.trainer import fit
 from rosepo.training.validation import check_best, held_out
-from rosepo.utils.console import say
+from rosepo.utils.console import echo
 
 
 def align(
-    config: Config, inputs: Outputs, out: Path, max_groups: int | None = None, maker: Maker | None = None
+    config: Config, paths: RunPaths, out: Path, max_groups: int | None = None, maker: Maker | None = None
 ) -> dict[str, Any]:
     """Align `inputs.policy` (round 1: `<run>/sft`) on `inputs.groups` into the model folder `out`, with Ray Train.
 
@@ -60,17 +60,17 @@ def align(
     """
     use_gpu = stage_use_gpu(config, "align")
     if config.trajectories and config.prepare.window == "sliding":
-        say(
+        echo(
             "  align.rows=trajectory: under prepare.window=sliding prompts beyond max_history begin with another title "
             "each and share nothing; prepare.window=anchored keeps them prefixes of one another"
         )
-    task = align_task(config, inputs, max_groups, None if maker is None else maker.table)
+    task = align_task(config, paths, max_groups, None if maker is None else maker.table)
     if maker is not None:
         maker.start(wanted_order(task.plan, maker.table))
     # Groups that cannot be made to the end leave the checkpoints of a training that has stopped early.
     beside, last = (None, None) if maker is None else (maker.told, maker.finish)
-    figures = fit(task, out, gpu=use_gpu, label=of_round("align", inputs.round), beside=beside, last=last)
-    return figures | task.figures | _clamped(config.align, inputs.groups)
+    figures = fit(task, out, gpu=use_gpu, label=of_round("align", paths.round), beside=beside, last=last)
+    return figures | task.figures | _clamped(config.align, paths.groups)
 
 
 def _clamped(train: AlignConfig, groups: Path) -> dict[str, Any]:
@@ -82,7 +82,7 @@ def _clamped(train: AlignConfig, groups: Path) -> dict[str, Any]:
 
 def align_in_process(
     config: Config,
-    inputs: Outputs,
+    paths: RunPaths,
     out: Path,
     max_groups: int | None = None,
     gpu: bool = False,
@@ -94,32 +94,32 @@ def align_in_process(
         gpu: train on this process's GPU.
         report: called with step and figures at every line of metrics.
     """
-    task = align_task(config, inputs, max_groups)
+    task = align_task(config, paths, max_groups)
     return fit_in_process(task, out, report, gpu=gpu) | task.figures
 
 
 def align_task(
-    config: Config, inputs: Outputs, max_groups: int | None = None, growing: Growing | None = None
+    config: Config, paths: RunPaths, max_groups: int | None = None, growing: IncrementalTable | None = None
 ) -> AlignTask:
     """What the workers need for alignment; `growing`: the groups, where they are still being made."""
-    read_settings(inputs.policy)
-    read_settings(inputs.reference)
+    read_settings(paths.policy)
+    read_settings(paths.reference)
     train = config.align
     columns = columns_read(config)
-    table = groups_table(columns, inputs) if growing is None else growing.open(columns)
-    branchings = branchings_of(config, inputs.reference)
+    table = groups_table(columns, paths) if growing is None else growing.open(columns)
+    branchings = trie_targets_of(config, paths.reference)
     encoder: Encoder = GroupEncoder(train.pack_tokens, branchings)
     rows, offsets, users_a_group = min(len(table), max_groups or len(table)), None, 1.0
     if config.trajectories:
-        users = users_of(inputs.groups) if growing is None else planned_users(inputs.examples, config.pairs.newest)
+        users = users_of(paths.groups) if growing is None else planned_users(paths.examples, config.pairs.newest)
         offsets = user_offsets(users)
         rows = max(1, (len(offsets) - 1) * rows // len(table))
         users_a_group = (len(offsets) - 1) / len(table)
         titles = train.sft_on == "row"
-        suffix = len(load_builder(inputs.reference).tail) if titles else 0
+        suffix = len(load_builder(paths.reference).tail) if titles else 0
         encoder = UserEncoder(train.row_tokens, train.pack_tokens, titles, suffix, branchings)
     plan = FeedPlan(
-        folder=inputs.groups,
+        folder=paths.groups,
         columns=tuple(table.columns or ()),
         encoder=encoder,
         n_rows=rows,
@@ -128,18 +128,18 @@ def align_task(
         seed=config.seed,
         epochs=train.epochs,
         offsets=offsets,
-        window=_window(config, inputs, rows / len(table), users_a_group),
+        window=_window(config, paths, rows / len(table), users_a_group),
         growing=growing,
     )
     # Of a table that grows, the first rows that training takes: they are made first.
     first = plan.table_rows(plan.schedule.indices(0), len(table))[:PROBED_GROUPS]
     probed = table.take(np.arange(min(PROBED_GROUPS, len(table)))) if growing is None else None
     plan, value = smoothed(plan, train)
-    start, reference = inputs.policy, inputs.reference
-    moments = kept_moments(start, _maker(inputs.round)) if train.optimizer == "sft" else None
+    start, reference = paths.policy, paths.reference
+    moments = kept_optimizer_state(start, _maker(paths.round)) if train.optimizer == "sft" else None
     # A table that is streamed has no manifest at first: what it is made from has.
-    groups = (inputs.oracle, inputs.examples) if config.pairs.stream else (inputs.groups,)
-    sources = (inputs.policy, inputs.reference, *groups)
+    groups = (paths.oracle, paths.examples) if config.pairs.stream else (paths.groups,)
+    sources = (paths.policy, paths.reference, *groups)
     made_from = [read_manifest(folder) for folder in sources]
     return AlignTask(
         config,
@@ -147,12 +147,12 @@ def align_task(
         reference,
         plan,
         probed,
-        inputs.round,
-        validation_file(config, inputs.groups, growing),
+        paths.round,
+        validation_file(config, paths.groups, growing),
         value,
         tracker_of(train),
-        _searched(config, inputs),
-        origin_of(train, rosepo.__version__, config.seed, inputs.round, rows, *made_from),
+        _searched(config, paths),
+        origin_of(train, rosepo.__version__, config.seed, paths.round, rows, *made_from),
         moments,
         probed_rows=first,
     )
@@ -165,7 +165,7 @@ def _maker(round: int) -> str:
     return "rosepo align" if round == 2 else f"rosepo align --round {round - 1}"
 
 
-def validation_file(config: Config, groups: Path, growing: Growing | None) -> Path | None:
+def validation_file(config: Config, groups: Path, growing: IncrementalTable | None) -> Path | None:
     """The held-out groups that `pairs` makes beside the others, before them; None where there are none.
 
     Raises:
@@ -174,23 +174,23 @@ def validation_file(config: Config, groups: Path, growing: Growing | None) -> Pa
     path = groups / VALIDATION_FILE
     there = path.exists() if growing is None else growing.held_out
     if not there:
-        say(f"  {groups} holds no groups of validation examples, so align shows no validation loss")
+        echo(f"  {groups} holds no groups of validation examples, so align shows no validation loss")
     check_best(config.align, "align", there, f"{path} is not there; run `rosepo pairs --overwrite`, or leave it out")
     return path if there else None
 
 
-def _searched(config: Config, inputs: Outputs) -> HeldOut | None:
+def _searched(config: Config, paths: RunPaths) -> HeldOut | None:
     users = config.align.validation_users
     if not users:
         return None
-    catalogue = Catalogue.load(inputs.policy / CATALOGUE)
-    return held_out(inputs.examples, load_builder(inputs.policy), catalogue, users, "align.validation_users")
+    catalogue = Catalogue.load(paths.policy / CATALOGUE)
+    return held_out(paths.examples, load_builder(paths.policy), catalogue, users, "align.validation_users")
 
 
-def _window(config: Config, inputs: Outputs, share: float, users_a_group: float) -> int:
+def _window(config: Config, paths: RunPaths, share: float, users_a_group: float) -> int:
     """Rows that are shuffled together, of a schedule with `share` times the rows of the table: with `pairs.stream` as
     many as a part file holds, so that the first steps need no more than a part; also where the table is finished.
     Else rows of about `WINDOW` groups, where one row is all groups of a user too."""
     if not config.pairs.stream:
         return max(1, round(WINDOW * users_a_group))
-    return max(1, round(share * max(shard.count for shard in shards_of(config.pairs, inputs.examples))))
+    return max(1, round(share * max(shard.count for shard in shards_of(config.pairs, paths.examples))))

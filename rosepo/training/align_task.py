@@ -26,7 +26,7 @@ from rosepo.objectives.rewards import Metrics, reward_margins
 from rosepo.objectives.smoothing import RunningQuantile, clamp_epsilon, oracle_targets
 from rosepo.training.feed.encoders import GroupEncoder
 from rosepo.training.feed.feed import Arrays, FeedPlan
-from rosepo.training.feed.trie_targets import Branchings
+from rosepo.training.feed.trie_targets import TrieTargets
 from rosepo.training.metric_log import Sums
 from rosepo.training.reference_check import check_reference
 from rosepo.training.sft import card_figures, storage_dtype
@@ -153,7 +153,7 @@ class AlignTask:
         table = pq.read_table(self.validation_file) if growing is None else growing.read(name)
         table = table.select([column for column in table.column_names if column in self.plan.columns])
         parts = -(-len(table) // self.train.micro_batch_size)
-        encoder = GroupEncoder(self.train.pack_tokens, branchings_of(self.config, self.reference))
+        encoder = GroupEncoder(self.train.pack_tokens, trie_targets_of(self.config, self.reference))
         return [part for part in encoder(table, parts) if part]
 
     def _look_up(self) -> pa.Table:
@@ -247,14 +247,14 @@ class AlignTask:
         return {"round": self.round, "reference": reference} if self.round > 1 else {}
 
 
-def branchings_of(config: Config, model: Path) -> Branchings | None:
+def trie_targets_of(config: Config, model: Path) -> TrieTargets | None:
     """The titles of a model's catalogue, where the oracle's whole distribution is learned at their branchings."""
-    return Branchings(load_builder(model)) if config.learns_whole else None
+    return TrieTargets(load_builder(model)) if config.learns_whole else None
 
 
 def _at_branchings(policy: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
     """What stands for the log-probabilities of the groups' titles where the oracle's whole distribution is learned,
-    [G, 1 + K]: expectations at the root and at the branchings below it, see `Branchings.add`. And what is left of
+    [G, 1 + K]: expectations at the root and at the branchings below it, see `TrieTargets.add`. And what is left of
     `others`, the log-probabilities of the completions that follow those of `policy` [G, 1 + K]."""
     titles = len(others) - policy.numel() - len(policy)
     below, root = others[titles : len(others) - len(policy)].view_as(policy), others[len(others) - len(policy) :]

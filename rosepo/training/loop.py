@@ -13,7 +13,7 @@ import torch.distributed as dist
 
 from rosepo.lm.rows.batch import Batch
 from rosepo.training.checkpoint.files import Checkpoint, remove_checkpoints
-from rosepo.training.checkpoint.optimizer_state import begin_with, save_moments
+from rosepo.training.checkpoint.optimizer_state import begin_with, save_optimizer_state
 from rosepo.training.checkpoint.saver import Saver
 from rosepo.training.ema import WeightMean
 from rosepo.training.engine import Engine, prepare_process
@@ -21,8 +21,8 @@ from rosepo.training.feed.feed import Arrays, micro_batches
 from rosepo.training.feed.schedule import Schedule
 from rosepo.training.metric_log import Averages, MetricLog, all_max, all_sum, means, peak_memory
 from rosepo.training.task import Loss, Task
-from rosepo.training.validation import Best, Validator, dummy_batch, look_steps
-from rosepo.utils.console import say
+from rosepo.training.validation import Best, Validator, dummy_batch, validation_steps
+from rosepo.utils.console import echo
 from rosepo.utils.errors import StageError
 
 Report = Callable[[int, dict[str, float]], None]
@@ -83,7 +83,7 @@ def train_rank(
         task.save(weights, out, figures)
     del weights
     if task.keeps_moments:
-        save_moments(engine, out)
+        save_optimizer_state(engine, out)
     if engine.module.obstacle is not None:
         figures["plain_rows"] = engine.module.obstacle
     engine.close()
@@ -94,7 +94,7 @@ def tell_plain_rows(name: str, figures: Mapping[str, Any]) -> None:
     """Say why the model of a training could not share the prefixes of rows, where it could not: what workers say
     themselves is seen by nobody."""
     if "plain_rows" in figures:
-        say(f"  {name}: shared-prefix rows were off, one row a completion instead: {figures['plain_rows']}")
+        echo(f"  {name}: shared-prefix rows were off, one row a completion instead: {figures['plain_rows']}")
 
 
 def rows_of(schedule: Schedule, steps: int | None = None) -> int:
@@ -113,8 +113,8 @@ class _Run:
         self.validator = Validator(task, engine, mean)
         self.best = Best(task.train.best_metric, task.train.patience)
         self.every = min(task.train.log_every, steps)
-        looks = task.validation or task.held_out is not None
-        self.looks = look_steps(task.train, steps) if looks else frozenset()
+        validates = task.validation or task.held_out is not None
+        self.validate_at = validation_steps(task.train, steps) if validates else frozenset()
         self.done, self.tokens, self.waited = 0, 0.0, 0.0
         self.figures: dict[str, Any] = {}
         self.resumed: list[int] = []
@@ -150,18 +150,18 @@ class _Run:
         while not self.finished:
             step = self.done = self.done + 1
             done = self._step(stream, step)
-            look: dict[str, float] = {}
-            if step in self.looks:
+            validated: dict[str, float] = {}
+            if step in self.validate_at:
                 started = time.monotonic()
-                look = self.validator.look()
+                validated = self.validator.validate()
                 since += time.monotonic() - started
-            better = self.best.update(step, look) if look else False
+            better = self.best.update(step, validated) if validated else False
             line: dict[str, float] = {}
             if step % self.every == 0 or self.finished:
                 line = self._line(step, time.monotonic() - since)
                 line |= {"grad_norm": done.grad_norm, "learning_rate": done.learning_rate}
                 since = time.monotonic()
-            line |= look
+            line |= validated
             if line and record is not None:
                 record(step, line)
             self.figures |= line

@@ -29,7 +29,7 @@ from rosepo.lm.model.quantized import check_quantization
 from rosepo.lm.model.scratch import train_tokenizer
 from rosepo.lm.rows.logps import LogpsModel
 from rosepo.run.manifest import read_manifest
-from rosepo.run.paths import Outputs
+from rosepo.run.paths import RunPaths
 from rosepo.run.resources import stage_use_gpu
 from rosepo.training.checkpoint.saver import origin_of
 from rosepo.training.feed.candidate_rows import COLUMNS, ExampleEncoder, check_room, example_rows, training_rows
@@ -44,7 +44,7 @@ VALIDATION_EXAMPLES = 256
 """Validation examples behind the validation loss during training; a sample keeps it cheap."""
 
 
-def sft(config: Config, inputs: Outputs, out: Path) -> dict[str, Any]:
+def sft(config: Config, paths: RunPaths, out: Path) -> dict[str, Any]:
     """Fine-tune `model` on the train trajectories of `<run>/examples` into the model folder `out`; where prompts list
     candidates, on its training examples one by one.
 
@@ -57,15 +57,15 @@ def sft(config: Config, inputs: Outputs, out: Path) -> dict[str, Any]:
         StageError: training failed or diverged.
     """
     use_gpu = stage_use_gpu(config, "sft")
-    task = sft_task(config, inputs)
+    task = sft_task(config, paths)
     figures = fit(task, out, gpu=use_gpu)
     listed = task.plan.places is not None
-    return figures | {"examples": task.plan.n_rows if listed else _count_targets(inputs.examples / "_trajectories")}
+    return figures | {"examples": task.plan.n_rows if listed else _count_targets(paths.examples / "_trajectories")}
 
 
-def sft_task(config: Config, inputs: Outputs) -> SftTask:
+def sft_task(config: Config, paths: RunPaths) -> SftTask:
     """What the workers need for supervised fine-tuning."""
-    catalogue = Catalogue.load(inputs.examples / "_items.parquet")
+    catalogue = Catalogue.load(paths.examples / "_items.parquet")
     check_quantization("none" if config.model.lora is None else config.model.lora.quantize)
     if config.model.path is None:
         scratch = config.model.scratch_config
@@ -75,28 +75,28 @@ def sft_task(config: Config, inputs: Outputs) -> SftTask:
     else:
         tokenizer = load_tokenizer(config.model.path, config.model.revision)
     builder = PromptBuilder(tokenizer, catalogue.titles, config.model.template, config.model.max_length)
-    plan = _plan(config, inputs, builder, catalogue)
+    plan = _plan(config, paths, builder, catalogue)
     extra = ("candidates",) if builder.lists_candidates else ()
-    examples = sample_examples(inputs.examples, "validation", VALIDATION_EXAMPLES, config.seed, extra)
+    examples = sample_examples(paths.examples, "validation", VALIDATION_EXAMPLES, config.seed, extra)
     validation = validation_batches(examples, builder, catalogue, config.sft)
-    check_best(config.sft, "sft", bool(validation), f"{inputs.examples} holds no validation examples; leave it out")
-    held = held_out(inputs.examples, builder, catalogue, config.sft.validation_users, "sft.validation_users")
-    made_from = [config.model.model_dump(mode="json"), plan.n_rows, read_manifest(inputs.examples)]
+    check_best(config.sft, "sft", bool(validation), f"{paths.examples} holds no validation examples; leave it out")
+    held = held_out(paths.examples, builder, catalogue, config.sft.validation_users, "sft.validation_users")
+    made_from = [config.model.model_dump(mode="json"), plan.n_rows, read_manifest(paths.examples)]
     origin = origin_of(config.sft, rosepo.__version__, config.seed, *made_from)
     return SftTask(config, catalogue, plan, validation, held, origin)
 
 
-def _plan(config: Config, inputs: Outputs, builder: PromptBuilder, catalogue: Catalogue) -> FeedPlan:
+def _plan(config: Config, paths: RunPaths, builder: PromptBuilder, catalogue: Catalogue) -> FeedPlan:
     """Rows of whole trajectories or, where prompts list candidates, of one example each."""
     sft = config.sft
     encoder: Encoder
     columns: tuple[str, ...]
     if builder.lists_candidates:
-        check_room(inputs.examples, builder, catalogue)
-        folder, columns, places = inputs.examples, COLUMNS, training_rows(inputs.examples)
+        check_room(paths.examples, builder, catalogue)
+        folder, columns, places = paths.examples, COLUMNS, training_rows(paths.examples)
         n_rows, encoder = len(places), ExampleEncoder(builder, catalogue, sft.pack_tokens)
     else:
-        folder, columns, places = inputs.examples / "_trajectories", ("items", "n_targets"), None
+        folder, columns, places = paths.examples / "_trajectories", ("items", "n_targets"), None
         n_rows, encoder = len(ParquetRows(folder)), TrajectoryEncoder(builder, catalogue, sft.pack_tokens)
     return FeedPlan(
         folder=folder,

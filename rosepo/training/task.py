@@ -109,7 +109,7 @@ class Task(Protocol):
 
     @property
     def held_out(self) -> HeldOut | None:
-        """Examples that the catalogue is searched for at every look; None for none."""
+        """Examples that the catalogue is searched for at every validation; None for none."""
         ...
 
     @property

@@ -21,7 +21,7 @@ from rosepo.training.feed.feed import feed_config, plan_dataset, streamed
 from rosepo.training.loop import Report, tell_plain_rows, train_rank
 from rosepo.training.metric_log import METRICS_FILE
 from rosepo.training.task import Task
-from rosepo.utils.console import Progress, follow, say
+from rosepo.utils.console import Progress, echo, follow
 from rosepo.utils.errors import StageError, UserError
 
 _LESS_MEMORY = "lower {name}.micro_batch_size or model.max_length, or set {name}.activation_checkpointing=true"
@@ -61,7 +61,7 @@ def fit(
     steps, name = task.plan.schedule.steps, label or task.name
     before = steps_done(out, task.origin)
     if before:
-        say(f"  {name} goes on from step {before:,} of {steps:,} that an earlier run reached")
+        echo(f"  {name} goes on from step {before:,} of {steps:,} that an earlier run reached")
     try:
         reached = partial(steps_done, out, task.origin)
         with _Watch(name, steps, reached, show, beside) as watch, follow(out / METRICS_FILE, watch.line):
@@ -136,7 +136,7 @@ class _Watch:
             self._begun = time.monotonic()
             return
         if step <= self._progress.done:
-            say(f"  a worker of {self.name} was lost: it goes on from step {self.reached():,} of {self.steps:,}")
+            echo(f"  a worker of {self.name} was lost: it goes on from step {self.reached():,} of {self.steps:,}")
         # Lines that are read together say nothing about speed yet.
         if time.monotonic() - self._begun > 1.0 or step == self.steps:
             self._progress.update(step - self._progress.done, **shown(figures))

@@ -1,4 +1,4 @@
-"""Looks at held-out examples during training, and which of them was the best.
+"""Validation on held-out examples during training, and which of them was the best.
 
 Loss, accuracy and margin come from micro-batches of held-out examples or groups. HR@10 and NDCG@10 come from what the
 evaluation does: constrained beams over the whole catalogue, nothing that was seen competes.
@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from rosepo.training.engine import Engine
     from rosepo.training.task import Task
 
-LOOKS = 4
-"""Looks in a run where `validate_every` is unset, the last one after the last step."""
+VALIDATIONS = 4
+"""Validations in a run where `validate_every` is unset, the last one after the last step."""
 BEAMS = 10
 """Of the search for HR@10 during training: no more than it has to find, and the same whatever `evaluate.beams` is."""
 _PER_USER = 8
@@ -65,7 +65,7 @@ def held_out(examples: Path, builder: PromptBuilder, catalogue: Catalogue, users
 
 
 class Validator:
-    """One rank's share of the looks; all ranks call it together."""
+    """One rank's share of the validations; all ranks call it together."""
 
     def __init__(self, task: Task, engine: Engine, mean: WeightMean | None) -> None:
         self.task, self.engine, self.mean = task, engine, mean
@@ -73,7 +73,7 @@ class Validator:
         self._decoder: Any = None
 
     @torch.no_grad()
-    def look(self) -> dict[str, float]:
+    def validate(self) -> dict[str, float]:
         """The task's figures on what it holds out, `validation_<name>`, and `hr@10` and `ndcg@10`; dropout off, and of
         the running mean of the weights where there is one."""
         self.engine.module.eval()
@@ -115,23 +115,23 @@ class Validator:
         return {"hr@10": hits / count, "ndcg@10": gains / count}
 
 
-def look_steps(train: TrainConfig, steps: int) -> frozenset[int]:
-    """The steps after which to look, the last one among them."""
+def validation_steps(train: TrainConfig, steps: int) -> frozenset[int]:
+    """The steps after which to validate, the last one among them."""
     if train.validate_every is None:
-        return frozenset(math.ceil(steps * look / LOOKS) for look in range(1, LOOKS + 1))
+        return frozenset(math.ceil(steps * number / VALIDATIONS) for number in range(1, VALIDATIONS + 1))
     return frozenset({*range(train.validate_every, steps + 1, train.validate_every), steps})
 
 
 @dataclass
 class Best:
-    """The best look so far.
+    """The best validation so far.
 
     Attributes:
         metric: what it goes by; None follows nothing.
-        patience: looks without a better one after which training stops; None never.
-        step: of the best look; None before the first.
-        figures: of that look.
-        waited: looks since.
+        patience: validations without a better one after which training stops; None never.
+        step: of the best validation; None before the first.
+        figures: of that validation.
+        waited: validations since.
     """
 
     metric: str | None
@@ -141,7 +141,7 @@ class Best:
     waited: int = 0
 
     def update(self, step: int, figures: dict[str, float]) -> bool:
-        """Take a look in; whether it is the best one. Equal figures are no better, nor is what is no number."""
+        """Take a validation in; whether it is the best one. Equal figures are no better, nor is what is no number."""
         if self.metric is None or self.metric not in figures:
             return False
         sign = -1.0 if self.metric == "validation_loss" else 1.0
@@ -167,7 +167,7 @@ class Best:
 
 
 def check_best(train: TrainConfig, name: str, held_out: bool, remedy: str) -> None:
-    """Refuse to choose the best model by a loss that nothing is `held_out` for, and to look where nothing is.
+    """Refuse to choose the best model by a loss that nothing is `held_out` for, and to validate where nothing is.
 
     Raises:
         UserError: with the remedy.

@@ -17,10 +17,10 @@ import pyarrow as pa
 
 from rosepo.config import Config
 from rosepo.data.seen import read_split
-from rosepo.run.paths import Outputs
+from rosepo.run.paths import RunPaths
 from rosepo.run.resources import TRIAL_CPUS, stage_use_gpu
 from rosepo.tuning.search_space import best_config, check_space, trial_settings, with_settings
-from rosepo.utils.console import Progress, say, table
+from rosepo.utils.console import Progress, echo, table
 from rosepo.utils.errors import StageError
 from rosepo.utils.files import write_json
 
@@ -28,7 +28,7 @@ TRIALS_FILE, BEST_FILE = "trials.json", "best.yaml"
 _MEASURED = ("hr@10", "ndcg@10")
 
 
-def sweep(config: Config, inputs: Outputs, out: Path) -> dict[str, Any]:
+def sweep(config: Config, paths: RunPaths, out: Path) -> dict[str, Any]:
     """Try `sweep.trials` settings and write `trials.json`, `best.yaml` and each trial's `metrics.jsonl`.
 
     Returns:
@@ -42,16 +42,16 @@ def sweep(config: Config, inputs: Outputs, out: Path) -> dict[str, Any]:
     use_gpu = stage_use_gpu(config, "sweep")
     settings = trial_settings(config)
     if config.pairs.rounds > 1:
-        say(f"  settings are tried on the groups of round 1 of {config.pairs.rounds}, from the SFT model")
-    before = _measure(inputs.sft, config, inputs)
-    results = _run_trials(config, inputs, out, settings, use_gpu)
+        echo(f"  settings are tried on the groups of round 1 of {config.pairs.rounds}, from the SFT model")
+    before = _measure(paths.sft, config, paths)
+    results = _run_trials(config, paths, out, settings, use_gpu)
     finished = [result for result in results if "error" not in result]
     if not finished:
         raise StageError(f"sweep: all {len(results)} trials failed; the first said: {results[0]['error']}")
     best = max(finished, key=lambda result: result[config.sweep.metric])
     write_json(out / TRIALS_FILE, {"metric": config.sweep.metric, "sft": before, "trials": results})
     (out / BEST_FILE).write_text(best_config(config, best["settings"]), encoding="utf-8")
-    say(_as_table(results, before, best, config.sweep.metric))
+    echo(_as_table(results, before, best, config.sweep.metric))
     return {"trials": results, "best": best, "sft": before, "metric": config.sweep.metric}
 
 
@@ -60,7 +60,7 @@ class Trial:
     """What a trial needs, sent to its process once."""
 
     config: Config
-    inputs: Outputs
+    paths: RunPaths
     out: Path
     gpu: bool
 
@@ -71,7 +71,7 @@ class Trial:
         folder.mkdir(parents=True)
         try:
             figures = self._align(config, folder)
-            measured = _measure(folder, config, self.inputs, self.gpu and config.sweep.mode == "process")
+            measured = _measure(folder, config, self.paths, self.gpu and config.sweep.mode == "process")
             kept = self.out / "curves"
             kept.mkdir(exist_ok=True)
             shutil.copyfile(folder / "metrics.jsonl", kept / f"trial-{number:03d}.jsonl")
@@ -83,17 +83,17 @@ class Trial:
         from rosepo.training.align import align, align_in_process
 
         if config.sweep.mode == "trainer":
-            return align(config, self.inputs, folder, max_groups=config.sweep.max_groups)
-        return align_in_process(config, self.inputs, folder, max_groups=config.sweep.max_groups, gpu=self.gpu)
+            return align(config, self.paths, folder, max_groups=config.sweep.max_groups)
+        return align_in_process(config, self.paths, folder, max_groups=config.sweep.max_groups, gpu=self.gpu)
 
 
 def _run_trials(
-    config: Config, inputs: Outputs, out: Path, settings: list[dict[str, Any]], use_gpu: bool
+    config: Config, paths: RunPaths, out: Path, settings: list[dict[str, Any]], use_gpu: bool
 ) -> list[dict[str, Any]]:
     from ray import tune
 
     # Workers may stand on other machines, where a relative path means another place.
-    trial = Trial(config, Outputs(inputs.root), out, use_gpu)
+    trial = Trial(config, RunPaths(paths.root), out, use_gpu)
     storage = out / "_ray_tune"
 
     def run(chosen: dict[str, Any]) -> None:
@@ -153,7 +153,7 @@ def _progress_callback(progress: Progress) -> Any:
     return Show()
 
 
-def _measure(model_folder: Path, config: Config, inputs: Outputs, gpu: bool = False) -> dict[str, float]:
+def _measure(model_folder: Path, config: Config, paths: RunPaths, gpu: bool = False) -> dict[str, float]:
     """HR@10 and NDCG@10 of a model on the sweep's validation examples."""
     from rosepo.evaluation.rankers import rank_batch
     from rosepo.evaluation.rankings import Batch
@@ -164,9 +164,9 @@ def _measure(model_folder: Path, config: Config, inputs: Outputs, gpu: bool = Fa
     recommender = load_recommender(model_folder)
     model = recommender.model.to("cuda") if gpu else recommender.model
     extra = ("candidates",) if recommender.builder.lists_candidates else ()
-    examples = pa.concat_tables(read_split(inputs.examples, "validation", config.sweep.max_examples, extra))
+    examples = pa.concat_tables(read_split(paths.examples, "validation", config.sweep.max_examples, extra))
     if not len(examples):
-        raise StageError(f"{inputs.examples} holds no validation example to measure trials on")
+        raise StageError(f"{paths.examples} holds no validation example to measure trials on")
     batch = Batch.of(examples, recommender.catalogue)
     items, _, _ = rank_batch(recommender, Decoder(model, recommender.builder, config.evaluate.beams), batch, 10)
     figures = accuracy(target_ranks(items, batch.targets))

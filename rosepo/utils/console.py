@@ -23,7 +23,7 @@ TERMINAL_INTERVAL = 0.2
 _open_line = False
 
 
-def say(text: str) -> None:
+def echo(text: str) -> None:
     """Print a line (or several) for the user."""
     global _open_line
     if _open_line:
@@ -125,7 +125,7 @@ class Progress:
             sys.stderr.flush()
             _open_line = True
             if last:
-                say("")
+                echo("")
         else:
             print(line, file=sys.stderr, flush=True)
 

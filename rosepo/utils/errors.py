@@ -16,7 +16,7 @@ class StageError(Exception):
     """Work that started and could not be finished, told in a sentence. Exits with 1."""
 
 
-def own_error(error: BaseException | None) -> UserError | StageError | None:
+def user_error_from(error: BaseException | None) -> UserError | StageError | None:
     """The error that a process raised for a person to read, out of Ray's wrapping; None where there is none."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:

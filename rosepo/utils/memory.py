@@ -20,10 +20,10 @@ INTERVAL = 0.5
 """Seconds between two looks."""
 
 _PROC = Path("/proc")
-_running: ContextVar[Meter | None] = ContextVar("rosepo_memory_meter", default=None)
+_running: ContextVar[MemoryMonitor | None] = ContextVar("rosepo_memory_meter", default=None)
 
 
-class Meter:
+class MemoryMonitor:
     """Measures while its body runs.
 
     Attributes:
@@ -36,7 +36,7 @@ class Meter:
         self._before = own_peak()
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="rosepo-memory", daemon=True)
-        self._token: Token[Meter | None] | None = None
+        self._token: Token[MemoryMonitor | None] | None = None
 
     @property
     def peak(self) -> int:
@@ -55,7 +55,7 @@ class Meter:
         while not self._over.wait(INTERVAL):
             self.look()
 
-    def __enter__(self) -> Meter:
+    def __enter__(self) -> MemoryMonitor:
         self.look()
         self._thread.start()
         self._token = _running.set(self)
@@ -71,7 +71,7 @@ class Meter:
         self.look()
 
 
-def running_meter() -> Meter | None:
+def running_monitor() -> MemoryMonitor | None:
     """That of the stage that is running in this thread, if any."""
     return _running.get()
 

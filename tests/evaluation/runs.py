@@ -16,7 +16,7 @@ from rosepo.evaluation import rankers, systems
 from rosepo.lm.model.model_folder import save_policy
 from rosepo.pipeline.fingerprints import stage_settings
 from rosepo.report.run_report import write_report
-from rosepo.run.paths import Outputs
+from rosepo.run.paths import RunPaths
 from rosepo.run.stages import STAGES
 from rosepo.utils.files import digest, write_json
 from tests.helpers import tiny_catalogue, tiny_model, tiny_tokenizer
@@ -50,7 +50,7 @@ def write_examples(root: Path, catalogue: Catalogue, users: int = 24, seed: int 
     catalogue.save(folder / "_items.parquet")
 
 
-def tiny_run(root: Path, models: bool = True, n_items: int = 30, users: int = 24) -> Outputs:
+def tiny_run(root: Path, models: bool = True, n_items: int = 30, users: int = 24) -> RunPaths:
     """A run's folder with examples and, where asked, an `sft` and an `aligned` model of random weights."""
     catalogue = tiny_catalogue(n_items)
     write_examples(root, catalogue, users)
@@ -59,7 +59,7 @@ def tiny_run(root: Path, models: bool = True, n_items: int = 30, users: int = 24
         for seed, name in enumerate(("sft", "aligned")):
             model = tiny_model(vocab_size=len(tokenizer), seed=seed)
             save_policy(root / name, model, tokenizer, catalogue, tiny_config(), stage=name)
-    return Outputs(root)
+    return RunPaths(root)
 
 
 def finished(root: Path, config: Config, *names: str) -> None:
@@ -71,10 +71,10 @@ def finished(root: Path, config: Config, *names: str) -> None:
         write_json(root / stage.folder / "_manifest.json", manifest | made)
 
 
-def drawn(config: Config, inputs: Outputs) -> str:
+def drawn(config: Config, paths: RunPaths) -> str:
     """The page of a run whose evaluation was made without the pipeline."""
-    write_json(inputs.evaluation / "_manifest.json", {"seconds": 1.0, "figures": {}})
-    return write_report(config, inputs).read_text()
+    write_json(paths.evaluation / "_manifest.json", {"seconds": 1.0, "figures": {}})
+    return write_report(config, paths).read_text()
 
 
 def rank_in_process(replace: Callable[[Any, str, Any], None]) -> None:

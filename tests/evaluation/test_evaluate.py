@@ -13,7 +13,7 @@ from rosepo.evaluation.evaluate import evaluate
 from rosepo.evaluation.rankings import read_batches, read_rankings, write_examples
 from rosepo.lm.model.model_folder import load_recommender
 from rosepo.oracle.sasrec import SASRec, SASRecConfig
-from rosepo.run.paths import Outputs
+from rosepo.run.paths import RunPaths
 from rosepo.utils.errors import UserError
 from tests.evaluation.runs import drawn, tiny_config, tiny_run
 
@@ -25,7 +25,7 @@ def _files(out: Path) -> dict[str, list[dict[str, object]]]:
 
 
 @pytest.fixture(scope="module")
-def evaluated(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Outputs, Path]:
+def evaluated(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[RunPaths, Path]:
     """A tiny run with all five models, evaluated by one actor."""
     root = tmp_path_factory.mktemp("run")
     inputs = tiny_run(root)
@@ -38,7 +38,7 @@ def evaluated(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> tu
     return inputs, out
 
 
-def test_metrics_have_the_promised_shape(evaluated: tuple[Outputs, Path]) -> None:
+def test_metrics_have_the_promised_shape(evaluated: tuple[RunPaths, Path]) -> None:
     metrics = json.loads((evaluated[1] / "metrics.json").read_text())
     assert (metrics["split"], metrics["protocol"]) == ("test", "catalogue")
     assert metrics["n_examples"] == metrics["n_users"] == 24
@@ -53,14 +53,14 @@ def test_metrics_have_the_promised_shape(evaluated: tuple[Outputs, Path]) -> Non
     assert difference["value"] == pytest.approx(values[0] - values[1])
 
 
-def test_metrics_follow_from_the_rankings_on_disk(evaluated: tuple[Outputs, Path]) -> None:
+def test_metrics_follow_from_the_rankings_on_disk(evaluated: tuple[RunPaths, Path]) -> None:
     metrics = json.loads((evaluated[1] / "metrics.json").read_text())
     for name, rows in _files(evaluated[1]).items():
         hits = [row["target"] in row["items"][:10] for row in rows]  # type: ignore[index]
         assert metrics["models"][name]["hr@10"]["value"] == pytest.approx(np.mean(hits))
 
 
-def test_language_models_rank_by_the_likelihood_of_whole_titles(evaluated: tuple[Outputs, Path]) -> None:
+def test_language_models_rank_by_the_likelihood_of_whole_titles(evaluated: tuple[RunPaths, Path]) -> None:
     inputs, out = evaluated
     recommender = load_recommender(inputs.sft)
     catalogue, builder = recommender.catalogue, recommender.builder
@@ -82,7 +82,7 @@ def test_language_models_rank_by_the_likelihood_of_whole_titles(evaluated: tuple
         assert not set(found) & set(batch.histories[row].tolist())
 
 
-def test_two_actors_give_the_same_rankings_as_one(evaluated: tuple[Outputs, Path], tmp_path: Path) -> None:
+def test_two_actors_give_the_same_rankings_as_one(evaluated: tuple[RunPaths, Path], tmp_path: Path) -> None:
     inputs, out = evaluated
     evaluate(tiny_config("evaluate.actors=2", "evaluate.cpus_per_actor=0.5"), inputs, tmp_path)
     assert _files(tmp_path) == _files(out)
@@ -119,7 +119,7 @@ def test_a_round_that_is_missing_is_named_with_what_to_run(
     root = tiny_run(tmp_path, models=False).root
     for name in (*there.split(), "evaluation"):
         (root / name).mkdir()
-    evaluate(tiny_config("pairs.rounds=3"), Outputs(root, 3), root / "evaluation")
+    evaluate(tiny_config("pairs.rounds=3"), RunPaths(root, 3), root / "evaluation")
     assert f"left out: oracle, sft, aligned (of 3 rounds, {what})\n" in capsys.readouterr().err
 
 
@@ -138,7 +138,7 @@ def test_the_choice_of_examples_depends_on_their_ids_alone(tmp_path: Path) -> No
     assert pq.ParquetFile(tmp_path / "all.parquet").num_row_groups == 4
 
 
-def test_an_empty_split_and_too_many_actors_are_refused(evaluated: tuple[Outputs, Path], tmp_path: Path) -> None:
+def test_an_empty_split_and_too_many_actors_are_refused(evaluated: tuple[RunPaths, Path], tmp_path: Path) -> None:
     inputs, _ = evaluated
     with pytest.raises(UserError, match=r"evaluate\.actors=9"):
         evaluate(tiny_config("evaluate.actors=9"), inputs, tmp_path)

@@ -17,7 +17,7 @@ from rosepo.evaluation.candidates.protocol import SERIES
 from rosepo.evaluation.evaluate import evaluate
 from rosepo.evaluation.recommend import recommend
 from rosepo.lm.model.model_folder import load_recommender, read_settings, save_policy
-from rosepo.run.paths import Outputs
+from rosepo.run.paths import RunPaths
 from rosepo.utils.errors import UserError
 from tests.evaluation.runs import rank_in_process, tiny_config, write_examples
 from tests.helpers import tiny_catalogue, tiny_model, tiny_tokenizer
@@ -25,7 +25,7 @@ from tests.helpers import tiny_catalogue, tiny_model, tiny_tokenizer
 LISTING = ("model.template.candidates=true", "prepare.candidates=4")
 
 
-def listing_run(root: Path, config: Config) -> Outputs:
+def listing_run(root: Path, config: Config) -> RunPaths:
     """Examples of twelve users with candidates, and two models of random weights whose prompts are the config's."""
     catalogue = tiny_catalogue(30)
     write_examples(root, catalogue, users=12)
@@ -40,23 +40,23 @@ def listing_run(root: Path, config: Config) -> Outputs:
     tokenizer = tiny_tokenizer(30)
     for seed, name in enumerate(("sft", "aligned")):
         save_policy(root / name, tiny_model(seed=seed), tokenizer, catalogue, config, stage=name)
-    return Outputs(root)
+    return RunPaths(root)
 
 
 @pytest.fixture(scope="module")
-def listed(tmp_path_factory: pytest.TempPathFactory) -> Outputs:
+def listed(tmp_path_factory: pytest.TempPathFactory) -> RunPaths:
     return listing_run(tmp_path_factory.mktemp("listed"), tiny_config(*LISTING))
 
 
-def evaluated(config: Config, inputs: Outputs, out: Path) -> dict[str, Any]:
+def evaluated(config: Config, paths: RunPaths, out: Path) -> dict[str, Any]:
     out.mkdir(exist_ok=True)
-    evaluate(config, inputs, out)
+    evaluate(config, paths, out)
     metrics: dict[str, Any] = json.loads((out / "metrics.json").read_text())
     return metrics
 
 
 def test_every_system_is_measured_on_the_candidates_alone(
-    listed: Outputs, tmp_path: Path, in_process: None, capsys: pytest.CaptureFixture[str]
+    listed: RunPaths, tmp_path: Path, in_process: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = tiny_config(*LISTING)
     metrics = evaluated(config, listed, tmp_path / "out")
@@ -91,7 +91,7 @@ def check_protocol(found: dict[str, Any]) -> None:
         assert gap is None if None in (before, after) else gap == pytest.approx(after - before)
 
 
-def check_answers(folder: Path, run: Outputs, examples: list[dict[str, Any]]) -> None:
+def check_answers(folder: Path, run: RunPaths, examples: list[dict[str, Any]]) -> None:
     """Two answers of the SFT model are what the prompt with its candidates makes of it."""
     recommender = load_recommender(run.sft)
     builder, catalogue = recommender.builder, recommender.catalogue
@@ -109,7 +109,7 @@ def check_answers(folder: Path, run: Outputs, examples: list[dict[str, Any]]) ->
 
 
 def test_models_of_others_are_measured_on_candidates_whatever_they_are_called(
-    listed: Outputs, tmp_path: Path, in_process: None, capsys: pytest.CaptureFixture[str]
+    listed: RunPaths, tmp_path: Path, in_process: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """One that reads the lists, by the name of what stands beside it in the figures, and one that knows none."""
     tokenizer, bare = tiny_tokenizer(30), tmp_path / "bare"
@@ -124,9 +124,9 @@ def test_models_of_others_are_measured_on_candidates_whatever_they_are_called(
 
 
 def test_a_model_that_needs_candidates_is_refused_before_anything_is_ranked(
-    listed: Outputs, tmp_path: Path, in_process: None
+    listed: RunPaths, tmp_path: Path, in_process: None
 ) -> None:
-    run = Outputs(tmp_path / "run")
+    run = RunPaths(tmp_path / "run")
     write_examples(run.root, tiny_catalogue(30), users=4)
     run.evaluation.mkdir()
     with pytest.raises(UserError, match=r"answers out of candidates .* and this run lists none"):
@@ -135,7 +135,7 @@ def test_a_model_that_needs_candidates_is_refused_before_anything_is_ranked(
 
 
 def test_listed_entries_of_others_that_are_no_candidates_are_told(
-    listed: Outputs, tmp_path: Path, in_process: None, capsys: pytest.CaptureFixture[str]
+    listed: RunPaths, tmp_path: Path, in_process: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A list over the whole catalogue competes with lists of candidates, and its reader should know."""
     examples = pq.read_table(listed.examples / "part-00000.parquet", filters=[("split", "==", "test")]).to_pylist()
@@ -171,7 +171,7 @@ def test_free_answers_out_of_the_catalogue_are_counted_where_asked(tmp_path: Pat
 
 
 def test_a_model_remembers_that_its_prompts_list_candidates_and_asks_for_them(
-    listed: Outputs, tmp_path: Path, in_process: None
+    listed: RunPaths, tmp_path: Path, in_process: None
 ) -> None:
     assert read_settings(listed.sft)["template"]["candidates"] is True
     assert "candidates = [" in (listed.sft / "README.md").read_text()
@@ -183,7 +183,7 @@ def test_a_model_remembers_that_its_prompts_list_candidates_and_asks_for_them(
 
 @pytest.mark.slow  # rankings, made by the same code, hold this in tests/evaluation/test_evaluate.py
 def test_two_actors_write_the_answers_that_one_writes(
-    listed: Outputs, tmp_path: Path, ray_cluster: None, monkeypatch: pytest.MonkeyPatch
+    listed: RunPaths, tmp_path: Path, ray_cluster: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = evaluated(tiny_config(*LISTING, "evaluate.actors=2", "evaluate.batch_size=4"), listed, tmp_path / "two")
     with monkeypatch.context() as patch:

@@ -43,7 +43,7 @@ from rosepo.lm.titles.beam_search import Decoder
 from rosepo.oracle.sasrec import SASRec, SASRecConfig
 from rosepo.pipeline.planning import CONFIG_FILE, plan_stages, resolve_config
 from rosepo.pipeline.runner import run_stages
-from rosepo.run.paths import Outputs
+from rosepo.run.paths import RunPaths
 from rosepo.utils.errors import UserError
 from tests.evaluation.runs import finished, tiny_config, tiny_run
 from tests.helpers import tiny_catalogue, tiny_model, tiny_tokenizer
@@ -53,7 +53,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
-def inputs(tmp_path_factory: pytest.TempPathFactory) -> Outputs:
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> RunPaths:
     """A tiny run with an SFT model and an aligned one."""
     return tiny_run(tmp_path_factory.mktemp("run"))
 
@@ -121,10 +121,10 @@ def test_a_refused_evaluation_leaves_the_run_as_it_was(tmp_path: Path, in_proces
     assert plan_stages(resolve_config(root, None, []), root, ["evaluate"], overwrite=False)[0].state == "done"
 
 
-def test_parts_of_another_origin_and_broken_ones_are_made_again(inputs: Outputs, tmp_path: Path) -> None:
-    catalogue = Catalogue.load(inputs.examples / "_items.parquet")
+def test_parts_of_another_origin_and_broken_ones_are_made_again(paths: RunPaths, tmp_path: Path) -> None:
+    catalogue = Catalogue.load(paths.examples / "_items.parquet")
     examples, folder = tmp_path / "examples.parquet", tmp_path / "rankings" / "x.parquet"
-    write_examples(inputs.examples, "test", None, 8, examples)
+    write_examples(paths.examples, "test", None, 8, examples)
     parts = plan_parts(examples)
     assert [(part.first, part.batches, part.rows) for part in parts] == [(0, 1, 8), (1, 1, 8), (2, 1, 8)]
     assert open_rankings(folder, parts, "now") == parts
@@ -147,9 +147,9 @@ def test_many_examples_make_parts_of_many_batches(tmp_path: Path) -> None:
     assert sum(part.rows for part in parts) == 200
 
 
-def test_a_place_without_an_item_is_kept_on_disk(inputs: Outputs, tmp_path: Path) -> None:
-    catalogue = Catalogue.load(inputs.examples / "_items.parquet")
-    write_examples(inputs.examples, "test", 2, 8, tmp_path / "examples.parquet")
+def test_a_place_without_an_item_is_kept_on_disk(paths: RunPaths, tmp_path: Path) -> None:
+    catalogue = Catalogue.load(paths.examples / "_items.parquet")
+    write_examples(paths.examples, "test", 2, 8, tmp_path / "examples.parquet")
     batch = next(read_batches(tmp_path / "examples.parquet", catalogue))
     items = np.full((2, 20), -1)
     items[0, :3] = [4, -2, batch.targets[0]]
@@ -246,11 +246,11 @@ def test_a_model_of_another_catalogue_and_one_that_is_none_are_refused(tmp_path:
 
 
 def test_a_list_without_a_title_in_its_first_ten_places_leaves_metrics_that_any_reader_of_json_takes(
-    inputs: Outputs, tmp_path: Path, in_process: None
+    paths: RunPaths, tmp_path: Path, in_process: None
 ) -> None:
     lists = {"user_id": 3, "titles": [*(f"no such {place}" for place in range(12)), "Night (1980)"]}
     (tmp_path / "late.jsonl").write_text(json.dumps(lists))
-    evaluate(tiny_config(f"evaluate.predictions=[{tmp_path}/late.jsonl]"), inputs, tmp_path)
+    evaluate(tiny_config(f"evaluate.predictions=[{tmp_path}/late.jsonl]"), paths, tmp_path)
 
     def refuse(name: str) -> None:
         raise AssertionError(f"{name} is no JSON")
@@ -262,10 +262,10 @@ def test_a_list_without_a_title_in_its_first_ten_places_leaves_metrics_that_any_
 
 
 def test_an_actor_lets_go_of_a_model_before_it_loads_the_next(
-    inputs: Outputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    paths: RunPaths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two models of seven billion parameters do not fit where one does."""
-    load, alive = external_models.load_given, list[int]()
+    load, alive = external_models.load_external, list[int]()
     held: list[weakref.ref[Any]] = []
 
     def watched(*arguments: Any) -> Any:
@@ -276,11 +276,11 @@ def test_an_actor_lets_go_of_a_model_before_it_loads_the_next(
         return found
 
     monkeypatch.setattr(external_models, "load_given", watched)
-    write_examples(inputs.examples, "test", 8, 4, tmp_path / "examples.parquet")
+    write_examples(paths.examples, "test", 8, 4, tmp_path / "examples.parquet")
     settings = RankerSettings(
-        models={name: str(inputs.root / name) for name in ("sft", "aligned")},
+        models={name: str(paths.root / name) for name in ("sft", "aligned")},
         examples=tmp_path / "examples.parquet",
-        catalogue=inputs.examples / "_items.parquet",
+        catalogue=paths.examples / "_items.parquet",
         out=tmp_path,
         beams=20,
         device="cpu",
@@ -297,17 +297,17 @@ def test_an_actor_lets_go_of_a_model_before_it_loads_the_next(
         assert alive == [0, 0, 0]
 
 
-def test_lists_of_others_score_as_the_rankings_that_they_are(inputs: Outputs, tmp_path: Path, in_process: None) -> None:
+def test_lists_of_others_score_as_the_rankings_that_they_are(paths: RunPaths, tmp_path: Path, in_process: None) -> None:
     """A system that is fed its own rankings back, by example and by user, has every figure of the original."""
     out = tmp_path / "first"
     out.mkdir()
-    evaluate(tiny_config(), inputs, out)
+    evaluate(tiny_config(), paths, out)
     fed = pq.read_table(out / "rankings" / "sft.parquet").select(["user_id", "items"])
     pq.write_table(fed, tmp_path / "by user.parquet")
     again = tmp_path / "again"
     again.mkdir()
     files = f"evaluate.predictions=[fed={out}/rankings/sft.parquet, '{tmp_path}/by user.parquet']"
-    evaluate(tiny_config(files), inputs, again)
+    evaluate(tiny_config(files), paths, again)
     models = metrics_of(again)["models"]
     assert models["fed"] == models["sft"]
     assert models["by_user"] == models["sft"]

@@ -14,7 +14,7 @@ from rosepo.evaluation.rankings import Batch, write_examples
 from rosepo.experiments.runs import Run
 from rosepo.pipeline.fingerprints import stage_settings
 from rosepo.pipeline.planning import CONFIG_FILE
-from rosepo.run.paths import Outputs
+from rosepo.run.paths import RunPaths
 from rosepo.run.stages import stages_of
 from rosepo.utils.console import Progress
 from rosepo.utils.files import digest, write_json
@@ -41,7 +41,7 @@ def evaluate_run(run: Run, strength: float, users: int = 40, own: Mapping[str, s
     and a mark that the runs have in common that share them."""
     own = own or {}
     tiny.write_examples(run.folder, CATALOGUE, users=users)
-    inputs, config = Outputs(run.folder), run.config()
+    inputs, config = RunPaths(run.folder), run.config()
     (inputs.evaluation / "rankings").mkdir(parents=True)
     examples = inputs.evaluation / "_examples.parquet"
     write_examples(inputs.examples, run.split, None, 8, examples)

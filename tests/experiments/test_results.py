@@ -11,14 +11,14 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from rosepo.evaluation.measure import measure as measure_stage
-from rosepo.experiments.pooled_metrics import METRICS, Pool, measure
+from rosepo.evaluation.evaluate_rankings import evaluate_rankings
+from rosepo.experiments.pooled_metrics import METRICS, Pool, read_measured
 from rosepo.experiments.result_plots import DRAWN, LEFT_OUT
 from rosepo.experiments.results import verdict, write_results
 from rosepo.experiments.runs import FAILURE_FILE, Run, plan_of, runs_of
 from rosepo.experiments.stage_reuse import link_rankings
 from rosepo.experiments.suite import Experiments, read_suites
-from rosepo.run.paths import Outputs
+from rosepo.run.paths import RunPaths
 from rosepo.utils.files import write_json
 from tests.experiments.evaluated import CATALOGUE, evaluate_run
 from tests.experiments.suites import SUITE, changed, write_suite
@@ -107,10 +107,10 @@ def test_systems_are_compared_over_the_seeds_that_both_have() -> None:
 def test_figures_are_those_of_the_evaluation(finished: tuple[Experiments, list[Run], dict[str, Any], str]) -> None:
     run = finished[1][0]
     models = ["popular", "markov", "oracle", "sft", "aligned"]
-    inputs, config = Outputs(run.folder), run.config()
+    inputs, config = RunPaths(run.folder), run.config()
     examples = inputs.evaluation / "_examples.parquet"
-    expected, _ = measure_stage(config, inputs, CATALOGUE, examples, inputs.evaluation / "rankings", models)
-    found = measure(run.folder, config, models).systems
+    expected, _ = evaluate_rankings(config, inputs, CATALOGUE, examples, inputs.evaluation / "rankings", models)
+    found = read_measured(run.folder, config, models).systems
     for name in models:
         for key in METRICS:
             assert np.nanmean(found[name][key]) == pytest.approx(expected["models"][name][key]["value"], abs=1e-6)
@@ -158,7 +158,7 @@ def test_rows_are_means_over_seeds_with_costs(finished: tuple[Experiments, list[
         *("popular", "markov", "oracle", "sft", "own-oracle:oracle", "dpo", "cdpo", "own-oracle", "late")
     ]
     row = section["systems"]["dpo"]
-    of_seeds = [measure(run.folder, run.config(), ["aligned"]) for run in runs if run.experiment.variant == "dpo"]
+    of_seeds = [read_measured(run.folder, run.config(), ["aligned"]) for run in runs if run.experiment.variant == "dpo"]
     for key in METRICS:
         values = np.concatenate([measured.systems["aligned"][key] for measured in of_seeds])
         assert row["metrics"][key]["value"] == pytest.approx(np.nanmean(values))

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from rosepo.run.paths import Outputs
+from rosepo.run.paths import RunPaths
 from tests.sampling.runs import make_run
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Outputs:
+def run(tmp_path_factory: pytest.TempPathFactory) -> RunPaths:
     """A run's folder with examples, an untrained policy and an untrained oracle."""
     return make_run(tmp_path_factory.mktemp("run"))

@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from rosepo.run.paths import Outputs
+from rosepo.run.paths import RunPaths
 from rosepo.run.ray_session import RESTARTS
 from rosepo.sampling.pairs import pairs
 from rosepo.utils.errors import StageError
@@ -20,11 +20,11 @@ DEADLY = {"strategies": {"tests.faults.strategies:deadly": 1.0}, "score": False}
 
 
 @pytest.fixture(scope="module")
-def undisturbed(run: Outputs, ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> pa.Table:
+def undisturbed(run: RunPaths, ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> pa.Table:
     return sampled(run, tmp_path_factory.mktemp("groups"), deaths=0)
 
 
-def sampled(run: Outputs, out: Path, deaths: int, **section: Any) -> pa.Table:
+def sampled(run: RunPaths, out: Path, deaths: int, **section: Any) -> pa.Table:
     (SCRATCH / "deaths").write_text(str(deaths))
     pairs(configure(**DEADLY, **section), run, out)
     return read(out)
@@ -34,7 +34,7 @@ def sampled(run: Outputs, out: Path, deaths: int, **section: Any) -> pa.Table:
 def test_a_killed_actor_costs_its_shard_and_nothing_else(
     actors: int,
     undisturbed: pa.Table,
-    run: Outputs,
+    run: RunPaths,
     tmp_path: Path,
 ) -> None:
     assert sampled(run, tmp_path, deaths=1, actors=actors, cpus_per_actor=0.5).equals(undisturbed)
@@ -44,7 +44,7 @@ def test_a_killed_actor_costs_its_shard_and_nothing_else(
 
 def test_a_shard_that_kills_every_actor_ends_the_stage_and_a_rerun_goes_on_from_the_others(
     undisturbed: pa.Table,
-    run: Outputs,
+    run: RunPaths,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -62,7 +62,7 @@ def test_a_shard_that_kills_every_actor_ends_the_stage_and_a_rerun_goes_on_from_
 
 
 def test_a_full_disk_ends_the_stage_with_one_sentence_and_no_part_that_looks_finished(
-    run: Outputs,
+    run: RunPaths,
     ray_cluster: None,
     tmp_path: Path,
 ) -> None:
@@ -78,7 +78,7 @@ def test_a_full_disk_ends_the_stage_with_one_sentence_and_no_part_that_looks_fin
 
 
 def test_an_actor_without_memory_ends_the_stage_with_one_sentence(
-    run: Outputs,
+    run: RunPaths,
     ray_cluster: None,
     tmp_path: Path,
 ) -> None:

@@ -20,12 +20,12 @@ from rosepo.pipeline.runner import run_stages
 from rosepo.pipeline.streaming import Production, lost_process
 from rosepo.run.folders import continuing, partial_folder
 from rosepo.run.manifest import MANIFEST, read_manifest
-from rosepo.run.paths import Outputs
+from rosepo.run.paths import RunPaths
 from rosepo.sampling.audit import audit_groups
 from rosepo.sampling.group_files import part_path
 from rosepo.sampling.pairs import plan_sampling
 from rosepo.training.align import align_in_process, align_task
-from rosepo.training.feed.incremental_table import Growing, wanted_order
+from rosepo.training.feed.incremental_table import IncrementalTable, wanted_order
 from rosepo.utils.errors import StageError
 from rosepo.utils.files import now, write_json
 from tests.faults.strategies import SCRATCH
@@ -51,7 +51,7 @@ def configure(**align: Any) -> Config:
 
 
 @pytest.fixture
-def ready(run: Outputs, tmp_path: Path) -> Outputs:
+def ready(run: RunPaths, tmp_path: Path) -> RunPaths:
     """A run's folder in which the stages before pairs are done."""
     for name in ("examples", "sft", "oracle"):
         shutil.copytree(run.root / name, tmp_path / name)
@@ -59,22 +59,22 @@ def ready(run: Outputs, tmp_path: Path) -> Outputs:
     for name in ("examples", "sft", "oracle"):
         manifest = read_manifest(tmp_path / name) or {}
         write_json(tmp_path / name / MANIFEST, manifest | {"created": now(), "seconds": 1.0})
-    return Outputs(tmp_path)
+    return RunPaths(tmp_path)
 
 
-def watch(inputs: Outputs, config: Config, then: str) -> list[int]:
+def watch(paths: RunPaths, config: Config, then: str) -> list[int]:
     """Have something happen in the part that training wants last; returns the order in which it wants them."""
-    production = Production(plan_sampling(config, inputs), inputs.root / ".partial", lambda work: None)
-    order = wanted_order(align_task(config, inputs, growing=production.table).plan, production.table)
-    last = read_shard(plan_sampling(config, inputs).shards[order[-1]], None)["user_id"]
-    about = {"user": last[len(last) // 2].as_py(), "run": str(inputs.root), "then": then}
+    production = Production(plan_sampling(config, paths), paths.root / ".partial", lambda work: None)
+    order = wanted_order(align_task(config, paths, growing=production.table).plan, production.table)
+    last = read_shard(plan_sampling(config, paths).shards[order[-1]], None)["user_id"]
+    about = {"user": last[len(last) // 2].as_py(), "run": str(paths.root), "then": then}
     (SCRATCH / "watchful").write_text(json.dumps(about))
     return order
 
 
 @pytest.mark.slow
 def test_a_streamed_run_trains_before_the_last_part_is_there_and_ends_as_one_that_was_not_streamed(
-    ready: Outputs,
+    ready: RunPaths,
     ray_cluster: None,
     tmp_path_factory: pytest.TempPathFactory,
     capsys: pytest.CaptureFixture[str],
@@ -113,7 +113,7 @@ def test_a_streamed_run_trains_before_the_last_part_is_there_and_ends_as_one_tha
     assert users == read(ready.groups)["user_id"].to_pylist()
 
 
-def test_sampling_ends_at_once_when_training_fails(ready: Outputs, ray_cluster: None) -> None:
+def test_sampling_ends_at_once_when_training_fails(ready: RunPaths, ray_cluster: None) -> None:
     config = configure()
     order = watch(ready, config, "sleep")
     (SCRATCH / "asleep").unlink(missing_ok=True)
@@ -139,11 +139,11 @@ def test_sampling_ends_at_once_when_training_fails(ready: Outputs, ray_cluster: 
     assert len(list(production.table.folder.glob("part-*.parquet"))) == 3
 
 
-def test_a_streamed_training_of_another_oracle_does_not_go_on_from_a_checkpoint(ready: Outputs) -> None:
+def test_a_streamed_training_of_another_oracle_does_not_go_on_from_a_checkpoint(ready: RunPaths) -> None:
     config = configure()
     shards = shards_of(config.pairs, ready.examples)
     names = tuple(part_path(ready.groups, shard).name for shard in shards)
-    table = Growing(ready.root / ".partial", ready.groups, names, tuple(shard.count for shard in shards))
+    table = IncrementalTable(ready.root / ".partial", ready.groups, names, tuple(shard.count for shard in shards))
 
     def origin() -> str:
         return align_task(config, ready, growing=table).origin

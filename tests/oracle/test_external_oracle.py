@@ -22,7 +22,7 @@ from rosepo.oracle.sasrec import SASRec, SASRecConfig
 from rosepo.pipeline.fingerprints import stage_fingerprint
 from rosepo.pipeline.preflight import check_before_run, check_named
 from rosepo.report.text.conclusions import verdict
-from rosepo.run.paths import Outputs
+from rosepo.run.paths import RunPaths
 from rosepo.run.stages import STAGES
 from rosepo.sampling.pairs import pairs
 from rosepo.utils.errors import UserError
@@ -43,31 +43,31 @@ def all_alike(catalogue: Catalogue) -> Any:
     return lambda users, histories, items: items * np.nan
 
 
-def make(config: Config, inputs: Outputs, out: Path) -> dict[str, Any]:
+def make(config: Config, paths: RunPaths, out: Path) -> dict[str, Any]:
     out.mkdir()
-    return STAGES["oracle"].load()(config, inputs, out)
+    return STAGES["oracle"].load()(config, paths, out)
 
 
-def beside(run: Outputs, root: Path) -> Outputs:
+def beside(run: RunPaths, root: Path) -> RunPaths:
     """A run's folder with the examples and the model of another one."""
     root.mkdir()
     for name in ("examples", "sft"):
         (root / name).symlink_to(getattr(run, name))
-    return Outputs(root)
+    return RunPaths(root)
 
 
 def read(folder: Path) -> list[dict[str, Any]]:
     return pa.concat_tables([pq.read_table(path) for path in sorted(folder.glob("part-*.parquet"))]).to_pylist()
 
 
-def groups_of(run: Outputs) -> list[dict[str, Any]]:
+def groups_of(run: RunPaths) -> list[dict[str, Any]]:
     run.groups.mkdir()
     pairs(tiny_config(*SAMPLED), run, run.groups)
     return read(run.groups)
 
 
 @pytest.fixture(scope="module")
-def sasrec(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Outputs, list[Any]]:
+def sasrec(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[RunPaths, list[Any]]:
     """A run with an untrained SASRec as its oracle, and its groups."""
     run = tiny_run(tmp_path_factory.mktemp("run"))
     shutil.rmtree(run.aligned)
@@ -79,7 +79,7 @@ def sasrec(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> tuple
 
 
 @pytest.fixture(scope="module")
-def scores(sasrec: tuple[Outputs, list[Any]]) -> dict[str, list[Any]]:
+def scores(sasrec: tuple[RunPaths, list[Any]]) -> dict[str, list[Any]]:
     """SASRec's own scores of the groups' pairs, and of four items for each validation example, target among them."""
     run, groups = sasrec
     catalogue = Catalogue.load(run.examples / "_items.parquet")
@@ -164,7 +164,7 @@ def test_a_table_without_validation_examples_needs_tau(sasrec: Any, scores: Any,
 
 def test_an_evaluation_says_that_a_table_is_no_baseline(sasrec: Any, scores: Any, tmp_path: Path) -> None:
     run, _ = sasrec
-    other = Outputs(tmp_path / "run")
+    other = RunPaths(tmp_path / "run")
     other.root.mkdir()
     other.examples.symlink_to(run.examples)
     path = save(tmp_path / "scores.parquet", scores)

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from rosepo.data.catalogue import Catalogue
 from rosepo.oracle import load
-from rosepo.oracle.load import ImportedScorer, WholeCatalogue, load_scorer, write_about
+from rosepo.oracle.load import ImportedScorer, WholeCatalogue, load_scorer, write_kind
 from rosepo.oracle.sasrec import catalogue_digest
 from rosepo.oracle.score_files import score_files
 from rosepo.oracle.score_table import ScoreTable, write_score_table
@@ -235,12 +235,12 @@ def test_an_oracle_folder_says_what_it_holds_and_for_which_catalogue(tmp_path: P
     with pytest.raises(UserError, match="not an oracle folder"):
         load_scorer(tmp_path, catalogue)
     about = {"scorer": f"{HERE}:distance", "tau": 0.3}
-    write_about(tmp_path, "scorer", **about, catalogue_digest=catalogue_digest(catalogue.item_ids))
+    write_kind(tmp_path, "scorer", **about, catalogue_digest=catalogue_digest(catalogue.item_ids))
     scorer = load_scorer(tmp_path, catalogue)
     assert scorer.tau == 0.3
     assert scorer.score(["a"], [0], [np.array([1])], np.array([[4]])).tolist() == [[-3.0]]
     with pytest.raises(UserError, match="made for another catalogue"):
         load_scorer(tmp_path, tiny_catalogue(N_ITEMS + 1))
-    write_about(tmp_path, "oracle of Delphi")
+    write_kind(tmp_path, "oracle of Delphi")
     with pytest.raises(UserError, match="names no kind of oracle"):
         load_scorer(tmp_path, catalogue)

@@ -16,7 +16,7 @@ from rosepo.lm.model.model_folder import load_recommender
 from rosepo.lm.rows.logps import plain_logps
 from rosepo.pipeline.runner import run_stages
 from rosepo.run.manifest import read_manifest
-from rosepo.run.paths import Outputs
+from rosepo.run.paths import RunPaths
 from rosepo.run.stages import stages_of
 from rosepo.sampling.audit import audit_groups
 from tests.pipeline.test_whole_run import configure, write_log
@@ -120,5 +120,5 @@ def check_what_is_told(config: Config, out: Path, capsys: pytest.CaptureFixture[
 
 
 def rounds(out: Path, number: int) -> tuple[Path, Path]:
-    outputs = Outputs(out, number)
+    outputs = RunPaths(out, number)
     return outputs.groups, outputs.aligned

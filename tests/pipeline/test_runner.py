@@ -222,9 +222,9 @@ def refusal_as_nobody(out: Path) -> str:
 
 def test_a_manifest_has_the_memory_of_its_stage_and_of_its_training_workers() -> None:
     from rosepo.pipeline.runner import _memory
-    from rosepo.utils.memory import Meter
+    from rosepo.utils.memory import MemoryMonitor
 
-    with Meter() as meter:
+    with MemoryMonitor() as meter:
         pass
     alone = _memory(meter, {})
     assert alone == {"peak_memory": meter.peak, "processes": meter.processes}

@@ -13,11 +13,11 @@ import pytest
 
 from rosepo.data.catalogue import Catalogue
 from rosepo.evaluation.baselines import Popular, markov
-from rosepo.evaluation.measure import measure
+from rosepo.evaluation.evaluate_rankings import evaluate_rankings
 from rosepo.evaluation.rankers import rank_by_batches
 from rosepo.evaluation.rankings import write_examples
 from rosepo.report.run_report import write_report
-from rosepo.run.paths import Outputs
+from rosepo.run.paths import RunPaths
 from rosepo.utils.console import Progress
 from rosepo.utils.files import copy_file, write_json
 from tests.evaluation import runs
@@ -39,7 +39,7 @@ def shared_run(factory: pytest.TempPathFactory, seed: int = 0, everything: bool 
     return root if (root / "report.html").exists() else finished_run(root, seed, everything, **align).root
 
 
-def finished_run(root: Path, seed: int = 0, everything: bool = False, **align: Any) -> Outputs:
+def finished_run(root: Path, seed: int = 0, everything: bool = False, **align: Any) -> RunPaths:
     """A run as `rosepo evaluate` leaves it, whose aligned "model" likes titles by a taste drawn from `seed`.
 
     Args:
@@ -48,7 +48,7 @@ def finished_run(root: Path, seed: int = 0, everything: bool = False, **align: A
     """
     catalogue = evil_catalogue()
     runs.write_examples(root, catalogue)
-    inputs, out = Outputs(root), root / "evaluation"
+    inputs, out = RunPaths(root), root / "evaluation"
     (out / "rankings").mkdir(parents=True)
     config = runs.tiny_config("data.dataset=movietweetings-100k", "align.loss=pairwise")
     write_examples(inputs.examples, "test", None, 8, out / "_examples.parquet")
@@ -64,7 +64,9 @@ def finished_run(root: Path, seed: int = 0, everything: bool = False, **align: A
                 out / "rankings" / f"{name}.parquet",
                 progress,
             )
-    metrics, exposure = measure(config, inputs, catalogue, out / "_examples.parquet", out / "rankings", list(scorers))
+    metrics, exposure = evaluate_rankings(
+        config, inputs, catalogue, out / "_examples.parquet", out / "rankings", list(scorers)
+    )
     write_json(out / "metrics.json", metrics | (with_everything(metrics) if everything else {}))
     pq.write_table(exposure, out / "exposure.parquet")
     _write_groups(inputs)
@@ -94,30 +96,30 @@ def with_everything(metrics: dict[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _write_groups(inputs: Outputs) -> None:
-    inputs.groups.mkdir()
+def _write_groups(paths: RunPaths) -> None:
+    paths.groups.mkdir()
     groups = {"strategy": [["semantic", "popularity"]] * 5, "epsilon": [[0.1, 0.4]] * 5}
-    pq.write_table(pa.table(groups), inputs.groups / "part-00000.parquet")
+    pq.write_table(pa.table(groups), paths.groups / "part-00000.parquet")
 
 
-def _write_logs(inputs: Outputs) -> None:
+def _write_logs(paths: RunPaths) -> None:
     first = {"loss": 0.75, "margin": 0.0, "accuracy": 0.5}
     last = {"loss": 0.5, "margin": 0.25, "accuracy": 0.625, "validation_loss": 0.625, "hr@10": 0.3, "ndcg@10": 0.2}
-    for folder in (inputs.sft, inputs.aligned):
+    for folder in (paths.sft, paths.aligned):
         folder.mkdir()
         lines = [{"step": 0, "epoch": 0.0}, {"step": 1, **first}, {"step": 2, **last}]
         (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
-def _write_manifests(inputs: Outputs, align: dict[str, Any]) -> None:
+def _write_manifests(paths: RunPaths, align: dict[str, Any]) -> None:
     strategies = {name: {"pairs": 5, "epsilon_mean": 0.2, "auc": 0.5} for name in ("popularity", "semantic")}
     common = {"command": "rosepo run --set a='<i>'", "revision": "0123456789ab"}
     stages: dict[str, tuple[Path, dict[str, Any]]] = {
-        "prepare": (inputs.examples, {"files": {"log.csv": "fedcba9876543210"}, "settings": {"seed": 0}}),
-        "sft": (inputs.sft, {"figures": {"tokens": 1234567}, "peak_memory": 3 << 30, "processes": 5}),
-        "pairs": (inputs.groups, {"figures": {"prompt_tokens": 7654321, "strategies": strategies}}),
-        "evaluate": (inputs.evaluation, {"peak_memory": 1 << 30, "processes": 2}),
-        "align": (inputs.aligned, {"settings": {"seed": 0, **{f"align.{key}": value for key, value in align.items()}}}),
+        "prepare": (paths.examples, {"files": {"log.csv": "fedcba9876543210"}, "settings": {"seed": 0}}),
+        "sft": (paths.sft, {"figures": {"tokens": 1234567}, "peak_memory": 3 << 30, "processes": 5}),
+        "pairs": (paths.groups, {"figures": {"prompt_tokens": 7654321, "strategies": strategies}}),
+        "evaluate": (paths.evaluation, {"peak_memory": 1 << 30, "processes": 2}),
+        "align": (paths.aligned, {"settings": {"seed": 0, **{f"align.{key}": value for key, value in align.items()}}}),
     }
     for place, (name, (folder, more)) in enumerate(stages.items()):
         manifest = {"stage": name, "seconds": 60.0 * (place + 1), "fingerprint": f"print-of-{name}", "figures": {}}

@@ -14,10 +14,10 @@ from rosepo.config import Config, parse_config
 from rosepo.config.root import shape_of
 from rosepo.report.plots.curves import ends, pictures
 from rosepo.report.plots.run_plots import accuracy
-from rosepo.report.run_metadata import facts_of, reproduction
+from rosepo.report.run_metadata import reproduction, run_metadata
 from rosepo.report.tables import bias_tables
 from rosepo.report.text.labels import colours_of, short, split_pair
-from rosepo.run.paths import Outputs
+from rosepo.run.paths import RunPaths
 from rosepo.utils.redaction import command_line
 from tests.report.reports import EXTRA, shared_run
 
@@ -178,7 +178,7 @@ def test_what_distillation_aims_at_is_named() -> None:
 def test_a_training_that_went_astray_is_not_hidden(tmp_path: Path) -> None:
     (tmp_path / "sft").mkdir()
     (tmp_path / "sft" / "metrics.jsonl").write_text('{"step": 1, "loss": 2.5}\n{"step": 2, "loss": NaN}\n')
-    table = ends(Outputs(tmp_path))
+    table = ends(RunPaths(tmp_path))
     assert table is not None
     assert [table.rows[0][2].text, table.rows[0][2].below] == ["nan", "from 2.500"]
 
@@ -188,7 +188,7 @@ def test_the_distance_from_the_targets_is_told_where_it_is_not_the_loss_itself(t
     (tmp_path / "aligned").mkdir()
     lines = [{"step": step, "loss": loss, "target_kl": loss - least} for step, loss in enumerate([2.0, 1.0], 1)]
     (tmp_path / "aligned" / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
-    table, titles = ends(Outputs(tmp_path)), [title for title, _ in pictures(Outputs(tmp_path))]
+    table, titles = ends(RunPaths(tmp_path)), [title for title, _ in pictures(RunPaths(tmp_path))]
     assert table is not None
     assert ("Above its least" in table.header) == (least > 0)
     assert any("least" in title for title in titles) == (least > 0)
@@ -206,5 +206,7 @@ def test_a_bias_figure_of_fewer_examples_says_of_how_many() -> None:
 
 def test_a_run_without_fine_tuning_does_not_tell_of_any(tmp_path: Path) -> None:
     metrics = {"split": "test", "protocol": "catalogue", "n_examples": 5, "n_users": 5}
-    names = [[name for name, _ in facts_of(Config(), Outputs(tmp_path), metrics, found)] for found in ({}, {"sft": {}})]
+    names = [
+        [name for name, _ in run_metadata(Config(), RunPaths(tmp_path), metrics, found)] for found in ({}, {"sft": {}})
+    ]
     assert names == [["Data", "Split", "Measured"], ["Data", "Split", "Measured", "Model", "Fine-tuning"]]

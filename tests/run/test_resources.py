@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 
 from rosepo.config import load_config
-from rosepo.run.resources import check_together, need_of, use_gpu
+from rosepo.run.resources import check_together, request_of, use_gpu
 from rosepo.utils.errors import UserError
 
 
 def ask(section: str, cpus: float, gpus: float, *overrides: str) -> bool:
-    return use_gpu(need_of(load_config(None, list(overrides)), section), cpus, gpus)
+    return use_gpu(request_of(load_config(None, list(overrides)), section), cpus, gpus)
 
 
 def test_more_workers_than_cpus_beside_ray_data_are_refused_with_what_would_fit() -> None:

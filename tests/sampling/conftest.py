@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from rosepo.data.example_shards import Shard
-from rosepo.run.paths import Outputs
+from rosepo.run.paths import RunPaths
 from rosepo.sampling import pool
 from rosepo.sampling.actors import GroupsActor
 from rosepo.sampling.settings import ActorSettings
@@ -29,6 +29,6 @@ def in_process(ray_cluster: None, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Outputs:
+def run(tmp_path_factory: pytest.TempPathFactory) -> RunPaths:
     """A run's folder with examples, an untrained policy and an untrained oracle."""
     return make_run(tmp_path_factory.mktemp("run"))

@@ -14,7 +14,7 @@ from rosepo.config import Config, parse_config
 from rosepo.data.catalogue import Catalogue
 from rosepo.lm.model.model_folder import save_policy
 from rosepo.oracle.sasrec import SASRec, SASRecConfig
-from rosepo.run.paths import Outputs
+from rosepo.run.paths import RunPaths
 from rosepo.utils.files import write_json
 from tests.helpers import tiny_catalogue, tiny_model, tiny_tokenizer
 
@@ -46,15 +46,15 @@ def write_examples(folder: Path, catalogue: Catalogue) -> None:
     catalogue.save(folder / "_items.parquet")
 
 
-def save_oracle(run: Outputs, model: SASRec, item_ids: np.ndarray) -> None:
+def save_oracle(run: RunPaths, model: SASRec, item_ids: np.ndarray) -> None:
     """One model for all users."""
     model.save(run.oracle, item_ids, tau=0.7)
     write_json(run.oracle / "folds.json", {"folds": 1, "seed": 0})
 
 
-def make_run(root: Path) -> Outputs:
+def make_run(root: Path) -> RunPaths:
     """A run's folder with examples, an untrained policy and an untrained oracle."""
-    outputs, catalogue = Outputs(root), tiny_catalogue(N_ITEMS)
+    outputs, catalogue = RunPaths(root), tiny_catalogue(N_ITEMS)
     write_examples(outputs.examples, catalogue)
     save_policy(outputs.sft, tiny_model(max_length=128), tiny_tokenizer(N_ITEMS), catalogue, configure(), stage="sft")
     torch.manual_seed(0)
@@ -62,12 +62,12 @@ def make_run(root: Path) -> Outputs:
     return outputs
 
 
-def borrow(run: Outputs, root: Path, *names: str) -> Outputs:
+def borrow(run: RunPaths, root: Path, *names: str) -> RunPaths:
     """A run's folder with some outputs of another one."""
     root.mkdir()
     for name in names:
         (root / name).symlink_to(getattr(run, name))
-    return Outputs(root)
+    return RunPaths(root)
 
 
 def read(folder: Path) -> pa.Table:

@@ -16,20 +16,20 @@ from rosepo.lm.model.model_folder import load_recommender
 from rosepo.lm.rows.logps import plain_logps
 from rosepo.oracle.crossfit import Oracle
 from rosepo.oracle.sasrec import SASRec, SASRecConfig
-from rosepo.run.paths import Outputs
+from rosepo.run.paths import RunPaths
 from rosepo.sampling.pairs import pairs
-from rosepo.utils.errors import StageError, UserError, own_error
+from rosepo.utils.errors import StageError, UserError, user_error_from
 from tests.helpers import tiny_catalogue
 from tests.sampling.runs import N_ITEMS, borrow, configure, read, save_oracle, write_examples
 
 
 @pytest.fixture(scope="module")
-def groups(run: Outputs, ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+def groups(run: RunPaths, ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     out = tmp_path_factory.mktemp("groups")
     return out, pairs(configure(), run, out)
 
 
-def test_the_table_has_one_group_a_training_example_in_their_order(groups: Any, run: Outputs) -> None:
+def test_the_table_has_one_group_a_training_example_in_their_order(groups: Any, run: RunPaths) -> None:
     table, examples = read(groups[0]), read(run.examples)
     train = [row for row in examples.to_pylist() if row["split"] == "train"]
     assert table["example_id"].to_pylist() == [row["example_id"] for row in train]
@@ -52,7 +52,7 @@ def test_the_table_has_one_group_a_training_example_in_their_order(groups: Any, 
     assert others == {"_validation.parquet"}  # nothing that only a rerun needs
 
 
-def test_validation_examples_become_groups_of_their_own_file(groups: Any, run: Outputs) -> None:
+def test_validation_examples_become_groups_of_their_own_file(groups: Any, run: RunPaths) -> None:
     held_out, table = pq.read_table(groups[0] / "_validation.parquet"), read(groups[0])
     assert held_out.schema == table.schema
     examples = {row["example_id"]: row for row in read(run.examples).to_pylist() if row["split"] == "validation"}
@@ -66,7 +66,7 @@ def test_validation_examples_become_groups_of_their_own_file(groups: Any, run: O
     assert groups[1]["groups"] == len(table)
 
 
-def test_rejected_titles_keep_their_promises(groups: Any, run: Outputs) -> None:
+def test_rejected_titles_keep_their_promises(groups: Any, run: RunPaths) -> None:
     history = {row["example_id"]: row["history"] for row in read(run.examples).to_pylist()}
     catalogue = tiny_catalogue(N_ITEMS)
     used = set()
@@ -80,7 +80,7 @@ def test_rejected_titles_keep_their_promises(groups: Any, run: Outputs) -> None:
     assert used == {"self_hard", "semantic", "popularity"}
 
 
-def test_tokens_scores_and_log_probabilities_are_those_of_the_models(groups: Any, run: Outputs) -> None:
+def test_tokens_scores_and_log_probabilities_are_those_of_the_models(groups: Any, run: RunPaths) -> None:
     recommender = load_recommender(run.sft)
     builder, catalogue = recommender.builder, recommender.catalogue
     oracle = Oracle.load(run.oracle, catalogue.item_ids)
@@ -119,7 +119,7 @@ def test_figures_agree_with_the_table(groups: Any) -> None:
 
 @pytest.mark.parametrize(("actors", "part_groups"), [(2, None), pytest.param(4, 300, marks=pytest.mark.slow)])
 def test_actors_and_sizes_of_parts_change_no_byte_of_a_group(
-    actors: int, part_groups: int | None, groups: Any, run: Outputs, tmp_path: Path
+    actors: int, part_groups: int | None, groups: Any, run: RunPaths, tmp_path: Path
 ) -> None:
     pairs(configure(actors=actors, cpus_per_actor=0.5, part_groups=part_groups), run, tmp_path)
     first, second = (sorted(folder.glob("part-*.parquet")) for folder in (groups[0], tmp_path))
@@ -139,7 +139,7 @@ def test_actors_and_sizes_of_parts_change_no_byte_of_a_group(
 def test_rejected_titles_left_open_are_fewer_where_the_catalogue_leaves_fewer(
     items: int, count: int, in_process: None, tmp_path: Path
 ) -> None:
-    inputs = Outputs(tmp_path)
+    inputs = RunPaths(tmp_path)
     write_examples(inputs.examples, tiny_catalogue(items))
     figures = pairs(configure(negatives=None, strategies={"uniform": 1.0}, score=False), inputs, tmp_path)
     assert figures["negatives"] == count
@@ -147,7 +147,7 @@ def test_rejected_titles_left_open_are_fewer_where_the_catalogue_leaves_fewer(
 
 
 def test_a_model_that_gives_no_numbers_ends_the_stage_with_one_sentence(
-    run: Outputs, in_process: None, tmp_path: Path
+    run: RunPaths, in_process: None, tmp_path: Path
 ) -> None:
     other = borrow(run, tmp_path / "run", "examples", "sft")
     oracle = SASRec(SASRecConfig(n_items=N_ITEMS, hidden_size=16))
@@ -170,21 +170,21 @@ def test_a_model_that_gives_no_numbers_ends_the_stage_with_one_sentence(
     ],
 )
 def test_what_cannot_work_is_refused_before_an_actor_starts(
-    section: dict[str, Any], message: str, run: Outputs, ray_cluster: None, tmp_path: Path
+    section: dict[str, Any], message: str, run: RunPaths, ray_cluster: None, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match=message):
         pairs(configure(**section), run, tmp_path)
     assert not list(tmp_path.iterdir())
 
 
-def test_an_oracle_of_another_catalogue_is_refused(run: Outputs, in_process: None, tmp_path: Path) -> None:
+def test_an_oracle_of_another_catalogue_is_refused(run: RunPaths, in_process: None, tmp_path: Path) -> None:
     other = borrow(run, tmp_path / "run", "examples", "sft")
     save_oracle(other, SASRec(SASRecConfig(n_items=N_ITEMS, hidden_size=16)), np.arange(N_ITEMS))
     with pytest.raises(UserError, match="trained on another catalogue"):
         pairs(configure(), other, tmp_path / "out")
 
 
-def test_a_model_of_another_catalogue_is_refused(run: Outputs, in_process: None, tmp_path: Path) -> None:
+def test_a_model_of_another_catalogue_is_refused(run: RunPaths, in_process: None, tmp_path: Path) -> None:
     other = borrow(run, tmp_path / "run", "oracle", "sft")
     other.examples.mkdir()
     tiny_catalogue(N_ITEMS - 1).save(other.examples / "_items.parquet")
@@ -195,13 +195,13 @@ def test_a_model_of_another_catalogue_is_refused(run: Outputs, in_process: None,
 @pytest.mark.parametrize("kind", [UserError, StageError])
 def test_what_an_actor_says_while_it_starts_is_passed_on(kind: type[Exception]) -> None:
     wrapped = RuntimeError(f"The actor died\n  File x\nrosepo.errors.{kind.__name__}: no such folder")
-    found = own_error(wrapped)
+    found = user_error_from(wrapped)
     assert isinstance(found, kind)
     assert str(found) == "no such folder"
-    assert own_error(RuntimeError("other")) is None
+    assert user_error_from(RuntimeError("other")) is None
 
 
-def test_what_was_seen_before_a_cut_history_is_never_rejected(run: Outputs, in_process: None, tmp_path: Path) -> None:
+def test_what_was_seen_before_a_cut_history_is_never_rejected(run: RunPaths, in_process: None, tmp_path: Path) -> None:
     other = borrow(run, tmp_path / "run", "sft", "oracle")
     (other.examples / "_sequences").mkdir(parents=True)
     whole: dict[int, list[int]] = {}
@@ -221,7 +221,7 @@ def test_what_was_seen_before_a_cut_history_is_never_rejected(run: Outputs, in_p
 
 
 def test_titles_alone_need_no_model_and_are_those_of_the_scored_table(
-    run: Outputs, in_process: None, tmp_path: Path
+    run: RunPaths, in_process: None, tmp_path: Path
 ) -> None:
     weights = {"popularity": 1.0, "uniform": 1.0}
     for name in ("scored", "alone"):
@@ -238,7 +238,7 @@ def test_titles_alone_need_no_model_and_are_those_of_the_scored_table(
 
 
 def test_what_the_test_split_holds_changes_no_group(
-    groups: Any, run: Outputs, in_process: None, tmp_path: Path
+    groups: Any, run: RunPaths, in_process: None, tmp_path: Path
 ) -> None:
     other = borrow(run, tmp_path / "run", "sft", "oracle")
     other.examples.mkdir()

@@ -19,7 +19,7 @@ from rosepo.lm.model.title_embeddings import encode_titles, history_similarity
 from rosepo.lm.rows.logps import plain_logps
 from rosepo.lm.titles.beam_search import Decoder
 from rosepo.oracle.load import load_scorer, whole_catalogue
-from rosepo.run.paths import Outputs
+from rosepo.run.paths import RunPaths
 from rosepo.sampling.audit import audit_groups
 from rosepo.sampling.pairs import pairs
 from rosepo.sampling.strategies.example_batch import Examples
@@ -29,21 +29,21 @@ from tests.sampling.runs import N_ITEMS, borrow, configure, read
 
 
 @pytest.fixture(scope="module")
-def aligned(run: Outputs) -> Path:
+def aligned(run: RunPaths) -> Path:
     """Another model, as the first round's alignment would leave it."""
     model = tiny_model(max_length=128, seed=1)
     save_policy(
-        Outputs(run.root).aligned, model, tiny_tokenizer(N_ITEMS), tiny_catalogue(N_ITEMS), configure(), stage="align"
+        RunPaths(run.root).aligned, model, tiny_tokenizer(N_ITEMS), tiny_catalogue(N_ITEMS), configure(), stage="align"
     )
-    return Outputs(run.root).aligned
+    return RunPaths(run.root).aligned
 
 
 @pytest.mark.parametrize(("moved", "reference"), [(False, "sft"), (True, "aligned")])
 def test_a_later_round_samples_from_the_aligned_model_and_scores_by_the_reference(
-    run: Outputs, aligned: Path, in_process: None, tmp_path: Path, moved: bool, reference: str
+    run: RunPaths, aligned: Path, in_process: None, tmp_path: Path, moved: bool, reference: str
 ) -> None:
     hardest = {"strategies": {"self_hard": 1.0, "semantic": 1.0}, "self_hard_top": 1, "semantic_top": 1}
-    pairs(configure(rounds=2, **hardest), Outputs(run.root, 2, moved), tmp_path)
+    pairs(configure(rounds=2, **hardest), RunPaths(run.root, 2, moved), tmp_path)
     sampler, scorer = load_recommender(aligned), load_recommender(run.root / reference)
     catalogue, builder = sampler.catalogue, sampler.builder
     embeddings = encode_titles("policy", catalogue, aligned)
@@ -68,12 +68,12 @@ def test_a_later_round_samples_from_the_aligned_model_and_scores_by_the_referenc
     assert np.mean(agree["semantic"]) == 1.0
 
 
-def test_a_later_round_draws_other_titles(run: Outputs, aligned: Path, in_process: None, tmp_path: Path) -> None:
+def test_a_later_round_draws_other_titles(run: RunPaths, aligned: Path, in_process: None, tmp_path: Path) -> None:
     config = configure(rounds=2, strategies={"popularity": 1.0}, groups_per_user=1)
     drawn = []
     for round in (1, 2):
         (tmp_path / str(round)).mkdir()
-        pairs(config, Outputs(run.root, round), tmp_path / str(round))
+        pairs(config, RunPaths(run.root, round), tmp_path / str(round))
         drawn.append(read(tmp_path / str(round))["rejected_items"].to_pylist())
     assert np.mean([one == other for one, other in zip(*drawn, strict=True)]) < 0.5
 
@@ -88,7 +88,7 @@ def first_ones(catalogue: Catalogue) -> Any:
     return strategy
 
 
-def test_ones_own_strategy_is_called_by_its_import_path(run: Outputs, in_process: None, tmp_path: Path) -> None:
+def test_ones_own_strategy_is_called_by_its_import_path(run: RunPaths, in_process: None, tmp_path: Path) -> None:
     own = "tests.sampling.test_pairs_sources:first_ones"
     pairs(configure(strategies={own: 1.0, "uniform": 1.0}), run, tmp_path)
     catalogue = Catalogue.load(run.examples / "_items.parquet")
@@ -112,13 +112,13 @@ def test_ones_own_strategy_is_called_by_its_import_path(run: Outputs, in_process
     ],
 )
 def test_a_strategy_that_cannot_be_made_is_refused_before_work(
-    path: str, words: str, run: Outputs, in_process: None, tmp_path: Path
+    path: str, words: str, run: RunPaths, in_process: None, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match=f"^pairs.strategies: {path} {words}"):
         pairs(configure(strategies={path: 1.0}), run, tmp_path)
 
 
-def test_the_oracle_decides_what_rso_accepts(run: Outputs, in_process: None, tmp_path: Path) -> None:
+def test_the_oracle_decides_what_rso_accepts(run: RunPaths, in_process: None, tmp_path: Path) -> None:
     means = {}
     for temperature in (0.01, 100.0):
         out = tmp_path / str(temperature)
@@ -131,7 +131,7 @@ def test_the_oracle_decides_what_rso_accepts(run: Outputs, in_process: None, tmp
 
 
 def test_titles_drawn_from_the_oracle_and_the_policy_make_groups(
-    run: Outputs, in_process: None, tmp_path: Path
+    run: RunPaths, in_process: None, tmp_path: Path
 ) -> None:
     for name in ("oracle", "policy", "both"):
         (tmp_path / name).mkdir()
@@ -168,7 +168,7 @@ def test_titles_drawn_from_the_oracle_and_the_policy_make_groups(
     assert audit_groups(tmp_path / "both", run.examples, recommender.builder)["groups"] == len(drawn)
 
 
-def test_rso_on_the_models_answers_and_candidates_make_groups(run: Outputs, in_process: None, tmp_path: Path) -> None:
+def test_rso_on_the_models_answers_and_candidates_make_groups(run: RunPaths, in_process: None, tmp_path: Path) -> None:
     other = borrow(run, tmp_path / "run", "sft", "oracle")
     other.examples.mkdir()
     Catalogue.load(run.examples / "_items.parquet").save(other.examples / "_items.parquet")
@@ -188,13 +188,13 @@ def test_rso_on_the_models_answers_and_candidates_make_groups(run: Outputs, in_p
     assert used == {"rso", "candidates"}
 
 
-def test_candidates_without_lists_are_refused(run: Outputs, in_process: None, tmp_path: Path) -> None:
+def test_candidates_without_lists_are_refused(run: RunPaths, in_process: None, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"set prepare.candidates to at least 2"):
         pairs(configure(strategies={"candidates": 1.0}), run, tmp_path)
 
 
 def test_a_second_run_reads_the_references_log_probabilities_and_a_changed_model_does_not(
-    run: Outputs, in_process: None, tmp_path: Path
+    run: RunPaths, in_process: None, tmp_path: Path
 ) -> None:
     config = configure(strategies={"uniform": 1.0}, reference_cache=str(tmp_path / "cache"))
     tables = []

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch.distributed as dist
 
 from rosepo.config import Config
-from rosepo.run.paths import Outputs
+from rosepo.run.paths import RunPaths
 from rosepo.training.checkpoint.saver import agreed_start
 from rosepo.training.engine import prepare_process
 from rosepo.training.feed.feed import Arrays, micro_batches
@@ -46,4 +46,4 @@ def deadly(stream: Iterator[Arrays], killed: int | None) -> Iterator[Arrays]:
 
 def train_rank_of(rank: int, run: str, config: Config, out: str, killed: int | None) -> None:
     """One rank; the last one is killed where that is asked for."""
-    resumed(sft_task(config, Outputs(Path(run))), Path(out), killed if rank == 1 else None)
+    resumed(sft_task(config, RunPaths(Path(run))), Path(out), killed if rank == 1 else None)

@@ -14,7 +14,7 @@ from rosepo.lm.model.dropout import disable_dropout
 from rosepo.lm.model.policy import load_recommender
 from rosepo.lm.rows.logps import LogpsModel
 from rosepo.lm.titles.title_scores import reference_logps
-from rosepo.run.paths import Outputs
+from rosepo.run.paths import RunPaths
 from rosepo.training.align import align_in_process, align_task
 from rosepo.training.feed.encoders import GroupEncoder
 from rosepo.training.feed.feed import micro_batches
@@ -101,11 +101,11 @@ def test_groups_of_mixed_size_are_refused(run):
 
 def test_a_missing_model_is_refused_before_work(tmp_path):
     with pytest.raises(UserError, match="does not exist"):
-        align_task(tiny_config("align", **ALIGN), Outputs(tmp_path))
+        align_task(tiny_config("align", **ALIGN), RunPaths(tmp_path))
 
 
 def test_an_adapter_is_trained_on_and_stays_an_adapter(tiny_run, alone, tmp_path):
-    outputs = Outputs(tmp_path)
+    outputs = RunPaths(tmp_path)
     lora = {"path": str(alone), "max_length": 128, "lora": {"rank": 2, "dropout": 0.3}}
     fit_in_process(sft_task(tiny_config(model=lora, epochs=0.5), tiny_run), outputs.sft)
     write_groups(outputs)
@@ -118,10 +118,10 @@ def test_an_adapter_is_trained_on_and_stays_an_adapter(tiny_run, alone, tmp_path
 
 def test_the_reference_of_an_adapter_is_the_adapter_and_not_its_base(tiny_run, alone, tmp_path):
     lora = {"path": str(alone), "max_length": 128, "lora": {"rank": 2, "dropout": 0.0}}
-    outputs = Outputs(tmp_path)
+    outputs = RunPaths(tmp_path)
     fit_in_process(sft_task(tiny_config(model=lora, epochs=2, learning_rate=5e-2), tiny_run), outputs.sft)
     write_groups(outputs)
-    base = Outputs(tmp_path / "base")
+    base = RunPaths(tmp_path / "base")
     shutil.copytree(alone, base.sft)
     prompts, completions, stored = [], [], []
     for row in pq.read_table(outputs.groups / "part-00000.parquet").to_pylist():
@@ -172,9 +172,9 @@ def test_dropout_that_fine_tuning_did_not_have_is_refused():
         tiny_config("align", dropout=True)
 
 
-def changed(run: Outputs, folder: Path, column: str, change) -> Outputs:
+def changed(run: RunPaths, folder: Path, column: str, change) -> RunPaths:
     """The same run with another column of the groups."""
-    other = Outputs(folder / "other")
+    other = RunPaths(folder / "other")
     shutil.copytree(run.sft, other.sft)
     rows = pq.read_table(run.groups / "part-00000.parquet").to_pylist()
     for number, row in enumerate(rows):

@@ -18,7 +18,7 @@ from rosepo.config import parse_config
 from rosepo.lm.model.policy import load_recommender
 from rosepo.lm.rows.batch import Batch
 from rosepo.lm.rows.logps import plain_logps
-from rosepo.run.paths import Outputs
+from rosepo.run.paths import RunPaths
 from rosepo.sampling.titles import title_spans
 from rosepo.training.align import align, align_in_process, align_task
 from rosepo.training.engine import prepare_process
@@ -39,9 +39,9 @@ LIKELIHOOD = {"rows", "batch_size", "micro_batch_size", "zero_stage", "epochs", 
 
 
 @pytest.fixture(scope="module")
-def users(alone: Path, tmp_path_factory: pytest.TempPathFactory) -> Outputs:
+def users(alone: Path, tmp_path_factory: pytest.TempPathFactory) -> RunPaths:
     """A run whose users have one to seven groups of three titles each, in two parts that split a user."""
-    outputs = Outputs(tmp_path_factory.mktemp("users"))
+    outputs = RunPaths(tmp_path_factory.mktemp("users"))
     shutil.copytree(alone, outputs.sft)
     recommender = load_recommender(outputs.sft)
     builder = recommender.builder
@@ -94,7 +94,7 @@ def by_user(**train: Any) -> Any:
 def train_split(rank: int, run: str, configs: dict[str, Any], out: str) -> None:
     prepare_process()
     for name, config in configs.items():
-        task = align_task(config, Outputs(Path(run)))
+        task = align_task(config, RunPaths(Path(run)))
         train_rank(task, micro_batches(task.plan, rank, 2), Path(out) / name)
 
 
@@ -160,7 +160,7 @@ def test_going_on_with_fine_tuning_teaches_a_row_s_titles_without_the_rejected_o
 
 
 def test_the_validation_loss_is_the_same_whatever_titles_rows_teach(users, tmp_path):
-    held = Outputs(tmp_path / "run")
+    held = RunPaths(tmp_path / "run")
     shutil.copytree(users.root, held.root)
     shutil.copyfile(held.groups / "part-00000.parquet", held.groups / "_validation.parquet")
     still = {"learning_rate": 1e-12, "weight_decay": 0.0, "epochs": 1}
@@ -206,7 +206,7 @@ def test_fewer_groups_are_those_of_whole_users(users, tmp_path):
 
 
 def test_groups_of_an_earlier_version_are_refused_where_titles_are_learned(users, tmp_path):
-    other = Outputs(tmp_path)
+    other = RunPaths(tmp_path)
     other.sft.symlink_to(users.sft)
     other.groups.mkdir()
     table = pq.read_table(users.groups / "part-00000.parquet").drop_columns("title_spans")

@@ -11,7 +11,7 @@ import torch
 from rosepo.config import Config, parse_config
 from rosepo.lm.rows.batch import Batch
 from rosepo.pipeline.fingerprints import stage_settings
-from rosepo.run.paths import Outputs
+from rosepo.run.paths import RunPaths
 from rosepo.run.stages import find_stage
 from rosepo.training.checkpoint.optimizer_state import FILE, steps_of
 from rosepo.training.checkpoint.saver import agreed_start
@@ -37,7 +37,7 @@ def masters(engine: Engine) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize(
     ("stage", "precision"), [(0, "float32"), (1, "float32"), (2, "bfloat16"), (3, "float32"), (3, "bfloat16")]
 )
-def test_the_mean_is_that_of_the_weights_after_every_step(tiny_run: Outputs, stage: int, precision: str) -> None:
+def test_the_mean_is_that_of_the_weights_after_every_step(tiny_run: RunPaths, stage: int, precision: str) -> None:
     prepare_process()
     task = sft_task(tiny_config(zero_stage=stage, precision=precision, ema=DECAY, learning_rate=0.05), tiny_run)
     engine = Engine(task.build(), task.train, 4, 1)
@@ -71,7 +71,7 @@ def test_the_mean_is_that_of_the_weights_after_every_step(tiny_run: Outputs, sta
     engine.close()
 
 
-def test_the_model_that_is_kept_is_the_mean_that_was_looked_at(tiny_run: Outputs, tmp_path: Path) -> None:
+def test_the_model_that_is_kept_is_the_mean_that_was_looked_at(tiny_run: RunPaths, tmp_path: Path) -> None:
     for patience, stops in ((None, False), (1, True)):
         # A large step, so that mean and weights, and one look and the next, are far apart.
         settings: dict[str, Any] = {
@@ -96,7 +96,7 @@ def test_the_model_that_is_kept_is_the_mean_that_was_looked_at(tiny_run: Outputs
         assert total / count == pytest.approx(figures["validation_loss"], rel=1e-4)
 
 
-def test_a_stopped_training_goes_on_with_its_mean(tiny_run: Outputs, tmp_path: Path) -> None:
+def test_a_stopped_training_goes_on_with_its_mean(tiny_run: RunPaths, tmp_path: Path) -> None:
     task = sft_task(tiny_config(zero_stage=1, ema=0.9, checkpoint_every=3, learning_rate=0.02), tiny_run)
     alone(task, tmp_path / "whole")
     alone(task, tmp_path / "stopped", at=5)
@@ -109,13 +109,13 @@ def test_a_stopped_training_goes_on_with_its_mean(tiny_run: Outputs, tmp_path: P
 
 def train_two(rank: int, run: str, config: Config, out: str) -> None:
     prepare_process()
-    task = sft_task(config, Outputs(Path(run)))
+    task = sft_task(config, RunPaths(Path(run)))
     train_rank(task, micro_batches(task.plan, rank, 2), Path(out))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", [0, 2, 3])
-def test_the_mean_does_not_depend_on_stage_and_workers(tiny_run: Outputs, tmp_path: Path, stage: int) -> None:
+def test_the_mean_does_not_depend_on_stage_and_workers(tiny_run: RunPaths, tmp_path: Path, stage: int) -> None:
     fit_in_process(sft_task(tiny_config(zero_stage=1, ema=0.8), tiny_run), tmp_path / "one")
     two = tiny_config(zero_stage=stage, ema=0.8, micro_batch_size=4)
     assert forked_ranks(2, train_two, str(tiny_run.root), two, str(tmp_path / "two")) == [0, 0]

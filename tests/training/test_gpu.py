@@ -14,7 +14,7 @@ from rosepo.lm.rows.attention import flex_obstacle
 from rosepo.lm.rows.batch import collate
 from rosepo.lm.rows.logps import LogpsModel
 from rosepo.lm.titles.beam_search import Decoder
-from rosepo.run.paths import Outputs
+from rosepo.run.paths import RunPaths
 from rosepo.training.loop import fit_in_process
 from rosepo.training.sft import sft_task
 from tests.helpers import FAMILIES, tiny_builder, tiny_model
@@ -67,14 +67,14 @@ def test_attention_by_blocks_gives_the_gradients_of_attention_by_mask(family: st
 @pytest.mark.parametrize(
     ("stage", "offload"), [(1, "optimizer"), (2, "optimizer"), (3, "optimizer"), (3, "parameters")]
 )
-def test_offloading_does_not_change_training(stage: int, offload: str, tiny_run: Outputs, tmp_path: Path) -> None:
+def test_offloading_does_not_change_training(stage: int, offload: str, tiny_run: RunPaths, tmp_path: Path) -> None:
     for name, settings in (("kept", {}), ("offloaded", {"offload": offload})):
         config = tiny_config(model=MODEL, zero_stage=stage, epochs=1, **settings)
         fit_in_process(sft_task(config, tiny_run), tmp_path / name, gpu=True)
     assert_same_training(tmp_path / "kept", tmp_path / "offloaded", 1e-5)
 
 
-def test_training_on_cuda_in_bfloat16_lowers_the_loss(tiny_run: Outputs, tmp_path: Path) -> None:
+def test_training_on_cuda_in_bfloat16_lowers_the_loss(tiny_run: RunPaths, tmp_path: Path) -> None:
     task = sft_task(tiny_config(model=MODEL, precision="bfloat16", epochs=6, micro_batch_size=3), tiny_run)
     assert flex_obstacle(task.build().model) is None
     fit_in_process(task, tmp_path, gpu=True)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from rosepo.config import Config
-from rosepo.run.paths import Outputs
+from rosepo.run.paths import RunPaths
 from rosepo.training.align import align_task
 from rosepo.training.engine import prepare_process
 from rosepo.training.feed.feed import micro_batches
@@ -41,12 +41,12 @@ def configs(world: int) -> dict[str, Config]:
 def align_all(rank: int, root: str, out: str, world: int = 2) -> None:
     prepare_process()
     for name, config in configs(world).items():
-        task = align_task(config, Outputs(Path(root)), GROUPS)
+        task = align_task(config, RunPaths(Path(root)), GROUPS)
         train_rank(task, micro_batches(task.plan, rank, world), Path(out) / name)
 
 
 @pytest.fixture(scope="module")
-def trained(run: Outputs, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained(run: RunPaths, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("splits")
     two_ranks(align_all, str(run.root), str(out))
     align_all(0, str(run.root), str(out), world=1)
@@ -77,7 +77,7 @@ def test_loss_gradient_norm_and_weights_do_not_depend_on_the_split(trained: Path
         torch.testing.assert_close(last[weight], value, rtol=0, atol=1e-5, msg=weight)
 
 
-def test_the_trajectory_went_somewhere(trained: Path, run: Outputs) -> None:
+def test_the_trajectory_went_somewhere(trained: Path, run: RunPaths) -> None:
     # Trajectories that stand still are equal too.
     found = lines(trained / "8x1x1-padded")
     assert found[-1]["loss"] < found[1]["loss"] - 0.005

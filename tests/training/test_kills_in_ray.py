@@ -22,7 +22,7 @@ from torch import Tensor
 from rosepo.config import Config, dump_config
 from rosepo.pipeline.fingerprints import stage_settings
 from rosepo.run.manifest import MANIFEST, read_manifest
-from rosepo.run.paths import Outputs
+from rosepo.run.paths import RunPaths
 from rosepo.run.stages import find_stage
 from rosepo.training.checkpoint.files import FOLDER, newest_checkpoint
 from rosepo.training.feed.feed import Arrays
@@ -56,7 +56,7 @@ class Deadly(SftTask):
         return super().loss(logps, counts, arrays)
 
 
-def deadly(config: Config, run: Outputs, scratch: Path, deaths: int) -> Deadly:
+def deadly(config: Config, run: RunPaths, scratch: Path, deaths: int) -> Deadly:
     task = sft_task(config, run)
     (scratch / "deaths").write_text(str(deaths))
     return Deadly(
@@ -68,7 +68,7 @@ def deadly(config: Config, run: Outputs, scratch: Path, deaths: int) -> Deadly:
 def test_a_killed_worker_is_started_again_and_the_training_ends_as_one_never_stopped(
     kind: str,
     ray_cluster: None,
-    tiny_run: Outputs,
+    tiny_run: RunPaths,
     base_model: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -88,7 +88,7 @@ def test_a_killed_worker_is_started_again_and_the_training_ends_as_one_never_sto
     assert figures["rows"] == 120
 
 
-def test_the_same_command_goes_on_after_the_whole_job_was_killed(tiny_run: Outputs, tmp_path: Path) -> None:
+def test_the_same_command_goes_on_after_the_whole_job_was_killed(tiny_run: RunPaths, tmp_path: Path) -> None:
     config = config_of(1, epochs=15, checkpoint_every=10, log_every=10, validate_every=60)
     root, whole = tmp_path / "run", tmp_path / "whole"
     shutil.copytree(tiny_run.examples, root / "examples")

@@ -13,7 +13,7 @@ import torch
 
 from rosepo.config import LOSSES, Config
 from rosepo.objectives.likelihood import drawn_weights
-from rosepo.run.paths import Outputs
+from rosepo.run.paths import RunPaths
 from rosepo.training.align import align_in_process, align_task
 from rosepo.training.feed.feed import micro_batches
 from rosepo.utils.errors import UserError
@@ -118,7 +118,7 @@ def test_a_loss_without_a_reference_needs_no_log_probabilities_of_one(run, tmp_p
 
 
 def test_going_on_with_fine_tuning_reads_prompts_and_chosen_titles_alone(run, tmp_path):
-    other = Outputs(tmp_path / "other")
+    other = RunPaths(tmp_path / "other")
     other.groups.mkdir(parents=True)
     other.sft.symlink_to(run.sft)
     table = pq.read_table(run.groups)
@@ -138,7 +138,7 @@ def test_going_on_with_fine_tuning_reads_prompts_and_chosen_titles_alone(run, tm
 def test_titles_drawn_from_the_oracle_are_learned_by_their_weights(run, tmp_path):
     with pytest.raises(UserError, match=r"no column 'oracle_rest', .* titles were not drawn from the oracle"):
         align_task(distilling(), run)
-    other = Outputs(tmp_path / "other")
+    other = RunPaths(tmp_path / "other")
     other.groups.mkdir(parents=True)
     other.sft.symlink_to(run.sft)
     table = pq.read_table(run.groups).drop_columns("ref_logps")
@@ -198,9 +198,9 @@ def test_going_on_with_fine_tuning_is_the_weighted_term_of_any_loss_alone(run):
         assert set(made.sums) == {"logp_chosen"}
 
 
-def without_reference(run: Outputs, folder: Path) -> Outputs:
+def without_reference(run: RunPaths, folder: Path) -> RunPaths:
     """The same run with groups that lack the reference's log-probabilities."""
-    other = Outputs(folder / "other")
+    other = RunPaths(folder / "other")
     other.groups.mkdir(parents=True)
     other.sft.symlink_to(run.sft)
     table = pa.concat_tables(pq.read_table(path) for path in sorted(run.groups.glob("part-*.parquet")))

@@ -15,7 +15,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from rosepo.run.paths import Outputs
+from rosepo.run.paths import RunPaths
 from rosepo.training import pair_epsilon
 from rosepo.training.align import align_in_process, align_task
 from rosepo.training.align_task import AlignTask
@@ -31,7 +31,7 @@ ALIGN: dict[str, Any] = {"log_every": 1, "learning_rate": 3e-3, "beta": 0.5, "ze
 SPA: dict[str, Any] = {**ALIGN, "epsilon": "spa", "epsilon_value": 0.2, "spa_quantile": 0.3, "epochs": 4}
 
 
-def stored(run: Outputs) -> np.ndarray:
+def stored(run: RunPaths) -> np.ndarray:
     """Epsilon of the table, float32 [rows, K]."""
     rows = pq.read_table(run.groups, columns=["epsilon"])["epsilon"].to_pylist()
     return np.array(rows, dtype=np.float32)
@@ -95,7 +95,7 @@ def test_the_column_is_read_chunk_by_chunk(run, monkeypatch, kind):
 
 
 def test_groups_of_mixed_size_are_refused_before_training(run, tmp_path):
-    other = Outputs(tmp_path)
+    other = RunPaths(tmp_path)
     other.sft.symlink_to(run.sft)
     other.groups.mkdir()
     rows = pq.read_table(run.groups).to_pylist()
@@ -215,7 +215,7 @@ def test_a_task_that_is_trained_again_begins_anew(run, spa, tmp_path):
 def align_rank(rank: int, run: str, out: str) -> None:
     """One rank's alignment with `spa` in the process group that is there; leaves its last threshold."""
     prepare_process()
-    task = align_task(tiny_config("align", micro_batch_size=4, **SPA), Outputs(Path(run)))
+    task = align_task(tiny_config("align", micro_batch_size=4, **SPA), RunPaths(Path(run)))
     train_rank(task, micro_batches(task.plan, rank, 2), Path(out))
     (Path(out) / f"threshold-{rank}").write_text(repr(task.tracker.threshold))
 

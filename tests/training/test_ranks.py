@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from rosepo.config import Config
-from rosepo.run.paths import Outputs
+from rosepo.run.paths import RunPaths
 from rosepo.training.engine import prepare_process
 from rosepo.training.feed.feed import micro_batches
 from rosepo.training.loop import fit_in_process, train_rank
@@ -25,7 +25,7 @@ def train_all(rank: int, run: str, configs: dict[str, Config], out: str) -> None
     """One training after another, in the process group that is there."""
     prepare_process()
     for name, config in configs.items():
-        task = sft_task(config, Outputs(Path(run)))
+        task = sft_task(config, RunPaths(Path(run)))
         train_rank(task, micro_batches(task.plan, rank, 2), Path(out) / name)
 
 

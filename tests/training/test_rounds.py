@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from rosepo.lm.model.policy import load_policy
-from rosepo.run.paths import Outputs
+from rosepo.run.paths import RunPaths
 from rosepo.training.align import align_in_process, align_task
 from rosepo.training.engine import prepare_process
 from rosepo.training.feed.feed import micro_batches
@@ -26,9 +26,9 @@ from tests.training.tiny_run import losses, tiny_config, weights, write_groups
 ALIGN = {"log_every": 1, "learning_rate": 1e-3, "beta": 0.5}
 
 
-def second(first: Outputs, root: Path, moved: bool) -> Outputs:
+def second(first: RunPaths, root: Path, moved: bool) -> RunPaths:
     """The second round of a run whose first one is done, with groups of the right reference."""
-    inputs = Outputs(root, 2, moved)
+    inputs = RunPaths(root, 2, moved)
     for folder in (first.sft, first.aligned):
         shutil.copytree(folder, root / folder.name)
     write_groups(inputs)
@@ -36,9 +36,9 @@ def second(first: Outputs, root: Path, moved: bool) -> Outputs:
 
 
 @pytest.fixture(scope="module")
-def first(alone: Path, tmp_path_factory: pytest.TempPathFactory) -> Outputs:
+def first(alone: Path, tmp_path_factory: pytest.TempPathFactory) -> RunPaths:
     """A run whose first round is done."""
-    outputs = Outputs(tmp_path_factory.mktemp("first"))
+    outputs = RunPaths(tmp_path_factory.mktemp("first"))
     shutil.copytree(alone, outputs.sft)
     write_groups(outputs)
     align_in_process(tiny_config("align", epochs=4, **ALIGN), outputs, outputs.aligned)
@@ -52,7 +52,7 @@ def started_from(task_weights: dict[str, Tensor], folder: Path) -> bool:
 
 
 @pytest.mark.parametrize("moved", [False, True])
-def test_a_later_round_starts_from_the_model_of_the_one_before(first: Outputs, tmp_path: Path, moved: bool) -> None:
+def test_a_later_round_starts_from_the_model_of_the_one_before(first: RunPaths, tmp_path: Path, moved: bool) -> None:
     inputs = second(first, tmp_path, moved)
     still = {**ALIGN, "learning_rate": 1e-12, "epochs": 0.25}
     align_in_process(tiny_config("align", **still), inputs, inputs.aligned)
@@ -65,7 +65,7 @@ def test_a_later_round_starts_from_the_model_of_the_one_before(first: Outputs, t
 
 
 def test_a_moved_reference_starts_at_margin_0_and_a_frozen_one_where_the_round_before_came_to(
-    first: Outputs, tmp_path: Path
+    first: RunPaths, tmp_path: Path
 ) -> None:
     for moved in (True, False):
         inputs = second(first, tmp_path / str(moved), moved)
@@ -75,7 +75,7 @@ def test_a_moved_reference_starts_at_margin_0_and_a_frozen_one_where_the_round_b
 
 
 @pytest.mark.parametrize(("moved", "reference"), [(False, "sft"), (True, "aligned")])
-def test_groups_of_another_reference_are_refused(first: Outputs, tmp_path: Path, moved: bool, reference: str) -> None:
+def test_groups_of_another_reference_are_refused(first: RunPaths, tmp_path: Path, moved: bool, reference: str) -> None:
     inputs = second(first, tmp_path, moved)
     config = tiny_config("align", **ALIGN)
     path = inputs.groups / "part-00000.parquet"
@@ -85,7 +85,7 @@ def test_groups_of_another_reference_are_refused(first: Outputs, tmp_path: Path,
     with pytest.raises(StageError, match=rf"than .*/{reference}: example 3:3 .*`rosepo pairs --round 2`"):
         align_in_process(config, inputs, tmp_path / "out")
     # The groups of the other kind of reference are as wrong.
-    other = Outputs(tmp_path, 2, not moved)
+    other = RunPaths(tmp_path, 2, not moved)
     write_groups(other)
     with pytest.raises(StageError, match=rf"another model, tokenizer or template than .*/{reference}: example"):
         align_in_process(config, inputs, tmp_path / "out")
@@ -93,12 +93,12 @@ def test_groups_of_another_reference_are_refused(first: Outputs, tmp_path: Path,
 
 
 def test_an_adapter_goes_on_from_the_adapter_of_the_round_before(tiny_run, alone, tmp_path) -> None:
-    run = Outputs(tmp_path)
+    run = RunPaths(tmp_path)
     lora = {"path": str(alone), "max_length": 128, "lora": {"rank": 2, "dropout": 0.3}}
     fit_in_process(sft_task(tiny_config(model=lora, epochs=0.5), tiny_run), run.sft)
     write_groups(run)
     align_in_process(tiny_config("align", model=lora, epochs=2, **ALIGN), run, run.aligned)
-    inputs = Outputs(tmp_path, 2)
+    inputs = RunPaths(tmp_path, 2)
     write_groups(inputs)
     align_in_process(tiny_config("align", model=lora, epochs=2, **ALIGN), inputs, inputs.aligned)
     assert losses(inputs.aligned)[-1] < losses(run.aligned)[-1]
@@ -111,7 +111,7 @@ def test_an_adapter_goes_on_from_the_adapter_of_the_round_before(tiny_run, alone
 def align_ranks(rank: int, root: str, out: str) -> None:
     """A second round under ZeRO-3 in the process group that is there; tampered groups are refused by both."""
     prepare_process()
-    inputs = Outputs(Path(root), 2)
+    inputs = RunPaths(Path(root), 2)
     task = align_task(tiny_config("align", zero_stage=3, micro_batch_size=4, **ALIGN), inputs)
     train_rank(task, micro_batches(task.plan, rank, 2), Path(out))
     rows = task.probed.to_pylist()
@@ -121,7 +121,7 @@ def align_ranks(rank: int, root: str, out: str) -> None:
         train_rank(task, micro_batches(task.plan, rank, 2), Path(root) / "refused")
 
 
-def test_two_ranks_verify_and_train_a_later_round_as_one(first: Outputs, tmp_path: Path) -> None:
+def test_two_ranks_verify_and_train_a_later_round_as_one(first: RunPaths, tmp_path: Path) -> None:
     inputs = second(first, tmp_path / "run", moved=False)
     two_ranks(align_ranks, str(inputs.root), str(tmp_path / "two"))
     align_in_process(tiny_config("align", zero_stage=0, **ALIGN), inputs, tmp_path / "one")

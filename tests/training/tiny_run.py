@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from rosepo.config import Config, parse_config
 from rosepo.data.catalogue import Catalogue
-from rosepo.run.paths import Outputs
+from rosepo.run.paths import RunPaths
 
 ITEMS, USERS = 40, 60
 
@@ -40,9 +40,9 @@ def tiny_config(
 
 
 @pytest.fixture(scope="session")
-def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Outputs:
+def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> RunPaths:
     """The `examples` folder of a run."""
-    outputs = Outputs(tmp_path_factory.mktemp("run"))
+    outputs = RunPaths(tmp_path_factory.mktemp("run"))
     rng = np.random.default_rng(0)
     titles = [f"Film {chr(65 + index % 26)}{index}" for index in range(ITEMS)]
     (outputs.examples / "_trajectories").mkdir(parents=True)
@@ -68,7 +68,7 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Outputs:
 
 
 @pytest.fixture(scope="session")
-def alone(tiny_run: Outputs, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def alone(tiny_run: RunPaths, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model trained by one rank, the whole batch at once, with plain data parallelism."""
     from rosepo.training.loop import fit_in_process
     from rosepo.training.sft import sft_task
@@ -79,9 +79,9 @@ def alone(tiny_run: Outputs, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def run(tiny_run: Outputs, alone: Path, tmp_path_factory: pytest.TempPathFactory) -> Outputs:
+def run(tiny_run: RunPaths, alone: Path, tmp_path_factory: pytest.TempPathFactory) -> RunPaths:
     """A run with a model and groups."""
-    outputs = Outputs(tmp_path_factory.mktemp("aligned"))
+    outputs = RunPaths(tmp_path_factory.mktemp("aligned"))
     shutil.copytree(alone, outputs.sft)
     write_groups(outputs)
     return outputs
@@ -110,7 +110,7 @@ def assert_same_training(one: Path, other: Path, tolerance: float) -> None:
         assert torch.allclose(value, second[name], rtol=0, atol=tolerance), name
 
 
-def write_groups(outputs: Outputs, negatives: int = 2, rows: int = 32) -> Path:
+def write_groups(outputs: RunPaths, negatives: int = 2, rows: int = 32) -> Path:
     """A groups table with the log-probabilities of the model in `outputs.reference`, one row a completion."""
     from rosepo.lm.model.policy import load_recommender
     from rosepo.lm.rows.logps import plain_logps
@@ -163,7 +163,7 @@ def _write_examples(folder: Path, walks: list[np.ndarray]) -> None:
 
 
 @pytest.fixture(scope="module")
-def base_model(tiny_run: Outputs, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def base_model(tiny_run: RunPaths, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a small model that adapters are trained on."""
     from rosepo.training.loop import fit_in_process
     from rosepo.training.sft import sft_task

@@ -25,7 +25,7 @@ from rosepo.data.readers.interactions import plan_reading, read_items
 from rosepo.data.seen import SEQUENCES
 from rosepo.data.split import SPLITS
 from rosepo.data.titles import distinct_titles
-from rosepo.run.paths import Outputs
+from rosepo.run.paths import RunPaths
 from rosepo.utils import console
 from rosepo.utils.errors import StageError, UserError
 
@@ -43,7 +43,7 @@ class Filtered:
     figures: dict[str, Any]
 
 
-def prepare(config: Config, inputs: Outputs, out: Path) -> dict[str, Any]:
+def prepare(config: Config, paths: RunPaths, out: Path) -> dict[str, Any]:
     """Write `part-*.parquet`, the same in `_trajectories/` and `_sequences/`, and `_items.parquet` into `out`.
 
     Ray must be running. Rows are sorted by user and position; they and the files they lie in depend on the data, the
@@ -72,7 +72,7 @@ def prepare(config: Config, inputs: Outputs, out: Path) -> dict[str, Any]:
         raise StageError(f"prepare wrote {rows}, and counted {figures['examples']} beforehand: run it again")
     replace(filtered.catalogue, train_count=counts).save(out / "_items.parquet")
     figures["seconds"] = round(time.monotonic() - began, 2)
-    console.say(describe(figures))
+    console.echo(describe(figures))
     return figures
 
 

@@ -168,7 +168,7 @@ class Writing(Ranking):
     def of(cls, ranking: Ranking, examples_name: str = EXAMPLES_FILE) -> Writing:
         """Beside the rankings of an evaluation: answers to its examples, or to those of another file in its folder."""
         parts = plan_parts(ranking.out / examples_name)
-        return cls(ranking.config, ranking.inputs, ranking.out, ranking.catalogue, parts, examples_name)
+        return cls(ranking.config, ranking.paths, ranking.out, ranking.catalogue, parts, examples_name)
 
     def _made_from(self, name: str) -> dict[str, Any]:
         return super()._made_from(name) | {"margin": MARGIN, "count": self.config.evaluate.free_generation}

@@ -14,11 +14,11 @@ import numpy as np
 
 from rosepo.evaluation.candidates.free_answers import Writing, read_answers
 from rosepo.evaluation.candidates.leakage_probes import learn_probes
-from rosepo.evaluation.measure import compared, user_codes
+from rosepo.evaluation.evaluate_rankings import compared, user_codes
 from rosepo.evaluation.rankings import Batch, part_batches, write_examples
 from rosepo.evaluation.systems import Ranking
 from rosepo.metrics.bootstrap import UserBootstrap, plain
-from rosepo.utils.console import say, table
+from rosepo.utils.console import echo, table
 
 FREE_EXAMPLES_FILE = "_free_examples.parquet"
 SERIES = ("hr@1", "hr@1_valid", "valid_ratio", "hr@1_substring", "hr@1_substring_valid", "valid_ratio_substring")
@@ -39,11 +39,11 @@ def free_generation(ranking: Ranking, models: Mapping[str, str], metrics: dict[s
     settings = ranking.config.evaluate
     if ranking.config.model.template.candidates:
         metrics["candidates"] = candidate_protocol(Writing.of(ranking), models)
-        say(protocol_table(metrics["candidates"]))
+        echo(protocol_table(metrics["candidates"]))
     elif settings.free_generation and models:
         count = min(settings.free_generation, settings.max_examples or settings.free_generation)
         examples = ranking.out / FREE_EXAMPLES_FILE
-        write_examples(ranking.inputs.examples, settings.split, count, settings.batch_size, examples)
+        write_examples(ranking.paths.examples, settings.split, count, settings.batch_size, examples)
         found = out_of_catalogue(Writing.of(ranking, FREE_EXAMPLES_FILE), models)
         for kind, figures in found.items():
             for name, figure in figures.items():
@@ -59,7 +59,7 @@ def candidate_protocol(writing: Writing, models: Mapping[str, str]) -> dict[str,
     """
     config, catalogue = writing.config, writing.catalogue
     writing.by_models(models)
-    probes = learn_probes(writing.inputs.examples, config.evaluate.split, catalogue)
+    probes = learn_probes(writing.paths.examples, config.evaluate.split, catalogue)
     series: dict[tuple[str, str], list[np.ndarray]] = {}
     n_candidates = 0
     for batch, answers in _batches(writing, models):

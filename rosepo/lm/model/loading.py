@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM,
 from transformers.utils.logging import disable_progress_bar
 
 from rosepo.lm.model.quantized import quantization_config, saved_quantization
-from rosepo.utils.console import say
+from rosepo.utils.console import echo
 from rosepo.utils.errors import UserError
 
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack")
@@ -92,7 +92,7 @@ def load_tokenizer(path: str | Path, revision: str | None = None) -> PreTrainedT
             f"the tokenizer of model.path={path} has no EOS token, which ends every title: use another model"
         )
     if tokenizer.pad_token_id is None:
-        say(f"the tokenizer of {path} has no padding token: the EOS token pads, where it is masked")
+        echo(f"the tokenizer of {path} has no padding token: the EOS token pads, where it is masked")
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "right"
     return tokenizer

@@ -140,7 +140,7 @@ def validate_model(config: Config) -> dict[str, Any]:
         UserError: whatever `initial_policy` would refuse, weights that do not match their config excepted.
     """
     from rosepo.lm.rows.attention import set_attention
-    from rosepo.lm.rows.logps import SHARED_FAMILIES, base_causal_lm
+    from rosepo.lm.rows.logps import SHARED_PREFIX_ARCHITECTURES, base_causal_lm
 
     model_config = config.model
     adapter = "none" if model_config.lora is None else "new"
@@ -194,18 +194,18 @@ def validate_model(config: Config) -> dict[str, Any]:
         "hidden_size": text.hidden_size,
         "layers": text.num_hidden_layers,
         "weights_dtype": str(dtype).removeprefix("torch.") if dtype else "float32",
-        "shared_prefix": settings.model_type in SHARED_FAMILIES,
+        "shared_prefix": settings.model_type in SHARED_PREFIX_ARCHITECTURES,
     }
 
 
 def _check_whole(config: Config, model_type: str) -> None:
     """Refuse the oracle's whole distribution for a model whose rows cannot be shared."""
-    from rosepo.lm.rows.logps import SHARED_FAMILIES
+    from rosepo.lm.rows.logps import SHARED_PREFIX_ARCHITECTURES
 
-    if config.learns_whole and model_type not in SHARED_FAMILIES:
+    if config.learns_whole and model_type not in SHARED_PREFIX_ARCHITECTURES:
         raise UserError(
             f"pairs.oracle_whole=true takes rows that share their prompts, which models of type {model_type} cannot "
-            f"(those that can: {', '.join(sorted(SHARED_FAMILIES))}): leave it out"
+            f"(those that can: {', '.join(sorted(SHARED_PREFIX_ARCHITECTURES))}): leave it out"
         )
 
 

@@ -20,7 +20,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from rosepo.lm.rows.batch import Batch
 from rosepo.utils.errors import UserError
 
-SHARED_FAMILIES = frozenset({"llama", "qwen2", "qwen3", "mistral", "gemma", "gpt2"})
+SHARED_PREFIX_ARCHITECTURES = frozenset({"llama", "qwen2", "qwen3", "mistral", "gemma", "gpt2"})
 """Model types whose body takes a mask and positions as given, and whose output layer is applied to its result as is.
 Tests compare each of them with one row a completion."""
 
@@ -56,7 +56,7 @@ def set_attention(causal_lm: Any, attention: str) -> None:
 def flex_obstacle(causal_lm: Any) -> str | None:
     """Why FlexAttention cannot stand for the attention of a model as it trains; None if it can."""
     family = causal_lm.config.model_type
-    if family not in SHARED_FAMILIES:
+    if family not in SHARED_PREFIX_ARCHITECTURES:
         return f"model type {family} takes one row a completion, whose attention is its own"
     if attention_dropout(causal_lm) > 0.0:
         return "FlexAttention has no dropout of attention, and the model trains with it"

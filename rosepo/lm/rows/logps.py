@@ -1,8 +1,8 @@
 """Log-probabilities of completions under a causal language model, by shared-prefix rows or one row a completion.
 
 The shared path runs the decoder body once over a row, gathers the hidden states that predict something and puts only
-those through the output layer. It is exact for the families of `SHARED_FAMILIES`; all other models take the plain path,
-one row a completion through the model's own forward, and know why.
+those through the output layer. It is exact for `SHARED_PREFIX_ARCHITECTURES`; all other models take the plain path, one
+row a completion through the model's own forward, and know why.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn.attention.flex_attention import BlockMask
 from torch.utils.checkpoint import checkpoint
 
-from rosepo.lm.rows.attention import BY_BLOCKS, SHARED_FAMILIES, block_mask, set_attention
+from rosepo.lm.rows.attention import BY_BLOCKS, SHARED_PREFIX_ARCHITECTURES, block_mask, set_attention
 from rosepo.lm.rows.batch import Batch, dense_mask
 from rosepo.lm.rows.collate import padded_size
 from rosepo.lm.rows.target_logps import TargetLogps
@@ -227,8 +227,8 @@ def sharing_obstacle(model: nn.Module, longest: int | None) -> str | None:
         longest: tokens of the longest sequence; None where a plain causal mask will do.
     """
     config = base_causal_lm(model).config
-    if config.model_type not in SHARED_FAMILIES:
-        return f"model type {config.model_type} is not one of {', '.join(sorted(SHARED_FAMILIES))}"
+    if config.model_type not in SHARED_PREFIX_ARCHITECTURES:
+        return f"model type {config.model_type} is not one of {', '.join(sorted(SHARED_PREFIX_ARCHITECTURES))}"
     if getattr(model, "peft_type", None) is not None and cast(Any, model).active_peft_config.is_prompt_learning:
         return "the adapter puts learned tokens before the prompt"
     if longest is None:

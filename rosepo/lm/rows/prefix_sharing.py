@@ -39,7 +39,7 @@ class UserRow:
     titles: int
 
 
-def prefix_families(prompts: Sequence[np.ndarray], shared: Sequence[int]) -> list[list[int]]:
+def prefix_groups(prompts: Sequence[np.ndarray], shared: Sequence[int]) -> list[list[int]]:
     """Places of prompts in families, the longest prompt of each first, every place once.
 
     A prompt joins the first family whose longest prompt begins with its first ``shared[place]`` tokens.
@@ -79,7 +79,7 @@ def user_rows(groups: Sequence[Group], row_tokens: int, suffix: int = 0) -> list
     shared = [len(group.prompt) - (len(group.prompt) - 1) // len(group.completions) for group in groups]
     learned = {_title_key(group, suffix) for group in groups}
     rows = []
-    for family in prefix_families([group.prompt for group in groups], shared):
+    for family in prefix_groups([group.prompt for group in groups], shared):
         for part, titles in _cut(groups, family, row_tokens, suffix, learned):
             rows.append(_user_row(groups, part, titles, suffix))
     return rows

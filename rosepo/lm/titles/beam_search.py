@@ -17,7 +17,7 @@ from rosepo.data.prompts import PromptBuilder
 from rosepo.lm.rows.logps import sharing_obstacle
 from rosepo.lm.titles.cached_prompts import PlainRows, SharedPrompts, batch_tokens, partitioned
 from rosepo.lm.titles.trie import Exclusion, TitleTrie
-from rosepo.utils.console import say
+from rosepo.utils.console import echo
 from rosepo.utils.errors import UserError
 
 
@@ -117,7 +117,7 @@ class Decoder:
         if reason is None:
             return SharedPrompts(self.model, prompts)
         if not self._told:
-            say(f"beams recompute their prompts: {reason}")
+            echo(f"beams recompute their prompts: {reason}")
             self._told = True
         return PlainRows(self.model, prompts)
 

@@ -19,7 +19,7 @@ from transformers import DynamicCache
 from rosepo.lm.rows.batch import collate, dense_mask
 from rosepo.lm.rows.collate import PAD
 from rosepo.lm.rows.logps import LogpsModel, attention_mask, base_causal_lm, sharing_obstacle, token_logps
-from rosepo.lm.rows.prefix_sharing import common_prefix, prefix_families
+from rosepo.lm.rows.prefix_sharing import common_prefix, prefix_groups
 from rosepo.lm.rows.rows import Branch, Row, build_row, group_row
 from rosepo.lm.titles.cached_prompts import batch_tokens, cached_prompts
 
@@ -72,7 +72,7 @@ def reference_logps(
     shares = {length: sharing_obstacle(model.model, length) is None for length in set(lengths)}
     behind = [place for place, length in enumerate(lengths) if shares[length]]
     # A rest of half the prompt is worth a line that others are padded to; a longer one is not.
-    families = prefix_families([prompts[place] for place in behind], [-(-len(prompts[place]) // 2) for place in behind])
+    families = prefix_groups([prompts[place] for place in behind], [-(-len(prompts[place]) // 2) for place in behind])
     for batch in _batches(groups, [[behind[place] for place in family] for family in families], limit):
         for lines, sums in _behind_prompts(model, groups, batch, limit):
             _split(found, [line.place for line in lines], sums, groups)

@@ -14,7 +14,7 @@ from rosepo.report.text.format import number
 from rosepo.report.text.labels import COLOURS
 
 if TYPE_CHECKING:
-    from rosepo.run.paths import Outputs
+    from rosepo.run.paths import RunPaths
 
 Rows = list[dict[str, Any]]
 
@@ -43,10 +43,10 @@ _SHOWN = {
 }
 
 
-def pictures(inputs: Outputs) -> list[tuple[str, str]]:
+def pictures(paths: RunPaths) -> list[tuple[str, str]]:
     """Title and SVG of every curve that was logged."""
     found = []
-    for title, folder, colour, unit in _trainings(inputs):
+    for title, folder, colour, unit in _trainings(paths):
         rows = _lines(folder / "metrics.jsonl")
         for about, axis, wanted in _LINES if colour else ():
             drawn = [
@@ -57,7 +57,7 @@ def pictures(inputs: Outputs) -> list[tuple[str, str]]:
             if drawn:
                 told = f"loss a {unit}" if about == LOSS else about
                 found.append((f"{title}: {told}", run_plots.curves(drawn, "step", axis)))
-    rows = _lines(inputs.oracle / "metrics.jsonl")
+    rows = _lines(paths.oracle / "metrics.jsonl")
     wanted = (("hr@10", "HR@10", COLOURS["oracle"]), ("ndcg@10", "NDCG@10", _DARK))
     drawn = [(name, colour, *_xy(rows, key)) for key, name, colour in wanted if _has(rows, key)]
     if drawn:
@@ -65,9 +65,9 @@ def pictures(inputs: Outputs) -> list[tuple[str, str]]:
     return found
 
 
-def ends(inputs: Outputs) -> Table | None:
+def ends(paths: RunPaths) -> Table | None:
     """First and last value of every curve that was logged, a row a training; None where nothing was."""
-    logs = {title: _lines(folder / "metrics.jsonl") for title, folder, *_ in _trainings(inputs)}
+    logs = {title: _lines(folder / "metrics.jsonl") for title, folder, *_ in _trainings(paths)}
     logs = {title: rows for title, rows in logs.items() if rows}
     keys = [key for key in _SHOWN if any(_has(rows, key) and not _repeats_loss(rows, key) for rows in logs.values())]
     if not keys:
@@ -80,15 +80,15 @@ def ends(inputs: Outputs) -> Table | None:
     )
 
 
-def _trainings(inputs: Outputs) -> list[tuple[str, Path, str, str]]:
+def _trainings(paths: RunPaths) -> list[tuple[str, Path, str, str]]:
     """Title, folder, colour and unit of the loss: of fine-tuning, of every round of alignment, and of the oracle, which
     has curves of its own (no colour)."""
-    several = inputs.round > 1
+    several = paths.round > 1
     rounds = [
         (f"Alignment{f', round {one.round}' if several else ''}", one.aligned, COLOURS["aligned"], "group")
-        for one in inputs.rounds
+        for one in paths.rounds
     ]
-    return [("Fine-tuning", inputs.sft, COLOURS["sft"], "title"), *rounds, ("Oracle", inputs.oracle, "", "")]
+    return [("Fine-tuning", paths.sft, COLOURS["sft"], "title"), *rounds, ("Oracle", paths.oracle, "", "")]
 
 
 def _end(rows: Rows, key: str) -> Cell:

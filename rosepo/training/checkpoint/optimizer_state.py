@@ -27,7 +27,7 @@ FILE = Path("_optimizer") / "adam.safetensors"
 _REMEDY = "make it again, or use align.optimizer=fresh"
 
 
-def save_moments(engine: Engine, folder: Path) -> None:
+def save_optimizer_state(engine: Engine, folder: Path) -> None:
     """Write the moments of an engine beside the model in `folder`; every rank must call it, the first one writes.
 
     Raises:
@@ -44,7 +44,7 @@ def save_moments(engine: Engine, folder: Path) -> None:
         raise StageError(f"the optimizer's state cannot be written to {path}: {error}") from error
 
 
-def kept_moments(folder: Path, command: str) -> Path:
+def kept_optimizer_state(folder: Path, command: str) -> Path:
     """The file in a model folder.
 
     Args:

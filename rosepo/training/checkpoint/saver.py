@@ -117,7 +117,7 @@ class Saver:
 
     def finish(self, best: Best, last: int) -> None:
         """Wait for what is being written, and put the weights that are kept into the engine where they are not there:
-        the running mean where there is one, that of the best look where it was not the last."""
+        the running mean where there is one, that of the best validation where it was not the last."""
         self.writer.wait()
         mean = self.mean
         if best.step is None or best.step == last:

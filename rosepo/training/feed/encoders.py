@@ -21,7 +21,7 @@ from rosepo.lm.rows.prefix_sharing import Group, UserRow, user_rows
 from rosepo.lm.rows.rows import Row, group_row, trajectory_rows
 from rosepo.training.feed.feed import Arrays
 from rosepo.training.feed.micro_batching import shared_by_tokens, shared_out
-from rosepo.training.feed.trie_targets import Branchings
+from rosepo.training.feed.trie_targets import TrieTargets
 from rosepo.utils.errors import UserError
 
 PAD_MULTIPLE = 8
@@ -88,12 +88,12 @@ class GroupEncoder:
 
     Attributes:
         branchings: where given, completions of the oracle's whole distribution follow those of the groups: G (1 + K),
-            then G, see `Branchings.add`; `entropy` float32 [G, 1 + K] is the least that each of the former and its
+            then G, see `TrieTargets.add`; `entropy` float32 [G, 1 + K] is the least that each of the former and its
             group's root can cost together.
     """
 
     pack_tokens: int | None = None
-    branchings: Branchings | None = None
+    branchings: TrieTargets | None = None
 
     def __call__(self, rows: pa.Table, parts: int) -> list[Arrays]:
         table, shares = _lists(rows), _shares(rows)
@@ -129,7 +129,7 @@ class UserEncoder:
     pack_tokens: int | None = None
     titles: bool = False
     suffix: int = 0
-    branchings: Branchings | None = None
+    branchings: TrieTargets | None = None
 
     def __call__(self, rows: pa.Table, parts: int) -> list[Arrays]:
         table, shares = _lists(rows), _shares(rows)
@@ -194,7 +194,7 @@ def _micro_batch(
     made: list[UserRow],
     table: dict[str, list[Any]],
     shares: np.ndarray | None,
-    branchings: Branchings | None,
+    branchings: TrieTargets | None,
     pack_tokens: int | None,
 ) -> Arrays:
     """The arrays of some rows: completions of groups first, then those of further titles, then those of branchings."""

@@ -24,7 +24,7 @@ from rosepo.run.resources import FEED_CPUS
 from rosepo.training.feed.parquet_rows import ParquetRows
 from rosepo.training.feed.schedule import WINDOW, Schedule
 from rosepo.utils.arrays import ranges
-from rosepo.utils.errors import own_error
+from rosepo.utils.errors import user_error_from
 
 if TYPE_CHECKING:
     from ray.data import DataIterator, Dataset
@@ -150,7 +150,7 @@ def streamed(shard: DataIterator, start: int = 0) -> Iterator[Arrays]:
                 ready.put(unpack(batch))
             ready.put(None)
         except BaseException as error:
-            ready.put(own_error(error) or error)
+            ready.put(user_error_from(error) or error)
 
     threading.Thread(target=fill, name="rosepo-feed", daemon=True).start()
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from rosepo.config import Config
 from rosepo.objectives.registry import OBJECTIVES
-from rosepo.run.paths import Outputs
+from rosepo.run.paths import RunPaths
 from rosepo.training.feed.encoders import (
     GROUP_COLUMNS,
     REJECTED_COLUMNS,
@@ -57,32 +57,32 @@ def columns_read(config: Config) -> list[str]:
     return columns + ([SPANS_COLUMN] if train.sft_on == "row" else [])
 
 
-def groups_table(columns: list[str], inputs: Outputs) -> ParquetRows:
+def groups_table(columns: list[str], paths: RunPaths) -> ParquetRows:
     """The finished groups.
 
     Raises:
         UserError: there are none, or a column is not there.
     """
-    table = ParquetRows(inputs.groups, columns)
+    table = ParquetRows(paths.groups, columns)
     missing = [name for name in columns if name not in table.names]
     if missing == [SPANS_COLUMN]:
         raise UserError(
-            f"{inputs.groups} has no column '{SPANS_COLUMN}', which align.sft_on=row reads: these groups are of an "
+            f"{paths.groups} has no column '{SPANS_COLUMN}', which align.sft_on=row reads: these groups are of an "
             "earlier version, run `rosepo pairs --overwrite` again"
         )
     if missing == [SHARES_COLUMN]:
         raise UserError(
-            f"{inputs.groups} has no column '{SHARES_COLUMN}', which align.loss=distill reads with "
+            f"{paths.groups} has no column '{SHARES_COLUMN}', which align.loss=distill reads with "
             "pairs.oracle_whole=true: run `rosepo pairs --overwrite` again"
         )
     if missing == ["oracle_rest"]:
         raise UserError(
-            f"{inputs.groups} has no column 'oracle_rest', which align.loss=distill reads: its titles were not drawn "
+            f"{paths.groups} has no column 'oracle_rest', which align.loss=distill reads: its titles were not drawn "
             "from the oracle; run `rosepo pairs --overwrite` with --set 'pairs.strategies={oracle: 1}'"
         )
     if missing:
         raise UserError(
-            f"{inputs.groups} has no column '{missing[0]}': groups of titles alone (pairs.score=false) cannot be "
+            f"{paths.groups} has no column '{missing[0]}': groups of titles alone (pairs.score=false) cannot be "
             "trained on; run `rosepo pairs --overwrite` with --set pairs.score=true"
         )
     return table

@@ -28,7 +28,7 @@ _LOOK = 0.1
 
 
 @dataclass(frozen=True)
-class Growing:
+class IncrementalTable:
     """What is known of the table before it is there.
 
     Attributes:
@@ -92,7 +92,7 @@ class Growing:
 class GrowingRows(ParquetRows):
     """Random access to the rows of a growing table; parts read last are held in memory."""
 
-    def __init__(self, table: Growing, columns: list[str]) -> None:
+    def __init__(self, table: IncrementalTable, columns: list[str]) -> None:
         self.table, self.columns, self.names = table, columns, columns
         self._starts = np.cumsum([0, *table.rows]).tolist()
         self._kept: OrderedDict[int, pa.Table] = OrderedDict()
@@ -122,7 +122,7 @@ class GrowingRows(ParquetRows):
 class Maker(Protocol):
     """Who makes the parts while training runs."""
 
-    table: Growing
+    table: IncrementalTable
 
     def start(self, order: Sequence[int]) -> None:
         """Begin; `order`: numbers of the parts, the one that is wanted first in front."""
@@ -134,7 +134,7 @@ class Maker(Protocol):
         """Wait for the last part. Raises what stopped the making."""
 
 
-def wanted_order(plan: FeedPlan, table: Growing) -> list[int]:
+def wanted_order(plan: FeedPlan, table: IncrementalTable) -> list[int]:
     """Numbers of the parts in the order in which the plan's first epoch takes rows of them."""
     starts = np.cumsum([0, *table.rows])
     order: dict[int, None] = {}

@@ -39,7 +39,7 @@ class Targets:
         return float(entr(self.shares).sum())
 
 
-class Branchings:
+class TrieTargets:
     """The titles of a catalogue as a trie, asked for the targets of groups."""
 
     def __init__(self, builder: PromptBuilder) -> None:

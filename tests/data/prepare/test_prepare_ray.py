@@ -15,7 +15,7 @@ from rosepo.config import Config
 from rosepo.data.catalogue import Catalogue
 from rosepo.data.prepare import log
 from rosepo.data.prepare.prepare import inspect_data, prepare
-from rosepo.run.paths import Outputs
+from rosepo.run.paths import RunPaths
 from tests.data.tables import config_for, prepared, random_rows, titles, write_data
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 def run(config: Config, out: Path) -> dict[str, Any]:
     out.mkdir()
-    return prepare(config, Outputs(out.parent), out)
+    return prepare(config, RunPaths(out.parent), out)
 
 
 def content(out: Path) -> dict[str, bytes]:

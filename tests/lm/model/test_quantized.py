@@ -19,7 +19,7 @@ from rosepo.lm.model.policy import load_recommender, validate_model
 from rosepo.lm.model.quantized import check_quantization, quantization_of
 from rosepo.lm.rows.logps import LogpsModel
 from rosepo.lm.titles.title_scores import reference_logps
-from rosepo.run.paths import Outputs
+from rosepo.run.paths import RunPaths
 from rosepo.training.align import align_task
 from rosepo.training.engine import Engine, prepare_process
 from rosepo.training.feed.feed import micro_batches
@@ -38,7 +38,7 @@ ALIGN = {"learning_rate": 1e-3, "beta": 0.5, "log_every": 1, "micro_batch_size":
 
 
 @pytest.fixture(scope="module")
-def wide(tiny_run: Outputs, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def to_float32(tiny_run: RunPaths, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model whose layers are as wide as the CPU's kernels for four bits ask: multiples of 32."""
     scratch = {"hidden_size": 64, "layers": 1, "heads": 2, "intermediate_size": 64, "vocab_size": 300, "dropout": 0.0}
     out = tmp_path_factory.mktemp("wide")
@@ -104,7 +104,7 @@ def train_both(rank: int, root: str, base: str, quantize: str) -> None:
     for precision, stage in SPLIT:
         fixed = {"micro_batch_size": 2, "epochs": 0.4, "log_every": 1, "activation_checkpointing": stage == 1}
         config = tiny_config(model=lora(Path(base), quantize), zero_stage=stage, precision=precision, **fixed)
-        task = sft_task(config, Outputs(Path(root)))
+        task = sft_task(config, RunPaths(Path(root)))
         out = Path(root) / f"{quantize}-{precision}-{stage}"
         train_rank(task, micro_batches(task.plan, rank, 2), out)
 
@@ -112,7 +112,7 @@ def train_both(rank: int, root: str, base: str, quantize: str) -> None:
 @needs_bitsandbytes
 @pytest.mark.parametrize("quantize", ["nf4", "int8"])
 def test_training_on_a_quantized_base_is_the_same_in_all_stages_and_on_two_workers(quantize, tiny_run, wide, tmp_path):
-    outputs = Outputs(tmp_path)
+    outputs = RunPaths(tmp_path)
     outputs.examples.symlink_to(tiny_run.examples)
     two_ranks(train_both, str(tmp_path), str(wide), quantize)
     one = tmp_path / "one"
@@ -132,7 +132,7 @@ def test_training_on_a_quantized_base_is_the_same_in_all_stages_and_on_two_worke
 def test_every_stage_sees_the_base_that_the_adapter_was_trained_on(
     quantize, precision, tiny_run, wide, tmp_path, monkeypatch
 ):
-    outputs = Outputs(tmp_path)
+    outputs = RunPaths(tmp_path)
     config = tiny_config(model=lora(wide, quantize), precision=precision, learning_rate=2e-2)
     fit_in_process(sft_task(config, tiny_run), outputs.sft)
     saved = json.loads((outputs.sft / "adapter_config.json").read_text())

@@ -20,7 +20,7 @@ from rosepo.lm.rows.attention import BY_BLOCKS, block_mask
 from rosepo.lm.rows.batch import Batch, collate, dense_mask
 from rosepo.lm.rows.logps import LogpsModel, plain_logps
 from rosepo.lm.rows.rows import group_row, trajectory_rows
-from rosepo.run.resources import need_of, use_gpu
+from rosepo.run.resources import request_of, use_gpu
 from rosepo.utils.errors import UserError
 from tests.helpers import FAMILIES, tiny_builder, tiny_model, tiny_tokenizer
 from tests.lm.rows.test_logps import flatten, make_groups, rows_of
@@ -158,6 +158,6 @@ def test_an_attention_that_a_model_has_not_is_refused_before_work(tmp_path: Path
 def test_attention_by_blocks_is_refused_without_a_gpu(section, gpu):
     config = parse_config({section: {"attention": "flex", "gpu": gpu}})
     with pytest.raises(UserError, match=rf"{section}.attention=flex needs a GPU, and .*: use {section}.attention=auto"):
-        use_gpu(need_of(config, section), 8.0, 0.0 if gpu == "auto" else 1.0)
+        use_gpu(request_of(config, section), 8.0, 0.0 if gpu == "auto" else 1.0)
     config = parse_config({section: {"attention": "flex"}})
-    assert use_gpu(need_of(config, section), 8.0, 1.0)
+    assert use_gpu(request_of(config, section), 8.0, 1.0)

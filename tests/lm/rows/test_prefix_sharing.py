@@ -15,7 +15,7 @@ from rosepo.config import TemplateConfig
 from rosepo.data.prompts import PromptBuilder
 from rosepo.lm.rows.batch import Batch, collate
 from rosepo.lm.rows.logps import LogpsModel, plain_logps, separate
-from rosepo.lm.rows.prefix_sharing import Group, prefix_families, user_rows
+from rosepo.lm.rows.prefix_sharing import Group, prefix_groups, user_rows
 from rosepo.lm.rows.rows import trajectory_rows
 from rosepo.sampling.titles import title_spans
 from rosepo.training.feed.encoders import UserEncoder, run_bounds
@@ -213,7 +213,7 @@ def test_prompts_that_would_repeat_more_than_they_share_get_rows_of_their_own() 
     assert len(user_rows([long, Group(np.concatenate([shared, rest[::-1]]), ids)], 4096)) == 2
     assert len(user_rows([long, Group(np.concatenate([shared, rest[::-1][:5]]), ids)], 4096)) == 2
     assert len(user_rows([long, Group(np.concatenate([shared, rest[::-1][:4]]), ids)], 4096)) == 1
-    assert prefix_families([shared[:4], shared, rest], [4, 10, 6]) == [[1, 0], [2]]
+    assert prefix_groups([shared[:4], shared, rest], [4, 10, 6]) == [[1, 0], [2]]
 
 
 def test_runs_of_one_user_are_found() -> None:

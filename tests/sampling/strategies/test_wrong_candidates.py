@@ -19,7 +19,7 @@ from rosepo.config import Config, parse_config
 from rosepo.data.random import stream
 from rosepo.lm.model.model_folder import load_recommender, save_policy
 from rosepo.lm.rows.logps import plain_logps
-from rosepo.run.paths import Outputs
+from rosepo.run.paths import RunPaths
 from rosepo.sampling.audit import audit_groups
 from rosepo.sampling.pairs import pairs
 from rosepo.sampling.strategies.example_batch import Examples
@@ -86,7 +86,7 @@ def test_prompts_and_candidates_are_needed() -> None:
 
 
 @pytest.fixture(scope="module")
-def listed_run(tmp_path_factory: pytest.TempPathFactory) -> Outputs:
+def listed_run(tmp_path_factory: pytest.TempPathFactory) -> RunPaths:
     """A run whose examples have five candidates each and whose model's prompts list them."""
     outputs = make_run(tmp_path_factory.mktemp("listed"))
     rng, catalogue = np.random.default_rng(0), tiny_catalogue(30)
@@ -113,7 +113,7 @@ def listing_config(**pairs: object) -> Config:
     )
 
 
-def test_groups_of_prompts_that_list_candidates(listed_run: Outputs, in_process: None, tmp_path: Path) -> None:
+def test_groups_of_prompts_that_list_candidates(listed_run: RunPaths, in_process: None, tmp_path: Path) -> None:
     figures = pairs(listing_config(strategies={"self_hard": 1.0}), listed_run, tmp_path)
     assert figures["strategies"]["self_hard"]["fallbacks"] == 0
     recommender = load_recommender(listed_run.sft)
@@ -138,6 +138,6 @@ def test_groups_of_prompts_that_list_candidates(listed_run: Outputs, in_process:
         audit_groups(tmp_path, listed_run.examples, tiny_builder())
 
 
-def test_examples_without_lists_are_refused_before_sampling(run: Outputs, in_process: None, tmp_path: Path) -> None:
+def test_examples_without_lists_are_refused_before_sampling(run: RunPaths, in_process: None, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"has no candidate lists, which .* prompts list"):
         pairs(listing_config(), run, tmp_path)

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from rosepo.config import Config, parse_config
 from rosepo.lm.rows.batch import Batch
-from rosepo.run.paths import Outputs
+from rosepo.run.paths import RunPaths
 from rosepo.training.align import align_in_process, align_task
 from rosepo.training.checkpoint.optimizer_state import FILE, begin_with, steps_of
 from rosepo.training.checkpoint.saver import agreed_start
@@ -34,9 +34,9 @@ ALIGN: dict[str, Any] = {"log_every": 1, "optimizer": "sft", "other": KEPT, "war
 
 
 @pytest.fixture(scope="module")
-def carried(tiny_run: Outputs, tmp_path_factory: pytest.TempPathFactory) -> Outputs:
+def carried(tiny_run: RunPaths, tmp_path_factory: pytest.TempPathFactory) -> RunPaths:
     """A run with groups whose SFT has left its optimizer's state."""
-    outputs = Outputs(tmp_path_factory.mktemp("carried"))
+    outputs = RunPaths(tmp_path_factory.mktemp("carried"))
     fit_in_process(sft_task(tiny_config(keep_optimizer=True, zero_stage=1), tiny_run), outputs.sft)
     write_groups(outputs)
     return outputs
@@ -46,7 +46,7 @@ def moments_in(engine: Engine) -> dict[str, np.ndarray]:
     return export_state(engine, MOMENTS, owner=0)
 
 
-def test_a_training_leaves_both_moments_of_every_parameter_where_no_reader_of_models_looks(carried: Outputs) -> None:
+def test_a_training_leaves_both_moments_of_every_parameter_where_no_reader_of_models_looks(carried: RunPaths) -> None:
     found, trained = load_file(carried.sft / FILE), weights(carried.sft)
     assert set(found) == {f"{part}/model.{name}" for name in trained for part in MOMENTS}
     for key, value in found.items():
@@ -59,7 +59,7 @@ def test_a_training_leaves_both_moments_of_every_parameter_where_no_reader_of_mo
     AutoModelForCausalLM.from_pretrained(carried.sft)
 
 
-def test_an_engine_that_begins_with_them_holds_what_was_kept(carried: Outputs) -> None:
+def test_an_engine_that_begins_with_them_holds_what_was_kept(carried: RunPaths) -> None:
     kept = load_file(carried.sft / FILE)
     prepare_process()
     for stage in (0, 1, 2, 3):
@@ -76,14 +76,14 @@ def test_an_engine_that_begins_with_them_holds_what_was_kept(carried: Outputs) -
 
 def train_two(rank: int, run: str, config: Config, out: str, section: str) -> None:
     prepare_process()
-    outputs = Outputs(Path(run))
+    outputs = RunPaths(Path(run))
     task: Any = sft_task(config, outputs) if section == "sft" else align_task(config, outputs)
     train_rank(task, micro_batches(task.plan, rank, 2), Path(out))
 
 
 @pytest.mark.slow
 def test_any_stage_and_number_of_workers_leave_and_take_the_same_state(
-    tiny_run: Outputs, carried: Outputs, tmp_path: Path
+    tiny_run: RunPaths, carried: RunPaths, tmp_path: Path
 ) -> None:
     three = tiny_config(keep_optimizer=True, zero_stage=3, micro_batch_size=4)
     assert forked_ranks(2, train_two, str(tiny_run.root), three, str(tmp_path / "sft"), "sft") == [0, 0]
@@ -100,7 +100,7 @@ def test_any_stage_and_number_of_workers_leave_and_take_the_same_state(
     assert max(float((one[name] - two[name]).abs().max()) for name in one) > 1e-3
 
 
-def test_the_first_step_is_adam_s_with_the_moments_that_were_kept(carried: Outputs, tmp_path: Path) -> None:
+def test_the_first_step_is_adam_s_with_the_moments_that_were_kept(carried: RunPaths, tmp_path: Path) -> None:
     settings = {
         **ALIGN,
         "loss": "sft",
@@ -126,7 +126,7 @@ def test_the_first_step_is_adam_s_with_the_moments_that_were_kept(carried: Outpu
     assert steps_of(tmp_path / FILE) == 9  # the next round would go on from here
 
 
-def test_a_stopped_training_goes_on_with_the_steps_before_it_counted(carried: Outputs, tmp_path: Path) -> None:
+def test_a_stopped_training_goes_on_with_the_steps_before_it_counted(carried: RunPaths, tmp_path: Path) -> None:
     task = align_task(tiny_config("align", checkpoint_every=1, learning_rate=1e-3, **ALIGN), carried)
     stoppable(task, tmp_path / "whole")
     stoppable(task, tmp_path / "stopped", at=2)
@@ -139,7 +139,7 @@ def test_a_stopped_training_goes_on_with_the_steps_before_it_counted(carried: Ou
     assert steps_of(tmp_path / "stopped" / FILE) == 12
 
 
-def test_what_is_kept_belongs_to_the_model_that_is_kept(tiny_run: Outputs, tmp_path: Path) -> None:
+def test_what_is_kept_belongs_to_the_model_that_is_kept(tiny_run: RunPaths, tmp_path: Path) -> None:
     settings = {"best_metric": "ndcg@10", "validation_users": 12, "validate_every": 1, "patience": 2}
     # No look is better than the first one.
     task = sft_task(tiny_config(keep_optimizer=True, learning_rate=1e-6, **settings), tiny_run)
@@ -149,10 +149,10 @@ def test_what_is_kept_belongs_to_the_model_that_is_kept(tiny_run: Outputs, tmp_p
 
 
 def test_an_adapter_s_state_is_carried_over_and_another_model_s_is_refused(
-    tiny_run: Outputs, carried: Outputs, alone: Path, tmp_path: Path
+    tiny_run: RunPaths, carried: RunPaths, alone: Path, tmp_path: Path
 ) -> None:
     lora = {"path": str(alone), "max_length": 128, "lora": {"rank": 2, "dropout": 0.0}}
-    outputs = Outputs(tmp_path / "run")
+    outputs = RunPaths(tmp_path / "run")
     fit_in_process(sft_task(tiny_config(model=lora, epochs=0.5, keep_optimizer=True), tiny_run), outputs.sft)
     write_groups(outputs)
     with safe_open(outputs.sft / FILE, framework="numpy") as file:
@@ -171,15 +171,15 @@ def test_an_adapter_s_state_is_carried_over_and_another_model_s_is_refused(
     engine.close()
 
 
-def test_a_state_that_is_not_there_is_refused_before_work(run: Outputs) -> None:
+def test_a_state_that_is_not_there_is_refused_before_work(run: RunPaths) -> None:
     with pytest.raises(UserError, match=r"sft has none: run `rosepo sft --overwrite`, or use align.optimizer=fresh"):
         align_task(tiny_config("align", **ALIGN), run)
     with pytest.raises(UserError, match=r"align\.optimizer=sft .* set sft\.keep_optimizer=true"):
         parse_config({"align": {"optimizer": "sft"}})
 
 
-def test_a_later_round_goes_on_with_the_state_of_the_round_before(carried: Outputs, tmp_path: Path) -> None:
-    first, second = Outputs(tmp_path), Outputs(tmp_path, round=2)
+def test_a_later_round_goes_on_with_the_state_of_the_round_before(carried: RunPaths, tmp_path: Path) -> None:
+    first, second = RunPaths(tmp_path), RunPaths(tmp_path, round=2)
     shutil.copytree(carried.sft, first.sft)
     shutil.copytree(carried.groups, first.groups)
     write_groups(second)

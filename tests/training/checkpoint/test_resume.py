@@ -14,7 +14,7 @@ import pytest
 
 from rosepo.config import Config, TrainConfig
 from rosepo.pipeline.fingerprints import stage_settings
-from rosepo.run.paths import Outputs
+from rosepo.run.paths import RunPaths
 from rosepo.run.stages import find_stage
 from rosepo.training.align import align_task
 from rosepo.training.checkpoint.files import FOLDER, Checkpoint, complete_checkpoints, newest_checkpoint
@@ -42,7 +42,7 @@ def _slow(kind: str) -> Any:
 
 @pytest.fixture(scope="module", params=[_slow("full-2"), "full-3", "lora-2", _slow("lora-3")])
 def trained(
-    request: pytest.FixtureRequest, tiny_run: Outputs, base_model: Path, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest, tiny_run: RunPaths, base_model: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, Path, Path]:
     """The folders of a training by two ranks that was never stopped, of the same with one rank killed in the middle,
     and of the same gone on with."""
@@ -92,7 +92,7 @@ def alone(task: Any, out: Path, at: int | None = None, start: Checkpoint | None 
         return {}
 
 
-def test_the_number_of_workers_and_the_zero_stage_may_change(tiny_run: Outputs, tmp_path: Path) -> None:
+def test_the_number_of_workers_and_the_zero_stage_may_change(tiny_run: RunPaths, tmp_path: Path) -> None:
     # Without dropout: its masks are each rank's own.
     plain = {"scratch": {**config_of(1).model.scratch_config.model_dump(), "dropout": 0.0}, "max_length": 128}
     settings = {"model": plain, "epochs": 2, "checkpoint_every": 3, "log_every": 1}
@@ -139,13 +139,13 @@ def test_checkpoints_are_gone_on_from_where_the_stage_is_the_same(key: str) -> N
 def go_on(rank: int, run: str, config: Config, out: str, at: int) -> None:
     """One of two ranks that go on from whatever checkpoint is there, and stop in the middle."""
     prepare_process()
-    task = sft_task(config, Outputs(Path(run)))
+    task = sft_task(config, RunPaths(Path(run)))
     start = newest_checkpoint(Path(out))
     stream = micro_batches(task.plan, rank, 2, range(start.step, task.plan.schedule.steps))
     train_rank(task, stopped(stream, at), Path(out), start=start, resumable=True)
 
 
-def test_as_many_checkpoints_are_kept_as_asked_for_and_the_best(tiny_run: Outputs, tmp_path: Path) -> None:
+def test_as_many_checkpoints_are_kept_as_asked_for_and_the_best(tiny_run: RunPaths, tmp_path: Path) -> None:
     config = config_of(0, best_metric="validation_loss", validate_every=1, keep_checkpoints=3, learning_rate=0.2)
     figures = alone(sft_task(config, tiny_run), tmp_path)
     seen = {int(line["step"]): line["validation_loss"] for line in lines(tmp_path) if "validation_loss" in line}
@@ -162,7 +162,7 @@ def test_as_many_checkpoints_are_kept_as_asked_for_and_the_best(tiny_run: Output
             assert np.array_equal(found[f"weight/model.{name}"], value.numpy())
 
 
-def test_training_stops_early_without_a_better_look(tiny_run: Outputs, tmp_path: Path) -> None:
+def test_training_stops_early_without_a_better_look(tiny_run: RunPaths, tmp_path: Path) -> None:
     settings = {"best_metric": "ndcg@10", "validation_users": 12, "validate_every": 1, "patience": 2}
     figures = fit_in_process(sft_task(config_of(1, learning_rate=1e-6, **settings), tiny_run), tmp_path)
     assert figures["stopped_early"]
@@ -172,7 +172,7 @@ def test_training_stops_early_without_a_better_look(tiny_run: Outputs, tmp_path:
     assert not (tmp_path / FOLDER).exists()
 
 
-def test_the_thresholds_of_spa_go_on_where_they_were(run: Outputs, tmp_path: Path) -> None:
+def test_the_thresholds_of_spa_go_on_where_they_were(run: RunPaths, tmp_path: Path) -> None:
     settings = {"epsilon": "spa", "learning_rate": 3e-3, "checkpoint_every": 1, "log_every": 1, "epochs": 2}
     task = align_task(tiny_config("align", **settings), run)
     alone(task, tmp_path / "whole")
@@ -184,8 +184,8 @@ def test_the_thresholds_of_spa_go_on_where_they_were(run: Outputs, tmp_path: Pat
     assert len(whole) == 9
 
 
-def test_align_looks_at_held_out_groups(run: Outputs, tmp_path: Path) -> None:
-    inputs = Outputs(tmp_path / "run")
+def test_align_looks_at_held_out_groups(run: RunPaths, tmp_path: Path) -> None:
+    inputs = RunPaths(tmp_path / "run")
     shutil.copytree(run.root, inputs.root)
     path = inputs.groups / "part-00000.parquet"
     shutil.copyfile(path, inputs.groups / "_validation.parquet")
@@ -200,7 +200,7 @@ def test_align_looks_at_held_out_groups(run: Outputs, tmp_path: Path) -> None:
     assert 0.5 <= looks[-1]["validation_accuracy"] <= 1.0
 
 
-def test_a_best_model_by_a_loss_without_held_out_groups_is_refused(run: Outputs) -> None:
+def test_a_best_model_by_a_loss_without_held_out_groups_is_refused(run: RunPaths) -> None:
     with pytest.raises(UserError, match=r"align.best_metric=validation_loss has nothing .*_validation.parquet is not"):
         align_task(tiny_config("align", best_metric="validation_loss"), run)
 
@@ -229,7 +229,7 @@ class Unshared(SftTask):
 
 
 def test_rows_that_cannot_be_shared_are_told_of_once(
-    tiny_run: Outputs, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny_run: RunPaths, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     task = sft_task(config_of(1, epochs=0.4, validate_every=1), tiny_run)
     assert "plain_rows" not in fit_in_process(task, tmp_path / "shared")
@@ -255,14 +255,14 @@ def test_settings_without_a_use_are_refused(settings: dict[str, Any], sentence: 
         tiny_config(**settings)
 
 
-def test_a_checkpoint_of_other_settings_is_not_gone_on_from(tiny_run: Outputs, tmp_path: Path) -> None:
+def test_a_checkpoint_of_other_settings_is_not_gone_on_from(tiny_run: RunPaths, tmp_path: Path) -> None:
     alone(sft_task(config_of(1), tiny_run), tmp_path, at=40)
     assert newest_checkpoint(tmp_path) is not None
     assert agreed_start(sft_task(config_of(1, learning_rate=1e-3), tiny_run), tmp_path) is None
     assert newest_checkpoint(tmp_path) is None
 
 
-def test_a_folder_that_cannot_be_written_to_ends_training_with_a_sentence(tiny_run: Outputs, tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_to_ends_training_with_a_sentence(tiny_run: RunPaths, tmp_path: Path) -> None:
     (tmp_path / FOLDER).write_text("no folder")
     with pytest.raises(StageError, match=r"^sft: a checkpoint cannot be written to .*_checkpoints \(.*\): make room"):
         alone(sft_task(config_of(1), tiny_run), tmp_path)
@@ -279,7 +279,7 @@ def test_a_half_written_line_of_metrics_is_cut_away(tmp_path: Path) -> None:
     assert log.read_text() == ""
 
 
-def test_two_ranks_of_any_zero_stage_search_the_catalogue_as_one_does(tiny_run: Outputs, tmp_path: Path) -> None:
+def test_two_ranks_of_any_zero_stage_search_the_catalogue_as_one_does(tiny_run: RunPaths, tmp_path: Path) -> None:
     plain = {"scratch": {**config_of(1).model.scratch_config.model_dump(), "dropout": 0.0}, "max_length": 128}
     settings = {"model": plain, "validation_users": 9, "micro_batch_size": 4, "learning_rate": 2e-2}
     fit_in_process(sft_task(tiny_config(zero_stage=1, **settings), tiny_run), tmp_path / "alone")
@@ -299,4 +299,4 @@ def test_two_ranks_of_any_zero_stage_search_the_catalogue_as_one_does(tiny_run: 
 def train_each(rank: int, run: str, configs: dict[str, Config], out: str) -> None:
     """One rank of several trainings, one after another."""
     for name, config in configs.items():
-        resumed(sft_task(config, Outputs(Path(run))), Path(out) / name)
+        resumed(sft_task(config, RunPaths(Path(run))), Path(out) / name)

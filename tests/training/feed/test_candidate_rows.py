@@ -14,7 +14,7 @@ from rosepo.config import Config, parse_config
 from rosepo.data.catalogue import Catalogue
 from rosepo.lm.rows.batch import Batch
 from rosepo.lm.rows.logps import LogpsModel, plain_logps
-from rosepo.run.paths import Outputs
+from rosepo.run.paths import RunPaths
 from rosepo.training.feed.feed import micro_batches
 from rosepo.training.sft import sft_task
 from rosepo.utils.errors import UserError
@@ -29,9 +29,9 @@ def listing_config(candidates: int = 4, **model: Any) -> Config:
 
 
 @pytest.fixture(scope="module")
-def listed_run(tiny_run: Outputs, tmp_path_factory: pytest.TempPathFactory) -> Outputs:
+def listed_run(tiny_run: RunPaths, tmp_path_factory: pytest.TempPathFactory) -> RunPaths:
     """The tiny run with four candidates an example, in two files."""
-    outputs = Outputs(tmp_path_factory.mktemp("listed"))
+    outputs = RunPaths(tmp_path_factory.mktemp("listed"))
     outputs.examples.mkdir()
     rng = np.random.default_rng(0)
     table = pq.read_table(tiny_run.examples / "part-00000.parquet")
@@ -46,7 +46,7 @@ def listed_run(tiny_run: Outputs, tmp_path_factory: pytest.TempPathFactory) -> O
     return outputs
 
 
-def test_every_training_example_is_a_row_an_epoch_and_no_other_is(listed_run: Outputs) -> None:
+def test_every_training_example_is_a_row_an_epoch_and_no_other_is(listed_run: RunPaths) -> None:
     task = sft_task(listing_config(), listed_run)
     table = pa.concat_tables([pq.read_table(path) for path in sorted(listed_run.examples.glob("part-*"))])
     train = [row for row in table.to_pylist() if row["split"] == "train"]
@@ -57,7 +57,7 @@ def test_every_training_example_is_a_row_an_epoch_and_no_other_is(listed_run: Ou
     assert float(np.sum(units)) == len(train)
 
 
-def test_a_row_with_candidates_teaches_what_one_row_a_completion_does(listed_run: Outputs) -> None:
+def test_a_row_with_candidates_teaches_what_one_row_a_completion_does(listed_run: RunPaths) -> None:
     task = sft_task(listing_config(), listed_run)
     encoder: Any = task.plan.encoder
     builder, catalogue = encoder.builder, Catalogue.load(listed_run.examples / "_items.parquet")
@@ -79,7 +79,7 @@ def test_a_row_with_candidates_teaches_what_one_row_a_completion_does(listed_run
     np.testing.assert_allclose(np.sort(found), np.sort(expected), atol=1e-4)
 
 
-def test_validation_looks_at_prompts_with_candidates_too(listed_run: Outputs) -> None:
+def test_validation_looks_at_prompts_with_candidates_too(listed_run: RunPaths) -> None:
     task = sft_task(listing_config(), listed_run)
     encoder: Any = task.plan.encoder
     opening = encoder.builder.prompt([], candidates=[])[0][:8].tolist()
@@ -88,11 +88,11 @@ def test_validation_looks_at_prompts_with_candidates_too(listed_run: Outputs) ->
     assert rows == [opening] * table["split"].to_pylist().count("validation")
 
 
-def test_candidates_for_which_there_is_no_room_are_refused_before_work(listed_run: Outputs) -> None:
+def test_candidates_for_which_there_is_no_room_are_refused_before_work(listed_run: RunPaths) -> None:
     with pytest.raises(UserError, match=r"max_length=60 has no room for the candidates of example .*raise it to"):
         sft_task(listing_config(max_length=60), listed_run)
 
 
-def test_examples_without_lists_are_refused(tiny_run: Outputs) -> None:
+def test_examples_without_lists_are_refused(tiny_run: RunPaths) -> None:
     with pytest.raises(UserError, match="has no candidate lists, which prompts list"):
         sft_task(listing_config(), tiny_run)

@@ -17,7 +17,7 @@ from rosepo.run import ray_session
 from rosepo.training.feed import feed
 from rosepo.training.feed import parquet_rows as parquet
 from rosepo.training.feed.feed import micro_batches, pack, unpack
-from rosepo.training.feed.incremental_table import Growing
+from rosepo.training.feed.incremental_table import IncrementalTable
 from rosepo.training.feed.micro_batching import shared_out
 from rosepo.training.feed.parquet_rows import ParquetRows
 from rosepo.training.sft import sft_task
@@ -52,7 +52,11 @@ def sixteen_parts(folder, kind):
     for part in range(16):
         pq.write_table(pa.table({"row": np.arange(100 * part, 100 * part + 100)}), folder / f"part-{part:05d}.parquet")
     names = tuple(f"part-{part:05d}.parquet" for part in range(16))
-    return ParquetRows(folder) if kind == "finished" else Growing(folder, folder, names, (100,) * 16).open(["row"])
+    return (
+        ParquetRows(folder)
+        if kind == "finished"
+        else IncrementalTable(folder, folder, names, (100,) * 16).open(["row"])
+    )
 
 
 def counted(rows, monkeypatch):

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from rosepo.training.feed.encoders import GroupEncoder
 from rosepo.training.feed.feed import FeedPlan
-from rosepo.training.feed.incremental_table import MAKING, Growing, wanted_order
+from rosepo.training.feed.incremental_table import MAKING, IncrementalTable, wanted_order
 from rosepo.training.feed.parquet_rows import ParquetRows
 from rosepo.utils.errors import StageError
 
@@ -34,17 +34,17 @@ def name(part: int) -> str:
 
 
 @pytest.fixture
-def table(tmp_path: Path) -> Growing:
+def table(tmp_path: Path) -> IncrementalTable:
     """A table of which nothing is there yet, beside an older one in the place where it will go."""
     (tmp_path / "partial").mkdir()
     (tmp_path / "partial" / MAKING).touch()
     (tmp_path / "final").mkdir()
     for part in range(4):
         pq.write_table(pa.table({"row": [-1] * SIZES[part]}), tmp_path / "final" / name(part))
-    return Growing(tmp_path / "partial", tmp_path / "final", tuple(map(name, range(4))), SIZES)
+    return IncrementalTable(tmp_path / "partial", tmp_path / "final", tuple(map(name, range(4))), SIZES)
 
 
-def test_rows_are_waited_for_and_never_those_of_an_older_table(table: Growing) -> None:
+def test_rows_are_waited_for_and_never_those_of_an_older_table(table: IncrementalTable) -> None:
     rows = table.open(["row"])
     assert len(rows) == 20
     asked = [np.array([19, 3, 16]), np.array([5, 15, 6]), np.arange(20)[::-1]]
@@ -78,7 +78,7 @@ def test_rows_are_waited_for_and_never_those_of_an_older_table(table: Growing) -
         table.open(["row"]).take(np.array([5]))
 
 
-def test_parts_that_nobody_makes_any_more_are_told_of_also_where_others_are_there(table: Growing) -> None:
+def test_parts_that_nobody_makes_any_more_are_told_of_also_where_others_are_there(table: IncrementalTable) -> None:
     rows = table.open(["row"])
     write(table.folder, 0)
     rows.ready(np.array([4]))
@@ -93,7 +93,7 @@ def test_parts_that_nobody_makes_any_more_are_told_of_also_where_others_are_ther
     assert rows.take(np.array([19]))["row"].to_pylist() == [19]
 
 
-def test_a_part_of_another_length_is_refused(table: Growing) -> None:
+def test_a_part_of_another_length_is_refused(table: IncrementalTable) -> None:
     pq.write_table(pa.table({"row": [1, 2, 3]}), table.folder / name(0))
     with pytest.raises(StageError, match=r"part-00000.parquet holds 3 rows in place of 5"):
         table.open(["row"]).take(np.array([0]))
@@ -104,7 +104,7 @@ def test_parts_are_wanted_in_the_order_in_which_the_first_epoch_takes_their_rows
     sizes: list[int], batch: int, seed: int
 ) -> None:
     parts = tuple(map(str, range(len(sizes))))
-    table = Growing(Path("a"), Path("b"), parts, tuple(sizes))
+    table = IncrementalTable(Path("a"), Path("b"), parts, tuple(sizes))
     plan = FeedPlan(Path("a"), (), GroupEncoder(), sum(sizes), batch, batch, seed, 2.0, window=max(sizes))
     order = wanted_order(plan, table)
     assert sorted(order) == list(range(len(sizes)))

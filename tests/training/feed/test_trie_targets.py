@@ -21,11 +21,11 @@ from rosepo.lm.rows.batch import Batch, collate
 from rosepo.lm.rows.logps import LogpsModel, plain_logps
 from rosepo.lm.rows.rows import group_row
 from rosepo.objectives.likelihood import distill, drawn_weights
-from rosepo.run.paths import Outputs
+from rosepo.run.paths import RunPaths
 from rosepo.training.align import align_in_process, align_task
 from rosepo.training.align_task import _at_branchings
 from rosepo.training.feed.feed import micro_batches
-from rosepo.training.feed.trie_targets import Branchings
+from rosepo.training.feed.trie_targets import TrieTargets
 from rosepo.utils.errors import UserError
 from tests.helpers import tiny_builder, tiny_model
 from tests.training.tiny_run import lines, tiny_config
@@ -58,7 +58,7 @@ class Estimated:
     """Losses of one group under one model, from the titles that were drawn."""
 
     def __init__(self, builder: PromptBuilder, family: str = "llama") -> None:
-        self.builder, self.branchings = builder, Branchings(builder)
+        self.builder, self.branchings = builder, TrieTargets(builder)
         self.model = LogpsModel(tiny_model(family))
         self.prompt = builder.prompt([SEEN])[0]
 
@@ -189,9 +189,9 @@ def distilling(**train: Any) -> Config:
     return tiny_config("align", loss="distill", other={"pairs": pairs}, **{**TRAIN, **train})
 
 
-def with_shares(run: Outputs, folder: Any, shares: bool = True, spans: bool = False) -> Outputs:
+def with_shares(run: RunPaths, folder: Any, shares: bool = True, spans: bool = False) -> RunPaths:
     """The run with groups by an oracle that likes the next item and its neighbours; three of one user have one row."""
-    other = Outputs(folder / "other")
+    other = RunPaths(folder / "other")
     other.groups.mkdir(parents=True, exist_ok=True)
     other.sft.symlink_to(run.sft)
     builder, catalogue = load_builder(run.sft), Catalogue.load(run.sft / CATALOGUE)

@@ -22,10 +22,10 @@ from rosepo.evaluation.user_segments import METRICS, group_figures, user_groups
 from rosepo.metrics import bias
 from rosepo.metrics.bootstrap import Resampled, UserBootstrap, plain
 from rosepo.metrics.ranking import accuracy, hit_ratio, ndcg
-from rosepo.utils.console import say
+from rosepo.utils.console import echo
 
 if TYPE_CHECKING:
-    from rosepo.run.paths import Outputs
+    from rosepo.run.paths import RunPaths
 
 COMPARED = (
     ("aligned", "sft"), ("aligned", "oracle"), ("aligned", "markov"), ("aligned", "popular"),
@@ -37,8 +37,8 @@ POPULARITY = ("log_popularity", "head_share")
 LIKENESS = ("look_alike", "hallucination", "hallucination@1")
 
 
-def measure(
-    config: Config, inputs: Outputs, catalogue: Catalogue, examples: Path, rankings: Path, names: Sequence[str]
+def evaluate_rankings(
+    config: Config, paths: RunPaths, catalogue: Catalogue, examples: Path, rankings: Path, names: Sequence[str]
 ) -> tuple[dict[str, Any], pa.Table]:
     """`metrics.json` as a mapping, and how often each item was recommended in the top ten by each system.
 
@@ -47,7 +47,7 @@ def measure(
         rankings: folder of the folders `<name>.parquet` of rankings, rows in the examples' order.
         names: of the systems; those that are not the run's own last.
     """
-    series = _Series(config, inputs, catalogue, _n_examples(examples), names)
+    series = _Series(config, paths, catalogue, _n_examples(examples), names)
     series.read(examples, rankings)
     users = user_codes(examples)
     bootstrap = UserBootstrap(users, config.evaluate.bootstrap, config.seed)
@@ -101,14 +101,14 @@ class _Series:
         lengths, tastes: int64 [N], float32 [N] titles chosen before each example, and their mean log-popularity.
     """
 
-    def __init__(self, config: Config, inputs: Outputs, catalogue: Catalogue, n: int, names: Sequence[str]) -> None:
+    def __init__(self, config: Config, paths: RunPaths, catalogue: Catalogue, n: int, names: Sequence[str]) -> None:
         from rosepo.lm.model.title_embeddings import encode_titles
 
         spec = config.pairs.encoder
-        if spec == "policy" and not inputs.sft.is_dir():
-            say("  likeness to the history: no SFT model whose title embeddings to use, so `tfidf`")
+        if spec == "policy" and not paths.sft.is_dir():
+            echo("  likeness to the history: no SFT model whose title embeddings to use, so `tfidf`")
             spec = "tfidf"
-        self._embeddings = encode_titles(spec, catalogue, inputs.sft)
+        self._embeddings = encode_titles(spec, catalogue, paths.sft)
         self._decay = config.pairs.semantic_decay
         self._catalogue, self._names = catalogue, names
         self._popularity = bias.Popularity.of(catalogue.train_count)
