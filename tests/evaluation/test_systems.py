@@ -53,7 +53,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
-def inputs(tmp_path_factory: pytest.TempPathFactory) -> RunPaths:
+def paths(tmp_path_factory: pytest.TempPathFactory) -> RunPaths:
     """A tiny run with an SFT model and an aligned one."""
     return tiny_run(tmp_path_factory.mktemp("run"))
 

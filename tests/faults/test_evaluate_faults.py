@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def inputs(tmp_path_factory: pytest.TempPathFactory) -> RunPaths:
+def paths(tmp_path_factory: pytest.TempPathFactory) -> RunPaths:
     return tiny_run(tmp_path_factory.mktemp("run"))
 
 
