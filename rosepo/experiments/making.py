@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from rosepo.config import dump_config
-from rosepo.experiments.evaluations_on_test import record_look
 from rosepo.experiments.process import call
+from rosepo.experiments.provenance import record_look
 from rosepo.experiments.runs import FAILURE_FILE, Run, plan_of
 from rosepo.experiments.stage_reuse import link_finished, link_rankings
 from rosepo.pipeline.planning import CONFIG_FILE, Plan

@@ -15,9 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from rosepo.experiments.evaluations_on_test import looked_at
 from rosepo.experiments.pooled_metrics import METRICS, TRUTH, Measured, Pool, Series, read_measured
-from rosepo.experiments.provenance import cost, made_by
+from rosepo.experiments.provenance import cost, looked_at, made_by
 from rosepo.experiments.result_plots import write_pictures
 from rosepo.experiments.result_tables import as_markdown
 from rosepo.experiments.runs import Run

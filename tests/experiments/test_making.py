@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from rosepo.experiments import making
-from rosepo.experiments.evaluations_on_test import FILE, looked_at
 from rosepo.experiments.making import Making, make
+from rosepo.experiments.provenance import FILE, looked_at
 from rosepo.experiments.runs import Run
 from tests.experiments.suites import SUITE, changed
 from tests.experiments.test_runs import finish, runs_in
