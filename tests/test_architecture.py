@@ -80,9 +80,7 @@ def test_ray_is_imported_where_the_document_says() -> None:
     text = (ROOT / "docs" / "architecture.md").read_text()
     for folder, files in WITH_RAY.items():
         row = next(line for line in text.splitlines() if re.match(rf"\| \d+ \| `{folder}/`", line))
-        assert all(f"`{file}`" in row for file in files), (
-            f"{folder}/ names other files than {files}"
-        )
+        assert all(f"`{file}`" in row for file in files), f"{folder}/ names other files than {files}"
 
 
 def test_a_folder_fits_a_screen_and_the_top_level_holds_folders_alone() -> None:

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from rosepo.config import Config, folder_or_id
 from rosepo.data.catalogue import Catalogue
-from rosepo.evaluation.candidates.protocol import free_generation
+from rosepo.evaluation.candidates.free_generation import free_generation
 from rosepo.evaluation.evaluate_rankings import evaluate_rankings
 from rosepo.evaluation.external_models import check_external_model
 from rosepo.evaluation.predictions import read_predictions

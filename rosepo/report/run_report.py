@@ -24,7 +24,7 @@ from rosepo.report.text.conclusions import no_baseline, verdict
 from rosepo.report.text.labels import colours_of, label
 from rosepo.run.manifest import read_manifest
 from rosepo.run.paths import of_round
-from rosepo.training.pair_epsilon import read_epsilon
+from rosepo.training.feed.pair_epsilon import read_epsilon
 from rosepo.utils.errors import UserError
 from rosepo.utils.files import now
 

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 
 from rosepo.lm.rows.batch import Batch
-from rosepo.training.checkpoint.files import Checkpoint, remove_checkpoints
+from rosepo.training.checkpoint.checkpoint_files import Checkpoint, remove_checkpoints
 from rosepo.training.checkpoint.optimizer_state import begin_with, save_optimizer_state
 from rosepo.training.checkpoint.saver import Saver
 from rosepo.training.ema import WeightMean

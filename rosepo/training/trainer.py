@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from rosepo.training.checkpoint.files import remove_checkpoints, steps_done
+from rosepo.training.checkpoint.checkpoint_files import remove_checkpoints, steps_done
 from rosepo.training.checkpoint.saver import agreed_start
 from rosepo.training.engine import prepare_process
 from rosepo.training.feed.feed import feed_config, plan_dataset, streamed

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from rosepo.config import ScratchConfig, TemplateConfig
 from rosepo.data.prompts import PromptBuilder
 from rosepo.evaluation.candidates.free_answers import TitleMatcher, answer_limit, greedy_answers
+from rosepo.evaluation.candidates.free_generation import SERIES, answer_series, named_candidate, protocol_table
 from rosepo.evaluation.candidates.leakage_probes import learn_probes
-from rosepo.evaluation.candidates.protocol import SERIES, answer_series, named_candidate, protocol_table
 from rosepo.lm.model.scratch import train_tokenizer
 from rosepo.lm.rows.batch import collate
 from rosepo.lm.rows.logps import LogpsModel

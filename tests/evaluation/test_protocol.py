@@ -13,7 +13,7 @@ import pytest
 
 from rosepo.config import Config
 from rosepo.evaluation.candidates.free_answers import answer_limit, greedy_answers
-from rosepo.evaluation.candidates.protocol import SERIES
+from rosepo.evaluation.candidates.free_generation import SERIES
 from rosepo.evaluation.evaluate import evaluate
 from rosepo.evaluation.recommend import recommend
 from rosepo.lm.model.model_folder import load_recommender, read_settings, save_policy

@@ -10,7 +10,7 @@ import pytest
 from torch import nn
 
 from rosepo.training.align import align, align_in_process
-from rosepo.training.checkpoint.files import FOLDER, newest_checkpoint
+from rosepo.training.checkpoint.checkpoint_files import FOLDER, newest_checkpoint
 from rosepo.training.sft import SftTask, sft_task
 from rosepo.training.trainer import fit, told_by_worker
 from rosepo.utils.errors import StageError, UserError

@@ -24,7 +24,7 @@ from rosepo.pipeline.fingerprints import stage_settings
 from rosepo.run.manifest import MANIFEST, read_manifest
 from rosepo.run.paths import RunPaths
 from rosepo.run.stages import find_stage
-from rosepo.training.checkpoint.files import FOLDER, newest_checkpoint
+from rosepo.training.checkpoint.checkpoint_files import FOLDER, newest_checkpoint
 from rosepo.training.feed.feed import Arrays
 from rosepo.training.sft import SftTask, sft_task
 from rosepo.training.task import Loss

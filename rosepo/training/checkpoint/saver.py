@@ -11,7 +11,7 @@ import torch.distributed as dist
 
 from rosepo.config import TrainConfig
 from rosepo.config.training import SAME_RESULT
-from rosepo.training.checkpoint.files import (
+from rosepo.training.checkpoint.checkpoint_files import (
     FOLDER,
     Checkpoint,
     CheckpointWriter,

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from rosepo.training.zero import MOMENTS, WEIGHT, create_moments, link_moments, put_whole, size_of, trained_parameters
 
 if TYPE_CHECKING:
-    from rosepo.training.checkpoint.files import Checkpoint
+    from rosepo.training.checkpoint.checkpoint_files import Checkpoint
     from rosepo.training.engine import Engine
 
 MEAN = "mean"

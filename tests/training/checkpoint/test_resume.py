@@ -17,7 +17,7 @@ from rosepo.pipeline.fingerprints import stage_settings
 from rosepo.run.paths import RunPaths
 from rosepo.run.stages import find_stage
 from rosepo.training.align import align_task
-from rosepo.training.checkpoint.files import FOLDER, Checkpoint, complete_checkpoints, newest_checkpoint
+from rosepo.training.checkpoint.checkpoint_files import FOLDER, Checkpoint, complete_checkpoints, newest_checkpoint
 from rosepo.training.checkpoint.saver import agreed_start, origin_of
 from rosepo.training.engine import prepare_process
 from rosepo.training.feed.feed import Arrays, micro_batches

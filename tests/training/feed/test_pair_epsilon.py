@@ -16,13 +16,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rosepo.run.paths import RunPaths
-from rosepo.training import pair_epsilon
 from rosepo.training.align import align_in_process, align_task
 from rosepo.training.align_task import AlignTask
 from rosepo.training.engine import prepare_process
+from rosepo.training.feed import pair_epsilon
 from rosepo.training.feed.feed import micro_batches
+from rosepo.training.feed.pair_epsilon import shuffled
 from rosepo.training.loop import train_rank
-from rosepo.training.pair_epsilon import shuffled
 from rosepo.utils.errors import UserError
 from tests.training.ranks import two_ranks
 from tests.training.tiny_run import assert_same_training, lines, tiny_config, weights
