@@ -9,7 +9,7 @@ import pytest
 
 from rosepo.experiments import making
 from rosepo.experiments.making import Making, make
-from rosepo.experiments.provenance import FILE, looked_at
+from rosepo.experiments.provenance import TEST_LOG, looked_at
 from rosepo.experiments.runs import Run
 from tests.experiments.suites import SUITE, changed
 from tests.experiments.test_runs import finish, runs_in
@@ -55,8 +55,8 @@ def test_looks_at_the_test_split_are_counted_by_their_settings(tmp_path: Path) -
     assert make(run, Making([], False, 0)) is None  # nothing new to see
     (entry,) = looked_at(tmp_path / "out").items()
     assert (entry[0], entry[1]["settings"]) == (run.label, 1)
-    assert len((tmp_path / "out" / FILE).read_text().splitlines()) == 1
+    assert len((tmp_path / "out" / TEST_LOG).read_text().splitlines()) == 1
     looked(changed(SUITE, variants={"dpo": {"set": {"align.loss": "ipo"}}}, contrasts=[], comparators=[]))
     assert looked_at(tmp_path / "out")[run.label]["settings"] == 2
-    (tmp_path / "out" / FILE).write_text("half a li")
+    (tmp_path / "out" / TEST_LOG).write_text("half a li")
     assert looked_at(tmp_path / "out") == {}
