@@ -56,6 +56,9 @@ class PrepareConfig(Section):
     """Drop users and items with fewer interactions, repeated until stable."""
     split: Literal["leave_one_out", "temporal"] = "leave_one_out"
     """`leave_one_out`: each user's last item is test, the one before validation. `temporal`: by global time."""
+    ties: Literal["hash", "file", "item_id"] = "hash"
+    """What orders interactions of one user at the same time: `hash` of (seed, user, item); `file`, where they stand in
+    the files (sorted by path); `item_id`, for comparisons: ids often follow release dates, which leaks what is next."""
     validation_fraction: Fraction = 0.1
     """Share of interactions (by time) in validation. Used by `temporal` alone."""
     test_fraction: Fraction = 0.1

@@ -25,8 +25,12 @@ def example_keys(example_ids: Sequence[str] | np.ndarray) -> np.ndarray:
 
 def uniforms(keys: np.ndarray, seed: int, name: str, draw: int) -> np.ndarray:
     """Uniforms float64 [N] in [0, 1) for `keys` uint64 [N], with 53 random bits."""
-    salt = np.frombuffer(blake2b(f"{seed}/{name}/{draw}".encode(), digest_size=8).digest(), dtype="<u8")
-    return (_splitmix64(_splitmix64(keys) ^ salt) >> np.uint64(11)) * 2.0**-53
+    return (_splitmix64(_splitmix64(keys) ^ _salt(f"{seed}/{name}/{draw}")) >> np.uint64(11)) * 2.0**-53
+
+
+def pair_keys(first: np.ndarray, second: np.ndarray, seed: int, name: str) -> np.ndarray:
+    """64 random bits, uint64 [N], for pairs of keys `first` and `second` uint64 [N]."""
+    return _splitmix64(_splitmix64(_splitmix64(first) ^ _salt(f"{seed}/{name}")) ^ second)
 
 
 def round_seed(seed: int, round: int) -> int:
@@ -49,6 +53,11 @@ def gumbel_noise(draws: Draws, items: np.ndarray) -> np.ndarray:
     bases = _splitmix64((draws(0) * 2.0**53).astype(np.uint64))[:, None]
     bits = _splitmix64(bases ^ _splitmix64(items.astype(np.uint64))) >> np.uint64(12)
     return -np.log(-np.log((bits + 0.5) * 2.0**-52))  # of a number strictly between 0 and 1
+
+
+def _salt(text: str) -> np.ndarray:
+    """A hash of `text`; uint64 [1]."""
+    return np.frombuffer(blake2b(text.encode(), digest_size=8).digest(), dtype="<u8")
 
 
 def _splitmix64(state: np.ndarray) -> np.ndarray:

@@ -3,19 +3,39 @@
 from __future__ import annotations
 
 from collections import Counter
+from hashlib import blake2b
 from typing import Any
 
-from rosepo.config import PrepareConfig
+import numpy as np
+import pandas as pd
+
+from rosepo.config import Config, PrepareConfig
 from tests.data.tables import Row
 
 
-def sequences(rows: list[Row], config: PrepareConfig) -> dict[Any, list[tuple[float, Any]]]:
+def mixed(state: int) -> int:
+    """splitmix64, with Python's integers."""
+    state = (state + 0x9E3779B97F4A7C15) % 2**64
+    state = (state ^ (state >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+    state = (state ^ (state >> 27)) * 0x94D049BB133111EB % 2**64
+    return state ^ (state >> 31)
+
+
+def hashed(seed: int, user: Any, item: Any) -> int:
+    """What orders ties by default."""
+    salt = int.from_bytes(blake2b(f"{seed}/ties".encode(), digest_size=8).digest(), "little")
+    first, second = (int(key) for key in pd.util.hash_array(np.array([str(user), str(item)], dtype=object)))
+    return mixed(mixed(mixed(first) ^ salt) ^ second)
+
+
+def sequences(rows: list[Row], whole: Config) -> dict[Any, list[tuple[float, Any]]]:
     """Each user's (time, item), ordered, after positives, first interactions and k-core."""
+    config = whole.prepare
     if config.min_rating is not None:
         rows = [row for row in rows if row[2] is not None and row[2] >= config.min_rating]
-    first: dict[tuple[Any, Any], float] = {}
-    for user, item, _, time in rows:
-        first[user, item] = min(time, first.get((user, item), time))
+    first: dict[tuple[Any, Any], tuple[float, int]] = {}
+    for place, (user, item, _, time) in enumerate(rows):
+        first[user, item] = min((time, place), first.get((user, item), (time, place)))
     while True:
         users = Counter(user for user, _ in first)
         items = Counter(item for _, item in first)
@@ -23,10 +43,11 @@ def sequences(rows: list[Row], config: PrepareConfig) -> dict[Any, list[tuple[fl
         if len(kept) == len(first):
             break
         first = kept
-    found: dict[Any, list[tuple[float, Any]]] = {}
-    for (user, item), time in first.items():
-        found.setdefault(user, []).append((time, item))
-    return {user: sorted(found[user]) for user in sorted(found)}
+    found: dict[Any, list[tuple[float, Any, Any]]] = {}
+    for (user, item), (time, place) in first.items():
+        tie = {"hash": hashed(whole.seed, user, item), "file": place, "item_id": item}[config.ties]
+        found.setdefault(user, []).append((time, tie, item))
+    return {user: [(time, item) for time, _, item in sorted(found[user])] for user in sorted(found)}
 
 
 def parts(found: dict[Any, list[tuple[float, Any]]], config: PrepareConfig) -> dict[Any, list[str]]:
@@ -57,9 +78,21 @@ def history_start(position: int, part: str, config: PrepareConfig) -> int:
     return start
 
 
-def examples(rows: list[Row], config: PrepareConfig) -> list[dict[str, Any]]:
+def tied_targets(rows: list[Row], whole: Config) -> dict[str, int]:
+    """By split, the examples whose target shares its time with another interaction of the user."""
+    found = sequences(rows, whole)
+    split = parts(found, whole.prepare)
+    counts = {"train": 0, "validation": 0, "test": 0}
+    for user, seq in found.items():
+        times = Counter(time for time, _ in seq)
+        for (time, _), part in list(zip(seq, split[user]))[whole.prepare.min_history :]:
+            counts[part] += times[time] > 1
+    return counts
+
+
+def examples(rows: list[Row], whole: Config) -> list[dict[str, Any]]:
     """All examples, ordered by user and position."""
-    found = sequences(rows, config)
+    found, config = sequences(rows, whole), whole.prepare
     split = parts(found, config)
     result = []
     for user, seq in found.items():

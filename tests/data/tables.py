@@ -48,14 +48,15 @@ def write_data(folder: Path, rows: Sequence[Row], titles: dict[Any, str]) -> dic
     return {"interactions": str(folder / "interactions.parquet"), "items": str(folder / "items.parquet")}
 
 
-def config_for(data: dict[str, Any], **prepare: Any) -> Config:
-    return parse_config({"data": data, "prepare": prepare})
+def config_for(data: dict[str, Any], seed: int = 0, **prepare: Any) -> Config:
+    return parse_config({"seed": seed, "data": data, "prepare": prepare})
 
 
 def all_interactions(config: Config) -> pa.Table:
-    """Every interaction that the readers give."""
+    """Every interaction that the readers give, without the number of its row."""
     plan = plan_reading(config.data, "interactions")
-    return pa.concat_tables([t for number, piece in plan.pieces for t in interaction_tables(plan, number, piece)])
+    tables = [table for number, piece in plan.pieces for table in interaction_tables(plan, number, piece)]
+    return pa.concat_tables(tables).drop_columns("row")
 
 
 def prepared(config: Config) -> tuple[list[dict[str, Any]], list[dict[str, Any]], Filtered]:

@@ -14,8 +14,9 @@ import pyarrow.parquet as pq
 from rosepo.config import PrepareConfig
 from rosepo.data import split as splitting
 from rosepo.data.candidates import candidate_lists
-from rosepo.data.prepare.filtering import core_rows, count_tied
+from rosepo.data.prepare.filtering import core_rows
 from rosepo.data.prepare.log import Arrays
+from rosepo.data.prepare.ties import tied
 from rosepo.data.seen import SEQUENCES
 from rosepo.utils.arrays import ranges, segment_starts
 
@@ -50,7 +51,7 @@ class Layout:
     """The users that stay in a bucket, end to end, and the examples that they give.
 
     Attributes:
-        user, item, time: [n] user codes, item indexes and times, sorted by user, time and item.
+        user, item, time: [n] user codes, item indexes and times, in the order of the bucket.
         start: [n_users] where each user begins.
         trained: items (one entry an interaction) of the training part.
         owner, position, part: [n_examples] number of the user, place of the target in its sequence, split (0, 1, 2).
@@ -95,6 +96,7 @@ def measure_bucket(bucket: Arrays, recipe: Recipe) -> Arrays:
     first, _ = splitting.trajectories(layout.owner[train], layout.begin[train])
     item, count = np.unique(layout.trained, return_counts=True)
     lengths = np.diff(np.append(layout.start, len(layout.item)))
+    ties = tied(layout.user, layout.time)
 
     def by_split(weights: np.ndarray) -> np.ndarray:
         return np.bincount(layout.part, weights=weights, minlength=3).astype(np.int64)
@@ -102,7 +104,8 @@ def measure_bucket(bucket: Arrays, recipe: Recipe) -> Arrays:
     return {
         "users": np.array([len(layout.start)]),
         "interactions": np.array([len(layout.item)]),
-        "tied": np.array([count_tied(layout.user, layout.time)]),
+        "tied": np.array([ties.sum()]),
+        "tied_targets": by_split(ties[layout.start[layout.owner] + layout.position]),
         "short": np.array([len(layout.item) - len(layout.owner)]),
         "longest": np.array([lengths.max(initial=0)]),
         "trajectories": np.array([len(first)]),

@@ -7,15 +7,18 @@ import numpy as np
 from rosepo.utils.arrays import segment_starts
 
 
-def first_interactions(user: np.ndarray, item: np.ndarray, time: np.ndarray, n_items: int) -> np.ndarray:
-    """Places of the rows that stay, in the order user, time, item; of a user's repeated item the earliest stays.
+def first_interactions(
+    user: np.ndarray, item: np.ndarray, time: np.ndarray, tie: np.ndarray, n_items: int
+) -> np.ndarray:
+    """Places of the rows that stay, in the order user, time, tie; of a user's repeated item the earliest stays.
 
     Args:
         user: [n] integer codes.
-        item: [n] integer codes below `n_items`, in item order, so that ties in time are broken by item id.
+        item: [n] integer codes below `n_items`.
         time: [n] float64.
+        tie: [n] uint64, smaller first at equal times; see `TieBreaker`.
     """
-    order = np.lexsort((item, time, user))
+    order = np.lexsort((item, tie, time, user))
     pairs = user[order].astype(np.int64) * n_items + item[order]
     _, first = np.unique(pairs, return_index=True)
     return order[np.sort(first)]
@@ -34,11 +37,3 @@ def user_mask(user: np.ndarray, kept: np.ndarray, k: int) -> np.ndarray:
 def core_rows(user: np.ndarray, item: np.ndarray, alive: np.ndarray, k: int) -> np.ndarray:
     """Mask of the rows whose item is `alive` [n_items] bool and whose user has at least `k` such rows."""
     return user_mask(user, alive[item], k)
-
-
-def count_tied(user: np.ndarray, time: np.ndarray) -> int:
-    """Rows (sorted by user and time) that share their time with another of the same user: ties that item ids break."""
-    if len(user) < 2:
-        return 0
-    same = (user[1:] == user[:-1]) & (time[1:] == time[:-1])
-    return int((np.append(False, same) | np.append(same, False)).sum())

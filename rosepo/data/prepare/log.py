@@ -1,8 +1,8 @@
 """The interactions as buckets of whole users: in this process, or spread over a cluster by Ray Data.
 
-A bucket is a dict of arrays (user int32 codes, item int32 codes, time float64), sorted by user, time and item. In Ray
-Data a bucket is one row with list columns, so that no block size can part a user. What is computed on a log is written
-once, as functions of a bucket that return arrays, and run by `map`.
+A bucket is a dict of arrays (user int32 codes, item int32 codes, time float64), sorted by user and time, and at
+equal times as `prepare.ties` says. In Ray Data a bucket is one row with list columns, so that no block size can part a
+user. What is computed on a log is written once, as functions of a bucket that return arrays, and run by `map`.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 
 from rosepo.data.prepare.filtering import first_interactions
 from rosepo.data.prepare.first_pass import merge_scans, positives, scan
+from rosepo.data.prepare.ties import TieBreaker
 from rosepo.data.readers import columns as cols
 from rosepo.data.readers.interactions import Plan, interaction_schema, interaction_tables, read_interactions
 from rosepo.utils.errors import UserError
@@ -68,7 +69,7 @@ class RayLog:
 
 
 def encode(
-    table: pa.Table, min_rating: float | None, users: pa.Array, items: pa.Array, buckets: np.ndarray
+    table: pa.Table, min_rating: float | None, users: pa.Array, items: pa.Array, buckets: np.ndarray, ties: TieBreaker
 ) -> pa.Table:
     """Positive interactions as codes, each with the number of its bucket.
 
@@ -76,15 +77,17 @@ def encode(
         users: all user ids, sorted; a code is a place in it.
         items: all item ids, sorted.
         buckets: first user code of every bucket.
+        ties: what orders interactions of one user at one time.
     """
     table = table.filter(pa.array(positives(table, min_rating).astype(bool)))
-    user = cols.codes(table["user_id"], users)
+    user, item = cols.codes(table["user_id"], users), cols.codes(table["item_id"], items)
     return pa.table(
         {
             "bucket": (np.searchsorted(buckets, user, side="right") - 1).astype(np.int32),
             "user": user.astype(np.int32),
-            "item": cols.codes(table["item_id"], items).astype(np.int32),
+            "item": item.astype(np.int32),
             "time": table["timestamp"].to_numpy().astype(np.float64),
+            "tie": ties.numbers(user, item, table["row"].to_numpy()),
         }
     )
 
@@ -103,8 +106,8 @@ def bucket_starts(counts: np.ndarray) -> np.ndarray:
 
 def make_bucket(table: pa.Table, n_items: int) -> Arrays:
     """A bucket of encoded rows: sorted, of a user's repeated item the earliest alone."""
-    user, item, time = (table[name].to_numpy() for name in ("user", "item", "time"))
-    kept = first_interactions(user, item, time, n_items)
+    user, item, time, tie = (table[name].to_numpy() for name in ("user", "item", "time", "tie"))
+    kept = first_interactions(user, item, time, tie, n_items)
     return {"user": user[kept], "item": item[kept], "time": time[kept]}
 
 
@@ -119,8 +122,10 @@ class LocalBlocks:
         """One scan of all interactions."""
         return merge_scans((scan(table, min_rating) for table in self.tables), self.schema)
 
-    def log(self, min_rating: float | None, users: pa.Array, items: pa.Array, buckets: np.ndarray) -> LocalLog:
-        encoded = pa.concat_tables([encode(table, min_rating, users, items, buckets) for table in self.tables])
+    def log(
+        self, min_rating: float | None, users: pa.Array, items: pa.Array, buckets: np.ndarray, ties: TieBreaker
+    ) -> LocalLog:
+        encoded = pa.concat_tables([encode(table, min_rating, users, items, buckets, ties) for table in self.tables])
         encoded = encoded.sort_by("bucket")
         edges = np.searchsorted(encoded["bucket"].to_numpy(), np.arange(len(buckets) + 1))
         parts = (encoded.slice(low, high - low) for low, high in pairwise(edges.tolist()) if low < high)
@@ -162,10 +167,12 @@ class RayBlocks:
                 faults += entry.pop("fault").to_pylist()
                 yield entry
 
-    def log(self, min_rating: float | None, users: pa.Array, items: pa.Array, buckets: np.ndarray) -> RayLog:
+    def log(
+        self, min_rating: float | None, users: pa.Array, items: pa.Array, buckets: np.ndarray, ties: TieBreaker
+    ) -> RayLog:
         import ray
 
-        ref = ray.put({"users": users, "items": items, "buckets": buckets})
+        ref = ray.put({"users": users, "items": items, "buckets": buckets, "ties": ties})
         encoded = self.dataset.map_batches(
             _encode_block, batch_size=None, batch_format="pyarrow", fn_kwargs={"min_rating": min_rating, "ref": [ref]}
         )
@@ -183,8 +190,7 @@ def _scan_row(table: pa.Table, min_rating: float | None) -> pa.Table:
 def _encode_block(table: pa.Table, min_rating: float | None, ref: list[Any]) -> pa.Table:
     import ray
 
-    shared = ray.get(ref[0])
-    return encode(table, min_rating, shared["users"], shared["items"], shared["buckets"])
+    return encode(table, min_rating, **ray.get(ref[0]))
 
 
 def _bucket_row(table: pa.Table, n_items: int) -> pa.Table:

@@ -20,6 +20,7 @@ from rosepo.data.prepare.examples import Recipe, measure_bucket, write_bucket
 from rosepo.data.prepare.kcore import item_core, time_at
 from rosepo.data.prepare.log import LocalBlocks, Log, RayBlocks, bucket_starts
 from rosepo.data.prepare.statistics import check_figures, check_known, check_left, check_rating, describe
+from rosepo.data.prepare.ties import TieBreaker
 from rosepo.data.readers import columns as cols
 from rosepo.data.readers.interactions import plan_reading, read_items
 from rosepo.data.seen import SEQUENCES
@@ -63,7 +64,7 @@ def prepare(config: Config, paths: RunPaths, out: Path) -> dict[str, Any]:
     for folder in ("_trajectories", SEQUENCES):
         (out / folder).mkdir(parents=True, exist_ok=True)
     # The figures decide whether the split is one that can be used, so they are taken before the first file is written.
-    figures, counts = _measure(filtered)
+    figures, counts = measure(filtered)
     check_figures(config, figures)
     rows = {"examples": 0, "trajectories": 0}
     for found in filtered.log.map(write_bucket, recipe=filtered.recipe, out=str(out.absolute())):
@@ -102,7 +103,7 @@ def inspect_data(config: Config) -> dict[str, Any]:
         )
         return report
     filtered = filter_log(config, LocalBlocks(plan), items)
-    figures, _ = _measure(filtered)
+    figures, _ = measure(filtered)
     check_figures(config, figures)
     return {**report, **figures}
 
@@ -124,7 +125,8 @@ def filter_log(config: Config, blocks: LocalBlocks | RayBlocks, items: pa.Table)
     users, user_kept = _sorted_users(scanned["user"], scanned["user_positives"].to_numpy())
     starts = bucket_starts(user_kept)
     check_left(positive, rows, steps)
-    log = blocks.log(settings.min_rating, users, known, starts)
+    ties = TieBreaker.of(settings.ties, config.seed, users, known)
+    log = blocks.log(settings.min_rating, users, known, starts, ties)
     alive, first, core = item_core(log, len(known), settings.k_core)
     steps.append({"why": "repeat a user's earlier interaction with the item", "rows": positive - first})
     steps.append({"why": f"outside the {settings.k_core}-core of users and items", "rows": first - core})
@@ -161,7 +163,7 @@ def _sorted_users(users: pa.Array, counts: np.ndarray) -> tuple[pa.Array, np.nda
     return users.take(order), counts[order.to_numpy()]
 
 
-def _measure(filtered: Filtered) -> tuple[dict[str, Any], np.ndarray]:
+def measure(filtered: Filtered) -> tuple[dict[str, Any], np.ndarray]:
     """The figures of all buckets together, and how often each item occurs in training."""
     counts = np.zeros(len(filtered.catalogue), dtype=np.int64)
     sums: dict[str, np.ndarray] = {}
@@ -171,7 +173,7 @@ def _measure(filtered: Filtered) -> tuple[dict[str, Any], np.ndarray]:
         longest = max(longest, int(found["longest"][0]))
         for name in set(found) - {"item", "count", "longest"}:
             sums[name] = sums[name] + found[name] if name in sums else found[name]
-    examples = {name: int(n) for name, n in zip(SPLITS, sums["examples"])}
+    examples, tied = ({name: int(n) for name, n in zip(SPLITS, sums[key])} for key in ("examples", "tied_targets"))
     history = {name: round(float(n) / max(1, examples[name]), 2) for name, n in zip(SPLITS, sums["history"])}
     figures = {
         **filtered.figures,
@@ -183,7 +185,7 @@ def _measure(filtered: Filtered) -> tuple[dict[str, Any], np.ndarray]:
         "trajectories": int(sums["trajectories"][0]),
         "longest_sequence": longest,
         "short_histories": int(sums["short"][0]),
-        "tied_timestamps": int(sums["tied"][0]),
+        "ties": {"interactions": int(sums["tied"][0]), "targets": tied, "broken_by": filtered.recipe.config.ties},
         "windows": {"examples_cut": int(sums["cut"].sum()), "items_left_out": int(sums["left_out"].sum())},
         "items_not_in_training": int((counts == 0).sum()),
     }

@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from rosepo.config import Config
+from rosepo.data.prepare.ties import TOLD
 from rosepo.data.readers import columns as cols
 from rosepo.data.readers.interactions import Plan
 from rosepo.data.split import SPLITS
@@ -27,10 +28,11 @@ def describe(figures: dict[str, Any]) -> str:
         lines.append(("windows", cut["items_left_out"], f"history items left out of {cut['examples_cut']:,} examples"))
     if figures["short_histories"]:
         lines.append(("no example", figures["short_histories"], "targets with too short a history"))
-    if figures["tied_timestamps"]:
-        lines.append(
-            ("tied", figures["tied_timestamps"], "interactions share their user's timestamp: ordered by item id")
-        )
+    ties = figures["ties"]
+    if ties["interactions"]:
+        targets = ", ".join(f"{ties['targets'][name]:,} {name}" for name in SPLITS)
+        how = f"interactions share their user's time (targets: {targets}): ordered by {TOLD[ties['broken_by']]}"
+        lines.append(("tied", ties["interactions"], how))
     if figures["titles_disambiguated"]:
         lines.append(("renamed", figures["titles_disambiguated"], "titles that another item had already"))
     if figures["items_not_in_training"]:

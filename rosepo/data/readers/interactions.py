@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 UNIX = "give Unix seconds as a number, or a real timestamp type"
 NUMBER = "give a number"
+FILE_ROWS = 1 << 40
+"""No file has more rows."""
 
 
 @dataclass(frozen=True)
@@ -83,13 +85,15 @@ def plan_reading(config: DataConfig, kind: str) -> Plan:
 
 
 def interaction_schema(plan: Plan) -> pa.Schema:
-    """Columns of normalised interactions: ids int64 or text, rating float64 or null, timestamp float64 Unix seconds."""
+    """Columns of normalised interactions: ids int64 or text, rating float64 or null, timestamp float64 Unix seconds,
+    row int64: where it stands in all files together, which are sorted by path (with gaps between files)."""
     return pa.schema(
         [
             ("user_id", plan.types["user_id"]),
             ("item_id", plan.types["item_id"]),
             ("rating", pa.float64()),
             ("timestamp", pa.float64()),
+            ("row", pa.int64()),
         ]
     )
 
@@ -117,7 +121,8 @@ def interaction_tables(plan: Plan, number: int, piece: Piece) -> Iterator[pa.Tab
             _typed(cols.ids(table[mapping[field]], field, where, row), plan.types[field], field, where)
             for field in ("user_id", "item_id")
         ]
-        yield pa.table([*arrays, ratings, timestamp], schema=interaction_schema(plan))
+        places = pa.array(np.arange(row, row + table.num_rows) + number * FILE_ROWS)
+        yield pa.table([*arrays, ratings, timestamp, places], schema=interaction_schema(plan))
 
 
 def read_interactions(plan: Plan) -> Dataset:

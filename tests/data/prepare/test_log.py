@@ -13,6 +13,7 @@ import pytest
 from rosepo.data.prepare import first_pass, log
 from rosepo.data.prepare.first_pass import merge_scans, scan
 from rosepo.data.prepare.log import LocalBlocks
+from rosepo.data.prepare.ties import TieBreaker
 from rosepo.data.readers.interactions import interaction_schema, plan_reading
 from tests.data.tables import Row, config_for, write_data
 
@@ -76,7 +77,8 @@ def test_buckets_hold_whole_users_and_every_first_interaction(
     counts = Counter(user for user, *_ in rows)
     users = pa.array(sorted(counts))
     starts = log.bucket_starts(np.array([counts[user] for user in users.to_pylist()]))
-    buckets = LocalBlocks(plan).log(None, users, pa.array(range(20)), starts).buckets
+    items = pa.array(range(20))
+    buckets = LocalBlocks(plan).log(None, users, items, starts, TieBreaker.of("hash", 0, users, items)).buckets
     assert interaction_schema(plan).field("user_id").type == pa.int64()
     assert len(buckets) == len(starts) > 2
     edges = [*starts.tolist(), len(users)]

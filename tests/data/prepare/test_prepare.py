@@ -35,6 +35,7 @@ settings_of_prepare = st.fixed_dictionaries(
         "min_history": st.integers(1, 3),
         "max_history": st.integers(3, 6),
         "window": st.sampled_from(["anchored", "sliding"]),
+        "ties": st.sampled_from(["hash", "file", "item_id"]),
     }
 )
 splits = st.one_of(
@@ -68,10 +69,10 @@ def run(rows: list[Row], options: dict[str, Any]) -> tuple[Config, list[dict[str
 def test_examples_equal_those_of_the_slow_loop(rows: list[Row], options: dict[str, Any], split: dict[str, Any]) -> None:
     found = run(rows, {**options, **split})
     if found is None:
-        assert not slow.sequences(rows, config_for({}, **options, **split).prepare)
+        assert not slow.sequences(rows, config_for({}, **options, **split))
     else:
         config, examples, _ = found
-        assert examples == slow.examples(rows, config.prepare)
+        assert examples == slow.examples(rows, config)
 
 
 @quick
@@ -100,7 +101,7 @@ def test_a_temporal_split_never_trains_on_what_came_after(rows: list[Row], optio
     if found is None:
         return
     config, examples, _ = found
-    times = {(u, item): t for u, seq in slow.sequences(rows, config.prepare).items() for t, item in seq}
+    times = {(u, item): t for u, seq in slow.sequences(rows, config).items() for t, item in seq}
     by_split: dict[str, list[float]] = {name: [] for name in SPLITS}
     for row in examples:
         by_split[row["split"]].append(times[row["user_id"], row["target"]])
@@ -123,7 +124,7 @@ def test_leave_one_out_tests_on_the_last_item_and_validates_on_the_one_before(
     if found is None:
         return
     config, examples, _ = found
-    lengths = {user: len(seq) for user, seq in slow.sequences(rows, config.prepare).items()}
+    lengths = {user: len(seq) for user, seq in slow.sequences(rows, config).items()}
     for row in examples:
         left = lengths[row["user_id"]] - 1 - row["position"]
         assert row["split"] == ("test" if left == 0 else "validation" if left == 1 else "train")
@@ -141,15 +142,6 @@ def test_every_item_and_user_of_the_core_has_at_least_k_interactions(rows: list[
     if k > 1:  # with k = 1 users of one interaction stay, and give no example
         assert min(Counter(user for user, _ in pairs).values(), default=k) >= k
         assert min(Counter(item for _, item in pairs).values(), default=k) >= k
-
-
-def test_ties_in_time_are_broken_by_item_id(tmp_path: Path) -> None:
-    rows = [(1, item, 5.0, 7.0) for item in (30, 4, 12)]
-    examples, _, _ = prepared(config_for(write_data(tmp_path, rows, {4: "a", 12: "b", 30: "c"}), k_core=1))
-    assert examples[-1]["history"] == [4, 12]
-    text = [("u", str(item), 5.0, 7.0) for item in (30, 4, 12)]
-    data = write_data(tmp_path, text, {"4x": "a", "30": "b", "12": "c", "4": "d"})
-    assert prepared(config_for(data, k_core=1))[0][-1]["history"] == ["12", "30"]
 
 
 def test_anchored_histories_of_the_documented_stride(tmp_path: Path) -> None:

@@ -70,19 +70,24 @@ def test_users_never_straddle_files_and_rows_are_ordered(tmp_path: Path, monkeyp
     assert counted == figures["interactions"] - 2 * figures["users"]
 
 
-def test_bytes_do_not_depend_on_files_block_sizes_or_row_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("ties", ["hash", "file"])
+def test_bytes_do_not_depend_on_files_and_block_sizes_nor_on_row_order_unless_it_breaks_ties(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ties: str
+) -> None:
     monkeypatch.setattr(log, "BUCKET_ROWS", 300)
-    rows = random_rows(1_500, 3, False)
+    rows = [(user, item, rating, time // 40) for user, item, rating, time in random_rows(1_500, 3, False)]
     data = write_data(tmp_path, rows, titles(False))
-    whole = config_for(data, k_core=2, candidates=4)
+    whole = config_for(data, k_core=2, candidates=4, ties=ties)
     run(whole, tmp_path / "a")
     split = tmp_path / "log"
     split.mkdir()
     table = pq.read_table(data["interactions"])
-    order = np.random.default_rng(0).permutation(table.num_rows)
+    order = np.arange(table.num_rows)
+    if ties == "hash":
+        np.random.default_rng(0).shuffle(order)
     for number, places in enumerate(np.array_split(order, 5)):
         pq.write_table(table.take(pa.array(places)), split / f"part-{number}.parquet", row_group_size=200)
-    parts = config_for({**data, "interactions": str(split)}, k_core=2, candidates=4)
+    parts = config_for({**data, "interactions": str(split)}, k_core=2, candidates=4, ties=ties)
     context = ray.data.DataContext.get_current()
     monkeypatch.setattr(context, "target_max_block_size", 2_048)
     run(parts, tmp_path / "b")
