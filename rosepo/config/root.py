@@ -107,10 +107,9 @@ class Config(Section):
                 "align.rows=trajectory shares prompts that are prefixes of one another, and no two prompts with "
                 f"candidates of their own are ({setting}): use align.rows=group"
             )
-        if "row_tokens" in self.align.model_fields_set or self.align.sft_on == "row":
-            unused = "sft_on=row" if self.align.sft_on == "row" else "row_tokens"
+        if "row_tokens" in self.align.model_fields_set:
             raise ValueError(
-                f"align.{unused} is for users' trajectories, and under {setting} rows are groups: leave it out"
+                f"align.row_tokens is for users' trajectories, and under {setting} rows are groups: leave it out"
             )
         if self.pairs.engine == "vllm":
             raise ValueError(

@@ -178,11 +178,8 @@ class AlignConfig(TrainConfig):
     row_tokens: Count = 2048
     """Tokens of a trajectory's row at most: longer ones are cut, at least one group a row. Used by `trajectory`."""
     sft_weight: NonNegative = Field(default_factory=lambda data: 1.0 if data.get("loss") in ("rpo", "sft") else 0.0)
-    """Weight of the negative log-likelihood of titles, added to any loss. Unset: 1 for `rpo` and `sft`, 0 for the
-    others."""
-    sft_on: Literal["chosen", "row"] = "chosen"
-    """Titles of that likelihood: the `chosen` ones, or every title of a trajectory's `row` that `sft` learns (a mean
-    over them). Used with `sft_weight`."""
+    """Weight of the negative log-likelihood of the chosen titles, added to any loss. Unset: 1 for `rpo` and `sft`, 0
+    for the others."""
 
     @property
     def smoothing(self) -> Smoothing | None:
@@ -199,10 +196,6 @@ class AlignConfig(TrainConfig):
     def _rows(self) -> AlignConfig:
         if "row_tokens" in self.model_fields_set and self.rows == "group":
             raise ValueError("align.row_tokens is used by align.rows=trajectory alone: leave it out, or set that")
-        if "sft_on" in self.model_fields_set and self.sft_weight == 0.0:
-            raise ValueError("align.sft_on is used with an align.sft_weight above 0 alone: set one, or leave it out")
-        if self.sft_on == "row" and self.rows == "group":
-            raise ValueError("align.sft_on=row needs align.rows=trajectory: rows of one group share no titles")
         return self
 
     @model_validator(mode="after")

@@ -31,7 +31,6 @@ VALIDATION = -1
 VALIDATION_FILE = "_validation.parquet"
 """What holds its groups, in the folder of the others."""
 COLUMNS = ("example_id", "user_id", "position", "history", "target")
-TRAJECTORIES = "_trajectories"
 
 
 @dataclass(frozen=True)
@@ -144,52 +143,16 @@ def most_seen(examples: Path, newest: int | None) -> int:
 
 
 def read_shard(shard: Shard, newest: int | None, extra: tuple[str, ...] = ()) -> pa.Table:
-    """The examples of a shard: `COLUMNS`, `extra` ones, `earlier` (see `earlier_targets`) and `seen` (see `with_seen`).
+    """The examples of a shard: `COLUMNS`, `extra` ones and `seen` (see `with_seen`).
 
     No more than its row groups are read of the file.
     """
-    if shard.number == VALIDATION:  # nothing is taught of what is held out
-        held_out = pq.read_table(shard.path)
-        return held_out.append_column("earlier", pa.array(np.zeros(len(held_out), dtype=np.int64)))
+    if shard.number == VALIDATION:
+        return pq.read_table(shard.path)
     rows = chosen_rows(shard.path, newest)[shard.first : shard.first + shard.count]
     with pq.ParquetFile(shard.path) as file:
         sizes = [file.metadata.row_group(index).num_rows for index in range(file.num_row_groups)]
         starts = np.cumsum([0, *sizes])
         first, last = np.searchsorted(starts, rows[[0, -1]], side="right") - 1
         table = file.read_row_groups(list(range(first, last + 1)), columns=[*COLUMNS, *extra])
-    table = table.take(pa.array(rows - starts[first])).append_column(
-        "earlier", pa.array(earlier_targets(shard.path, rows))
-    )
-    return with_seen(table, Path(shard.path))
-
-
-def earlier_targets(path: str, rows: np.ndarray) -> np.ndarray:
-    """How many of the last items in the history of each training example (`rows`, int64 [n], of an examples file) are
-    targets of training examples whose histories begin at the same item: int32 [n].
-
-    `_trajectories` beside the file has its training examples in the same order. Where a table was made without one,
-    none is known.
-
-    Raises:
-        UserError: both tables do not belong together.
-    """
-    source = Path(path).parent / TRAJECTORIES / Path(path).name
-    if not source.exists():
-        return np.zeros(len(rows), dtype=np.int32)
-    train, counts = _training_rows(path, Path(path).stat().st_mtime_ns), _target_counts(source)
-    if counts.sum() != len(train):
-        raise UserError(f"{source} does not hold the training examples of {path}: run `rosepo prepare` again")
-    ends = np.cumsum(counts)
-    place = np.searchsorted(train, rows)
-    run = np.searchsorted(ends, place, side="right")
-    return (place - (ends - counts)[run]).astype(np.int32)
-
-
-@lru_cache(maxsize=1)
-def _training_rows(path: str, changed: int) -> np.ndarray:
-    split = pq.read_table(path, columns=["split"], partitioning=None)["split"]
-    return np.flatnonzero(pc.equal(split, "train").to_numpy())
-
-
-def _target_counts(source: Path) -> np.ndarray:
-    return pq.read_table(source, columns=["n_targets"], partitioning=None)["n_targets"].to_numpy().astype(np.int64)
+    return with_seen(table.take(pa.array(rows - starts[first])), Path(shard.path))

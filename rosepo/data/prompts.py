@@ -160,12 +160,6 @@ class PromptBuilder:
             made = [self.prompt(history, candidates=row) for history, row in zip(histories, candidates, strict=True)]
         return [prompt for prompt, _ in made], [dropped for _, dropped in made]
 
-    def spans(self, history: Sequence[int] | np.ndarray) -> np.ndarray:
-        """Begin and end of every title in the prompt of a history that is not cut: int64 [n, 2]."""
-        lengths = self._lengths[np.asarray(history, dtype=np.int64)]
-        begins = len(self.head) + np.cumsum(lengths + len(self.separator)) - lengths - len(self.separator)
-        return np.stack([begins, begins + lengths], axis=1)
-
     def _part(self, tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
         ids: list[int] = []
         for number, piece in enumerate(text.split("{eos}")):

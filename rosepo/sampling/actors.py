@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -19,14 +18,13 @@ from rosepo.sampling.strategies.example_batch import Examples
 from rosepo.sampling.strategies.mixture import Rejected
 from rosepo.sampling.tables import fixed, lists, matrix, nested
 from rosepo.sampling.tally import Tally
-from rosepo.sampling.titles import title_spans
 
 if TYPE_CHECKING:
     from rosepo.sampling.models import Models
 
 COLUMNS = (
     "example_id", "user_id", "prompt_ids", "chosen_item", "chosen_ids", "rejected_items", "rejected_ids", "strategy",
-    "epsilon", "oracle_scores", "oracle_rest", "oracle_shares", "ref_logps", "title_spans",
+    "epsilon", "oracle_scores", "oracle_rest", "oracle_shares", "ref_logps",
 )  # fmt: skip
 """Columns of the groups table, in order; without scores it has no tokens and nothing behind `strategy`. `oracle_rest`
 is there where the strategy `oracle` is used, `oracle_shares` with `pairs.oracle_whole`, see `FromOracle.odds`."""
@@ -75,10 +73,9 @@ class GroupsActor:
     def groups(self, table: pa.Table, examples: Examples, tally: Tally) -> pa.Table:
         """The groups of a table of examples (the same as arrays), in their order."""
         pairs = self.settings.pairs
-        dropped: Sequence[int] = ()
         if pairs.score or pairs.asks_policy:
             with tally.timed("prompts"):
-                examples, dropped = self._with_prompts(examples, tally)
+                examples = self._with_prompts(examples, tally)
         with tally.timed("sampling"):
             rejected = self.sampler(examples)
         if self.models is not None:
@@ -91,19 +88,14 @@ class GroupsActor:
                 tally.count_unscored(name, rejected.fallback[rejected.strategy == index])
         else:
             columns |= self._scored(examples, items, rejected, tally)
-            # No prompt that lists its own candidates begins as an earlier one does.
-            listing = self.scorer.builder.lists_candidates
-            earlier = [0] * len(examples) if listing else table["earlier"].to_pylist()
-            made = zip(examples.histories, dropped, earlier, strict=True)
-            columns["title_spans"] = lists([title_spans(self.scorer.builder, *about) for about in made])
         return pa.table({name: columns[name] for name in COLUMNS if name in columns})
 
-    def _with_prompts(self, examples: Examples, tally: Tally) -> tuple[Examples, Sequence[int]]:
-        """The examples with their prompts, and how many history items each prompt leaves out."""
+    def _with_prompts(self, examples: Examples, tally: Tally) -> Examples:
+        """The examples with their prompts."""
         assert self.models is not None
         prompts, dropped = self.models.builder.prompts(examples.histories, examples.candidates)
         tally.count_prompts(np.array([len(prompt) for prompt in prompts]), np.array(dropped))
-        return replace(examples, prompts=prompts), dropped
+        return replace(examples, prompts=prompts)
 
     def _titles(self, table: pa.Table, items: np.ndarray, rejected: Rejected) -> dict[str, Any]:
         item_ids, id_type = self.catalogue.item_ids[items], table["target"].type

@@ -23,8 +23,6 @@ from rosepo.utils.errors import UserError
 TITLES = ("example_id", "chosen_item", "rejected_items", "strategy")
 SCORES = ("prompt_ids", "chosen_ids", "rejected_ids", "epsilon", "oracle_scores", "ref_logps")
 """What a table has beside its titles unless it was made with pairs.score=false."""
-SPANS = "title_spans"
-"""And, from version 2 of the table on, where the titles stand that `align.sft_on=row` learns."""
 SHARES = "oracle_shares"
 """And with `pairs.oracle_whole`, the oracle's distribution over the whole catalogue."""
 UNLIKELY = 1e-6
@@ -135,11 +133,7 @@ def audit_candidates(examples: Path) -> dict[str, Any] | None:
 def _columns(path: Path) -> list[str]:
     """Those of a groups file."""
     names = pq.read_schema(path).names
-    wanted = [
-        *TITLES,
-        *(SCORES if set(SCORES) & set(names) else ()),
-        *(name for name in (SPANS, SHARES) if name in names),
-    ]
+    wanted = [*TITLES, *(SCORES if set(SCORES) & set(names) else ()), *([SHARES] if SHARES in names else ())]
     missing = [name for name in wanted if name not in names]
     if missing:
         raise UserError(f"{path} has no column '{missing[0]}': it is no groups table")
@@ -224,12 +218,6 @@ def _check_tokens(path: Path, table: pa.Table, source: pa.Table, catalogue: Cata
     made, dropped = builder.prompts(histories, listed)
     prompts = zip(table["prompt_ids"].to_pylist(), made)
     refuse(np.array([ids != other.tolist() for ids, other in prompts]), "has another prompt than its history gives")
-    if SPANS in table.column_names:
-        spans = [builder.spans(history[cut:]).ravel().tolist() for history, cut in zip(histories, dropped)]
-        # The first title of a prompt has none before it, and is never learned from it.
-        marked = zip(table[SPANS].to_pylist(), spans if listed is None else [[]] * len(spans))
-        other = [found != own[max(2, len(own) - len(found)) :] for found, own in marked]
-        refuse(np.array(other), "has title_spans that are not those of its history")
     items = zip(
         catalogue.index(table["chosen_item"].to_numpy()).tolist(),
         np.split(catalogue.index(_flat(table["rejected_items"])), len(table)),

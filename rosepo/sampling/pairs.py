@@ -43,7 +43,7 @@ from rosepo.utils.files import digest
 ITEMS_FILE = "_items.parquet"
 MOST_WHOLE = 1 << 16
 """Titles of a catalogue whose whole distribution a group can keep: 128 KiB of it."""
-FORMAT = 2
+FORMAT = 3
 """To be raised with any change that gives other groups for the same settings."""
 
 

@@ -115,9 +115,7 @@ def align_task(
         offsets = user_offsets(users)
         rows = max(1, (len(offsets) - 1) * rows // len(table))
         users_a_group = (len(offsets) - 1) / len(table)
-        titles = train.sft_on == "row"
-        suffix = len(load_builder(paths.reference).tail) if titles else 0
-        encoder = UserEncoder(train.row_tokens, train.pack_tokens, titles, suffix, branchings)
+        encoder = UserEncoder(train.row_tokens, train.pack_tokens, branchings)
     plan = FeedPlan(
         folder=paths.groups,
         columns=tuple(table.columns or ()),

@@ -73,7 +73,6 @@ class AlignTask:
         *(f"{name}/{strategy}" for name in _BY_STRATEGY for strategy in _LABELS),
         "spa_threshold",
         "ada_tau",
-        "title_nll",
     )
     probed_rows: np.ndarray | None = None
     _built: Any = None
@@ -167,33 +166,22 @@ class AlignTask:
         policy = logps[: groups * size].view(groups, size)
         inputs = self._inputs(policy, counts, arrays)
         options = {option: getattr(align, key) for option, key in self.objective.options.items()}
-        learned, others = policy, logps[groups * size :]
-        if "entropy" in arrays:
-            learned, others = _at_branchings(policy, others)
+        learned = _at_branchings(policy, logps[groups * size :]) if "entropy" in arrays else policy
         losses, metrics = self.objective(learned, inputs, align.beta, **options)
         if "entropy" in arrays:
             least = (inputs["weights"] * _tensor(arrays, "entropy", losses.device)).sum(dim=1)
             metrics |= {"target_kl": losses.detach() - least}
-        if align.sft_weight > 0 and align.sft_on == "chosen":
+        if align.sft_weight > 0:
             losses = losses + align.sft_weight * chosen_nll(policy)
         if "epsilon" in inputs:
             metrics |= {"epsilon": inputs["epsilon"]}
         sums = _sums(policy.detach(), strategy, metrics)
-        titles, tracked = self._titles(policy, others, sums), None
+        tracked = None
         if self.tracker is not None:
             tracked = self.tracker.statistics(metrics["margin"])
             if self.tracker.threshold is not None:
                 sums["spa_threshold"] = (self.tracker.threshold, 1)
-        return Loss(losses.sum(), float(groups), sums, tracked, titles)
-
-    def _titles(self, policy: Tensor, others: Tensor, sums: Sums) -> Tensor | None:
-        """The weighted negative log-likelihood of every title that rows teach, summed: the chosen ones of the groups
-        [G, 1 + K] and those that follow the groups' completions [n]. None where `align.sft_on` is another."""
-        if self.settings.sft_on != "row":
-            return None
-        summed = chosen_nll(policy).sum() - others.sum()
-        sums["title_nll"] = (summed.detach(), len(policy) + len(others))
-        return self.settings.sft_weight * summed
+        return Loss(losses.sum(), float(groups), sums, tracked)
 
     def _inputs(self, policy: Tensor, counts: Tensor, arrays: Arrays) -> dict[str, Tensor]:
         """What the objective reads beside policy [G, 1 + K]."""
@@ -252,13 +240,12 @@ def trie_targets_of(config: Config, model: Path) -> TrieTargets | None:
     return TrieTargets(load_builder(model)) if config.learns_whole else None
 
 
-def _at_branchings(policy: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
-    """What stands for the log-probabilities of the groups' titles where the oracle's whole distribution is learned,
-    [G, 1 + K]: expectations at the root and at the branchings below it, see `TrieTargets.add`. And what is left of
-    `others`, the log-probabilities of the completions that follow those of `policy` [G, 1 + K]."""
-    titles = len(others) - policy.numel() - len(policy)
-    below, root = others[titles : len(others) - len(policy)].view_as(policy), others[len(others) - len(policy) :]
-    return below + root[:, None], others[:titles]
+def _at_branchings(policy: Tensor, others: Tensor) -> Tensor:
+    """What stands for the log-probabilities of the groups' titles `policy` where the oracle's whole distribution is
+    learned, [G, 1 + K]: expectations at the branchings below the root and at the root, whose log-probabilities are
+    `others`, [G (1 + K) + G] (see `TrieTargets.add`)."""
+    below, root = others.split([policy.numel(), len(policy)])
+    return below.view_as(policy) + root[:, None]
 
 
 def _tensor(arrays: Arrays, name: str, device: torch.device) -> Tensor:

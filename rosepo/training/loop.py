@@ -217,17 +217,16 @@ class _Run:
         waiting = time.monotonic()
         parts = [next(stream) for _ in range(self.engine.micro_batches)]
         waited = time.monotonic() - waiting
-        counts = [sum(float(part.get(name, 0.0)) for part in parts) for name in ("units", "titles")]
-        total, titles = all_sum(torch.tensor(counts, dtype=torch.float64), self.engine.device).tolist()
+        units = sum(float(part.get("units", 0.0)) for part in parts)
+        total = all_sum(torch.tensor(units, dtype=torch.float64), self.engine.device).item()
         tracker = self.task.tracker
         tracked = torch.zeros(tracker.SIZE if tracker else 0, dtype=torch.float64)
         for part in parts:
             loss = self._micro_batch(part)
-            summed = loss.summed(total, titles)
-            value = float(summed.detach())
+            value = float(loss.total.detach())
             if not math.isfinite(value):
                 raise StageError(_diverged(self.task, step, f"the loss is {value}"))
-            self.engine.accumulate(summed, total)
+            self.engine.accumulate(loss.total, total)
             self.averages.add({"loss": (value, loss.units), **loss.sums})
             if loss.tracked is not None:
                 tracked += loss.tracked.cpu()

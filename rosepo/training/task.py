@@ -45,13 +45,6 @@ class Loss:
     """Further figures."""
     tracked: Tensor | None = None
     """float64 [tracker.SIZE], what `Task.tracker` wants to know."""
-    titles: Tensor | None = None
-    """A second scalar with gradient, summed over the titles that the micro-batch's array `titles` counts: its mean over
-    all titles of the step is added to that of `total` over all units."""
-
-    def summed(self, units: float, titles: float) -> Tensor:
-        """Both sums as one, to be divided by `units`: units and titles are those of the whole step."""
-        return self.total if self.titles is None else self.total + self.titles * (units / titles)
 
 
 class Tracker(Protocol):

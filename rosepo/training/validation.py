@@ -92,8 +92,7 @@ class Validator:
             logps, counts = self.engine.forward(batch)
             if arrays:
                 loss = self.task.loss(logps, counts, arrays)
-                # Of a group that is held out one title is learned, the chosen one, whatever rows teach in training.
-                sums.add({"loss": (loss.summed(loss.units, loss.units), loss.units), **loss.sums})
+                sums.add({"loss": (loss.total, loss.units), **loss.sums})
         found = means(sums.collect(self.engine.device))
         return {f"validation_{name}": found[name] for name in self.task.validated if name in found}
 

@@ -9,8 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from rosepo.data.example_shards import TRAJECTORIES, UNIT, most_seen, plan_shards, read_shard
-from rosepo.data.split import trajectories
+from rosepo.data.example_shards import UNIT, most_seen, plan_shards, read_shard
 from rosepo.utils.errors import UserError
 
 
@@ -50,45 +49,6 @@ def test_every_users_newest_training_examples_are_taken_in_order(
         for position in range(max(1, count + 1 - (newest or count)), count + 1)
     ]
     assert [name for shard in planned_ids(tmp_path, newest) for name in shard] == expected
-
-
-def windows(folder: Path, begins: dict[str, list[int]]) -> None:
-    """One file of users whose training example at position p = 1, 2, … has a history from `begins[user][p - 1]` on,
-    and the trajectories that `prepare` writes of it."""
-    rows, users, starts = [], [], []
-    for user, places in begins.items():
-        for position, begin in enumerate(places, 1):
-            rows.append({"example_id": f"{user}:{position}", "user_id": user, "split": "train", "position": position,
-                         "history": list(range(begin, position)), "target": position})  # fmt: skip
-            users.append(user)
-            starts.append(begin)
-        last = len(places) + 1
-        rows.append({"example_id": f"{user}:{last}", "user_id": user, "split": "validation", "position": last,
-                     "history": list(range(last)), "target": last})  # fmt: skip
-    pq.write_table(pa.Table.from_pylist(rows), folder / "part-00000.parquet", row_group_size=4)
-    codes = np.unique(users, return_inverse=True)[1]
-    _, counts = trajectories(codes, np.array(starts))
-    (folder / TRAJECTORIES).mkdir()
-    pq.write_table(pa.table({"n_targets": pa.array(counts, pa.int32())}), folder / TRAJECTORIES / "part-00000.parquet")
-
-
-@pytest.mark.parametrize("newest", [None, 2])
-def test_titles_learned_from_the_same_beginning_are_counted(tmp_path: Path, newest: int | None) -> None:
-    begins = {"ann": [0, 0, 0, 2, 2, 4], "bob": [0], "cy": [0, 0, 1]}
-    windows(tmp_path, begins)
-    (shard,) = plan_shards(tmp_path, newest)
-    expected = {
-        f"{user}:{at + 1}": places[:at].count(places[at])
-        for user, places in begins.items()
-        for at in range(len(places))
-    }
-    table = read_shard(shard, newest)
-    found = dict(zip(table["example_id"].to_pylist(), table["earlier"].to_pylist(), strict=True))
-    assert found == {name: expected[name] for name in found}
-    assert len(found) == (10 if newest is None else 5)
-    pq.write_table(pa.table({"n_targets": [3]}), tmp_path / TRAJECTORIES / "part-00000.parquet")
-    with pytest.raises(UserError, match=r"does not hold the training examples of .*run `rosepo prepare` again"):
-        read_shard(shard, newest)
 
 
 @pytest.mark.parametrize(("part_groups", "size"), [(None, 2 * UNIT), (1, UNIT), (UNIT + 1, 2 * UNIT), (10**6, 10**6)])

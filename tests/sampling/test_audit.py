@@ -14,7 +14,6 @@ import pytest
 
 from rosepo.data.prompts import PromptBuilder
 from rosepo.sampling.audit import SCORES, audit_candidates, audit_groups
-from rosepo.sampling.titles import title_spans
 from rosepo.utils.errors import UserError
 from tests.helpers import tiny_builder, tiny_catalogue
 
@@ -84,36 +83,6 @@ def with_tokens(builder: PromptBuilder, change: Change = lambda rows: None) -> C
         change(rows)
 
     return fill
-
-
-def with_spans(builder: PromptBuilder, change: Change = lambda rows: None) -> Change:
-    """Groups whose prompts show two items, of which the second is learned too."""
-
-    def fill(rows: list[dict[str, Any]]) -> None:
-        with_tokens(builder)(rows)
-        catalogue = tiny_catalogue(20)
-        for row in rows:
-            history = catalogue.index([row["chosen_item"] - 2, row["chosen_item"] - 1])
-            row["prompt_ids"] = builder.prompt(history)[0].tolist()
-            row["title_spans"] = title_spans(builder, history, dropped=0, earlier=1).tolist()
-        change(rows)
-
-    return fill
-
-
-def test_titles_that_are_learned_beside_the_groups_are_those_of_the_history(tmp_path: Path) -> None:
-    builder = tiny_builder(20)
-    audit_groups(*write_run(tmp_path / "right", with_spans(builder), shown=2), builder)
-    none = with_spans(builder, lambda rows: [row.update(title_spans=[]) for row in rows])
-    audit_groups(*write_run(tmp_path / "none", none, shown=2), builder)
-    for number, wrong in enumerate(([1, 3], [0, 1, 0, 1])):
-        change = with_spans(builder, lambda rows, wrong=wrong: rows[6].update(title_spans=wrong))
-        with pytest.raises(UserError, match="6:2 has title_spans that are not those of its history"):
-            audit_groups(*write_run(tmp_path / str(number), change, shown=2), builder)
-    whole = builder.spans([4, 5]).ravel().tolist()
-    change = with_spans(builder, lambda rows: rows[4].update(title_spans=whole))
-    with pytest.raises(UserError, match="4:2 has title_spans"):  # nothing stands before a prompt's first title
-        audit_groups(*write_run(tmp_path / "first", change, shown=2), builder)
 
 
 def test_tokens_are_those_that_the_evaluation_decodes(tmp_path: Path) -> None:

@@ -46,7 +46,6 @@ def test_the_table_has_one_group_a_training_example_in_their_order(groups: Any, 
         "epsilon": "list<element: float>",
         "oracle_scores": "list<element: float>",
         "ref_logps": "list<element: float>",
-        "title_spans": "list<element: int32>",
     }
     others = {path.name for path in groups[0].iterdir() if not path.name.startswith("part-")}
     assert others == {"_validation.parquet"}  # nothing that only a rerun needs
@@ -194,7 +193,7 @@ def test_a_model_of_another_catalogue_is_refused(run: RunPaths, in_process: None
 
 @pytest.mark.parametrize("kind", [UserError, StageError])
 def test_what_an_actor_says_while_it_starts_is_passed_on(kind: type[Exception]) -> None:
-    wrapped = RuntimeError(f"The actor died\n  File x\nrosepo.errors.{kind.__name__}: no such folder")
+    wrapped = RuntimeError(f"The actor died\n  File x\n{kind.__module__}.{kind.__name__}: no such folder")
     found = user_error_from(wrapped)
     assert isinstance(found, kind)
     assert str(found) == "no such folder"

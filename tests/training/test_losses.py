@@ -75,15 +75,6 @@ def test_a_loss_under_a_rival_s_name_is_the_smoothed_loss_with_that_smoothing(ru
                     task.tracker.update(made.tracked)
 
 
-def test_completions_behind_those_of_the_groups_are_not_compared(run):
-    for loss in ("pairwise", "ipo", "simpo"):
-        task = align_task(tiny_config("align", loss=loss, **ALIGN), run)
-        arrays = next(micro_batches(task.plan, 0, 1))
-        size = arrays["strategy"].size + len(arrays["strategy"])
-        logps, counts = -torch.rand(size + 5), torch.arange(1, size + 6)
-        assert torch.equal(task.loss(logps, counts, arrays).total, task.loss(logps[:size], counts[:size], arrays).total)
-
-
 def test_a_weight_adds_the_likelihood_of_the_chosen_titles_to_any_loss(run):
     for loss in ("pairwise", "simpo", "softmax"):
         plain, both = (

@@ -22,21 +22,18 @@ class Group:
     Attributes:
         prompt: int32 [n].
         completions: int32, each with EOS; the chosen one first.
-        spans: begin and end in the prompt of each title of the history that is learned too.
     """
 
     prompt: np.ndarray
     completions: Sequence[np.ndarray]
-    spans: Sequence[tuple[int, int]] = ()
 
 
 @dataclass(frozen=True)
 class UserRow:
-    """A row whose completions are those of `groups` (places in the list given), in that order, then `titles` titles."""
+    """A row whose completions are those of `groups` (places in the list given), in that order."""
 
     row: Row
     groups: list[int]
-    titles: int
 
 
 def prefix_groups(prompts: Sequence[np.ndarray], shared: Sequence[int]) -> list[list[int]]:
@@ -64,7 +61,7 @@ def common_prefix(one: np.ndarray, other: np.ndarray) -> int:
     return int(np.argmax(apart)) if apart.any() else n
 
 
-def user_rows(groups: Sequence[Group], row_tokens: int, suffix: int = 0) -> list[UserRow]:
+def user_rows(groups: Sequence[Group], row_tokens: int) -> list[UserRow]:
     """The rows of one user's groups, at least one group a row, each group in exactly one.
 
     A group joins a trunk where the rest of its prompt, which each of its completions repeats, costs less than a prompt
@@ -73,39 +70,29 @@ def user_rows(groups: Sequence[Group], row_tokens: int, suffix: int = 0) -> list
     Args:
         groups: in any order.
         row_tokens: tokens of a row at most; a row of one group may have more.
-        suffix: tokens of the template's suffix, the end of every prompt. Titles of the history stand before it.
     """
     # With n completions a rest of r tokens costs n * r: it joins where that is less than its prompt.
     shared = [len(group.prompt) - (len(group.prompt) - 1) // len(group.completions) for group in groups]
-    learned = {_title_key(group, suffix) for group in groups}
-    rows = []
-    for family in prefix_groups([group.prompt for group in groups], shared):
-        for part, titles in _cut(groups, family, row_tokens, suffix, learned):
-            rows.append(_user_row(groups, part, titles, suffix))
-    return rows
+    families = prefix_groups([group.prompt for group in groups], shared)
+    return [_user_row(groups, part) for family in families for part in _cut(groups, family, row_tokens)]
 
 
-def _cut(
-    groups: Sequence[Group], family: list[int], row_tokens: int, suffix: int, learned: set[bytes]
-) -> Iterator[tuple[list[int], list[tuple[int, int]]]]:
-    """A family in parts that fit a row, each with the spans of its trunk's titles that are not in `learned` yet."""
+def _cut(groups: Sequence[Group], family: list[int], row_tokens: int) -> Iterator[list[int]]:
+    """A family in parts that fit a row."""
     part: list[int] = []
-    titles: list[tuple[int, int]] = []
     trunk, tokens = groups[family[0]].prompt[:0], 0
     for place in family:
         own = _own_tokens(groups[place], trunk)
         if part and tokens + own > row_tokens:
-            yield part, titles
+            yield part
             part = []
         if not part:
             group = groups[place]
-            trunk = _trunk(group)
-            titles = _unlearned(group, learned)
+            trunk, tokens = _trunk(group), 0
             own = len(trunk) + sum(len(ids) - 1 for ids in group.completions[1:])
-            tokens = sum(end - begin + suffix for begin, end in titles) if suffix else 0
         part.append(place)
         tokens += own
-    yield part, titles
+    yield part
 
 
 def _trunk(group: Group) -> np.ndarray:
@@ -122,31 +109,11 @@ def _own_tokens(group: Group, trunk: np.ndarray) -> int:
     return sum(rest + len(ids) - 1 for ids in group.completions[int(on_trunk) :])
 
 
-def _unlearned(group: Group, learned: set[bytes]) -> list[tuple[int, int]]:
-    """The spans of a prompt whose titles are not in `learned`, which they then are."""
-    found = []
-    for begin, end in group.spans:
-        key = group.prompt[:end].astype(np.int32).tobytes()
-        if key not in learned:
-            learned.add(key)
-            found.append((begin, end))
-    return found
-
-
-def _title_key(group: Group, suffix: int) -> bytes:
-    """What a chosen title is known by: all that stands before it, and itself."""
-    history = group.prompt[: len(group.prompt) - suffix]
-    return np.concatenate([history, group.completions[0][:-1]]).astype(np.int32).tobytes()
-
-
-def _user_row(groups: Sequence[Group], part: list[int], titles: list[tuple[int, int]], suffix: int) -> UserRow:
+def _user_row(groups: Sequence[Group], part: list[int]) -> UserRow:
     trunk = _trunk(groups[part[0]])
     branches = []
     for place in part:
         prompt = groups[place].prompt
         attach = common_prefix(prompt, trunk)
         branches += [Branch(attach, prompt[attach:], ids) for ids in groups[place].completions]
-    prompt, eos = groups[part[0]].prompt, groups[part[0]].completions[0][-1:]
-    tail = prompt[len(prompt) - suffix :]
-    branches += [Branch(begin, tail, np.concatenate([prompt[begin:end], eos])) for begin, end in titles]
-    return UserRow(build_row(trunk, branches), part, len(titles))
+    return UserRow(build_row(trunk, branches), part)

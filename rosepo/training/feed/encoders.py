@@ -38,8 +38,6 @@ GROUP_COLUMNS = (
     "ref_logps",
 )
 USER_COLUMN = "user_id"
-SPANS_COLUMN = "title_spans"
-"""Flat pairs of begin and end in `prompt_ids` of titles of the history that `sft` learns from the same beginning."""
 SHARES_COLUMN = "oracle_shares"
 """The oracle's distribution over the whole catalogue, by item index."""
 REJECTED_COLUMNS = frozenset(
@@ -99,7 +97,7 @@ class GroupEncoder:
         table, shares = _lists(rows), _shares(rows)
         completions = _completions(table)
         made = [
-            UserRow(group_row(np.array(prompt, np.int32), ids), [place], 0)
+            UserRow(group_row(np.array(prompt, np.int32), ids), [place])
             for place, (prompt, ids) in enumerate(zip(table["prompt_ids"], completions))
         ]
         batches: list[Arrays] = [{} for _ in range(parts)]
@@ -115,44 +113,32 @@ class GroupEncoder:
 class UserEncoder:
     """Rows of the groups table, all of a user together, as micro-batches of trajectory rows.
 
-    The arrays are those of `GroupEncoder`, the completions of all groups first, in the order of `ref_logps`. With
-    `titles` those of further titles follow, before those of branchings, and `titles` float64 says how many titles,
-    chosen ones included, a micro-batch teaches.
+    The arrays are those of `GroupEncoder`.
 
     Attributes:
         row_tokens: tokens of a row at most, see `user_rows`.
-        titles: also learn titles of the history, each once a user.
-        suffix: tokens of the template's suffix.
+        branchings: as in `GroupEncoder`.
     """
 
     row_tokens: int
     pack_tokens: int | None = None
-    titles: bool = False
-    suffix: int = 0
     branchings: TrieTargets | None = None
 
     def __call__(self, rows: pa.Table, parts: int) -> list[Arrays]:
         table, shares = _lists(rows), _shares(rows)
-        completions = _completions(table)
-        spans = rows[SPANS_COLUMN].to_pylist() if self.titles else [()] * len(rows)
         groups = [
-            Group(
-                np.array(prompt, np.int32), [np.array(ids, np.int32) for ids in titles], [*zip(flat[::2], flat[1::2])]
-            )
-            for prompt, titles, flat in zip(table["prompt_ids"], completions, spans, strict=True)
+            Group(np.array(prompt, np.int32), [np.array(ids, np.int32) for ids in titles])
+            for prompt, titles in zip(table["prompt_ids"], _completions(table), strict=True)
         ]
         made: list[UserRow] = []
         for start, stop in itertools.pairwise(run_bounds(rows[USER_COLUMN])):
-            for found in user_rows(groups[start:stop], self.row_tokens, self.suffix):
+            for found in user_rows(groups[start:stop], self.row_tokens):
                 made.append(replace(found, groups=[start + place for place in found.groups]))
         batches: list[Arrays] = [{} for _ in range(parts)]
         for arrays, places in zip(batches, self._shared_out([found.row for found in made], parts), strict=True):
             if places:
                 mine = [made[place] for place in places]
                 arrays |= _micro_batch(mine, table, shares, self.branchings, self.pack_tokens)
-                if self.titles:
-                    count = sum(found.titles + len(found.groups) for found in mine)
-                    arrays["titles"] = np.array(count, dtype=np.float64)
         return batches
 
     def _shared_out(self, rows: list[Row], parts: int) -> list[list[int]]:
@@ -197,24 +183,23 @@ def _micro_batch(
     branchings: TrieTargets | None,
     pack_tokens: int | None,
 ) -> Arrays:
-    """The arrays of some rows: completions of groups first, then those of further titles, then those of branchings."""
+    """The arrays of some rows: completions of groups first, then those of branchings."""
     beside = _beside(table, [place for found in made for place in found.groups])
-    rows, kinds, entropies, size = [], [], [], 0
+    if branchings is None:
+        return collate_numpy([found.row for found in made], pack_tokens=pack_tokens) | beside
+    assert shares is not None
+    rows, kinds, entropies = [], [], []
     for found in made:
-        row, n = found.row, len(found.groups)
-        size = (row.n_completions - found.titles) // n
-        kinds.append(np.repeat([0, 1], [n * size, found.titles]))
-        if branchings is not None:
-            assert shares is not None
-            scores, rest = (np.array([table[name][place] for place in found.groups]) for name in _DRAWN)
-            row, entropy = branchings.add(row, size, scores, rest, shares[found.groups])
-            kinds.append(np.repeat([2, 3], [n * size, n]))
-            entropies.append(entropy[: n * size].reshape(n, size) + entropy[n * size :, None])
+        n, size = len(found.groups), found.row.n_completions // len(found.groups)
+        scores, rest = (np.array([table[name][place] for place in found.groups]) for name in _DRAWN)
+        row, entropy = branchings.add(found.row, size, scores, rest, shares[found.groups])
         rows.append(row)
+        kinds.append(np.repeat([0, 1, 2], [n * size, n * size, n]))
+        entropies.append(entropy[: n * size].reshape(n, size) + entropy[n * size :, None])
     arrays = collate_numpy(rows, pack_tokens=pack_tokens) | beside
     order = np.argsort(np.concatenate(kinds), kind="stable")
     arrays["completion"] = np.argsort(order).astype(np.int32)[arrays["completion"]]
-    return arrays | ({"entropy": np.concatenate(entropies)} if entropies else {})
+    return arrays | {"entropy": np.concatenate(entropies)}
 
 
 def _beside(table: dict[str, list[Any]], places: list[int]) -> Arrays:

@@ -15,7 +15,6 @@ from rosepo.training.feed.encoders import (
     GROUP_COLUMNS,
     REJECTED_COLUMNS,
     SHARES_COLUMN,
-    SPANS_COLUMN,
     USER_COLUMN,
     run_bounds,
 )
@@ -53,8 +52,7 @@ def columns_read(config: Config) -> list[str]:
     unread |= set() if "weights" in objective.inputs else {"oracle_rest"}
     columns = [name for name in GROUP_COLUMNS if name not in unread]
     columns += [SHARES_COLUMN] if config.learns_whole else []
-    columns += [USER_COLUMN] if config.trajectories else []
-    return columns + ([SPANS_COLUMN] if train.sft_on == "row" else [])
+    return columns + ([USER_COLUMN] if config.trajectories else [])
 
 
 def groups_table(columns: list[str], paths: RunPaths) -> ParquetRows:
@@ -65,11 +63,6 @@ def groups_table(columns: list[str], paths: RunPaths) -> ParquetRows:
     """
     table = ParquetRows(paths.groups, columns)
     missing = [name for name in columns if name not in table.names]
-    if missing == [SPANS_COLUMN]:
-        raise UserError(
-            f"{paths.groups} has no column '{SPANS_COLUMN}', which align.sft_on=row reads: these groups are of an "
-            "earlier version, run `rosepo pairs --overwrite` again"
-        )
     if missing == [SHARES_COLUMN]:
         raise UserError(
             f"{paths.groups} has no column '{SHARES_COLUMN}', which align.loss=distill reads with "

@@ -16,8 +16,6 @@ from rosepo.data.prompts import PromptBuilder
 from rosepo.lm.rows.batch import Batch, collate
 from rosepo.lm.rows.logps import LogpsModel, plain_logps, separate
 from rosepo.lm.rows.prefix_sharing import Group, prefix_groups, user_rows
-from rosepo.lm.rows.rows import trajectory_rows
-from rosepo.sampling.titles import title_spans
 from rosepo.training.feed.encoders import UserEncoder, run_bounds
 from rosepo.training.feed.micro_batching import shared_by_tokens
 from tests.helpers import FAMILIES, tiny_builder, tiny_model
@@ -33,23 +31,22 @@ WALKS = {7: [3, 1, 4, 15, 9, 2], 8: [2, 6], 9: [11, 12, 13, 14]}
 """Items of three users, oldest first; every one behind the first is the chosen title of a group."""
 
 
-def table_of(builder: PromptBuilder, walks: dict[int, list[int]], negatives: int, newest: int = 99) -> pa.Table:
+def table_of(builder: PromptBuilder, walks: dict[int, list[int]], negatives: int) -> pa.Table:
     """The groups table of users' walks, as the pairs stage writes it."""
     rng = np.random.default_rng(negatives)
     rows: list[dict[str, Any]] = []
     for user, walk in walks.items():
-        for place in range(1, len(walk))[-newest:]:
+        for place in range(1, len(walk)):
             others = rng.choice(np.setdiff1d(np.arange(30), walk), negatives, replace=False)
-            prompt, dropped = builder.prompt(walk[:place])
+            prompt, _ = builder.prompt(walk[:place])
             titles = [builder.completion(int(item)).tolist() for item in (walk[place], *others)]
-            spans = title_spans(builder, np.array(walk[:place]), dropped, place - 1)
             logps = rng.normal(size=1 + negatives)
             rows.append(
                 {
                     "example_id": f"{user}:{place}", "user_id": user, "prompt_ids": prompt.tolist(),
                     "chosen_ids": titles[0], "rejected_ids": titles[1:], "strategy": ["uniform"] * negatives,
                     "epsilon": [0.1] * negatives, "oracle_scores": [0.0] * (1 + negatives),
-                    "ref_logps": logps.tolist(), "title_spans": spans.tolist(),
+                    "ref_logps": logps.tolist(),
                 }
             )  # fmt: skip
     return pa.Table.from_pylist(rows)
@@ -89,64 +86,6 @@ def test_trajectory_rows_give_the_log_probs_and_gradients_of_separate_rows(
     (arrays,) = UserEncoder(row_tokens=4096, pack_tokens=pack_tokens)(table, 1)
     assert arrays["units"] == len(table) == len(arrays["ref_logps"])
     assert_same(tiny_model(family), Batch.from_numpy(arrays), *separate_rows(table, arrays))
-
-
-@pytest.mark.parametrize("template", TEMPLATES)
-def test_titles_follow_the_groups_and_are_those_of_sft(template: str) -> None:
-    builder = BUILDERS[template]
-    table = table_of(builder, WALKS, negatives=2, newest=2)
-    encoder = UserEncoder(row_tokens=4096, titles=True, suffix=len(builder.tail), pack_tokens=300)
-    (arrays,) = encoder(table, 1)
-    prompts, completions = separate(Batch.from_numpy(arrays))
-    n_of_groups = arrays["ref_logps"].size
-    ours = separate_rows(table, arrays)
-    for found, own in zip((prompts, completions), ours, strict=True):
-        assert [ids.tolist() for ids in found[:n_of_groups]] == [ids.tolist() for ids in own]
-    chosen = range(0, n_of_groups, 3)
-    learned = [(prompts[at].tolist(), completions[at].tolist()) for at in (*chosen, *range(n_of_groups, len(prompts)))]
-    rows = [row for walk in WALKS.values() for row in trajectory_rows(builder, np.array(walk), len(walk) - 1)]
-    expected = [(prompt.tolist(), ids.tolist()) for prompt, ids in zip(*separate(collate(rows)), strict=True)]
-    assert sorted(learned) == sorted(expected)
-    assert arrays["titles"] == len(expected) == 9
-    assert_same(tiny_model(), Batch.from_numpy(arrays), prompts, completions)
-
-
-def test_titles_on_the_trunk_cost_no_tokens_and_are_learned_once_a_user() -> None:
-    table = table_of(BUILDERS["bare"], WALKS, negatives=1)
-    for row_tokens in (4096, 1):
-        with_titles, without = (UserEncoder(row_tokens, titles=titles)(table, 1)[0] for titles in (True, False))
-        assert np.array_equal(with_titles["segment"], without["segment"])
-        # Every title is the chosen one of some group.
-        assert with_titles["titles"] == with_titles["units"] == len(table)
-    newest = table_of(BUILDERS["bare"], WALKS, negatives=1, newest=1)
-    (arrays,) = UserEncoder(1, titles=True)(newest, 1)
-    assert (arrays["units"], arrays["titles"]) == (3, 9)
-
-
-@settings(max_examples=60, deadline=None)
-@given(
-    st.sampled_from(["plain", "suffix"]), st.lists(st.integers(0, 29), min_size=2, max_size=14, unique=True),
-    st.integers(0, 60), st.integers(1, 13), st.integers(1, 400),
-)  # fmt: skip
-def test_titles_of_over_long_prompts_are_learned_where_sft_learns_them(
-    template: str, walk: list[int], spare: int, newest: int, row_tokens: int
-) -> None:
-    roomy = BUILDERS[template]
-    needed = len(roomy.head) + len(roomy.tail) + max(map(len, roomy.pieces(range(30)))) + roomy.longest_completion
-    builder = tiny_builder(template=TEMPLATES[template], max_length=needed + spare)
-    table = table_of(builder, {0: walk}, 1, newest)
-    (arrays,) = UserEncoder(row_tokens, titles=True, suffix=len(builder.tail))(table, 1)
-    prompts, completions = separate(Batch.from_numpy(arrays))
-    learned = [*range(0, 2 * len(table), 2), *range(2 * len(table), len(prompts))]
-    found = sorted((prompts[at].tolist(), completions[at].tolist()) for at in learned)
-    rows = trajectory_rows(builder, np.array(walk), len(walk) - 1)
-    all_of_sft = {
-        tuple(map(tuple, pair)) for pair in zip(*(map(np.ndarray.tolist, part) for part in separate(collate(rows))))
-    }
-    assert {(tuple(prompt), tuple(ids)) for prompt, ids in found} <= all_of_sft
-    assert len(found) == len(set(map(str, found))) == arrays["titles"]
-    if newest >= len(walk) - 1:
-        assert len(found) == len(all_of_sft)
 
 
 TOKEN = st.integers(3, 5)

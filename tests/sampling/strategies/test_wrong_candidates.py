@@ -124,7 +124,6 @@ def test_groups_of_prompts_that_list_candidates(listed_run: RunPaths, in_process
         candidates = catalogue.index(example["candidates"])
         prompt, _ = builder.prompt(catalogue.index(example["history"]), candidates=candidates)
         assert row["prompt_ids"] == prompt.tolist()
-        assert row["title_spans"] == []
         titles = [builder.completion(int(item)) for item in candidates]
         with torch.inference_mode():
             logps = plain_logps(recommender.model, [prompt] * len(titles), titles)[0].numpy()

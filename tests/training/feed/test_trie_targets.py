@@ -70,8 +70,7 @@ class Estimated:
         made, entropy = self.branchings.add(row, len(titles), scores, rest, shares()[None])
         logps, _ = self.model(collate([made]))
         policy, others = logps[: len(titles)][None], logps[len(titles) :]
-        learned, left = _at_branchings(policy, others)
-        assert not len(left)
+        learned = _at_branchings(policy, others)
         weights = drawn_weights(torch.from_numpy(scores), torch.from_numpy(rest))
         least = entropy[: len(titles)] + entropy[len(titles)]
         return distill(learned, weights)[0].sum(), float((weights[0].numpy() * least).sum())
@@ -135,11 +134,7 @@ def test_a_title_that_nothing_can_be_said_of_is_learned_as_it_is():
 def test_groups_in_rows_of_their_own_trajectories_and_packed_lines_cost_the_same(run, tmp_path):
     other = with_shares(run, tmp_path)
     totals = []
-    for options in (
-        {"rows": "group"},
-        {"rows": "group", "pack_tokens": 96},
-        {"rows": "trajectory", "sft_on": "chosen"},
-    ):
+    for options in ({"rows": "group"}, {"rows": "group", "pack_tokens": 96}, {"rows": "trajectory"}):
         task = align_task(distilling(sft_weight=0.3, **options), other)
         model = LogpsModel(task.build().model).eval()
         total = units = 0.0
@@ -149,18 +144,6 @@ def test_groups_in_rows_of_their_own_trajectories_and_packed_lines_cost_the_same
             assert loss.sums["target_kl"][0] > 0
         totals.append(total / units)
     assert totals == pytest.approx([totals[0]] * 3, rel=1e-5)
-
-
-def test_rows_that_teach_their_titles_too_keep_them_apart_from_branchings(run, tmp_path):
-    other = with_shares(run, tmp_path, spans=True)
-    options = {"rows": "trajectory", "sft_on": "row", "sft_weight": 1.0}
-    task = align_task(distilling(**options), other)
-    plain = align_task(tiny_config("align", loss="sft", **{**TRAIN, **options}), other)
-    model = LogpsModel(task.build().model).eval()
-    for arrays, same in zip(micro_batches(task.plan, 0, 1), micro_batches(plain.plan, 0, 1), strict=True):
-        one, two = (each.loss(*model(Batch.from_numpy(some)), some) for each, some in ((task, arrays), (plain, same)))
-        assert int(arrays["titles"]) == int(same["titles"]) > int(arrays["units"])
-        assert one.titles.item() == pytest.approx(two.titles.item(), rel=1e-4)
 
 
 def test_training_comes_nearer_to_the_whole_distribution(run, tmp_path):
@@ -189,7 +172,7 @@ def distilling(**train: Any) -> Config:
     return tiny_config("align", loss="distill", other={"pairs": pairs}, **{**TRAIN, **train})
 
 
-def with_shares(run: RunPaths, folder: Any, shares: bool = True, spans: bool = False) -> RunPaths:
+def with_shares(run: RunPaths, folder: Any, shares: bool = True) -> RunPaths:
     """The run with groups by an oracle that likes the next item and its neighbours; three of one user have one row."""
     other = RunPaths(folder / "other")
     other.groups.mkdir(parents=True, exist_ok=True)
@@ -208,20 +191,15 @@ def with_shares(run: RunPaths, folder: Any, shares: bool = True, spans: bool = F
         whole[can] = np.exp(scores[can] - rest)
         items = [target, *rng.choice(can, 2, replace=False, p=softmax(scores[can].astype(float)))]
         ids = [builder.completion(int(item)).tolist() for item in items]
-        pieces = np.cumsum([len(builder.head), *(len(piece) for piece in builder.pieces(history))])
-        ends = pieces[1:] - len(builder.separator)
         made.append(
             {
                 "example_id": f"{user}:{position}", "user_id": user, "prompt_ids": builder.prompt(history)[0].tolist(),
                 "chosen_ids": ids[0], "rejected_ids": ids[1:], "strategy": ["oracle", "oracle"],
                 "epsilon": [0.1, 0.1], "oracle_scores": scores[items].tolist(), "oracle_rest": float(rest),
                 "oracle_shares": whole,
-                "title_spans": [int(place) for span in zip(pieces[1:-1], ends[1:]) for place in span] if spans else [],
             }
         )  # fmt: skip
     table = pa.Table.from_pylist([{name: row[name] for name in row if name != "oracle_shares"} for row in made])
-    table = table.set_column(table.column_names.index("title_spans"), "title_spans", pa.array(
-        [row["title_spans"] for row in made], pa.list_(pa.int32())))  # fmt: skip
     if shares:
         values = pa.array(np.concatenate([row["oracle_shares"] for row in made]))
         column = pa.FixedSizeListArray.from_arrays(values, len(catalogue))
