@@ -29,10 +29,10 @@ _HELP = {
     "oracle": """Fit the preference oracle: SASRec over the full catalogue, or one of your own.
 
     Its scores say how likely a user prefers the chosen title to a rejected one: from that comes a pair's smoothing ε.
-    SASRec stops early on validation and reports HR@10 and NDCG@10. A scorer of your own (oracle.kind=scorer) or a table
-    of scores (oracle.kind=table) is checked and calibrated; nothing is trained.
+    SASRec stops early on validation and reports HR@10 and NDCG@10. A scorer of your own (oracle.kind=scorer) is checked
+    and calibrated; nothing is trained.
 
-    Example: rosepo oracle --set 'oracle={kind: table, scores: scores.parquet}' --out runs/ml --overwrite
+    Example: rosepo oracle --set 'oracle={kind: scorer, scorer: my_scorer:make}' --out runs/ml --overwrite
     """,
     "pairs": """Build preference groups: prompt, chosen title, K rejected titles, ε and reference log-probabilities.
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from rosepo.config import Config
-from rosepo.report.text.conclusions import no_baseline
 from rosepo.report.text.format import brackets
 from rosepo.run.manifest import read_manifest
 from rosepo.run.paths import RunPaths
@@ -66,8 +65,7 @@ def results_table(metrics: dict[str, Any]) -> str:
         cells = [brackets(figures[key], signed=False) for key in SHOWN]
         kind = f" ({metrics['oracle']})" if name == "oracle" and metrics.get("oracle") else ""
         rows.append([NAMES.get(name, name) + kind, *cells])
-    notes = "".join(f"\n  {sentence}" for sentence in no_baseline(metrics))
-    return f"  {title}\n" + table(rows, header=("model", *(key.upper() for key in SHOWN))) + notes
+    return f"  {title}\n" + table(rows, header=("model", *(key.upper() for key in SHOWN)))
 
 
 def rounds_table(outputs: RunPaths) -> str:

@@ -7,20 +7,17 @@ from typing import Literal
 
 from pydantic import model_validator
 
-from rosepo.config.base import Count, Gpu, NonNegative, Positive, Rate, Section, refuse_credentials
+from rosepo.config.base import Count, Gpu, NonNegative, Positive, Rate, Section
 
 
 class OracleConfig(Section):
     """The preference oracle: SASRec (arXiv 1808.09781) over the full catalogue, or one of your own."""
 
-    kind: Literal["sasrec", "scorer", "table"] = "sasrec"
-    """`sasrec` is trained here and takes all settings but `scorer` and `scores`; the others take none beside `tau`."""
+    kind: Literal["sasrec", "scorer"] = "sasrec"
+    """`sasrec` is trained here and takes all settings but `scorer`; a `scorer` of your own takes none beside `tau`."""
     scorer: str | None = None
-    """Kind `scorer`: import path of your scorer's maker, `module:callable` (rosepo/oracle/load.py has the
+    """Kind `scorer`: import path of your scorer's maker, `module:callable` (rosepo/oracle/external_oracle.py has the
     signature)."""
-    scores: str | None = None
-    """Kind `table`: Parquet with columns example_id, item_id, score (higher is preferred); a file, a folder or a glob;
-    a local path or a URL."""
     tau: Positive | None = None
     """Temperature of the scores: sigmoid((a - b) / tau) is the chance that a is preferred. None fits it on
     validation."""
@@ -52,24 +49,21 @@ class OracleConfig(Section):
 
     @model_validator(mode="after")
     def _kind(self) -> OracleConfig:
-        for kind, key in (("scorer", "scorer"), ("table", "scores")):
-            value = getattr(self, key)
-            if self.kind == kind and value is None:
-                raise ValueError(f"oracle.kind={kind} needs oracle.{key}: set it")
-            if self.kind != kind and value is not None:
-                raise ValueError(f"oracle.{key} is used by oracle.kind={kind} alone, and oracle.kind is {self.kind}")
-        if self.kind != "sasrec":
-            unused = sorted(self.model_fields_set - {"kind", "scorer", "scores", "tau"})
-            if unused:
-                raise ValueError(
-                    f"oracle.{' and oracle.'.join(unused)} {'is' if len(unused) == 1 else 'are'} used by "
-                    f"oracle.kind=sasrec alone: leave out what oracle.kind={self.kind} does not use "
-                    f"(--set 'oracle={{kind: {self.kind}, …}}' replaces the whole section)"
-                )
-        if self.scorer is not None and not re.fullmatch(r"[\w.]+:\w+", self.scorer):
+        if self.kind == "sasrec":
+            if self.scorer is not None:
+                raise ValueError("oracle.scorer is used by oracle.kind=scorer alone, and oracle.kind is sasrec")
+            return self
+        if self.scorer is None:
+            raise ValueError("oracle.kind=scorer needs oracle.scorer: set it")
+        unused = sorted(self.model_fields_set - {"kind", "scorer", "tau"})
+        if unused:
+            raise ValueError(
+                f"oracle.{' and oracle.'.join(unused)} {'is' if len(unused) == 1 else 'are'} used by "
+                "oracle.kind=sasrec alone: leave out what oracle.kind=scorer does not use "
+                "(--set 'oracle={kind: scorer, …}' replaces the whole section)"
+            )
+        if not re.fullmatch(r"[\w.]+:\w+", self.scorer):
             raise ValueError(f"oracle.scorer={self.scorer} is not an import path: write module:callable")
-        if self.scores is not None:
-            refuse_credentials("oracle.scores", self.scores)
         return self
 
     @model_validator(mode="after")

@@ -37,26 +37,6 @@ class Config(Section):
     ray: RayConfig = RayConfig()
 
     @model_validator(mode="after")
-    def _table(self) -> Config:
-        for name in ("rso", "oracle"):
-            if self.oracle.kind == "table" and name in self.pairs.used:
-                raise ValueError(
-                    f"pairs.strategies.{name} asks the oracle about titles that nobody knows yet, which no table "
-                    "(oracle.kind=table) has scores of: use oracle.kind=scorer"
-                )
-        if self.oracle.kind == "table" and self.pairs.rounds > 1:
-            raise ValueError(
-                f"pairs.rounds={self.pairs.rounds}: later rounds draw titles that nobody knows yet, which no table "
-                "(oracle.kind=table) has scores of: use oracle.kind=scorer"
-            )
-        if self.oracle.kind == "table" and self.align.best_metric == "validation_loss":
-            raise ValueError(
-                "align.best_metric=validation_loss needs groups of validation examples, which no table "
-                "(oracle.kind=table) has scores of: use hr@10 or ndcg@10 with align.validation_users"
-            )
-        return self
-
-    @model_validator(mode="after")
     def _quantized(self) -> Config:
         quantize = "none" if self.model.lora is None else self.model.lora.quantize
         obstacle = self.quantized_obstacle(quantize)

@@ -21,7 +21,7 @@ from rosepo.evaluation.evaluate_rankings import evaluate_rankings
 from rosepo.evaluation.external_models import check_external_model
 from rosepo.evaluation.predictions import read_predictions
 from rosepo.evaluation.rankings import count_cut, plan_parts, write_examples
-from rosepo.evaluation.systems import EXAMPLES_FILE, ITEMS_FILE, NO_BASELINE, TABLE, Ranking, oracle_name
+from rosepo.evaluation.systems import EXAMPLES_FILE, ITEMS_FILE, Ranking, oracle_name
 from rosepo.utils.console import echo
 from rosepo.utils.files import write_json
 
@@ -61,7 +61,7 @@ def evaluate(config: Config, paths: RunPaths, out: Path) -> dict[str, Any]:
     predictions = [read_predictions(one, catalogue, examples, ambiguous) for one in given.values()
                    if one.kind == "predictions"]  # fmt: skip
     ranking = Ranking(config, paths, out, catalogue, plan_parts(examples))
-    seconds = ranking.by_scorers(with_oracle=oracle not in (None, TABLE)) | ranking.by_models(models)
+    seconds = ranking.by_scorers(with_oracle=oracle is not None) | ranking.by_models(models)
     ranking.by_predictions(predictions)
     own = [name for name in MODELS if name not in absent]
     metrics, exposure = evaluate_rankings(config, paths, catalogue, examples, ranking.folder, [*own, *given])
@@ -83,13 +83,10 @@ def evaluate(config: Config, paths: RunPaths, out: Path) -> dict[str, Any]:
 
 def _tell_absent(paths: RunPaths, folders: Mapping[str, Path], oracle: str | None) -> list[str]:
     """The run's own systems that are not ranked; those that are not there are said."""
-    present = ["popular", "markov", *(["oracle"] if oracle not in (None, TABLE) else []), *folders]
+    present = ["popular", "markov", *(["oracle"] if oracle is not None else []), *folders]
     absent = [name for name in MODELS if name not in present]
-    missing = [name for name in absent if name != "oracle" or oracle is None]
-    if missing:
-        echo(f"  not there, so left out: {', '.join(missing)}{_missing_round(paths) if 'aligned' in missing else ''}")
-    if oracle == TABLE:
-        echo(f"  {NO_BASELINE}")
+    if absent:
+        echo(f"  not there, so left out: {', '.join(absent)}{_missing_round(paths) if 'aligned' in absent else ''}")
     return absent
 
 

@@ -19,7 +19,7 @@ from rosepo.evaluation.external_models import sources_of
 from rosepo.evaluation.predictions import Predictions
 from rosepo.evaluation.rankers import LanguageModelRanker, RankerSettings, rank_by_batches, rank_by_models
 from rosepo.evaluation.rankings import DEPTH, PART_BATCHES, PARTS, Batch, Part, check_complete, open_rankings
-from rosepo.oracle.load import ImportedScorer, WholeCatalogue, load_scorer, read_kind
+from rosepo.oracle.load import load_scorer, read_kind
 from rosepo.run.manifest import read_manifest
 from rosepo.run.resources import stage_use_gpu
 from rosepo.utils.console import Progress, echo
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 
 EXAMPLES_FILE, RANKINGS_FOLDER = "_examples.parquet", "rankings"
 ITEMS_FILE = "_items.parquet"
-TABLE = "table of scores"
-NO_BASELINE = "The oracle is a table of scores, which cannot rank the whole catalogue, so it is no baseline here."
 FORMAT = 1
 """To be raised with any change that gives other rankings for the same models and settings."""
 
@@ -161,7 +159,7 @@ class Ranking:
 
 
 def oracle_name(folder: Path) -> str | None:
-    """What the oracle in a folder is, in words: SASRec, the import path of a scorer, or TABLE; None without a folder.
+    """What the oracle in a folder is, in words: SASRec, or the import path of a scorer; None without a folder.
 
     Raises:
         UserError: a folder that says nothing that can be read.
@@ -173,7 +171,7 @@ def oracle_name(folder: Path) -> str | None:
         from rosepo.oracle.crossfit import n_members
 
         return "SASRec" if (models := n_members(folder)) == 1 else f"mean of {models} SASRecs"
-    return TABLE if about["kind"] == "table" else str(about["scorer"])
+    return str(about["scorer"])
 
 
 def _oracle_baseline(folder: Path, catalogue: Catalogue) -> BatchScores:
@@ -184,6 +182,4 @@ def _oracle_baseline(folder: Path, catalogue: Catalogue) -> BatchScores:
         oracle = Oracle.load(folder, catalogue.item_ids)
         return lambda batch: oracle.score_all(batch.histories)
     scorer = load_scorer(folder, catalogue)
-    assert isinstance(scorer, ImportedScorer)
-    whole = WholeCatalogue(scorer, len(catalogue))
-    return lambda batch: whole.score_all(batch.example_ids, batch.users.to_pylist(), batch.histories)
+    return lambda batch: scorer.score_all(batch.users.to_pylist(), batch.histories)

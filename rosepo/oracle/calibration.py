@@ -44,7 +44,7 @@ def score_validation(
         validation: from `validation_table`.
     """
     histories, _, targets = validation_arrays(validation)
-    ids, users = (validation[name].to_pylist() for name in ("example_id", "user_id"))
+    users = validation["user_id"].to_pylist()
     rng = np.random.default_rng([seed, len(targets)])
     drawn = rng.integers(0, n_items, size=(len(targets), NEGATIVES))
     # The target itself is no other item; its neighbour is.
@@ -53,9 +53,9 @@ def score_validation(
     scores = np.empty(items.shape, dtype=np.float32)
     for low in range(0, len(items), _ROWS):
         rows = slice(low, low + _ROWS)
-        scores[rows] = scorer.score(ids[rows], users[rows], histories[rows], items[rows])
+        scores[rows] = scorer.score(users[rows], histories[rows], items[rows])
         if progress is not None:
-            progress.update(len(ids[rows]))
+            progress.update(len(users[rows]))
     return scores
 
 

@@ -107,17 +107,15 @@ class CrossFitted:
         folders = [folder] if folds == 1 else [fold_folder(folder, fold) for fold in range(folds)]
         return cls([Oracle.load(path, item_ids, device) for path in folders], seed)
 
-    def score(
-        self, example_ids: Sequence[str], users: Users, histories: Sequence[np.ndarray], items: np.ndarray
-    ) -> np.ndarray:
-        """See `Scorer.score`; each row by the model that did not train on its user. `example_ids` have no say."""
+    def score(self, users: Users, histories: Sequence[np.ndarray], items: np.ndarray) -> np.ndarray:
+        """See `Scorer.score`; each row by the model that did not train on its user."""
         scores = np.empty(items.shape, dtype=np.float32)
         for oracle, rows, past in self._by_fold(users, histories):
             scores[rows] = oracle.score_items(past, items[rows])
         return scores
 
-    def score_all(self, example_ids: Sequence[str], users: Users, histories: Sequence[np.ndarray]) -> np.ndarray:
-        """Raw scores float32 [B, n_items] of every item, each row by the model that did not train on its user."""
+    def score_all(self, users: Users, histories: Sequence[np.ndarray]) -> np.ndarray:
+        """See `Scorer.score_all`; each row by the model that did not train on its user."""
         scores = np.empty((len(histories), self.oracles[0].model.config.n_items), dtype=np.float32)
         for oracle, rows, past in self._by_fold(users, histories):
             scores[rows] = oracle.score_all(past)

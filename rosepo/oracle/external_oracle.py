@@ -1,113 +1,108 @@
-"""The `oracle` stage where nothing is trained: a scorer of one's own, or a table of scores, checked and calibrated."""
+"""Oracles that are not trained here: a scorer of the user's own, named in `oracle.scorer` by its import path.
+
+`module:callable` is called with the `Catalogue` in every process that scores, and returns the scorer:
+
+    def by_popularity(catalogue):
+        def scorer(users, histories, items):
+            ...  # float [B, C]: a score for each of items[row] after histories[row], higher is better
+            return np.log1p(catalogue.train_count[items])
+        return scorer
+
+`users` are B user ids, `histories` B int arrays of item indexes, oldest first, `items` int64 [B, C] item indexes; an
+index is an item's place in the catalogue (`catalogue.item_ids[index]`, `catalogue.titles[index]`). Scores must not
+depend on the batch that they are asked for in. docs/method.md has a scorer that reads a table of scores.
+"""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
 
-import pyarrow.parquet as pq
+import numpy as np
 
-from rosepo.config import Config
+from rosepo.config import OracleConfig
 from rosepo.data.catalogue import Catalogue
-from rosepo.oracle.calibration import (
-    CALIBRATION_FILE,
-    calibrate_preferences,
-    score_validation,
-    validation_arrays,
-    validation_table,
-)
-from rosepo.oracle.load import ImportedScorer, write_kind
-from rosepo.oracle.sasrec import catalogue_digest
-from rosepo.oracle.score_files import score_files
-from rosepo.oracle.score_table import ScoreTable, write_score_table
-from rosepo.utils.console import Progress, echo
+from rosepo.oracle.protocol import Users
 from rosepo.utils.errors import UserError
-from rosepo.utils.files import write_json
+from rosepo.utils.imports import find_callable
 
-if TYPE_CHECKING:
-    from rosepo.run.paths import RunPaths
+OwnScorer = Callable[[Users, Sequence[np.ndarray], np.ndarray], np.ndarray]
+BLOCK_SCORES = 1 << 20
+"""Scores that a scorer is asked for at once when it ranks the whole catalogue."""
 
 
-def external_oracle(config: Config, paths: RunPaths, out: Path) -> dict[str, Any]:
-    """Check the oracle that `oracle.kind` names, fit tau where it is not set, write the oracle folder.
+class ImportedScorer:
+    """A scorer of the user's own as a `Scorer`.
 
-    Returns:
-        Figures: kind, tau, auc, calibration_error, validation_pairs, validation_examples, seconds; of a table also
-        rows, examples, unknown_rows, unknown_examples. auc and calibration_error are None without validation pairs.
+    Args:
+        path: `oracle.scorer`, for messages.
+        scorer: what its maker returned.
+        n_items: of the catalogue.
+        tau: as in `Scorer`.
+    """
+
+    def __init__(self, path: str, scorer: OwnScorer, n_items: int, tau: float = 1.0) -> None:
+        self.path, self.scorer, self.n_items, self.tau = path, scorer, n_items, tau
+
+    @classmethod
+    def make(cls, path: str, catalogue: Catalogue, tau: float = 1.0) -> ImportedScorer:
+        """Import `module:callable` and call it with the catalogue.
+
+        Raises:
+            UserError: no such module or callable, or it does not return a scorer.
+        """
+        maker = find_callable(path, "oracle.scorer")
+        try:
+            made = maker(catalogue)
+        except Exception as error:
+            raise UserError(
+                f"oracle.scorer={path} cannot be called with a catalogue: {type(error).__name__}: {error}"
+            ) from error
+        if not callable(made):
+            raise UserError(
+                f"oracle.scorer={path} returns {type(made).__name__} and not a scorer: return a callable "
+                "(users, histories, items) -> scores"
+            )
+        return cls(path, made, len(catalogue), tau)
+
+    def score(self, users: Users, histories: Sequence[np.ndarray], items: np.ndarray) -> np.ndarray:
+        """See `Scorer.score`.
+
+        Raises:
+            UserError: the scorer raises, or its answer has another shape or is not finite in float32.
+        """
+        try:
+            answer = np.asarray(self.scorer(users, histories, items))
+        except Exception as error:
+            raise UserError(f"oracle.scorer={self.path} cannot score: {type(error).__name__}: {error}") from error
+        if answer.shape != items.shape or answer.dtype.kind not in "fiu":
+            raise UserError(
+                f"oracle.scorer={self.path} answers items {list(items.shape)} with {answer.dtype} "
+                f"{list(answer.shape)}: return one number an item"
+            )
+        with np.errstate(over="ignore"):
+            scores = answer.astype(np.float32)
+        if not np.isfinite(scores).all():
+            row = int(np.argmin(np.isfinite(scores).all(axis=1)))
+            raise UserError(
+                f"oracle.scorer={self.path} gives an item of user {users[row]!s} a score that is not finite: mend it"
+            )
+        return scores
+
+    def score_all(self, users: Users, histories: Sequence[np.ndarray]) -> np.ndarray:
+        """See `Scorer.score_all`; the scorer is asked in bounded blocks. Raises as `score`."""
+        scores = np.empty((len(histories), self.n_items), dtype=np.float32)
+        step = max(1, BLOCK_SCORES // max(1, len(histories)))
+        for low in range(0, self.n_items, step):
+            block = np.arange(low, min(low + step, self.n_items))
+            scores[:, block] = self.score(users, histories, np.tile(block, (len(histories), 1)))
+        return scores
+
+
+def check_external(oracle: OracleConfig) -> None:
+    """What can be known of an oracle that is not trained here without asking it for a score.
 
     Raises:
-        UserError: a scorer that cannot be made or whose answers are no scores; a table that cannot be read, see
-            `write_score_table`; no validation examples to fit tau on.
+        UserError: a scorer that cannot be imported.
     """
-    started = time.monotonic()
-    catalogue = Catalogue.load(paths.examples / "_items.parquet")
-    about: dict[str, Any] = {"catalogue_digest": catalogue_digest(catalogue.item_ids)}
-    if config.oracle.kind == "scorer":
-        about["scorer"] = config.oracle.scorer
-        found = _scorer(config, paths, catalogue)
-    else:
-        found = _table(config, paths, catalogue, out)
-    calibration = found.pop("calibration")
-    if calibration is not None:
-        write_json(out / CALIBRATION_FILE, calibration)
-    write_kind(out, config.oracle.kind, tau=found["tau"], **about)
-    if found["auc"] is None:
-        echo(f"  tau {found['tau']:.2f} as set; no validation pair to calibrate it on")
-    else:
-        echo(f"  {found['validation_pairs']:,} validation pairs: tau {found['tau']:.2f}, chosen above other "
-            f"{found['auc']:.3f}, calibration error {found['calibration_error']:.3f}")  # fmt: skip
-    return {"kind": config.oracle.kind, **found, "seconds": round(time.monotonic() - started, 2)}
-
-
-def _scorer(config: Config, paths: RunPaths, catalogue: Catalogue) -> dict[str, Any]:
-    scorer = ImportedScorer.make(str(config.oracle.scorer), catalogue)
-    validation = validation_table(paths.examples, catalogue)
-    if not len(validation):
-        raise UserError(f"{paths.examples} has no validation examples for the oracle")
-    echo(f"  {config.oracle.scorer}: nothing is trained")
-    with Progress("oracle", len(validation), "examples") as progress:
-        scores = score_validation(scorer, validation, len(catalogue), config.seed, progress)
-    return {
-        **calibrate_preferences(scores[:, 0], scores[:, 1:], config.oracle.tau),
-        "validation_examples": len(validation),
-    }
-
-
-def _table(config: Config, paths: RunPaths, catalogue: Catalogue, out: Path) -> dict[str, Any]:
-    sources = score_files(str(config.oracle.scores))
-    counts = write_score_table(sources, _example_ids(paths.examples), catalogue, out)
-    echo(f"  {config.oracle.scores}: {counts['rows']:,} scores of {counts['examples']:,} examples")
-    if counts["unknown_rows"]:
-        unknown = f"{counts['unknown_rows']:,} rows of {counts['unknown_examples']:,} examples"
-        echo(f"  {unknown} that this run does not have were left out")
-    validation = validation_table(paths.examples, catalogue)
-    _, _, targets = validation_arrays(validation)
-    scores = ScoreTable.load(out, catalogue.item_ids)
-    chosen, other, examples = scores.preferences(validation["example_id"].to_pylist(), targets)
-    if not examples:
-        if config.oracle.tau is None:
-            raise UserError(
-                f"oracle.scores={config.oracle.scores} scores no validation example's target together with another "
-                "item, so that tau cannot be fitted: score some validation examples too, or set oracle.tau (1 where "
-                "the scores are logits already)"
-            )
-        calibrated: dict[str, Any] = {
-            "tau": config.oracle.tau,
-            "auc": None,
-            "calibration_error": None,
-            "validation_pairs": 0,
-            "calibration": None,
-        }
-    else:
-        calibrated = calibrate_preferences(chosen, other[:, None], config.oracle.tau)
-    return {**calibrated, "validation_examples": examples, **counts}
-
-
-def _example_ids(folder: Path) -> Iterator[list[str]]:
-    """The ids of all examples, of every split, a row group at a time."""
-    for path in sorted(folder.glob("part-*.parquet")):
-        with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=1 << 18, columns=["example_id"]):
-                yield batch.column("example_id").to_pylist()
+    if oracle.scorer is not None:
+        find_callable(oracle.scorer, "oracle.scorer")

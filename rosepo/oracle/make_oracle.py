@@ -1,6 +1,5 @@
-"""The `oracle` stage: SASRec over the full catalogue, cross-fitted by user, with the temperature that calibrates it.
-
-Oracles that are not trained here are taken over by `rosepo.oracle.external_oracle`.
+"""The `oracle` stage: SASRec over the full catalogue, cross-fitted by user, or a scorer of the user's own that nothing
+is trained for; with the temperature that calibrates it.
 """
 
 from __future__ import annotations
@@ -28,14 +27,14 @@ from rosepo.oracle.calibration import (
     validation_table,
 )
 from rosepo.oracle.crossfit import FOLDS_FILE, CrossFitted, Oracle, fold_of
-from rosepo.oracle.external_oracle import external_oracle
+from rosepo.oracle.external_oracle import ImportedScorer
 from rosepo.oracle.fit import fit_oracles, parts
 from rosepo.oracle.load import write_kind
-from rosepo.oracle.sasrec import SASRec
+from rosepo.oracle.sasrec import SASRec, catalogue_digest
 from rosepo.oracle.sasrec_data import ranks_of
 from rosepo.run.resources import stage_use_gpu
 from rosepo.training.metric_log import METRICS_FILE
-from rosepo.utils.console import echo
+from rosepo.utils.console import Progress, echo
 from rosepo.utils.errors import UserError
 from rosepo.utils.files import write_json
 
@@ -44,10 +43,10 @@ if TYPE_CHECKING:
 
 
 def make_oracle(config: Config, paths: RunPaths, out: Path) -> dict[str, Any]:
-    """The stage's function: train SASRec, or take over the oracle that `oracle.kind` names; see there."""
+    """The stage's function: train SASRec, or calibrate the scorer that `oracle.scorer` names; see there."""
     if config.oracle.kind == "sasrec":
         return train_oracle(config, paths, out)
-    return external_oracle(config, paths, out)
+    return calibrate_scorer(config, paths, out)
 
 
 def train_oracle(config: Config, paths: RunPaths, out: Path) -> dict[str, Any]:
@@ -113,6 +112,33 @@ def train_oracle(config: Config, paths: RunPaths, out: Path) -> dict[str, Any]:
         "targets": int(train["n_targets"].to_numpy().sum()),
         "validation_examples": len(validation),
     }
+
+
+def calibrate_scorer(config: Config, paths: RunPaths, out: Path) -> dict[str, Any]:
+    """Ask the scorer of `oracle.scorer` about validation, fit tau where it is not set, write the oracle folder.
+
+    Returns:
+        Figures: kind, tau, auc, calibration_error, validation_pairs, validation_examples, seconds.
+
+    Raises:
+        UserError: a scorer that cannot be made or whose answers are no scores, or no validation examples.
+    """
+    started, path = time.monotonic(), str(config.oracle.scorer)
+    catalogue = Catalogue.load(paths.examples / "_items.parquet")
+    scorer = ImportedScorer.make(path, catalogue)
+    validation = validation_table(paths.examples, catalogue)
+    if not len(validation):
+        raise UserError(f"{paths.examples} has no validation examples for the oracle")
+    echo(f"  {path}: nothing is trained")
+    with Progress("oracle", len(validation), "examples") as progress:
+        scores = score_validation(scorer, validation, len(catalogue), config.seed, progress)
+    found = calibrate_preferences(scores[:, 0], scores[:, 1:], config.oracle.tau)
+    write_json(out / CALIBRATION_FILE, found.pop("calibration"))
+    write_kind(out, "scorer", tau=found["tau"], catalogue_digest=catalogue_digest(catalogue.item_ids), scorer=path)
+    echo(f"  {found['validation_pairs']:,} validation pairs: tau {found['tau']:.2f}, chosen above other "
+        f"{found['auc']:.3f}, calibration error {found['calibration_error']:.3f}")  # fmt: skip
+    seconds = round(time.monotonic() - started, 2)
+    return {"kind": "scorer", **found, "validation_examples": len(validation), "seconds": seconds}
 
 
 def _measure(oracle: CrossFitted, validation: pa.Table, n_items: int, config: Config) -> dict[str, Any]:

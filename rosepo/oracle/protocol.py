@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
 
 Users = Sequence[int] | Sequence[str] | np.ndarray
-OwnScorer = Callable[[Users, Sequence[np.ndarray], np.ndarray], np.ndarray]
 
 
 class Scorer(Protocol):
-    """What the sampling actors and the calibration ask.
+    """What the sampling actors, the calibration and the evaluation ask.
 
     Attributes:
         tau: temperature that makes `sigmoid((score_a - score_b) / tau)` a calibrated preference.
@@ -20,12 +19,14 @@ class Scorer(Protocol):
 
     tau: float
 
-    def score(
-        self, example_ids: Sequence[str], users: Users, histories: Sequence[np.ndarray], items: np.ndarray
-    ) -> np.ndarray:
+    def score(self, users: Users, histories: Sequence[np.ndarray], items: np.ndarray) -> np.ndarray:
         """Raw scores float32 [B, C], not divided by `tau`, of items int64 [B, C] (item indexes).
 
         Args:
-            example_ids, users, histories: of the B examples; histories are item indexes, oldest first.
+            users, histories: of the B examples; histories are item indexes, oldest first.
         """
+        ...
+
+    def score_all(self, users: Users, histories: Sequence[np.ndarray]) -> np.ndarray:
+        """Raw scores float32 [B, n_items] of every item of the catalogue; arguments as those of `score`."""
         ...

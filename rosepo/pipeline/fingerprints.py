@@ -65,17 +65,12 @@ def stage_fingerprint(config: Config, stage: Stage, inputs: Mapping[str, str]) -
 
 
 def file_digests(config: Config, stage: Stage) -> dict[str, str]:
-    """Digests of the content of the user's files that a stage reads: log and items, scores, a scorer's module,
+    """Digests of the content of the user's files that a stage reads: log and items, a scorer's module,
     models and predictions that are evaluated."""
     if stage.name == "prepare":
         from rosepo.data.readers.digests import source_digests
 
         return source_digests(config.data)
-    if stage.name == "oracle" and config.oracle.scores is not None:
-        from rosepo.data.readers.digests import digests_of
-        from rosepo.oracle.score_files import score_files
-
-        return digests_of(score_files(config.oracle.scores))
     if stage.name == "oracle" and config.oracle.scorer is not None:
         return module_digest(config.oracle.scorer)
     if stage.kind == "evaluate":

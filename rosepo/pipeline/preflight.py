@@ -28,7 +28,7 @@ def check_before_run(config: Config) -> dict[str, Any]:
     """
     from rosepo.data.prepare.prepare import inspect_data
     from rosepo.lm.model.policy import validate_model
-    from rosepo.oracle.load import check_external
+    from rosepo.oracle.external_oracle import check_external
     from rosepo.sampling.strategies.mixture import check_negatives
     from rosepo.tuning.search_space import check_space
 
@@ -60,7 +60,7 @@ def check_named(config: Config, names: Sequence[str]) -> None:
         UserError: a sweep that tries nothing, settings that `align` would refuse, an oracle (see `check_external`), or
             systems to evaluate that are not there.
     """
-    from rosepo.oracle.load import check_external
+    from rosepo.oracle.external_oracle import check_external
     from rosepo.run.stages import find_stage
     from rosepo.tuning.search_space import check_space
 

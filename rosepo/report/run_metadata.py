@@ -124,8 +124,6 @@ def _model(config: Config) -> str:
 
 def _oracle(name: str, figures: Mapping[str, Any]) -> str:
     """What the oracle is, and its temperature."""
-    if "rows" in figures:
-        name += f": {figures['rows']:,} of {figures['examples']:,} examples"
     return name + (f", τ {figures['tau']:.3g}" if "tau" in figures else "")
 
 

@@ -20,7 +20,7 @@ from rosepo.report.pages import uri, write_pages
 from rosepo.report.plots import curves, run_plots
 from rosepo.report.run_metadata import aligned_figures, manifests_of, reproduction, run_metadata
 from rosepo.report.segment_tables import group_tables
-from rosepo.report.text.conclusions import no_baseline, verdict
+from rosepo.report.text.conclusions import verdict
 from rosepo.report.text.labels import colours_of, label
 from rosepo.run.manifest import read_manifest
 from rosepo.run.paths import of_round
@@ -65,7 +65,6 @@ def write_report(config: Config, paths: RunPaths) -> Path:
         "facts": run_metadata(config, paths, metrics, manifests),
         "accuracy": tables.accuracy_table(metrics),
         "differences": tables.differences_table(metrics),
-        "no_baseline": " ".join(no_baseline(metrics)),
         "candidates": tables.candidates_tables(metrics),
         "groups": groups,
         "groups_others": groups_others,

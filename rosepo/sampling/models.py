@@ -15,7 +15,7 @@ from rosepo.lm.rows.logps import LogpsModel
 from rosepo.lm.titles.beam_search import Decoder
 from rosepo.lm.titles.candidate_scores import candidate_logps
 from rosepo.oracle.epsilon import calibrate
-from rosepo.oracle.load import load_scorer, whole_catalogue
+from rosepo.oracle.load import load_scorer
 from rosepo.sampling.reference_cache import ReferenceCache
 from rosepo.sampling.scoring import GroupScorer
 from rosepo.sampling.strategies.example_batch import Examples
@@ -37,7 +37,7 @@ class Models:
     def __init__(self, settings: ActorSettings, catalogue: Catalogue) -> None:
         pairs = settings.pairs
         torch.set_num_threads(max(1, int(pairs.cpus_per_actor)))
-        self.settings, self.n_items = settings, len(catalogue)
+        self.settings = settings
         self.free = pairs.asks_policy and pairs.engine == "vllm"
         if pairs.score or (pairs.asks_policy and not self.free):
             recommender = load_recommender(settings.policy)
@@ -73,18 +73,15 @@ class Models:
 
     def scores(self, examples: Examples, items: np.ndarray) -> np.ndarray:
         """Calibrated oracle scores float32 [N, C] of items int64 [N, C]."""
-        if examples.ids is None or examples.users is None:
+        if examples.users is None:
             raise ValueError("the oracle is asked about examples of users")
-        return calibrate(
-            self.oracle.score(examples.ids.tolist(), examples.users, examples.histories, items), self.oracle.tau
-        )
+        return calibrate(self.oracle.score(examples.users, examples.histories, items), self.oracle.tau)
 
     def catalogue_scores(self, examples: Examples) -> np.ndarray:
         """Calibrated oracle scores float32 [N, n_items] of every item."""
-        if examples.ids is None or examples.users is None:
+        if examples.users is None:
             raise ValueError("the oracle is asked about examples of users")
-        asked = whole_catalogue(self.oracle, self.n_items)
-        return calibrate(asked(examples.ids.tolist(), examples.users, examples.histories), self.oracle.tau)
+        return calibrate(self.oracle.score_all(examples.users, examples.histories), self.oracle.tau)
 
     def scorer(self) -> GroupScorer:
         """What scores groups."""

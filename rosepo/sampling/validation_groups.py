@@ -18,7 +18,6 @@ from rosepo.config import Config
 from rosepo.data.catalogue import Catalogue
 from rosepo.data.example_shards import UNIT, VALIDATION, Shard
 from rosepo.data.seen import read_split
-from rosepo.oracle.load import read_kind
 from rosepo.run.paths import RunPaths
 from rosepo.sampling.strategies.mixture import max_negatives
 
@@ -28,11 +27,10 @@ EXAMPLES_FILE = "_validation_examples.parquet"
 def validation_examples(config: Config, paths: RunPaths, catalogue: Catalogue, negatives: int) -> pa.Table | None:
     """At most one unit of validation examples, those with the smallest hash; None where there can be no groups of them.
 
-    Titles alone are not trained on, and a table of scores knows the pairs of training alone. Examples that leave too
-    few titles to reject are left out.
+    Titles alone are not trained on. Examples that leave too few titles to reject are left out.
     """
     pairs = config.pairs
-    if not pairs.score or read_kind(paths.oracle)["kind"] == "table":
+    if not pairs.score:
         return None
     extra = ("candidates",) if config.reads_candidates else ()
     table = pa.concat_tables(read_split(paths.examples, "validation", UNIT, extra)).slice(0, UNIT)

@@ -241,20 +241,14 @@ def test_a_configuration_cannot_be_changed_after_it_was_checked() -> None:
     ("settings", "message"),
     [
         (["oracle.kind=scorer"], r"oracle\.kind=scorer needs oracle\.scorer"),
-        (["oracle.kind=table"], r"oracle\.kind=table needs oracle\.scores"),
+        (["oracle.kind=table"], r"oracle\.kind.*'sasrec' or 'scorer'"),
         (["oracle.scorer=a:b"], r"oracle\.scorer is used by oracle\.kind=scorer alone, and oracle\.kind is sasrec"),
-        (["oracle.scores=s.parquet"], r"oracle\.scores is used by oracle\.kind=table alone"),
         (
-            ["oracle={kind: table, scores: s.parquet, folds: 2, workers: 1}"],
-            r"oracle\.folds and oracle\.workers are used by oracle\.kind=sasrec alone: .*kind=table",
+            ["oracle={kind: scorer, scorer: a:b, folds: 2, workers: 1}"],
+            r"oracle\.folds and oracle\.workers are used by oracle\.kind=sasrec alone: .*kind: scorer",
         ),
         (["oracle={kind: scorer, scorer: my_module}"], r"oracle\.scorer=my_module is not an import path"),
-        (["oracle={kind: table, scores: 's3://me:pw@bucket/s.parquet'}"], r"oracle\.scores carries credentials"),
         (["oracle.tau=0"], r"oracle\.tau"),
-        (
-            ["oracle={kind: table, scores: s.parquet}", "align.best_metric=validation_loss"],
-            r"align\.best_metric=validation_loss needs groups of validation examples.*use hr@10 or ndcg@10",
-        ),
     ],
 )
 def test_settings_of_one_kind_of_oracle_are_refused_with_another(settings: list[str], message: str) -> None:
@@ -263,9 +257,9 @@ def test_settings_of_one_kind_of_oracle_are_refused_with_another(settings: list[
 
 
 def test_a_section_is_replaced_as_a_whole_by_its_own_name() -> None:
-    settings = ["oracle.folds=3", "oracle={kind: table, scores: s.parquet, tau: 2}"]
+    settings = ["oracle.folds=3", "oracle={kind: scorer, scorer: a:b, tau: 2}"]
     oracle = load_config(None, settings).oracle
-    assert (oracle.kind, oracle.scores, oracle.tau) == ("table", "s.parquet", 2.0)
+    assert (oracle.kind, oracle.scorer, oracle.tau) == ("scorer", "a:b", 2.0)
 
 
 OPTION_VALUES: dict[str, object] = {
@@ -357,12 +351,6 @@ def test_only_titles_that_the_oracle_has_drawn_can_be_distilled() -> None:
     for strategies in ("{oracle: 1, policy: 1}", "{uniform: 1}"):
         with pytest.raises(UserError, match=r"align\.loss=distill .* set pairs\.strategies=\{oracle: 1\}"):
             load_config(None, ["align.loss=distill", f"pairs.strategies={strategies}"])
-
-
-@pytest.mark.parametrize("name", ["rso", "oracle"])
-def test_a_table_of_scores_draws_no_titles(name: str) -> None:
-    with pytest.raises(UserError, match=rf"pairs\.strategies\.{name} asks the oracle about titles that nobody knows"):
-        load_config(None, ["oracle={kind: table, scores: s.parquet}", f"pairs.strategies={{{name}: 1}}"])
 
 
 def test_a_choice_of_reference_is_refused_where_the_loss_has_none() -> None:

@@ -1,9 +1,12 @@
-"""The oracle stage without training, end to end: from a scorer or a table to groups and a report."""
+"""Scorers of the user's own: what is refused of them, and from one of them to groups and a report."""
 
 from __future__ import annotations
 
 import json
 import shutil
+import sys
+import textwrap
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +20,23 @@ from rosepo.cli.summary import results_table
 from rosepo.config import Config, load_config
 from rosepo.data.catalogue import Catalogue
 from rosepo.evaluation.evaluate import evaluate
-from rosepo.oracle.crossfit import FOLDS_FILE, Oracle
+from rosepo.oracle import external_oracle
+from rosepo.oracle.crossfit import FOLDS_FILE
+from rosepo.oracle.external_oracle import ImportedScorer
+from rosepo.oracle.load import load_scorer
 from rosepo.oracle.sasrec import SASRec, SASRecConfig
 from rosepo.pipeline.fingerprints import stage_fingerprint
 from rosepo.pipeline.preflight import check_before_run, check_named
-from rosepo.report.text.conclusions import verdict
 from rosepo.run.paths import RunPaths
 from rosepo.run.stages import STAGES
 from rosepo.sampling.pairs import pairs
 from rosepo.utils.errors import UserError
 from rosepo.utils.files import write_json
 from tests.evaluation.runs import drawn, tiny_config, tiny_run
+from tests.helpers import tiny_catalogue
 
 TAU = 0.7
+N_ITEMS = 7
 HERE = "tests.oracle.test_external_oracle"
 SAMPLED = ("pairs.negatives=2", "pairs.strategies={popularity: 1, uniform: 1}")
 
@@ -41,6 +48,79 @@ def by_popularity(catalogue: Catalogue) -> Any:
 
 def all_alike(catalogue: Catalogue) -> Any:
     return lambda users, histories, items: items * np.nan
+
+
+def distance(catalogue: Catalogue) -> Any:
+    """A scorer of one's own: minus the distance to the newest item, and a little of the user's own."""
+
+    def scorer(users: Any, histories: Any, items: np.ndarray) -> np.ndarray:
+        newest = np.array([history[-1] for history in histories])[:, None]
+        return -np.abs(items - newest) + np.asarray(users)[:, None] / 10 * (items % 2)
+
+    return scorer
+
+
+def nothing(catalogue: Catalogue) -> None:
+    """Forgets to return its scorer."""
+
+
+def broken(catalogue: Catalogue) -> Any:
+    raise FileNotFoundError("no weights here")
+
+
+def flat(catalogue: Catalogue) -> Any:
+    return lambda users, histories, items: np.zeros(len(items))
+
+
+def words(catalogue: Catalogue) -> Any:
+    return lambda users, histories, items: items.astype(str)
+
+
+def endless(catalogue: Catalogue) -> Any:
+    return lambda users, histories, items: np.where(items == 2, np.inf, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("no.such:thing", "cannot be imported: ModuleNotFoundError: .*PYTHONPATH"),
+        (f"{HERE}:none", "cannot be imported: AttributeError"),
+        (f"{HERE}:N_ITEMS", "is int and not a callable"),
+        (f"{HERE}:broken", "cannot be called with a catalogue: FileNotFoundError: no weights here"),
+        (f"{HERE}:nothing", "returns NoneType and not a scorer"),
+    ],
+)
+def test_a_scorer_that_cannot_be_made_is_refused(path: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        ImportedScorer.make(path, tiny_catalogue(N_ITEMS))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("flat", r"answers items \[2, 2\] with float64 \[2\]: return one number an item"),
+        ("words", "return one number an item"),
+        ("endless", "gives an item of user 1 a score that is not finite"),
+    ],
+)
+def test_answers_that_are_no_scores_are_refused(name: str, message: str) -> None:
+    scorer = ImportedScorer.make(f"{HERE}:{name}", tiny_catalogue(N_ITEMS))
+    with pytest.raises(UserError, match=message):
+        scorer.score([0, 1], [np.array([1])] * 2, np.array([[0, 1], [2, 3]]))
+
+
+def test_the_whole_catalogue_is_scored_in_blocks_as_item_by_item(monkeypatch: pytest.MonkeyPatch) -> None:
+    scorer = ImportedScorer.make(f"{HERE}:distance", tiny_catalogue(N_ITEMS))
+    histories, users = [np.array([0, 3]), np.array([5])], [3, 8]
+    asked: list[int] = []
+    inner = scorer.scorer
+    scorer.scorer = lambda users, histories, items: asked.append(items.size) or inner(users, histories, items)
+    monkeypatch.setattr(external_oracle, "BLOCK_SCORES", 5)
+    found = scorer.score_all(users, histories)
+    assert max(asked) <= 5
+    for row, (user, history) in enumerate(zip(users, histories)):
+        expected = [-abs(item - history[-1]) + user / 10 * (item % 2) for item in range(N_ITEMS)]
+        np.testing.assert_allclose(found[row], expected, atol=1e-6)
 
 
 def make(config: Config, paths: RunPaths, out: Path) -> dict[str, Any]:
@@ -78,116 +158,6 @@ def sasrec(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> tuple
     return run, groups_of(run)
 
 
-@pytest.fixture(scope="module")
-def scores(sasrec: tuple[RunPaths, list[Any]]) -> dict[str, list[Any]]:
-    """SASRec's own scores of the groups' pairs, and of four items for each validation example, target among them."""
-    run, groups = sasrec
-    catalogue = Catalogue.load(run.examples / "_items.parquet")
-    oracle = Oracle.load(run.oracle, catalogue.item_ids)
-    examples = {row["example_id"]: row for row in read(run.examples)}
-    asked = {row["example_id"]: [row["chosen_item"], *row["rejected_items"]] for row in groups}
-    for name, row in examples.items():
-        if row["split"] == "validation":
-            asked[name] = [row["target"], *[item for item in catalogue.item_ids.tolist() if item != row["target"]][:3]]
-    table: dict[str, list[Any]] = {"example_id": [], "item_id": [], "score": []}
-    for name, items in asked.items():
-        history = catalogue.index(examples[name]["history"])
-        table["example_id"] += [name] * len(items)
-        table["item_id"] += items
-        table["score"] += oracle.score_items([history], catalogue.index(items)[None])[0].tolist()
-    return table
-
-
-def save(path: Path, table: dict[str, list[Any]], keep: Any = None) -> str:
-    rows = [row for row in pa.table(table).to_pylist() if keep is None or keep(row)]
-    pq.write_table(pa.Table.from_pylist(rows), path)
-    return str(path)
-
-
-def test_a_table_of_sasrecs_scores_gives_sasrecs_epsilon(sasrec: Any, scores: Any, tmp_path: Path) -> None:
-    run, groups = sasrec
-    path = save(tmp_path / "scores.parquet", scores)
-    other = beside(run, tmp_path / "run")
-    figures = make(tiny_config("oracle.kind=table", f"oracle.scores={path}", f"oracle.tau={TAU}"), other, other.oracle)
-    assert (figures["kind"], figures["tau"], figures["rows"]) == ("table", TAU, len(scores["score"]))
-    found = groups_of(other)
-    assert [row["rejected_items"] for row in found] == [row["rejected_items"] for row in groups]
-    for name in ("epsilon", "oracle_scores"):
-        one, two = ([row[name] for row in table] for table in (groups, found))
-        np.testing.assert_allclose(one, two, atol=1e-5)
-    assert np.ptp([row["epsilon"] for row in groups]) > 0.01
-
-
-def test_a_pair_without_score_ends_sampling_with_its_names(sasrec: Any, scores: Any, tmp_path: Path) -> None:
-    run, groups = sasrec
-    lost = (groups[7]["example_id"], groups[7]["rejected_items"][1])
-    path = save(tmp_path / "scores.parquet", scores, lambda row: (row["example_id"], row["item_id"]) != lost)
-    other = beside(run, tmp_path / "run")
-    make(tiny_config("oracle.kind=table", f"oracle.scores={path}", "oracle.tau=1"), other, other.oracle)
-    with pytest.raises(UserError, match=rf"no score for example_id '{lost[0]}' with item_id {lost[1]}:"):
-        groups_of(other)
-
-
-def test_tau_of_a_table_is_fitted_on_the_validation_pairs_that_it_scores(
-    sasrec: Any, scores: Any, tmp_path: Path
-) -> None:
-    run, _ = sasrec
-    path = save(tmp_path / "scores.parquet", scores)
-    figures = make(tiny_config("oracle.kind=table", f"oracle.scores={path}"), run, tmp_path / "fitted")
-    targets = {row["example_id"]: row["target"] for row in read(run.examples) if row["split"] == "validation"}
-    rows = [row for row in pa.table(scores).to_pylist() if row["example_id"] in targets]
-    chosen = {row["example_id"]: row["score"] for row in rows if row["item_id"] == targets[row["example_id"]]}
-    margins = np.array([chosen[row["example_id"]] - row["score"] for row in rows
-                        if row["item_id"] != targets[row["example_id"]]])  # fmt: skip
-    assert figures["validation_examples"] == len(targets)
-    assert figures["validation_pairs"] == len(margins) == 3 * len(targets)
-    assert figures["auc"] == pytest.approx((margins > 0).mean())
-    losses = [np.logaddexp(0, -margins / (figures["tau"] * factor)).mean() for factor in (0.9, 1.0, 1.1)]
-    assert losses[1] == min(losses)
-    assert json.loads((tmp_path / "fitted" / "calibration.json").read_text())["error"] == figures["calibration_error"]
-
-
-def test_a_table_without_validation_examples_needs_tau(sasrec: Any, scores: Any, tmp_path: Path) -> None:
-    run, groups = sasrec
-    trained = {row["example_id"] for row in groups}
-    extra = {"example_id": ["stranger:1"] * 2, "item_id": [100, 101], "score": [0.0, 1.0]}
-    table = {name: scores[name] + extra[name] for name in scores}
-    path = save(tmp_path / "scores.parquet", table, lambda row: row["example_id"] in {*trained, "stranger:1"})
-    settings = ("oracle.kind=table", f"oracle.scores={path}")
-    with pytest.raises(UserError, match=r"tau cannot be fitted: score some validation examples .* set oracle\.tau"):
-        make(tiny_config(*settings), run, tmp_path / "fitted")
-    figures = make(tiny_config(*settings, "oracle.tau=2"), run, tmp_path / "set")
-    assert (figures["tau"], figures["auc"], figures["validation_pairs"]) == (2.0, None, 0)
-    assert (figures["unknown_rows"], figures["unknown_examples"]) == (2, 1)
-    assert not (tmp_path / "set" / "calibration.json").exists()
-
-
-def test_an_evaluation_says_that_a_table_is_no_baseline(sasrec: Any, scores: Any, tmp_path: Path) -> None:
-    run, _ = sasrec
-    other = RunPaths(tmp_path / "run")
-    other.root.mkdir()
-    other.examples.symlink_to(run.examples)
-    path = save(tmp_path / "scores.parquet", scores)
-    config = tiny_config("oracle.kind=table", f"oracle.scores={path}", "oracle.tau=1")
-    figures = make(config, other, other.oracle)
-    write_json(other.oracle / "_manifest.json", {"figures": figures, "seconds": 1.0})
-    other.groups.symlink_to(run.groups)
-    other.evaluation.mkdir()
-    found = evaluate(config, other, other.evaluation)
-    metrics = json.loads((other.evaluation / "metrics.json").read_text())
-    assert list(metrics["models"]) == ["popular", "markov"]
-    assert metrics["oracle"] == "table of scores"
-    assert "oracle" in found["left_out"]
-    sentence = "The oracle is a table of scores, which cannot rank the whole catalogue, so it is no baseline here."
-    assert sentence in str(verdict(metrics))
-    assert sentence in results_table(metrics)
-    report = drawn(config, other)
-    assert report.count(sentence) == 2
-    assert f"table of scores: {figures['rows']:,} of {figures['examples']:,} examples" in report
-    assert "against the other titles that were scored" in report
-    assert 'alt="How often the oracle is right' in report
-
-
 def test_a_scorer_of_ones_own_gives_epsilon_and_ranks_the_catalogue(sasrec: Any, tmp_path: Path) -> None:
     run, groups = sasrec
     other = beside(run, tmp_path / "run")
@@ -222,16 +192,6 @@ def test_a_scorer_without_finite_scores_is_refused_by_the_stage(sasrec: Any, tmp
         make(config, sasrec[0], tmp_path / "oracle")
 
 
-def test_other_scores_make_another_oracle(scores: Any, tmp_path: Path) -> None:
-    stage = STAGES["oracle"]
-    path = save(tmp_path / "scores.parquet", scores)
-    config = tiny_config("oracle.kind=table", f"oracle.scores={path}")
-    first = stage_fingerprint(config, stage, {})
-    assert stage_fingerprint(config, stage, {}) == first
-    save(tmp_path / "scores.parquet", {**scores, "score": [score + 1 for score in scores["score"]]})
-    assert stage_fingerprint(config, stage, {}) != first
-
-
 def test_another_scorer_makes_another_oracle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(tmp_path)
     config = tiny_config("oracle.kind=scorer", "oracle.scorer=scorer_of_a_test:make")
@@ -242,17 +202,66 @@ def test_another_scorer_makes_another_oracle(tmp_path: Path, monkeypatch: pytest
     assert found[0] != found[1] == stage_fingerprint(config, STAGES["oracle"], {})
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        (["oracle.kind=scorer", "oracle.scorer=no.such:thing"], r"oracle\.scorer: no\.such:thing cannot be imported"),
-        (["oracle.kind=table", "oracle.scores=/nowhere.parquet"], r"oracle\.scores=/nowhere\.parquet does not exist"),
-    ],
-)
-def test_an_oracle_that_is_not_there_is_told_before_any_work(settings: list[str], message: str) -> None:
-    config = load_config(None, ["data.dataset=movietweetings-100k", *settings])
+def test_an_oracle_that_is_not_there_is_told_before_any_work() -> None:
+    config = load_config(
+        None, ["data.dataset=movietweetings-100k", "oracle.kind=scorer", "oracle.scorer=no.such:thing"]
+    )
+    message = r"oracle\.scorer: no\.such:thing cannot be imported"
     with pytest.raises(UserError, match=message):
         check_before_run(config)
     with pytest.raises(UserError, match=message):
         check_named(config, ["oracle"])
     check_named(config, ["sft"])
+
+
+@pytest.fixture
+def documented(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, list[Any]]:
+    """The scorer of docs/method.md where Python finds it, beside the file that it reads; what that file holds."""
+    text = (Path(__file__).parents[2] / "docs" / "method.md").read_text(encoding="utf-8")
+    block = text.split("    # table_scorer.py", 1)[1].split("\n\nAnd", 1)[0]
+    (tmp_path / "table_scorer.py").write_text(textwrap.dedent("    #" + block), encoding="utf-8")
+    rng = np.random.default_rng(3)
+    catalogue = tiny_catalogue(30)
+    rows = [(user, item) for user in range(24) for item in catalogue.item_ids.tolist()]
+    rng.shuffle(rows)
+    table = {"user_id": [user for user, _ in rows], "item_id": [item for _, item in rows]}
+    table["score"] = rng.normal(size=len(rows)).tolist()
+    pq.write_table(pa.table(table), tmp_path / "scores.parquet")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "table_scorer", raising=False)
+    monkeypatch.chdir(tmp_path)
+    return table
+
+
+def test_the_documented_scorer_makes_an_oracle_of_a_table_of_scores(
+    documented: dict[str, list[Any]], tmp_path: Path
+) -> None:
+    run = tiny_run(tmp_path / "run", models=False)
+    figures = make(tiny_config("oracle={kind: scorer, scorer: table_scorer:from_table, tau: 2}"), run, run.oracle)
+    assert (figures["kind"], figures["tau"], figures["validation_examples"]) == ("scorer", 2.0, 24)
+    catalogue = Catalogue.load(run.examples / "_items.parquet")
+    scorer = load_scorer(run.oracle, catalogue)
+    scores = {(user, item): score for user, item, score in zip(*documented.values(), strict=True)}
+    users, items = [5, 0, 23], np.array([[0, 29], [7, 3], [11, 11]])
+    expected = [[scores[user, catalogue.item_ids[item]] for item in row] for user, row in zip(users, items.tolist())]
+    np.testing.assert_allclose(scorer.score(users, [np.array([1])] * 3, items), expected, rtol=1e-6)
+    whole = [[scores[5, item] for item in catalogue.item_ids.tolist()]]
+    np.testing.assert_allclose(scorer.score_all([5], [np.array([1])]), whole, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("lost", "message"),
+    [
+        (lambda row: row["user_id"] == 7, r"oracle\.scorer=table_scorer:from_table cannot score: KeyError: .*7"),
+        (lambda row: row["user_id"] == 7 and row["score"] < 0.5, "gives an item of user 7 a score that is not finite"),
+        (lambda row: row["item_id"] == 100, "cannot be called with a catalogue: KeyError: .*100.* not in index"),
+    ],
+)
+def test_what_a_table_of_scores_lacks_is_told_by_name(
+    lost: Callable[[dict[str, Any]], bool], message: str, documented: dict[str, list[Any]], tmp_path: Path
+) -> None:
+    rows = [row for row in pa.table(documented).to_pylist() if not lost(row)]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "scores.parquet")
+    run = tiny_run(tmp_path / "run", models=False)
+    with pytest.raises(UserError, match=message):
+        make(tiny_config("oracle={kind: scorer, scorer: table_scorer:from_table}"), run, run.oracle)

@@ -171,10 +171,9 @@ def test_each_user_is_scored_by_the_model_of_its_fold() -> None:
         oracles.append(Oracle(SASRec(SASRecConfig(n_items=9, max_length=6, hidden_size=8)), 1.0))
     users, histories = list(range(30)), [np.array([number % 9]) for number in range(30)]
     items = np.tile(np.arange(4), (30, 1))
-    ids = [str(user) for user in users]
-    found = CrossFitted(oracles, seed=1).score(ids, users, histories, items)
+    found = CrossFitted(oracles, seed=1).score(users, histories, items)
     # Asked about the whole catalogue it is the same.
-    whole = CrossFitted(oracles, seed=1).score_all(ids, users, histories)
+    whole = CrossFitted(oracles, seed=1).score_all(users, histories)
     assert whole.shape == (30, 9)
     np.testing.assert_allclose(whole[:, :4], found, atol=1e-5)
     for user, fold in zip(users, fold_of(users, 3, 1).tolist()):

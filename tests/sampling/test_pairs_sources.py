@@ -18,7 +18,7 @@ from rosepo.lm.model.model_folder import load_recommender, save_policy
 from rosepo.lm.model.title_embeddings import encode_titles, history_similarity
 from rosepo.lm.rows.logps import plain_logps
 from rosepo.lm.titles.beam_search import Decoder
-from rosepo.oracle.load import load_scorer, whole_catalogue
+from rosepo.oracle.load import load_scorer
 from rosepo.run.paths import RunPaths
 from rosepo.sampling.audit import audit_groups
 from rosepo.sampling.pairs import pairs
@@ -140,7 +140,6 @@ def test_titles_drawn_from_the_oracle_and_the_policy_make_groups(
     pairs(configure(strategies={"policy": 1.0, "oracle": 1.0}, oracle_whole=True), run, tmp_path / "both")
     catalogue = Catalogue.load(run.examples / "_items.parquet")
     recommender, oracle = load_recommender(run.sft), load_scorer(run.oracle, catalogue)
-    score_all = whole_catalogue(oracle, len(catalogue))
     decoder = Decoder(recommender.model, recommender.builder, beams=8)
     source = {row["example_id"]: row for row in read(run.examples).to_pylist()}
     drawn, free = read(tmp_path / "oracle").to_pylist(), read(tmp_path / "policy").to_pylist()
@@ -149,7 +148,7 @@ def test_titles_drawn_from_the_oracle_and_the_policy_make_groups(
         example = source[row["example_id"]]
         history = catalogue.index(np.array(example["history"]))
         known = [*history, int(catalogue.index(np.array([example["target"]]))[0])]
-        scores = score_all([row["example_id"]], [row["user_id"]], [history])[0] / oracle.tau
+        scores = oracle.score_all([row["user_id"]], [history])[0] / oracle.tau
         scores[known] = -np.inf
         best = np.sort(scores)[-5:]
         assert row["oracle_rest"] == pytest.approx(np.log(np.exp(best.astype(np.float64)).sum()), abs=1e-4)
@@ -162,7 +161,7 @@ def test_titles_drawn_from_the_oracle_and_the_policy_make_groups(
     for row, found in list(zip(both.to_pylist(), whole, strict=True))[::40]:
         example = source[row["example_id"]]
         known = catalogue.index(np.array([*example["history"], example["target"]]))
-        scores = score_all([row["example_id"]], [row["user_id"]], [known[:-1]])[0].astype(np.float64) / oracle.tau
+        scores = oracle.score_all([row["user_id"]], [known[:-1]])[0].astype(np.float64) / oracle.tau
         scores[known] = -np.inf
         assert np.allclose(found, softmax(scores), rtol=2e-3, atol=1e-7)
     assert audit_groups(tmp_path / "both", run.examples, recommender.builder)["groups"] == len(drawn)

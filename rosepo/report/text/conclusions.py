@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rosepo.evaluation.systems import NO_BASELINE
 from rosepo.report.text.comparisons import against, few_users, without_alignment
 from rosepo.report.text.format import (
     NONE_SEEN,
@@ -47,8 +46,7 @@ def verdict(metrics: Mapping[str, Any]) -> Verdict:
     models, differences = metrics["models"], metrics["differences"]
     difference = differences.get("aligned-sft")
     if difference is None:
-        sentences, told = without_alignment(metrics)
-        return Verdict(sentences, (*told, *no_baseline(metrics)))
+        return Verdict(*without_alignment(metrics))
     details = [
         _change(label, models["sft"][name], models["aligned"][name], difference[name]) for name, label in ACCURACY
     ]
@@ -56,18 +54,13 @@ def verdict(metrics: Mapping[str, Any]) -> Verdict:
     details += [_other_accuracy(difference), _free_answers(metrics), popularity[0], likeness[0]]
     details += [against("aligned", base, differences) for base in ("oracle", "markov")]
     details += [against(name, "aligned", differences) for name in metrics.get("given", {})]
-    told = tuple(sentence for sentence in (*details, *no_baseline(metrics), few_users(metrics)) if sentence)
+    told = tuple(sentence for sentence in (*details, few_users(metrics)) if sentence)
     biases = (
         (popularity[1], difference["log_popularity"], "popularity", "log-popularity "),
         (likeness[1], difference["hallucination"], "semantic hallucination", ""),
     )
     among = " among the listed candidates" if metrics["protocol"] == "candidates" else ""
     return Verdict((_accuracy_sentence(difference, among), _bias_sentence(biases)), told)
-
-
-def no_baseline(metrics: Mapping[str, Any]) -> tuple[str, ...]:
-    """Where there is an oracle that was not ranked by: why."""
-    return () if metrics.get("oracle") is None or "oracle" in metrics["models"] else (NO_BASELINE,)
 
 
 def _accuracy_sentence(difference: Mapping[str, Figure], among: str) -> str:
