@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
 
+from rosepo.config import OracleConfig
 from rosepo.oracle.protocol import Users
 from rosepo.oracle.sasrec import Ensemble, SASRec, pad_histories
 from rosepo.utils.errors import UserError
@@ -79,6 +81,36 @@ def member_folder(folder: Path, number: int) -> Path:
 def n_members(folder: Path) -> int:
     """How many models the oracle of a folder has."""
     return 1 + len(list(folder.glob("model-*")))
+
+
+@dataclass(frozen=True)
+class OracleModel:
+    """One SASRec of an oracle.
+
+    Attributes:
+        fold: the users that are left out; None for the model of all users.
+        member: its number in the ensemble; another one starts from other weights and takes users in another order.
+        folder: where it is written to.
+    """
+
+    fold: int | None
+    member: int
+    folder: Path
+
+    def seed(self, seed: int) -> int:
+        """The first member's is that of the run, so that it is the model which stands alone otherwise."""
+        return seed + 7919 * self.member
+
+    def __str__(self) -> str:
+        users = "all users" if self.fold is None else f"without fold {self.fold}"
+        return f"{users}, model {self.member + 1}" if self.member else users
+
+
+def oracle_models(oracle: OracleConfig, out: Path) -> Iterator[OracleModel]:
+    """The models that stand in an oracle's folder, in the order in which they are trained."""
+    for fold in (None, *(range(oracle.folds) if oracle.folds > 1 else ())):
+        folder = out if fold is None else fold_folder(out, fold)
+        yield from (OracleModel(fold, number, member_folder(folder, number)) for number in range(oracle.models))
 
 
 class CrossFitted:

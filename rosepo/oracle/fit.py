@@ -12,7 +12,6 @@ import copy
 import math
 import shutil
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ from rosepo.config import Config, OracleConfig
 from rosepo.data.catalogue import Catalogue
 from rosepo.metrics.ranking import hit_ratio, ndcg
 from rosepo.oracle.calibration import validation_arrays
-from rosepo.oracle.crossfit import fold_folder, member_folder
+from rosepo.oracle.crossfit import oracle_models
 from rosepo.oracle.sasrec import SASRec, SASRecConfig
 from rosepo.oracle.sasrec_data import NextItemLoss, Sequences, batch_tensors, epoch_batches, ranks_of
 from rosepo.training.ema import follow_mean
@@ -40,40 +39,10 @@ AVERAGE = 0.99
 """Decay of the running mean of weights, a step: the mean is what is validated and kept. It ranks better, sooner."""
 
 
-@dataclass(frozen=True)
-class Part:
-    """One model that is trained.
-
-    Attributes:
-        fold: the users that are left out; None for the model of all users.
-        member: its number in the ensemble; another one starts from other weights and takes users in another order.
-        folder: where it is written to.
-    """
-
-    fold: int | None
-    member: int
-    folder: Path
-
-    def seed(self, seed: int) -> int:
-        """The first member's is that of the run, so that it is the model which stands alone otherwise."""
-        return seed + 7919 * self.member
-
-    def __str__(self) -> str:
-        users = "all users" if self.fold is None else f"without fold {self.fold}"
-        return f"{users}, model {self.member + 1}" if self.member else users
-
-
-def parts(oracle: OracleConfig, out: Path) -> Iterator[Part]:
-    """What is trained, in order."""
-    for fold in (None, *(range(oracle.folds) if oracle.folds > 1 else ())):
-        folder = out if fold is None else fold_folder(out, fold)
-        yield from (Part(fold, number, member_folder(folder, number)) for number in range(oracle.models))
-
-
 def fit_oracles(
     config: Config, train: pa.Table, validation: pa.Table, catalogue: Catalogue, out: Path, use_gpu: bool
 ) -> None:
-    """Train every model of `parts`; each folder gets its best weights, `metrics.jsonl` and `tensorboard/`.
+    """Train every model of `oracle_models`; each folder gets its best weights, `metrics.jsonl` and `tensorboard/`.
 
     Args:
         train: columns items (indexes), n_targets, fold.
@@ -108,14 +77,14 @@ def fit_oracles(
         datasets={name: ray.data.from_arrow(table) for name, table in blocks.items()},
         dataset_config=DataConfig(datasets_to_split=[]),
     )
-    models = list(parts(oracle, out))
+    models = list(oracle_models(oracle, out))
     try:
         with contextlib.ExitStack() as stack:
             progress = stack.enter_context(Progress("oracle", oracle.max_epochs * len(models), "epochs"))
-            for number, part in enumerate(models):
-                part.folder.mkdir(exist_ok=True)
-                show = _show(progress, oracle.max_epochs * number, str(part))
-                stack.enter_context(follow(part.folder / METRICS_FILE, show))
+            for number, model in enumerate(models):
+                model.folder.mkdir(exist_ok=True)
+                show = _show(progress, oracle.max_epochs * number, str(model))
+                stack.enter_context(follow(model.folder / METRICS_FILE, show))
             trainer.fit()
     except TrainingFailedError as error:
         raise StageError(root_cause("oracle", oracle.workers, error)) from error
@@ -138,10 +107,10 @@ def _worker(settings: dict[str, Any]) -> None:
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     tables = {name: _whole(name) for name in ("train", "validation")}
-    for part in parts(settings["oracle"], Path(settings["out"])):
-        train, validation = (_without(table, part.fold) for table in tables.values())
-        own = {**settings, "seed": part.seed(settings["seed"])}
-        _train_one(own, train, validation, part.folder, rank, world)
+    for model in oracle_models(settings["oracle"], Path(settings["out"])):
+        train, validation = (_without(table, model.fold) for table in tables.values())
+        own = {**settings, "seed": model.seed(settings["seed"])}
+        _train_one(own, train, validation, model.folder, rank, world)
 
 
 def _train_one(

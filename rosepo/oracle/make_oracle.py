@@ -26,9 +26,9 @@ from rosepo.oracle.calibration import (
     validation_arrays,
     validation_table,
 )
-from rosepo.oracle.crossfit import FOLDS_FILE, CrossFitted, Oracle, fold_of
+from rosepo.oracle.crossfit import FOLDS_FILE, CrossFitted, Oracle, fold_of, oracle_models
 from rosepo.oracle.external_oracle import ImportedScorer
-from rosepo.oracle.fit import fit_oracles, parts
+from rosepo.oracle.fit import fit_oracles
 from rosepo.oracle.load import write_kind
 from rosepo.oracle.sasrec import SASRec, catalogue_digest
 from rosepo.oracle.sasrec_data import ranks_of
@@ -90,8 +90,8 @@ def train_oracle(config: Config, paths: RunPaths, out: Path) -> dict[str, Any]:
         figures = _accuracy([Oracle.load(out, catalogue.item_ids)], validation)
     held_out = _measure(CrossFitted.load(out, catalogue.item_ids), validation, len(catalogue), config)
     write_json(out / CALIBRATION_FILE, held_out.pop("calibration"))
-    for part in parts(config.oracle, out):
-        SASRec.load(part.folder, catalogue.item_ids)[0].save(part.folder, catalogue.item_ids, held_out["tau"])
+    for model in oracle_models(config.oracle, out):
+        SASRec.load(model.folder, catalogue.item_ids)[0].save(model.folder, catalogue.item_ids, held_out["tau"])
     first = f"{config.oracle.models} models, the first of them " if config.oracle.models > 1 else ""
     echo(f"  {first}best after epoch {best['step']} of {last['step']}: validation HR@10 {figures['hr@10']:.3f}, "
         f"NDCG@10 {figures['ndcg@10']:.3f}")  # fmt: skip

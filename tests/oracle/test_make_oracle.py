@@ -16,7 +16,7 @@ from rosepo.data.catalogue import Catalogue
 from rosepo.evaluation.baselines import top_k
 from rosepo.evaluation.systems import oracle_name
 from rosepo.metrics.ranking import hit_ratio, ndcg, target_ranks
-from rosepo.oracle.calibration import calibrate_preferences, validation_arrays, validation_table
+from rosepo.oracle.calibration import validation_arrays, validation_table
 from rosepo.oracle.crossfit import CrossFitted, Oracle, fold_of
 from rosepo.oracle.fit import WARMUP_STEPS
 from rosepo.oracle.make_oracle import train_oracle
@@ -200,11 +200,3 @@ def test_scores_that_are_no_numbers_rank_last() -> None:
     model = SASRec(SASRecConfig(n_items=9, max_length=6, hidden_size=8)).eval()
     torch.nn.init.constant_(model.items.weight, math.nan)
     assert ranks_of(model, [np.array([1, 2])], np.array([3])).tolist() == [9]
-
-
-def test_an_oracle_that_knows_no_more_than_chance_is_told(capfd: pytest.CaptureFixture[str]) -> None:
-    other = np.array([[1.0, 3.0], [2.0, 0.0], [0.5, 0.5]])
-    assert calibrate_preferences(np.array([3.0, 1.5, 0.6]), other, None)["auc"] > 0.5
-    assert "chance" not in "".join(capfd.readouterr())
-    assert calibrate_preferences(np.array([0.0, 0.1, 0.2]), other, None)["auc"] < 0.5
-    assert "no better than chance" in "".join(capfd.readouterr())

@@ -126,7 +126,7 @@ def reliability(bins: Sequence[Mapping[str, float]]) -> str:
     """How often the item that the oracle prefers is the right one, over how sure it is; the diagonal is honesty.
 
     Args:
-        bins: rows of `sampling.epsilon.calibration`; a point's size grows with the share of its pairs.
+        bins: rows of `oracle.calibration.reliability`; a point's size grows with the share of its pairs.
     """
 
     def draw(axes: Axes) -> None:
