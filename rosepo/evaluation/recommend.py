@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -100,13 +100,20 @@ def recommend(
                 stream.write(_line(None, [catalogue.titles[item] for item in items], answer))
             else:
                 rows = [[place, row["title"], f"{row['score']:.2f}"] for place, row in enumerate(answer, 1)]
-                stream.write(_ranked(rows) + "\n")
+                stream.write(_ranked(rows, stream) + "\n")
         return
     users, histories = read_histories(file, reader)
-    with _destination(output) as stream:
+    with _destination(output) as stream, _progress(stream, len(histories)) as progress:
         for number, answer in enumerate(_answer_on_ray(config, model, histories)):
             titles = [catalogue.titles[item] for item in histories[number]]
             stream.write(_line(users[number] if users is not None else None, titles, answer))
+            if progress is not None:
+                progress.update()
+
+
+def _progress(stream: TextIO, total: int) -> AbstractContextManager[Progress | None]:
+    """None where the answers come on a terminal: they are progress enough."""
+    return nullcontext() if stream.isatty() else Progress("recommend", total, "answers")
 
 
 def _answer_on_ray(config: Config, model: str, histories: list[np.ndarray]) -> Iterator[list[dict[str, Any]]]:
@@ -137,11 +144,9 @@ def _answer_on_ray(config: Config, model: str, histories: list[np.ndarray]) -> I
             num_gpus=1 if use_gpu else None,
         )
         try:
-            with Progress("recommend", len(histories), "histories") as progress:
-                rows: Any
-                for rows in answered.iter_batches(batch_size=None, batch_format="pyarrow"):
-                    yield from (json.loads(text) for text in rows["answer"].to_pylist())
-                    progress.update(len(rows))
+            rows: Any
+            for rows in answered.iter_batches(batch_size=None, batch_format="pyarrow"):
+                yield from (json.loads(text) for text in rows["answer"].to_pylist())
         except ray.exceptions.RayError as error:
             raise StageError(f"recommending failed: {str(error).strip().splitlines()[-1]}") from error
 
@@ -168,8 +173,10 @@ def _line(user: Any, history: Iterable[str], answer: list[dict[str, Any]]) -> st
     return json.dumps(record, ensure_ascii=False) + "\n"
 
 
-def _ranked(rows: list[list[Any]]) -> str:
+def _ranked(rows: list[list[Any]], stream: TextIO) -> str:
     # The title is the column to be read from the left, so it comes first.
     return table(
-        [[f"{place:>2}  {title}", score] for place, title, score in rows], header=(" #  title", "log-probability")
+        [[f"{place:>2}  {title}", score] for place, title, score in rows],
+        header=(" #  title", "log-probability"),
+        stream=stream,
     )

@@ -132,7 +132,7 @@ class _Watch:
         step = int(figures["step"])
         if self._progress is None:
             # Begun with the first line, so that the speed leaves out what it took to start the workers.
-            self._progress = Progress(self.name, self.steps, "step", before=step, beside=self.beside)
+            self._progress = Progress(self.name, self.steps, "steps", before=step, beside=self.beside).__enter__()
             self._begun = time.monotonic()
             return
         if step <= self._progress.done:

@@ -101,7 +101,7 @@ def _run_trials(
 
     # Tune's own handler would turn Ctrl-C into a normal end with unfinished trials, and stay for the next stages.
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
-    progress = Progress("sweep", len(settings), "trial")
+    progress = Progress("sweep", len(settings), "trials")
     tuner = tune.Tuner(
         tune.with_resources(run, _trial_resources(config, use_gpu)),
         param_space={"number": tune.grid_search(list(range(len(settings))))},

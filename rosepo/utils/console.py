@@ -1,62 +1,71 @@
-"""What a person sees while rosepo works: plain lines, one progress line a task, small tables.
+"""What a person sees while rosepo works: lines, one moving line a task, small tables.
 
-All of it on stderr, so that stdout stays clean for results.
+All of it on stderr, so that stdout stays clean for results. A terminal gets a bar that is drawn in place; a pipe, a log
+file or the log of a Ray job gets the same words as plain lines, one every few seconds at most. Text is shown as it is:
+a title such as `[REC]` is no markup.
 """
 
 from __future__ import annotations
 
+import io
 import json
-import os
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console, Group, RenderableType
+from rich.file_proxy import FileProxy
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
 
 PLAIN_INTERVAL = 5.0
-"""Seconds between two progress lines where stderr is a file."""
-TERMINAL_INTERVAL = 0.2
-"""Seconds between two redraws of the progress line on a terminal."""
+"""Seconds between two progress lines where stderr is no terminal."""
+BAR_WIDTH, WIDE = 20, 80
+"""Columns of the bar, and those that a terminal must have for one."""
 
-_open_line = False
+_guard = threading.Lock()
+_open: list[Progress] = []
+_live: Live | None = None
 
 
 def echo(text: str) -> None:
-    """Print a line (or several) for the user."""
-    global _open_line
-    if _open_line:
-        sys.stderr.write("\n")
-        _open_line = False
-    print(text, file=sys.stderr, flush=True)
+    """Print a line (or several) for the user; long ones are left to the terminal to wrap."""
+    _console().print(text, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
 
 def duration(seconds: float) -> str:
     """`0:07`, `12:30`, `3:05:00`."""
-    whole = round(seconds)
-    hours, rest = divmod(whole, 3600)
-    minutes, secs = divmod(rest, 60)
+    minutes, secs = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{secs:02d}" if hours else f"{minutes}:{secs:02d}"
 
 
-def table(rows: Sequence[Sequence[Any]], header: Sequence[str] | None = None) -> str:
-    """Rows as text in aligned columns: numbers to the right, words to the left."""
+def table(rows: Sequence[Sequence[Any]], header: Sequence[str] | None = None, stream: TextIO | None = None) -> str:
+    """Rows as text in aligned columns: numbers to the right, words to the left.
+
+    Args:
+        stream: where it will be printed; None for stderr. Cells are folded to the width of a terminal, and to no other.
+    """
     cells = [[_cell(value) for value in row] for row in rows]
-    shown = [list(header), *cells] if header else cells
-    columns = range(len(shown[0]) if shown else 0)
-    widths = [max(len(row[column]) for row in shown) for column in columns]
-    right = [all(row[column][:1] in _NUMERIC for row in cells) for column in columns]
-    lines = [
-        "  ".join(
-            row[column].rjust(widths[column]) if right[column] else row[column].ljust(widths[column])
-            for column in columns
-        )
-        for row in shown
-    ]
-    if header:
-        lines.insert(1, "  ".join("─" * width for width in widths))
-    return "\n".join(f"  {line.rstrip()}" for line in lines)
+    drawn = Table(box=SIMPLE_HEAD, show_header=header is not None, show_edge=False, pad_edge=False)
+    for number, name in enumerate(header or (cells[0] if cells else ())):
+        numeric = all(row[number][:1] in _NUMERIC for row in cells)
+        drawn.add_column(Text(name), justify="right" if numeric else "left", overflow="fold")
+    for row in cells:
+        drawn.add_row(*map(Text, row))
+    console = _console(stream)
+    width = console.width - 2 if console.is_terminal else 10_000
+    paper = Console(file=io.StringIO(), width=width, color_system=None, force_jupyter=False)
+    paper.print(drawn)
+    return "\n".join(f"  {line.rstrip()}" for line in paper.file.getvalue().splitlines())  # type: ignore[attr-defined]
 
 
 _NUMERIC = ("", "-", *"0123456789")
@@ -69,74 +78,138 @@ def _cell(value: Any) -> str:
 
 
 class Progress:
-    """One line that moves: ``sft 120/900 · loss 3.210 · 412 rows/s · 0:48 left``.
+    """One line that moves: ``sft 120/900 · 0:48 left · 16 steps/s · 0:07 elapsed · loss 3.21``; a context manager.
 
-    On a terminal the line is redrawn in place; elsewhere a line is printed every few seconds, and one at the end.
+    Attributes:
+        done: units so far.
     """
 
     def __init__(
-        self, label: str, total: int, unit: str = "it", before: int = 0, beside: Callable[[], str] | None = None
+        self,
+        label: str,
+        total: int | None,
+        unit: str = "steps",
+        before: int = 0,
+        beside: Callable[[], str] | None = None,
     ) -> None:
         """
         Args:
+            total: None where it is not known beforehand.
+            unit: in the plural.
             before: units of the total that an earlier run did; they do not count for the speed.
             beside: how far other work is that goes on meanwhile, for the same line; empty for nothing to tell.
         """
-        self._beside = beside or str
         self.label, self.total, self.unit = label, total, unit
-        self.done = self.before = before
+        self._beside = beside or str
+        self._doing = ""
         self._figures: dict[str, float] = {}
+        self._shown = -PLAIN_INTERVAL
+        self.restart(before)
+
+    def restart(self, done: int) -> None:
+        """Measure the speed from here on, with `done` units behind."""
+        self.done = self._before = done
         self._start = time.monotonic()
-        self._shown = 0.0
-        self._terminal = sys.stderr.isatty()
-
-    def __enter__(self) -> Progress:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is None and self.done:
-            self._show(last=True)
 
     def update(self, n: int = 1, **figures: float) -> None:
         """Count `n` more units done; `figures` are shown beside the count."""
         self.done += n
-        self._figures.update(figures)
-        now = time.monotonic()
-        if now - self._shown >= (TERMINAL_INTERVAL if self._terminal else PLAIN_INTERVAL):
-            self._shown = now
-            self._show()
+        self._figures = {**self._figures, **figures}
+        if _live is None and time.monotonic() - self._shown >= PLAIN_INTERVAL:
+            self._print()
 
-    def _show(self, last: bool = False) -> None:
-        global _open_line
+    def doing(self, what: str) -> None:
+        """Say what goes on while nothing is counted; empty for nothing more than the count."""
+        if what != self._doing:
+            self._doing = what
+            if _live is None and what:
+                self._print()
+
+    def __enter__(self) -> Progress:
+        global _live
+        with _guard:
+            _open.append(self)
+            if _live is None and _console().is_interactive:
+                # Results may go to the same terminal: stdout stays what it is.
+                _live = Live(console=_console(), get_renderable=_drawn, transient=True, redirect_stdout=False)
+                _live.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        global _live
+        with _guard:
+            _open.remove(self)
+            if not _open and _live is not None:
+                _live.stop()
+                _live = None
+        if kind is None and self.done:
+            echo(f"  {self.label} {self._words(last=True)}")
+
+    def _print(self) -> None:
+        self._shown = time.monotonic()
+        echo(f"  {self.label} {self._words()}")
+
+    def _words(self, last: bool = False) -> str:
         elapsed = max(time.monotonic() - self._start, 1e-9)
-        speed = (self.done - self.before) / elapsed
-        parts = [f"{self.label} {self.done:,}/{self.total:,}"]
-        parts += [f"{name} {value:.4g}" for name, value in self._figures.items()]
-        parts.append(f"{speed:,.0f} {self.unit}/s" if speed >= 10 else f"{speed:.2g} {self.unit}/s")
+        # A first moment tells nothing about speed.
+        made = self.done - self._before if last or elapsed > 0.5 else 0
+        parts = []
+        if self.done or not self._doing:
+            parts.append(f"{self.done:,}/{self.total:,}" if self.total is not None else f"{self.done:,} {self.unit}")
         if last:
             parts.append(f"{duration(elapsed)} in all")
-        elif speed:
-            parts.append(f"{duration((self.total - self.done) / speed)} left")
+        else:
+            parts += [self._doing] if self._doing else []
+            if made and self.total is not None:
+                parts.append(f"{duration(max(0, self.total - self.done) * elapsed / made)} left")
+        if made:
+            parts.append(_speed(made / elapsed, self.unit))
+        if not last:
+            parts.append(f"{duration(elapsed)} elapsed")
+        parts += [f"{name} {value:.4g}" for name, value in self._figures.items()]
         if meanwhile := self._beside():
             parts.append(meanwhile)
-        line = "  " + " · ".join(parts)
-        if self._terminal:
-            sys.stderr.write(f"\r\x1b[2K{line}")
-            sys.stderr.flush()
-            _open_line = True
-            if last:
-                echo("")
-        else:
-            print(line, file=sys.stderr, flush=True)
+        return " · ".join(parts)
+
+    def line(self, width: int) -> RenderableType:
+        """What a terminal of `width` columns shows now."""
+        words = Text(self._words(), no_wrap=True, overflow="ellipsis")
+        if width < WIDE:
+            return Text(f"  {self.label} ", no_wrap=True, overflow="ellipsis").append_text(words)
+        line = Table.grid(padding=(0, 1))
+        known = self.total is not None and self.done > 0
+        bar = ProgressBar(self.total or 1, self.done if known else 0, width=BAR_WIDTH, pulse=not known)
+        line.add_row(Text(f"  {self.label}", no_wrap=True), bar, words)
+        return line
+
+
+def _speed(each_second: float, unit: str) -> str:
+    if each_second < 1:
+        return f"{1 / each_second:,.1f} s/{unit.removesuffix('s')}"
+    return f"{each_second:,.0f} {unit}/s" if each_second >= 10 else f"{each_second:.1f} {unit}/s"
+
+
+def _drawn() -> RenderableType:
+    return Group(*(progress.line(_console().width) for progress in tuple(_open)))
+
+
+def _console(stream: TextIO | None = None) -> Console:
+    found = stream or sys.stderr
+    return _console_on(found.rich_proxied_file if isinstance(found, FileProxy) else found)
+
+
+@lru_cache(maxsize=2)
+def _console_on(stream: TextIO) -> Console:
+    """Only a terminal is treated as one, whatever FORCE_COLOR says: no control characters in a log."""
+    return Console(file=stream, force_terminal=stream.isatty(), force_jupyter=False)
 
 
 @contextmanager
 def follow(path: Path, show: Callable[[dict[str, Any]], None], interval: float = 0.5) -> Iterator[None]:
     """Pass every JSON line appended to `path` to `show` while the body runs.
 
-    Training runs in other processes, possibly on other machines; its metrics file is the one thing that this process
-    can read in any case, so the progress line is drawn from it. What stands in it before is passed over, and where it
-    is cut back, lines are read from there on; where it has also grown past the old end since the last look, from there.
+    Training runs in other processes, possibly on other machines; a file in its folder is the one thing that this
+    process can read in any case. It is opened anew at every look, so that a network file system shows what is new.
     """
     stop = threading.Event()
     before = path.stat().st_size if path.exists() else 0
@@ -145,16 +218,13 @@ def follow(path: Path, show: Callable[[dict[str, Any]], None], interval: float =
         position = before
         while True:
             ending = stop.is_set()
-            try:
-                with path.open(encoding="utf-8") as file:
-                    position = min(position, os.fstat(file.fileno()).st_size)
+            if path.exists():
+                with path.open("rb") as file:
                     file.seek(position)
-                    while (line := file.readline()).endswith("\n"):
-                        position = file.tell()
-                        if (figures := _json_line(line)) is not None:
-                            show(figures)
-            except FileNotFoundError:
-                pass
+                    whole = file.read().rpartition(b"\n")[0]
+                position += len(whole) + bool(whole)
+                for line in whole.splitlines():
+                    show(json.loads(line))
             if ending:
                 return
             stop.wait(interval)
@@ -166,12 +236,3 @@ def follow(path: Path, show: Callable[[dict[str, Any]], None], interval: float =
     finally:
         stop.set()
         thread.join(timeout=5.0)
-
-
-def _json_line(line: str) -> dict[str, Any] | None:
-    """None for the rest of a line, which is no JSON: a file that was cut back may have grown past the old position."""
-    try:
-        figures: dict[str, Any] = json.loads(line)
-    except ValueError:
-        return None
-    return figures

@@ -12,6 +12,7 @@ from rosepo.data.prepare.ties import TOLD
 from rosepo.data.readers import columns as cols
 from rosepo.data.readers.interactions import Plan
 from rosepo.data.split import SPLITS
+from rosepo.utils.console import table
 from rosepo.utils.errors import UserError
 
 
@@ -37,8 +38,7 @@ def describe(figures: dict[str, Any]) -> str:
         lines.append(("renamed", figures["titles_disambiguated"], "titles that another item had already"))
     if figures["items_not_in_training"]:
         lines.append(("unseen", figures["items_not_in_training"], "items without an interaction in training"))
-    width = max(len(f"{count:,}") for _, count, _ in lines)
-    return "\n".join(f"  {name:<11}{count:>{width},}  {what}" for name, count, what in lines)
+    return table(lines)
 
 
 def check_rating(config: Config, plan: Plan) -> None:
