@@ -14,8 +14,9 @@ NOTE = (
     "Time is that of the clock. Tokens: what the language model was trained on, every prompt and title once however "
     "many rows share it (sft, align), and the prompts that rejected titles were drawn for (pairs); those of the other "
     "stages are not counted. Peak memory: the most that the command and all processes that it started on this "
-    "machine (Ray's own among them) held at once, looked at twice a second, shared pages counted once; where Ray was "
-    "running before, or workers are on other machines, that of the command or of its largest training worker alone."
+    "machine (Ray's own among them) held at once, looked at up to twice a second, shared pages counted once; where "
+    "Ray was running before, or workers are on other machines, that of the command or of its largest training worker "
+    "alone."
 )
 STREAMED = " Stages that ran at the same time (pairs.stream) count each other's memory."
 

@@ -1,36 +1,67 @@
 from __future__ import annotations
 
 import mmap
-import os
 import subprocess
 import sys
-import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
-from rosepo.utils.memory import MemoryMonitor, held_by_tree, running_monitor
+from rosepo.utils.memory import MemoryMonitor
 
 MIB = 2**20
-linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="other systems do not tell of processes")
+HOLD = 'import sys; x = bytearray(160 << 20); print("held", flush=True); sys.stdin.read()'
+SHARE = """
+import mmap, sys
+with open(sys.argv[1], "r+b") as file, mmap.mmap(file.fileno(), 0) as pages:
+    sum(pages[:: mmap.PAGESIZE])
+    print("held", flush=True)
+    sys.stdin.read()
+"""
 
 
-@linux
+@contextmanager
+def child(code: str, *arguments: str) -> Iterator[None]:
+    """A process that has said that it holds its memory."""
+    command = [sys.executable, "-c", code, *arguments]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"held\n"
+        yield
+        process.communicate()
+
+
+def held() -> MemoryMonitor:
+    """One look."""
+    monitor = MemoryMonitor()
+    monitor.look()
+    return monitor
+
+
 def test_what_other_processes_hold_is_counted_while_they_live() -> None:
-    code = "import sys; x = bytearray(160 << 20); print('held', flush=True); sys.stdin.read()"
-    with MemoryMonitor() as meter:
-        before, alone = held_by_tree(os.getpid())
-        with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
-            assert child.stdout is not None
-            child.stdout.readline()
-            meter.look()
-            child.communicate()
-        assert held_by_tree(os.getpid())[1] == alone
-    assert meter.peak - before > 150 * MIB
-    assert meter.processes == alone + 1
+    before = held()
+    with MemoryMonitor() as monitor, child(HOLD):
+        monitor.look()
+    assert 150 * MIB < monitor.peak - before.peak < 250 * MIB
+    assert monitor.processes == before.processes + 1
+    assert held().processes == before.processes
 
 
-@linux
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="other systems do not tell of shared memory")
+def test_what_processes_share_counts_once(tmp_path: Path) -> None:
+    (tmp_path / "block").write_bytes(b"\1" * (160 * MIB))
+    with child(SHARE, str(tmp_path / "block")):
+        one = held()
+        with child(SHARE, str(tmp_path / "block")):
+            two = held()
+    assert two.processes == one.processes + 1
+    assert one.peak > 160 * MIB
+    assert two.peak - one.peak < 100 * MIB
+
+
 def test_a_stage_does_not_answer_for_an_earlier_one() -> None:
     # Mapped by hand: what is freed on the heap need not go back to the system.
     with MemoryMonitor() as first, mmap.mmap(-1, 160 * MIB, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as held:
@@ -41,28 +72,12 @@ def test_a_stage_does_not_answer_for_an_earlier_one() -> None:
     assert second.peak < first.peak - 100 * MIB
 
 
-@linux
 def test_it_looks_by_itself() -> None:
-    with MemoryMonitor() as meter:
-        before = meter.processes
-        with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
+    with MemoryMonitor() as monitor:
+        before = monitor.processes
+        with child('print("held", flush=True); input()'):
             for _ in range(400):
-                if meter.processes > before:
+                if monitor.processes > before:
                     break
                 time.sleep(0.05)
-            child.communicate()
-    assert meter.processes == before + 1
-
-
-def test_a_stage_finds_its_own_meter_and_no_thread_finds_another_ones() -> None:
-    found: list[MemoryMonitor | None] = []
-    with MemoryMonitor() as outer:
-        assert running_monitor() is outer
-        with MemoryMonitor() as inner:
-            assert running_monitor() is inner
-        assert running_monitor() is outer
-        thread = threading.Thread(target=lambda: found.append(running_monitor()))
-        thread.start()
-        thread.join()
-    assert found == [None]
-    assert running_monitor() is None
+    assert monitor.processes == before + 1
