@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -25,6 +24,7 @@ from rosepo.cli.options import (
 from rosepo.cli.run_stages import quoted, resolve, run_all, run_named
 from rosepo.cli.tools import compare, experiments, recommend, report
 from rosepo.run.paths import of_round
+from rosepo.run.signals import interrupt_on_sigterm
 
 app = typer.Typer(
     name="rosepo",
@@ -188,13 +188,8 @@ app.command("experiments")(experiments)
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of the `rosepo` command."""
-    # `ray job stop` and cluster managers send SIGTERM: take the same clean way out as Ctrl-C.
-    signal.signal(signal.SIGTERM, _interrupt)
+    interrupt_on_sigterm()
     app(args=list(arguments) if arguments is not None else None)
-
-
-def _interrupt(number: int, frame: Any) -> None:
-    raise KeyboardInterrupt
 
 
 @app.callback(invoke_without_command=True)

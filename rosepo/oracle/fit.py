@@ -30,7 +30,7 @@ from rosepo.oracle.sasrec import SASRec, SASRecConfig
 from rosepo.oracle.sasrec_data import NextItemLoss, Sequences, batch_tensors, epoch_batches, ranks_of
 from rosepo.training.ema import follow_mean
 from rosepo.training.metric_log import METRICS_FILE, MetricLog
-from rosepo.training.trainer import root_cause, trainer_class
+from rosepo.training.trainer import root_cause, run_trainer
 from rosepo.utils.console import Progress, follow
 from rosepo.utils.errors import StageError
 
@@ -53,13 +53,14 @@ def fit_oracles(
     """
     import ray.data
     from ray.train import DataConfig, RunConfig, ScalingConfig, TrainingFailedError
+    from ray.train.torch import TorchTrainer
 
     oracle = config.oracle
     longest = int(max(_longest(train, "items") - 1, _longest(validation, "history"), 1))
     network = SASRecConfig(len(catalogue), longest, oracle.hidden_size, oracle.layers, oracle.heads, oracle.dropout)
     # In memory from the start and whole for every worker: no read task asks for a CPU that the workers hold.
     blocks = {"train": train, "validation": validation}
-    trainer = trainer_class()(
+    trainer = TorchTrainer(
         _worker,
         train_loop_config={
             "oracle": oracle,
@@ -85,7 +86,7 @@ def fit_oracles(
                 model.folder.mkdir(exist_ok=True)
                 show = _show(progress, oracle.max_epochs * number, str(model))
                 stack.enter_context(follow(model.folder / METRICS_FILE, show))
-            trainer.fit()
+            run_trainer(trainer)
     except TrainingFailedError as error:
         raise StageError(root_cause("oracle", oracle.workers, error)) from error
     finally:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import signal
-import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -73,8 +71,7 @@ def _make(config: Config, root: Path, plans: Sequence[Plan], made: list[str]) ->
         else:
             pairs = streamed.get(plan.stage.name)
             echo(f"{label}: {plan.stage.purpose}{f', while {pairs.stage.name} samples' if pairs else ''}")
-            with _own_interrupts():
-                manifest = _run_streamed(config, root, pairs, plan) if pairs else _run_stage(config, root, plan)
+            manifest = _run_streamed(config, root, pairs, plan) if pairs else _run_stage(config, root, plan)
             made.append(plan.stage.name)
             echo(f"{label}: {duration(manifest['seconds'])} → {folder}")
         if plan.stage.name == "evaluate":
@@ -107,19 +104,6 @@ def draw_report(config: Config, root: Path) -> Path:
 def paths_of(config: Config, root: Path, stage: Stage) -> RunPaths:
     """The run's folders as a stage sees them."""
     return RunPaths(root, stage.round, moved=config.pairs.reference == "moved")
-
-
-@contextmanager
-def _own_interrupts() -> Iterator[None]:
-    """Put the handler of Ctrl-C back that was there before: libraries leave theirs behind."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    handler = signal.getsignal(signal.SIGINT)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, handler)
 
 
 def _run_streamed(config: Config, root: Path, pairs: Plan, align: Plan) -> dict[str, Any]:

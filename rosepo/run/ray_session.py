@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from rosepo.config import RayConfig
+from rosepo.run.signals import handlers_kept
 from rosepo.utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -61,8 +63,10 @@ def ray_session(config: RayConfig, debug: bool = False) -> Iterator[None]:
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         # Ray Tune's newer output prints a banner whatever its verbosity; the older one keeps quiet.
         os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    # Ray's own handler of SIGTERM, which leaves with another exit code, is for programs that have none.
+    own = [signal.SIGTERM] if callable(signal.getsignal(signal.SIGTERM)) else []
     try:
-        with nullcontext() if debug else _core_muted():
+        with nullcontext() if debug else _core_muted(), handlers_kept(*own):
             if joining:
                 ray.init(address=config.address, log_to_driver=debug, logging_level=level)
             else:

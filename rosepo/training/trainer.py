@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import shutil
+import signal
 import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+from rosepo.run.signals import handlers_kept
 from rosepo.training.checkpoint.checkpoint_files import remove_checkpoints, steps_done
 from rosepo.training.checkpoint.saver import agreed_start
 from rosepo.training.engine import prepare_process
@@ -23,6 +24,9 @@ from rosepo.training.metric_log import METRICS_FILE
 from rosepo.training.task import Task
 from rosepo.utils.console import Progress, echo, follow
 from rosepo.utils.errors import StageError, UserError
+
+if TYPE_CHECKING:
+    from ray.train.torch import TorchTrainer
 
 _LESS_MEMORY = "lower {name}.micro_batch_size or model.max_length, or set {name}.activation_checkpointing=true"
 
@@ -57,15 +61,13 @@ def fit(
     import ray.train
 
     storage = out / "_ray_train"
-    shutil.rmtree(storage, ignore_errors=True)
     steps, name = task.plan.schedule.steps, label or task.name
     before = steps_done(out, task.origin)
     if before:
         echo(f"  {name} goes on from step {before:,} of {steps:,} that an earlier run reached")
     try:
-        reached = partial(steps_done, out, task.origin)
-        with _Watch(name, steps, reached, show, beside) as watch, follow(out / METRICS_FILE, watch.line):
-            result = _trainer(task, out, storage, gpu).fit()
+        with _Watch(name, steps, show, beside) as watch, follow(out / METRICS_FILE, watch.line):
+            result = _fit_with_retries(task, out, storage, gpu, name)
     except ray.train.TrainingFailedError as error:
         raise _told(task, out, error) from error
     finally:
@@ -80,25 +82,41 @@ def fit(
     return figures
 
 
-def _trainer(task: Task, out: Path, storage: Path, gpu: bool) -> Any:
-    """The `TorchTrainer` of a task; Ray Train keeps its own files in `storage`."""
+def _fit_with_retries(task: Task, out: Path, storage: Path, gpu: bool, name: str) -> Any:
+    """Train, again where workers were lost, at most `retries` times.
+
+    Ray Train's own `max_failures` would also start a training again that raised an error, which comes again.
+    """
+    import ray.train
+
+    lost = 0
+    while True:
+        shutil.rmtree(storage, ignore_errors=True)
+        try:
+            return run_trainer(_trainer(task, out, storage, gpu))
+        except ray.train.TrainingFailedError as error:
+            if lost == task.train.retries or not lost_worker(error):
+                raise
+        lost += 1
+        reached, steps = steps_done(out, task.origin), task.plan.schedule.steps
+        echo(f"  a worker of {name} was lost: it goes on from step {reached:,} of {steps:,}")
+
+
+def _trainer(task: Task, out: Path, storage: Path, gpu: bool) -> TorchTrainer:
+    """The trainer of a task; Ray Train keeps its own files in `storage`."""
     import ray
     import ray.train
-    from ray.train.torch import TorchConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
 
     train = task.train
-    return trainer_class()(
+    return TorchTrainer(
         _worker,
         train_loop_config={"task": ray.put(task), "out": str(out), "gpu": gpu},
         scaling_config=ray.train.ScalingConfig(
             num_workers=train.workers, use_gpu=gpu, resources_per_worker={"CPU": train.cpus_per_worker}
         ),
         torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
-        run_config=ray.train.RunConfig(
-            name=task.name,
-            storage_path=str(storage),
-            failure_config=ray.train.FailureConfig(max_failures=train.retries),
-        ),
+        run_config=ray.train.RunConfig(name=task.name, storage_path=str(storage)),
         datasets={"train": plan_dataset(task.plan)},
         dataset_config=feed_config(task.plan, partial(steps_done, out, task.origin)),
     )
@@ -107,16 +125,8 @@ def _trainer(task: Task, out: Path, storage: Path, gpu: bool) -> Any:
 class _Watch:
     """The progress line of a training, out of the lines of its metrics."""
 
-    def __init__(
-        self,
-        name: str,
-        steps: int,
-        reached: Callable[[], int],
-        show: Report | None,
-        beside: Callable[[], str] | None,
-    ) -> None:
-        """`reached`: steps that the newest checkpoint holds."""
-        self.name, self.steps, self.reached, self.show, self.beside = name, steps, reached, show, beside
+    def __init__(self, name: str, steps: int, show: Report | None, beside: Callable[[], str] | None) -> None:
+        self.name, self.steps, self.show, self.beside = name, steps, show, beside
         self._progress: Progress | None = None
         self._begun = 0.0
 
@@ -135,8 +145,6 @@ class _Watch:
             self._progress = Progress(self.name, self.steps, "steps", before=step, beside=self.beside).__enter__()
             self._begun = time.monotonic()
             return
-        if step <= self._progress.done:
-            echo(f"  a worker of {self.name} was lost: it goes on from step {self.reached():,} of {self.steps:,}")
         # Lines that are read together say nothing about speed yet.
         if time.monotonic() - self._begun > 1.0 or step == self.steps:
             self._progress.update(step - self._progress.done, **shown(figures))
@@ -163,7 +171,8 @@ def shown(figures: dict[str, Any]) -> dict[str, float]:
     return {label: figures[name] for name, label in names.items() if name in figures}
 
 
-def _worker(config: dict[str, Any]) -> dict[str, Any] | None:
+def _worker(config: dict[str, Any]) -> Any:
+    """What each worker runs; Ray Train returns what rank 0 does."""
     import ray
     import ray.train
     from ray.train.torch import get_device
@@ -244,43 +253,14 @@ def _innermost(error: BaseException) -> BaseException:
     return error
 
 
-def trainer_class() -> Any:
-    """Ray Train's `TorchTrainer`, for every training here: one that leaves Ctrl-C to Python, and starts workers again
-    only where they were lost."""
-    import ray
-    from ray.train.torch import TorchTrainer
-    from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision
-    from ray.train.v2.api.exceptions import WorkerGroupError
+def run_trainer(trainer: TorchTrainer) -> Any:
+    """The result of `trainer.fit()`, out of which Ctrl-C comes as KeyboardInterrupt.
 
-    class Policy(DefaultFailurePolicy):
-        """An error of the training itself is raised at once: Ray Train would start it again too."""
-
-        def make_decision(self, training_failed_error: Any) -> FailureDecision:
-            if isinstance(training_failed_error, WorkerGroupError) and not lost_worker(training_failed_error):
-                return FailureDecision.RAISE
-            return super().make_decision(training_failed_error)
-
-    class Trainer(TorchTrainer):
-        """Leaves Ctrl-C to Python: Ray Train's own handler would end this process with exit code 0."""
-
-        _controller: Any = None
-
-        def _initialize_and_run_controller(self, **arguments: Any) -> Any:
-            settings: Any = self.run_config.failure_config
-            start: Any = getattr(super(), "_initialize_and_run_controller")  # noqa: B009  (no public name)
-            return start(**arguments | {"failure_policy": Policy(settings)})
-
-        def _register_sigint_handler(self, controller: Any) -> None:
-            self._controller = controller
-
-        def fit(self) -> Any:
-            try:
-                return super().fit()
-            except KeyboardInterrupt:
-                if self._controller is not None:
-                    # The controller ends itself in abort(), which looks like an error from here.
-                    with contextlib.suppress(ray.exceptions.RayError):
-                        ray.get(self._controller.abort.remote(), timeout=30)
-                raise
-
-    return Trainer
+    While it trains, Ray Train has a handler of its own for Ctrl-C: it ends the workers, and then this process by a
+    SystemExit, whose code says nothing.
+    """
+    with handlers_kept(signal.SIGINT):
+        try:
+            return trainer.fit()
+        except SystemExit as stopped:
+            raise KeyboardInterrupt from stopped

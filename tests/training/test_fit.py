@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -48,17 +50,23 @@ def test_a_shuffled_epsilon_reaches_two_workers_through_ray_data(ray_cluster, ru
 
 @dataclass
 class Broken(SftTask):
-    """Fails on every worker."""
+    """Fails on every worker, which each leave a file."""
+
+    tries: Path = Path()
 
     def build(self) -> nn.Module:
+        (self.tries / str(os.getpid())).touch()
         raise ValueError("the weights are gone")
 
 
-def test_a_failing_worker_is_told_in_one_sentence(ray_cluster, tiny_run, tmp_path):
-    task: Any = sft_task(tiny_config(workers=2), tiny_run)
-    broken = Broken(task.config, task.catalogue, task.plan, task.validation)
+def test_an_error_of_the_training_is_told_in_one_sentence_and_not_tried_again(ray_cluster, tiny_run, tmp_path):
+    task: Any = sft_task(tiny_config(workers=2, retries=2), tiny_run)
+    tries, out = tmp_path / "tries", tmp_path / "out"
+    tries.mkdir()
+    broken = Broken(task.config, task.catalogue, task.plan, task.validation, tries=tries)
     with pytest.raises(StageError, match=r"^sft: worker [01] of 2 failed with ValueError: the weights are gone$"):
-        fit(broken, tmp_path)
+        fit(broken, out)
+    assert len(list(tries.iterdir())) <= 2
 
 
 def test_what_a_worker_tells_the_user_is_found_whatever_else_failed():

@@ -15,10 +15,12 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import pytest
 import torch.distributed as dist
 from torch import Tensor
 
+from rosepo.cli.exit_codes import EXIT_INTERRUPTED
 from rosepo.config import Config, dump_config
 from rosepo.pipeline.fingerprints import stage_settings
 from rosepo.run.manifest import MANIFEST, read_manifest
@@ -64,6 +66,22 @@ def deadly(config: Config, run: RunPaths, scratch: Path, deaths: int) -> Deadly:
     )
 
 
+def prepared(run: RunPaths, root: Path, config: Config) -> Path:
+    """A run's folder with the settings, in which `prepare` is done."""
+    shutil.copytree(run.examples, root / "examples")
+    made = {
+        "fingerprint": "made", "settings": stage_settings(config, find_stage("prepare")), "created": now(), "seconds": 0
+    }  # fmt: skip
+    write_json(root / "examples" / MANIFEST, made)
+    (root / "job.yaml").write_text(dump_config(config))
+    return root
+
+
+def wait_for_checkpoint(job: subprocess.Popen[bytes], root: Path) -> None:
+    while job.poll() is None and not any(newest_checkpoint(part) for part in root.glob(".sft.*.partial")):
+        time.sleep(0.02)
+
+
 @pytest.mark.parametrize("kind", ["full", "lora"])
 def test_a_killed_worker_is_started_again_and_the_training_ends_as_one_never_stopped(
     kind: str,
@@ -88,20 +106,35 @@ def test_a_killed_worker_is_started_again_and_the_training_ends_as_one_never_sto
     assert figures["rows"] == 120
 
 
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_command_ends_its_workers_and_leaves_no_stage(
+    how: signal.Signals, tiny_run: RunPaths, tmp_path: Path
+) -> None:
+    config = config_of(1, epochs=1000, checkpoint_every=10, log_every=10)
+    root = prepared(tiny_run, tmp_path / "run", config)
+    with (tmp_path / "log").open("w") as log:
+        command = [sys.executable, "-m", "rosepo", "sft", "--config", str(root / "job.yaml"), "--out", str(root)]
+        job = subprocess.Popen(command, stdout=log, stderr=log)
+        wait_for_checkpoint(job, root)
+        started = psutil.Process(job.pid).children(recursive=True)
+        workers = [process for process in started if "TrainWorker" in process.cmdline()[0]]
+        job.send_signal(how)
+        job.wait()
+    assert job.returncode == EXIT_INTERRUPTED, (tmp_path / "log").read_text()
+    assert "interrupted: no stage was left half-written" in (tmp_path / "log").read_text()
+    assert workers
+    assert not psutil.wait_procs(started, timeout=30)[1]
+    assert not (root / "sft").exists()
+
+
 def test_the_same_command_goes_on_after_the_whole_job_was_killed(tiny_run: RunPaths, tmp_path: Path) -> None:
     config = config_of(1, epochs=15, checkpoint_every=10, log_every=10, validate_every=60)
-    root, whole = tmp_path / "run", tmp_path / "whole"
-    shutil.copytree(tiny_run.examples, root / "examples")
-    made = {
-        "fingerprint": "made", "settings": stage_settings(config, find_stage("prepare")), "created": now(), "seconds": 0
-    }  # fmt: skip
-    write_json(root / "examples" / MANIFEST, made)
-    (root / "job.yaml").write_text(dump_config(config))
+    whole = tmp_path / "whole"
+    root = prepared(tiny_run, tmp_path / "run", config)
     command = [sys.executable, "-m", "tests.training.job", str(root)]
     with (tmp_path / "first.log").open("w") as log:
         job = subprocess.Popen(command, stdout=log, stderr=log)
-        while job.poll() is None and not any(newest_checkpoint(part) for part in root.glob(".sft.*.partial")):
-            time.sleep(0.02)
+        wait_for_checkpoint(job, root)
         job.send_signal(signal.SIGKILL)
         job.wait()
     assert job.returncode == -signal.SIGKILL, (tmp_path / "first.log").read_text()

@@ -27,7 +27,7 @@ from rosepo.utils.arrays import ranges
 from rosepo.utils.errors import user_error_from
 
 if TYPE_CHECKING:
-    from ray.data import DataIterator, Dataset
+    from ray.data import DataContext, DataIterator, Dataset
 
 Arrays = dict[str, np.ndarray]
 
@@ -195,17 +195,20 @@ def feed_config(plan: FeedPlan, first: Callable[[], int] = int) -> Any:
         ) -> list[dict[str, DataIterator]]:
             begin = first()
             left = {name: plan_dataset(plan, begin) if begin else ds for name, ds in datasets.items()}
+            for dataset in left.values():
+                bound(dataset.context)
             return [{name: stream(ds, rank, world_size) for name, ds in left.items()} for rank in range(world_size)]
 
-    def stream(dataset: Dataset, rank: int, world: int) -> DataIterator:
-        copy = dataset.copy(dataset)
-        copy.context.target_max_block_size = BLOCK_BYTES
-        copy.context.execution_no_progress_timeout_s = -1  # Ray 2.60 ends a stream that waits for half an hour
-        copy.context.execution_options = ExecutionOptions(
+    def bound(context: DataContext) -> None:
+        context.target_max_block_size = BLOCK_BYTES
+        context.execution_no_progress_timeout_s = -1  # Ray 2.60 ends a stream that waits for half an hour
+        context.execution_options = ExecutionOptions(
             preserve_order=True, resource_limits=ExecutionResources(object_store_memory=STREAM_BYTES)
         )
+
+    def stream(dataset: Dataset, rank: int, world: int) -> DataIterator:
         ready = map_by_actors(
-            copy,
+            dataset,
             Fetcher,
             fn_constructor_args=(kept, rank, world),
             batch_size=None,
