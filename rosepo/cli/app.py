@@ -144,8 +144,8 @@ def evaluate(
     debug: DebugOption = False,
 ) -> None:
     def work() -> None:
-        given = {"models": model, "predictions": predictions}
-        settings = [f"evaluate.{key}=[{', '.join(map(quoted, found))}]" for key, found in given.items() if found]
+        external = {"models": model, "predictions": predictions}
+        settings = [f"evaluate.{key}=[{', '.join(map(quoted, found))}]" for key, found in external.items() if found]
         run_named(out, config, [*settings, *(set_ or [])], ["evaluate"], overwrite, debug)
 
     exit_on_error(work, debug)

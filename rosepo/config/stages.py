@@ -36,12 +36,12 @@ class EvaluateConfig(ActorsConfig):
     often that is no title of the catalogue; 0 leaves it out. Where prompts list candidates, every example is."""
 
     @property
-    def given(self) -> dict[str, ExternalSystem]:
+    def external(self) -> dict[str, ExternalSystem]:
         """The systems of `models` and `predictions` by name."""
         return external_systems(self.models, self.predictions)
 
     @model_validator(mode="after")
-    def _given(self) -> EvaluateConfig:
+    def _external(self) -> EvaluateConfig:
         external_systems(self.models, self.predictions)
         return self
 

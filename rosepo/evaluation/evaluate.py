@@ -51,33 +51,33 @@ def evaluate(config: Config, paths: RunPaths, out: Path) -> dict[str, Any]:
     folders = {name: folder for name, folder in (("sft", paths.sft), ("aligned", paths.aligned)) if folder.is_dir()}
     oracle = oracle_name(paths.oracle)
     absent = _tell_absent(paths, folders, oracle)
-    given = settings.given
+    external = settings.external
     models = {name: str(folder) for name, folder in folders.items()}
-    for name, one in given.items():
-        if one.kind == "models":
-            check_external_model(one, catalogue, config.model)
-            models[name] = folder_or_id(one.location)
+    for name, system in external.items():
+        if system.kind == "models":
+            check_external_model(system, catalogue, config.model)
+            models[name] = folder_or_id(system.location)
     ambiguous = config.prepare.duplicate_titles == "disambiguate"
-    predictions = [read_predictions(one, catalogue, examples, ambiguous) for one in given.values()
-                   if one.kind == "predictions"]  # fmt: skip
+    predictions = [read_predictions(system, catalogue, examples, ambiguous) for system in external.values()
+                   if system.kind == "predictions"]  # fmt: skip
     ranking = Ranking(config, paths, out, catalogue, plan_parts(examples))
     seconds = ranking.by_scorers(with_oracle=oracle is not None) | ranking.by_models(models)
     ranking.by_predictions(predictions)
     own = [name for name in MODELS if name not in absent]
-    metrics, exposure = evaluate_rankings(config, paths, catalogue, examples, ranking.folder, [*own, *given])
+    metrics, exposure = evaluate_rankings(config, paths, catalogue, examples, ranking.folder, [*own, *external])
     free_generation(ranking, models, metrics)
     metrics["oracle"] = oracle
     metrics["cut"] = {name: count_cut(ranking.folder_of(name)) for name in models}
     _tell_cut(metrics["cut"], n)
-    metrics["given"] = {name: {"kind": one.kind, "location": one.location} for name, one in given.items()}
+    metrics["external"] = {name: {"kind": one.kind, "location": one.location} for name, one in external.items()}
     for lists in predictions:
-        metrics["given"][lists.name] |= dict(lists.counts)
+        metrics["external"][lists.name] |= dict(lists.counts)
     write_json(out / METRICS_FILE, metrics)
     pq.write_table(exposure, out / EXPOSURE_FILE, compression="zstd")
     figures = {name: {key: models[key]["value"] for key in ("hr@1", "hr@10", "ndcg@10")}
                for name, models in metrics["models"].items()}  # fmt: skip
     return {"n_examples": n, "n_users": metrics["n_users"], "split": settings.split, "models": figures,
-            "cut": metrics["cut"], "left_out": absent, "given": metrics["given"],
+            "cut": metrics["cut"], "left_out": absent, "external": metrics["external"],
             "ranking_seconds": seconds}  # fmt: skip
 
 

@@ -79,8 +79,8 @@ def evaluate_rankings(
 def compared(names: Sequence[str]) -> list[tuple[str, str]]:
     """Pairs of systems whose differences are told: of others' systems each with each of the run's own and with those
     behind it."""
-    given = [name for name in names if name not in OWN]
-    pairs = [*COMPARED, *itertools.product(given, OWN), *itertools.combinations(given, 2)]
+    external = [name for name in names if name not in OWN]
+    pairs = [*COMPARED, *itertools.product(external, OWN), *itertools.combinations(external, 2)]
     return [(a, b) for a, b in pairs if a in names and b in names]
 
 

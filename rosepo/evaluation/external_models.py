@@ -49,7 +49,7 @@ def load_external(path: str, catalogue: Catalogue, prompts: ModelConfig, max_his
     return Recommender(model, tokenizer, builder, catalogue, max_history)
 
 
-def check_external_model(given: ExternalSystem, catalogue: Catalogue, prompts: ModelConfig) -> None:
+def check_external_model(system: ExternalSystem, catalogue: Catalogue, prompts: ModelConfig) -> None:
     """Refuse a model that could not rank a catalogue, from its config and tokenizer alone; no weights are loaded.
 
     Raises:
@@ -58,21 +58,21 @@ def check_external_model(given: ExternalSystem, catalogue: Catalogue, prompts: M
     from rosepo.lm.model.loading import adapter_base, find_source, load_model_config, load_tokenizer
     from rosepo.lm.model.policy import max_positions
 
-    folder = Path(given.location).expanduser()
+    folder = Path(system.location).expanduser()
     try:
         if _is_rosepos(folder):
             check_catalogue(folder, catalogue)
-            _check_prompts(given, folder, prompts)
+            _check_prompts(system, folder, prompts)
             return
-        source = find_source(given.location)
+        source = find_source(system.location)
         base = find_source(*adapter_base(source)) if source.adapter else source
         settings = load_model_config(base)
-        _builder(given.location, settings, catalogue, prompts, load_tokenizer(given.location))
+        _builder(system.location, settings, catalogue, prompts, load_tokenizer(system.location))
     except UserError as error:
-        raise UserError(str(error).replace("model.path", given.key)) from error
+        raise UserError(str(error).replace("model.path", system.key)) from error
     positions = max_positions(settings)
     if positions is not None and positions < prompts.max_length:
-        echo(f"  {given.name}: prompts of at most {positions} tokens, its positions, instead of model.max_length="
+        echo(f"  {system.name}: prompts of at most {positions} tokens, its positions, instead of model.max_length="
             f"{prompts.max_length}")  # fmt: skip
 
 
@@ -93,7 +93,7 @@ def check_catalogue(folder: Path, catalogue: Catalogue) -> None:
         )
 
 
-def _check_prompts(given: ExternalSystem, folder: Path, prompts: ModelConfig) -> None:
+def _check_prompts(system: ExternalSystem, folder: Path, prompts: ModelConfig) -> None:
     """Refuse a model of rosepo that needs candidates where the run has none; say where it is the other way round."""
     from rosepo.lm.model.model_folder import read_settings
 
@@ -104,7 +104,7 @@ def _check_prompts(given: ExternalSystem, folder: Path, prompts: ModelConfig) ->
             "and this run lists none: give a model without, or evaluate it in a run whose prompts list them"
         )
     if prompts.template.candidates and not listing:
-        echo(f"  {given.name}: its prompts list no candidates, so it ranks them, and answers freely without them")
+        echo(f"  {system.name}: its prompts list no candidates, so it ranks them, and answers freely without them")
 
 
 def external_digests(config: Config) -> dict[str, str]:
@@ -114,16 +114,16 @@ def external_digests(config: Config) -> dict[str, str]:
         UserError: predictions that are not there.
     """
     found: dict[str, str] = {}
-    for given in config.evaluate.given.values():
-        found |= digests_of(sources_of(given))
+    for system in config.evaluate.external.values():
+        found |= digests_of(sources_of(system))
     return found
 
 
-def sources_of(given: ExternalSystem) -> list[Source]:
+def sources_of(system: ExternalSystem) -> list[Source]:
     """The files behind a system; none behind a hub id."""
-    if given.kind == "predictions":
-        return find_sources(given.location, "auto", given.key)
-    folder = Path(given.location).expanduser()
+    if system.kind == "predictions":
+        return find_sources(system.location, "auto", system.key)
+    folder = Path(system.location).expanduser()
     endings = (".json", ".safetensors", ".parquet", ".model", ".txt")  # vocabularies and merges are text
     files = sorted(folder.iterdir()) if folder.is_dir() else []
     return [Source(str(path.absolute()), "") for path in files if path.suffix in endings and path.name[0] != "_"]

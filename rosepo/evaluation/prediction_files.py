@@ -1,6 +1,8 @@
-"""Other systems' recommendations in a user's file: whose they are, and which items in which order.
+"""Lists of other systems in a user's files: whose they are, and which items they hold in which order.
 
-A row is a user (or an example) with a list, or one entry of a list with its rank or score.
+Parquet, CSV or JSON Lines, in one of two shapes: a row is an example (or a user) with a list `items` of titles or item
+ids, which CSV has as JSON; or a row is one entry of a list, an `item_id` with its `rank` (lowest first) or `score`
+(highest first).
 """
 
 from __future__ import annotations
@@ -19,197 +21,175 @@ from rosepo.data.readers.columns import ids, numbers
 from rosepo.data.readers.formats import Header, read_header, read_piece
 from rosepo.data.readers.sources import Source
 from rosepo.data.titles import normalised
+from rosepo.evaluation.rankings import NO_ITEM
 from rosepo.utils.errors import UserError
 
-KEYS = ("example_id", "user_id", "userId", "user")
-LISTS = ("item_ids", "items", "titles", "recommendations", "predictions")
-ENTRIES = ("item_id", "itemId", "movieId", "movie_id", "item", "title")
-ORDERS = ("rank", "score")
-UNKNOWN = -2
-"""What stands for an entry that is no item of the catalogue."""
-_IDS, _TITLES = ("item_id", "item_ids", "itemId", "movieId", "movie_id"), ("title", "titles")
-_FORMATS = ("parquet", "csv", "tsv", "jsonl")
+_FORMATS = ("parquet", "csv", "jsonl")
 
 
 @dataclass(frozen=True)
-class Layout:
+class Shape:
     """What the columns of a file are.
 
     Attributes:
-        key: column that says whose a row is; `by_example` where it names examples.
-        entries: column of items; `listed` where a row has a list of them.
-        order: column that orders the entries of one list; None where they come as lists.
+        key: the column that says whose a row is: example_id where there is one, else user_id.
+        order: the column that orders entries, rank or score; None where a row has a list.
     """
 
     key: str
-    entries: str
-    listed: bool
     order: str | None
 
     @property
-    def by_example(self) -> bool:
-        return self.key == "example_id"
+    def items(self) -> str:
+        """The column of items."""
+        return "items" if self.order is None else "item_id"
 
 
-@dataclass(frozen=True)
-class Answers:
-    """A stretch of rows. Where they come as lists, `lengths` int64 says how many of `items` each of `keys` has; else
-    keys and items go together and `order` float64 ranks them, lowest first. Items are int32 indexes, or UNKNOWN."""
-
-    keys: pa.Array
-    items: np.ndarray
-    lengths: np.ndarray | None
-    order: np.ndarray | None
-
-
-class ItemReader:
-    """Item ids or titles to item indexes, each text looked up once.
-
-    Args:
-        ambiguous: titles may be shared: of `Hamlet` and `Hamlet (2)` nobody but rosepo knows which is which.
-    """
-
-    def __init__(self, catalogue: Catalogue, ambiguous: bool) -> None:
-        self._catalogue, self._ambiguous = catalogue, ambiguous
-        self._titles = {normalised(title): index for index, title in enumerate(catalogue.titles)}
-        self._ids = {str(item): index for index, item in enumerate(catalogue.item_ids.tolist())}
-        self._known: dict[Any, int] = {}
-        self.unknown: list[Any] = []
-        self.misnamed: tuple[str, str] | None = None
-        """The first column that has names ids (or titles) and holds what is one of the other: its name, and which."""
-
-    def __call__(self, values: pa.Array, column: str, where: str) -> np.ndarray:
-        """Item indexes int32 of integers or text, UNKNOWN for what the catalogue does not hold (and for nulls).
-
-        Raises:
-            UserError: values of another type, or text that may mean two items.
-        """
-        if pa.types.is_string_view(values.type):
-            values = values.cast(pa.string())
-        kind = values.type.value_type if pa.types.is_dictionary(values.type) else values.type
-        if pa.types.is_null(kind):
-            return np.full(len(values), UNKNOWN, dtype=np.int32)
-        if not (pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind)):
-            raise UserError(f"{where}: column '{column}' holds {kind}: items must be ids (integers or text) or titles")
-        coded = values if pa.types.is_dictionary(values.type) else values.dictionary_encode()
-        found = [self._index(value, column, where) for value in coded.dictionary.to_pylist()]
-        table = np.array([*found, UNKNOWN], dtype=np.int32)
-        return table[coded.indices.fill_null(len(found)).to_numpy(zero_copy_only=False)]
-
-    def _index(self, value: Any, column: str, where: str) -> int:
-        if value not in self._known:
-            self._known[value] = self._look_up(value, column, where)
-            if self._known[value] == UNKNOWN:
-                self.unknown.append(value)
-        return self._known[value]
-
-    def _look_up(self, value: Any, column: str, where: str) -> int:
-        text = str(value).strip()
-        by_id = None if column in _TITLES else self._ids.get(text)
-        by_title = None if column in _IDS or not isinstance(value, str) else self._titles.get(normalised(text))
-        if by_id is not None and by_title not in (None, by_id):
-            raise UserError(
-                f"{where}: {text!r} is the id of {self._catalogue.titles[by_id]!r} and the title of another item: "
-                "name the column item_ids or titles"
-            )
-        if by_title is not None and self._ambiguous:
-            other = self._titles.get(normalised(f"{text} (2)"))
-            if other is not None:
-                both = " and ".join(map(repr, self._catalogue.item_ids[[by_title, other]].tolist()))
-                raise UserError(f"{where}: {text!r} is the title of several items ({both}): give item ids instead")
-        found = by_id if by_id is not None else by_title
-        if found is None and self.misnamed is None:
-            if column in _IDS and normalised(text) in self._titles:
-                self.misnamed = column, "titles"
-            elif column in _TITLES and text in self._ids:
-                self.misnamed = column, "item_ids"
-        return UNKNOWN if found is None else found
-
-
-def layout_of(source: Source, header: Header, key: str) -> Layout:
+def shape_of(source: Source, header: Header, key: str) -> Shape:
     """What the columns of a file are.
 
     Args:
         key: of the configuration, for messages.
 
     Raises:
-        UserError: none says whose the rows are, none has items, or nothing orders them.
+        UserError: a file of another format, or columns of neither shape, or of both.
     """
+    where, names = f"{key}: {source.name}", header.names
     if source.format not in _FORMATS:
-        raise UserError(f"{key}: {source.name} is {source.format}: give Parquet, CSV, TSV or JSON Lines")
-    have = f"(it has {', '.join(header.names)})"
-    whose = next((name for name in KEYS if name in header.names), None)
+        raise UserError(f"{where} is {source.format}: give Parquet, CSV or JSON Lines")
+    have = f"(it has {', '.join(names)})"
+    whose = next((name for name in ("example_id", "user_id") if name in names), None)
     if whose is None:
-        raise UserError(f"{key}: {source.name} has no column 'user_id' or 'example_id' {have}: rename or add one")
-    entries = next((name for name in (*LISTS, *ENTRIES) if name in header.names), None)
-    if entries is None:
-        raise UserError(
-            f"{key}: {source.name} has no column 'items', 'titles', 'item_id' or 'title' {have}: rename one"
-        )
-    listed = entries in LISTS or _is_list(header.types[entries])
-    order = None if listed else next((name for name in ORDERS if name in header.names), None)
-    if not listed and order is None:
-        raise UserError(
-            f"{key}: {source.name} has one item a row and no column 'rank' or 'score' {have}: add one, or give lists "
-            "in a column 'items'"
-        )
-    return Layout(whose, entries, listed, order)
+        raise UserError(f"{where} has no column 'user_id' or 'example_id' {have}: rename or add one")
+    columns = [name for name in ("items", "item_id") if name in names]
+    if len(columns) != 1:
+        few = "both a column 'items' and a column 'item_id'" if columns else "no column 'items' or 'item_id'"
+        raise UserError(f"{where} has {few} {have}: give lists in 'items', or an 'item_id' a row")
+    if columns == ["items"]:
+        return Shape(whose, None)
+    orders = [name for name in ("rank", "score") if name in names]
+    if len(orders) != 1:
+        few = "both a column 'rank' and a column 'score'" if orders else "no column 'rank' or 'score'"
+        raise UserError(f"{where} has one item a row and {few} {have}: give one of them, or lists in a column 'items'")
+    return Shape(whose, orders[0])
 
 
-def read_answers(sources: Sequence[Source], reader: ItemReader, key: str) -> Iterator[tuple[Layout, Answers]]:
-    """All rows, a stretch at a time.
+class ItemIndex:
+    """Item ids and titles to item indexes.
+
+    Args:
+        titles: text may be a title; else it is an id.
+        ambiguous: titles may be shared: of `Hamlet` and `Hamlet (2)` nobody but rosepo knows which is which.
+
+    Attributes:
+        unknown: the first three entries that the catalogue does not hold.
+    """
+
+    def __init__(self, catalogue: Catalogue, titles: bool, ambiguous: bool) -> None:
+        self._catalogue, self._ambiguous = catalogue, ambiguous
+        self._titles = {normalised(title): index for index, title in enumerate(catalogue.titles)} if titles else {}
+        self._ids = {str(item): index for index, item in enumerate(catalogue.item_ids.tolist())}
+        self.unknown: list[Any] = []
+
+    def __call__(self, values: pa.Array, where: str) -> np.ndarray:
+        """Item indexes int32 of integers or text, NO_ITEM for what the catalogue does not hold (and for nulls).
+
+        Raises:
+            UserError: values of another type, or text that may mean two items.
+        """
+        if pa.types.is_string_view(values.type):
+            values = values.cast(pa.string())
+        encoded = pa.types.is_dictionary(values.type)
+        kind = values.type.value_type if encoded else values.type
+        if not (pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+            raise UserError(f"{where} holds {kind}: give item ids (integers or text) or, in lists, titles")
+        coded = values if encoded else values.dictionary_encode()
+        found = [self._look_up(value, where) for value in coded.dictionary.to_pylist()]
+        table = np.array([*found, NO_ITEM], dtype=np.int32)
+        return table[coded.indices.fill_null(len(found)).to_numpy(zero_copy_only=False)]
+
+    def _look_up(self, value: Any, where: str) -> int:
+        text = str(value).strip()
+        by_id = self._ids.get(text)
+        by_title = self._titles.get(normalised(text)) if isinstance(value, str) else None
+        if by_id is not None and by_title not in (None, by_id):
+            raise UserError(
+                f"{where} holds {text!r}, the id of {self._catalogue.titles[by_id]!r} and the title of another item: "
+                "give rows of item_id and rank, which are ids"
+            )
+        if by_title is not None and self._ambiguous:
+            other = self._titles.get(normalised(f"{text} (2)"))
+            if other is not None:
+                both = " and ".join(map(repr, self._catalogue.item_ids[[by_title, other]].tolist()))
+                raise UserError(f"{where} holds {text!r}, the title of several items ({both}): give item ids instead")
+        found = by_id if by_id is not None else by_title
+        if found is None and len(self.unknown) < 3 and value not in self.unknown:
+            self.unknown.append(value)
+        return NO_ITEM if found is None else found
+
+
+def read_headers(sources: Sequence[Source], key: str) -> tuple[list[Header], Shape]:
+    """The headers of the files, and the shape that all of them have.
 
     Raises:
-        UserError: see `layout_of`; files of several layouts; a key, rank or score that is missing or of another type;
-            a list that is none.
+        UserError: see `shape_of`; files of several shapes, or one that cannot be read.
     """
-    first: Layout | None = None
-    for source in sources:
-        header = read_header(source, "interactions")
-        layout = layout_of(source, header, key)
-        first = first or layout
-        if layout != first:
+    headers = [read_header(source, "interactions") for source in sources]
+    first, *others = (shape_of(source, header, key) for source, header in zip(sources, headers, strict=True))
+    for source, shape in zip(sources[1:], others, strict=True):
+        if shape != first:
             raise UserError(f"{key}: {source.name} has other columns than {sources[0].name}: give files of one kind")
-        # By the name `rating`, JSON Lines reads numbers as such whichever kind its first rows have.
-        columns = {"user_id": layout.key, "item_id": layout.entries}
-        columns |= {"rating": layout.order} if layout.order else {}
+    return headers, first
+
+
+def read_rows(
+    sources: Sequence[Source], headers: Sequence[Header], shape: Shape, index: ItemIndex, key: str
+) -> Iterator[tuple[pa.Array, np.ndarray, np.ndarray]]:
+    """All rows, a stretch at a time.
+
+    Yields:
+        whose the n rows are (int64 or text); their items, indexes int32, of lists one after the other; and of lists
+        their lengths int64 [n], of entries what orders them, float64 [n], lowest first.
+
+    Raises:
+        UserError: an id, rank or score that is missing or of another type; a list that is none.
+    """
+    # By the name `rating`, JSON Lines reads numbers as such whichever kind its first rows have.
+    columns = {"user_id": shape.key, "item_id": shape.items} | ({"rating": shape.order} if shape.order else {})
+    for source, header in zip(sources, headers, strict=True):
+        where = f"{key}: {source.name}"
         for piece in header.pieces:
             for row, table in read_piece(piece, header, columns, "interactions"):
-                if len(table):
-                    yield layout, _answers(table, layout, reader, f"{key}: {source.name}", row)
+                if not len(table):
+                    continue
+                values = table[shape.items].combine_chunks()
+                if shape.order is None:
+                    values, numbered = _flat_lists(values, where, row)
+                else:
+                    numbered = _ordered(table[shape.order], shape.order, where, row)
+                keys = ids(table[shape.key], shape.key, where, row)
+                yield keys, index(values, f"{where}: column '{shape.items}'"), numbered
 
 
-def _answers(table: pa.Table, layout: Layout, reader: ItemReader, where: str, row: int) -> Answers:
-    keys = ids(table[layout.key], layout.key, where, row)
-    column = table[layout.entries].combine_chunks()
-    if layout.listed:
-        values, lengths, name = _flat_lists(column, layout.entries, where, row)
-        return Answers(keys, reader(values, name, where), lengths, None)
-    assert layout.order is not None
-    remedy = f"'{layout.order}' must be a number in every row"
-    order = numbers(table[layout.order], layout.order, where, row, remedy)
-    if order.null_count:
-        raise UserError(f"{where}: {order.null_count} rows have no {layout.order}: {remedy}")
-    ranks = order.to_numpy(zero_copy_only=False)
-    return Answers(keys, reader(column, layout.entries, where), None, -ranks if layout.order == "score" else ranks)
+def _ordered(column: pa.ChunkedArray, name: str, where: str, row: int) -> np.ndarray:
+    remedy = f"'{name}' must be a number in every row"
+    values = numbers(column, name, where, row, remedy)
+    if values.null_count:
+        raise UserError(f"{where}: {values.null_count} rows have no {name}: {remedy}")
+    order = values.to_numpy(zero_copy_only=False)
+    return -order if name == "score" else order
 
 
-def _flat_lists(column: pa.Array, name: str, where: str, row: int) -> tuple[pa.Array, np.ndarray, str]:
-    """The entries of all lists end to end, the length of each list, 0 for a null, and the name that says what they are:
-    the column's, or that of a field inside of it."""
-    if not _is_list(column.type):
-        column = _parsed(column, name, where, row)
+def _flat_lists(column: pa.Array, where: str, row: int) -> tuple[pa.Array, np.ndarray]:
+    """The entries of all lists end to end, and the length of each list, 0 for a null."""
+    kind = column.type
+    if not (pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)):
+        column = _parsed(column, where, row)
     lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy(zero_copy_only=False).astype(np.int64)
-    values = column.flatten()
-    if pa.types.is_struct(values.type):  # as `rosepo recommend` writes them
-        inner = next((field for field in ("item_id", "title") if values.type.get_field_index(field) >= 0), None)
-        if inner is None:
-            raise UserError(f"{where}: column '{name}' holds {values.type}: give lists of titles or item ids")
-        return values.field(inner), lengths, inner
-    return values, lengths, name
+    return column.flatten(), lengths
 
 
-def _parsed(column: pa.Array, name: str, where: str, row: int) -> pa.Array:
+def _parsed(column: pa.Array, where: str, row: int) -> pa.Array:
     """Lists out of text that is JSON: of integers where there is nothing else, else of text."""
     rows: list[list[Any]] = []
     for number, text in enumerate(column.to_pylist(), row):
@@ -218,22 +198,18 @@ def _parsed(column: pa.Array, name: str, where: str, row: int) -> pa.Array:
         except (ValueError, RecursionError):  # also an integer of thousands of digits, and lists in lists in lists
             entries = text
         if not isinstance(entries, list) or not all(map(_is_entry, entries)):
-            shown = str(text)[:60]
             raise UserError(
-                f'{where}: row {number}: {name} {shown!r} is not a JSON list such as ["Title A", "Title B"]'
+                f"{where}: row {number}: items {str(text)[:60]!r} is not a JSON list such as "
+                '["Title A", "Title B"]: write one'
             )
         rows.append(entries)
-    given = [entry for entries in rows for entry in entries if entry is not None]
-    if all(isinstance(entry, int) and abs(entry) < 2**63 for entry in given):
+    try:
         return pa.array(rows, pa.list_(pa.int64()))
-    made = [[None if entry is None else str(entry) for entry in entries] for entries in rows]
-    return pa.array(made, pa.list_(pa.string()))
+    except (pa.ArrowException, OverflowError):
+        texts = [[None if entry is None else str(entry) for entry in entries] for entries in rows]
+        return pa.array(texts, pa.list_(pa.string()))
 
 
 def _is_entry(value: Any) -> bool:
     """Whether a value of JSON can be an item; a null stands for one that is not known."""
     return value is None or (isinstance(value, (str, int)) and not isinstance(value, bool))
-
-
-def _is_list(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))

@@ -21,7 +21,7 @@ from rosepo.config.external import ExternalSystem
 from rosepo.data.catalogue import Catalogue
 from rosepo.data.readers.columns import codes as places_of
 from rosepo.evaluation.external_models import sources_of
-from rosepo.evaluation.prediction_files import UNKNOWN, Answers, ItemReader, Layout, read_answers
+from rosepo.evaluation.prediction_files import ItemIndex, Shape, read_headers, read_rows
 from rosepo.evaluation.rankings import (
     DEPTH,
     NO_ITEM,
@@ -30,9 +30,9 @@ from rosepo.evaluation.rankings import (
     rankings_table,
     write_part,
 )
+from rosepo.utils.arrays import ranges
 from rosepo.utils.errors import UserError
 
-assert UNKNOWN == NO_ITEM
 PENDING = 1 << 22
 """Entries (16 bytes each) that may wait before all but the first `DEPTH` of each list are dropped; as many as are kept,
 if those are more."""
@@ -102,139 +102,123 @@ class Predictions:
         return "; ".join(part for part in parts if part)
 
 
-def read_predictions(given: ExternalSystem, catalogue: Catalogue, examples: Path, ambiguous: bool) -> Predictions:
+def read_predictions(system: ExternalSystem, catalogue: Catalogue, examples: Path, ambiguous: bool) -> Predictions:
     """The lists of a system.
 
     Args:
         examples: file that `write_examples` wrote.
-        ambiguous: see `ItemReader`.
+        ambiguous: see `ItemIndex`.
 
     Raises:
-        UserError: see `read_answers`; a list that stands twice, two entries of one rank, and files in which no list or
-            no item belongs to the run.
+        UserError: see `read_headers` and `read_rows`; a list that stands twice, two entries of one rank, and files in
+            which no list or no item belongs to the run.
     """
-    reader = ItemReader(catalogue, ambiguous)
-    collected: _Lists | None = None
-    for layout, answers in read_answers(sources_of(given), reader, given.key):
-        collected = collected or _Lists(layout, examples, given)
-        collected.add(answers)
-    if collected is None:
-        raise UserError(f"{given.key}: {given.location} has no rows: write one for each user")
-    lists = collected.lists()
-    counts, of_example = collected.counts, collected.of_example
-    found = np.zeros(len(lists), dtype=bool)
-    found[collected.present] = True
-    rows = np.where(found[of_example], of_example, -1)
-    if not found.any():
+    sources = sources_of(system)
+    headers, shape = read_headers(sources, system.key)
+    index = ItemIndex(catalogue, shape.order is None, ambiguous)
+    collected = _Lists(shape, examples, f"{system.key}: {system.location}")
+    add = collected.add_lists if shape.order is None else collected.add_entries
+    read = 0
+    for keys, items, numbered in read_rows(sources, headers, shape, index, system.key):
+        add(keys, items, numbered)
+        read += len(keys)
+    if not read:
+        raise UserError(f"{system.key}: {system.location} has no rows: write one for each user")
+    lists, counts = collected.finish(), collected.counts
+    if not collected.present.any():
         raise UserError(
-            f"{given.key}: nobody in {given.location} is among the {counts['examples']:,} measured examples "
-            f"({collected.layout.key} such as {collected.example_key()}): check ids and evaluate.split"
+            f"{system.key}: nobody in {system.location} is among the {counts['examples']:,} measured examples "
+            f"({shape.key} such as {collected.name_of(0)}): check ids and evaluate.split"
         )
     if not (lists >= 0).any():
-        shown = ", ".join(repr(value) for value in reader.unknown[:3])
-        if reader.misnamed is not None:
-            column, meant = reader.misnamed
-            raise UserError(
-                f"{given.key}: the column '{column}' of {given.location} holds {meant.replace('item_ids', 'item ids')} "
-                f"(such as {shown}): name it '{meant if collected.layout.listed else meant[:-1]}'"
-            )
+        shown = f"it has {', '.join(map(repr, index.unknown))}, " if index.unknown else ""
         raise UserError(
-            f"{given.key}: no entry of {given.location} is an item of the catalogue (it has {shown}, the catalogue "
-            f"{catalogue.titles[0]!r}, id {catalogue.item_ids[:1].tolist()[0]!r}): give its titles or item ids"
+            f"{system.key}: no entry of {system.location} is an item of the catalogue ({shown}the catalogue "
+            f"{catalogue.titles[0]!r}, id {catalogue.item_ids[:1].tolist()[0]!r}): give item ids or, in lists, titles"
         )
-    counts["missing"] = int((rows < 0).sum())
-    counts["shorter"] = int((lists[found, -1] == -1).sum())
-    counts["unknown_entries"] = int((lists == NO_ITEM).sum())
+    rows = np.where(collected.present[collected.of_example], collected.of_example, -1)
     repeated = _repeated(lists)
+    counts["missing"] = int((rows < 0).sum())
+    counts["shorter"] = int((lists[collected.present, -1] == -1).sum())
+    counts["unknown_entries"] = int((lists == NO_ITEM).sum())
     counts["repeated_entries"] = int(repeated.sum())
     lists[repeated] = NO_ITEM
-    if not collected.layout.by_example:
+    if shape.key == "user_id":
         shared = np.bincount(rows[rows >= 0], minlength=len(lists))
         counts["shared"] = int(shared[shared > 1].sum())
-    return Predictions(given.name, lists, rows, counts, reader.unknown)
+    return Predictions(system.name, lists, rows, counts, index.unknown)
 
 
 class _Lists:
-    """The rows of a file, sorted into lists by whose they are."""
+    """The rows of a file, sorted into lists by whose they are.
 
-    def __init__(self, layout: Layout, examples: Path, given: ExternalSystem) -> None:
-        self.layout, self.given = layout, given
-        column = pq.read_table(examples, columns=["example_id" if layout.by_example else "user_id"]).column(0)
-        coded = column.combine_chunks().dictionary_encode()
+    Attributes:
+        of_example: int64 [N], the list of every measured example.
+        present: bool, whether each list was in the file.
+        counts: as in `Predictions`.
+    """
+
+    def __init__(self, shape: Shape, examples: Path, where: str) -> None:
+        self._shape, self._where = shape, where
+        coded = pq.read_table(examples, columns=[shape.key]).column(0).combine_chunks().dictionary_encode()
         self._keys: pa.Array = coded.dictionary
         self.of_example = coded.indices.to_numpy(zero_copy_only=False).astype(np.int64)
-        self.counts: Counter[str] = Counter({"examples": len(column)})
-        self._filled = np.full((len(self._keys), DEPTH), -1, dtype=np.int32)
-        self._has = np.zeros(len(self._keys), dtype=bool)
+        self.present = np.zeros(len(self._keys), dtype=bool)
+        self.counts: Counter[str] = Counter({"examples": len(coded)})
+        self._lists = np.full((len(self._keys), DEPTH), -1, dtype=np.int32)
         self._entries: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
         self._waiting = 0
         self._strangers: list[pa.Array] = []
 
-    @property
-    def present(self) -> np.ndarray:
-        """Whether each key has a list; bool."""
-        return self._has
+    def name_of(self, code: int) -> str:
+        """Whose a list is, for messages."""
+        return repr(self._keys[code].as_py())
 
-    def example_key(self) -> str:
-        """One of the keys, for messages."""
-        return repr(self._keys[0].as_py())
+    def add_lists(self, keys: pa.Array, items: np.ndarray, lengths: np.ndarray) -> None:
+        """Whole lists, which stand end to end in `items`."""
+        codes = places_of(keys, self._keys)
+        self.counts["not_measured"] += int((codes < 0).sum())
+        named, times = np.unique(codes[codes >= 0], return_counts=True)
+        twice = named[(times > 1) | self.present[named]]
+        if len(twice):
+            raise UserError(f"{self._where} has two lists of {self._shape.key} {self.name_of(twice[0])}: keep one")
+        self.present[named] = True
+        row, place = np.repeat(codes, lengths), ranges(np.zeros_like(lengths), lengths)
+        kept = (row >= 0) & (place < DEPTH)
+        self._lists[row[kept], place[kept]] = items[kept]
 
-    def add(self, answers: Answers) -> None:
-        codes = places_of(answers.keys, self._keys)
+    def add_entries(self, keys: pa.Array, items: np.ndarray, order: np.ndarray) -> None:
+        """Entries of any lists."""
+        codes = places_of(keys, self._keys)
         known = codes >= 0
-        if answers.lengths is not None:
-            self.counts["not_measured"] += int((~known).sum())
-            self._fill(codes, answers.items, answers.lengths)
-            return
-        assert answers.order is not None
-        self._strangers.append(pc.unique(answers.keys.filter(pa.array(~known))))
-        self._entries.append((codes[known].astype(np.int32), answers.items[known], answers.order[known]))
+        self._strangers.append(pc.unique(keys.filter(pa.array(~known))))
+        self._entries.append((codes[known].astype(np.int32), items[known], order[known]))
         self._waiting += int(known.sum())
         if self._waiting > max(PENDING, len(self._entries[0][0])):
             self._entries, self._waiting = [self._first_entries()], 0
 
-    def lists(self) -> np.ndarray:
-        """All lists, when all rows were added."""
+    def finish(self) -> np.ndarray:
+        """All lists, int32 [n, DEPTH], when all rows were added."""
         if self._entries:
             self.counts["not_measured"] = len(pc.unique(pa.chunked_array(self._strangers)))
             codes, items, _ = self._first_entries()
-            named, lengths = np.unique(codes, return_counts=True)
-            self._fill(named, items, lengths)
-        return self._filled
+            self.present[codes] = True
+            self._lists[codes, np.arange(len(codes)) - np.searchsorted(codes, codes)] = items
+        return self._lists
 
     def _first_entries(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Of all entries so far the first `DEPTH` of each list, in order: code of the list, item, order."""
         codes, items, order = (np.concatenate(parts) for parts in zip(*self._entries, strict=True))
         sorting = np.lexsort((order, codes))
         codes, items, order = codes[sorting], items[sorting], order[sorting]
-        self._check_ranks(codes, order)
+        same = np.flatnonzero((codes[1:] == codes[:-1]) & (order[1:] == order[:-1]))
+        if len(same) and self._shape.order == "rank":  # entries of one score keep the order of the file
+            raise UserError(
+                f"{self._where} has two entries of rank {order[same[0]]:g} for {self._shape.key} "
+                f"{self.name_of(codes[same[0]])}: give every entry of a list a rank of its own"
+            )
         kept = np.arange(len(codes)) - np.searchsorted(codes, codes) < DEPTH
         return codes[kept], items[kept], order[kept]
-
-    def _fill(self, codes: np.ndarray, items: np.ndarray, lengths: np.ndarray) -> None:
-        """Put lists that stand end to end into their rows; codes below 0 are passed over."""
-        wanted = codes[codes >= 0]
-        named, times = np.unique(wanted, return_counts=True)
-        twice = named[(times > 1) | self._has[named]]
-        if len(twice):
-            whose = f"{self.layout.key} {self._keys[int(twice[0])].as_py()!r}"
-            raise UserError(f"{self.given.key}: {self.given.location} has two lists of {whose}: keep one")
-        self._has[named] = True
-        row = np.repeat(codes, lengths)
-        place = np.arange(len(row)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-        kept = (row >= 0) & (place < DEPTH)
-        self._filled[row[kept], place[kept]] = items[kept]
-
-    def _check_ranks(self, codes: np.ndarray, order: np.ndarray) -> None:
-        if self.layout.order != "rank":
-            return  # entries of one score keep the order of the file
-        same = np.flatnonzero((codes[1:] == codes[:-1]) & (order[1:] == order[:-1]))
-        if len(same):
-            whose = f"{self.layout.key} {self._keys[int(codes[same[0]])].as_py()!r}"
-            raise UserError(
-                f"{self.given.key}: {self.given.location} has two entries of rank {order[same[0]]:g} for {whose}: "
-                "give every entry of a list a rank of its own"
-            )
 
 
 def _repeated(lists: np.ndarray) -> np.ndarray:

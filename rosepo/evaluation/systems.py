@@ -151,11 +151,11 @@ class Ranking:
 
     def _made_from(self, name: str) -> dict[str, Any]:
         """What the rankings of a language model depend on beside examples and search."""
-        given = self.config.evaluate.given.get(name)
-        if given is None:
+        external = self.config.evaluate.external.get(name)
+        if external is None:
             return {"model": read_manifest(self.paths.sft if name == "sft" else self.paths.aligned)}
         prompts = self.config.model.model_dump(include={"template", "max_length"})
-        return {"model": given.location, "files": digests_of(sources_of(given)), "prompts": prompts}
+        return {"model": external.location, "files": digests_of(sources_of(external)), "prompts": prompts}
 
 
 def oracle_name(folder: Path) -> str | None:

@@ -37,12 +37,12 @@ def stage_settings(config: Config, stage: Stage) -> dict[str, Any]:
     # Parts of a streamed table are what training shuffles within: their size is then no matter of speed alone.
     streamed = {"pairs.stream", "pairs.part_groups"} if config.pairs.stream and "align" in stage.sections else set()
     # Models that rosepo did not train are read with the run's template.
-    given = bool(config.evaluate.models) and stage.kind == "evaluate"
+    external = bool(config.evaluate.models) and stage.kind == "evaluate"
     return {"seed": config.seed} | {
         key: value
         for key, value in flat.items()
         if key in streamed
-        or (given and (key == "model.max_length" or key.startswith("model.template.")))
+        or (external and (key == "model.max_length" or key.startswith("model.template.")))
         or (
             key not in unused
             and any(f"{key}.".startswith(f"{section}.") for section in stage.sections)

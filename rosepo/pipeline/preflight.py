@@ -131,20 +131,18 @@ def _check_systems(config: Config) -> None:
     Raises:
         UserError: naming the key.
     """
-    from rosepo.data.readers.formats import read_header
     from rosepo.evaluation.external_models import sources_of
-    from rosepo.evaluation.prediction_files import layout_of
+    from rosepo.evaluation.prediction_files import read_headers
     from rosepo.lm.model.loading import find_source
 
-    for given in config.evaluate.given.values():
-        if given.kind == "models":
-            try:
-                find_source(given.location)
-            except UserError as error:
-                raise UserError(str(error).replace("model.path", given.key)) from error
+    for system in config.evaluate.external.values():
+        if system.kind == "predictions":
+            read_headers(sources_of(system), system.key)
             continue
-        for source in sources_of(given):
-            layout_of(source, read_header(source, "interactions"), given.key)
+        try:
+            find_source(system.location)
+        except UserError as error:
+            raise UserError(str(error).replace("model.path", system.key)) from error
 
 
 def _local_gpus() -> int:

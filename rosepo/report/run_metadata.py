@@ -58,8 +58,8 @@ def run_metadata(
         reference = "the model that each round starts from" if paths.moved else "the SFT model, frozen"
         told = f"{paths.round}, each sampled from the model of the one before; reference: {reference}"
         facts.append(("Rounds of pairs and alignment", told))
-    if metrics.get("given"):
-        facts.append(("Other systems", "; ".join(_given(name, one) for name, one in metrics["given"].items())))
+    if metrics.get("external"):
+        facts.append(("Other systems", "; ".join(_external(name, one) for name, one in metrics["external"].items())))
     return facts
 
 
@@ -127,7 +127,7 @@ def _oracle(name: str, figures: Mapping[str, Any]) -> str:
     return name + (f", τ {figures['tau']:.3g}" if "tau" in figures else "")
 
 
-def _given(name: str, one: Mapping[str, Any]) -> str:
+def _external(name: str, one: Mapping[str, Any]) -> str:
     """A system that the run did not make: its name, where it came from, what was counted of it."""
     counts = ", ".join(f"{key.replace('_', ' ')} {value:,}" for key, value in one.items() if isinstance(value, int))
     kind = {"models": "model", "predictions": "predictions"}.get(one["kind"], one["kind"])

@@ -164,6 +164,14 @@ def why_unpaired(run: Run, base: Run) -> str | None:
     return None
 
 
+def read_metrics(path: Path) -> dict[str, Any]:
+    """An evaluation's `metrics.json`; what older ones call `given` is called `external`."""
+    metrics: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    if "given" in metrics:
+        metrics["external"] = metrics.pop("given")
+    return metrics
+
+
 def _of_other_data(both: str, n: Sequence[tuple[int, int]]) -> str:
     (mine, my_users), (theirs, their_users) = n
     return (
@@ -182,7 +190,7 @@ def _read(folder: Path, mark: str, name: str) -> Run:
             f"run `rosepo evaluate --out {folder}` first"
         )
     try:
-        metrics = json.loads(path.read_text(encoding="utf-8"))
+        metrics = read_metrics(path)
         models, _ = metrics["models"], (metrics["split"], metrics["n_users"], metrics["n_examples"])
     except (ValueError, KeyError, TypeError):
         raise UserError(

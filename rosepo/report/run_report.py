@@ -19,6 +19,7 @@ from rosepo.report.epsilon_summary import read_calibration, strategy_rows
 from rosepo.report.pages import uri, write_pages
 from rosepo.report.plots import curves, run_plots
 from rosepo.report.run_metadata import aligned_figures, manifests_of, reproduction, run_metadata
+from rosepo.report.run_reader import read_metrics
 from rosepo.report.segment_tables import group_tables
 from rosepo.report.text.conclusions import verdict
 from rosepo.report.text.labels import colours_of, label
@@ -50,7 +51,7 @@ def write_report(config: Config, paths: RunPaths) -> Path:
     evaluated = read_manifest(out)
     if evaluated is None:
         raise UserError(f"{out} holds no finished evaluation: run `rosepo evaluate` first")
-    metrics = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
+    metrics = read_metrics(out / "metrics.json")
     manifests = manifests_of(paths)
     oracle = _oracle(config, paths, manifests)
     both = "aligned-sft" in metrics["differences"]

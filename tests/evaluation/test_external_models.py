@@ -10,7 +10,7 @@ from rosepo.utils.errors import UserError
 
 def names(**lists: str) -> list[str]:
     settings = load_config(None, [f"evaluate.{key}=[{entries}]" for key, entries in lists.items()]).evaluate
-    return [f"{given.kind}:{name}:{given.location}" for name, given in settings.given.items()]
+    return [f"{system.kind}:{name}:{system.location}" for name, system in settings.external.items()]
 
 
 def test_a_system_is_called_by_its_location_or_by_the_name_in_front_of_it() -> None:

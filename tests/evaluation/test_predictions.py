@@ -1,4 +1,4 @@
-"""Other systems' lists: every layout gives the same lists, and what is amiss is counted, told or refused."""
+"""Other systems' lists: both shapes give the same lists, and what is amiss is counted, told or refused."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Catalogue]:
 
 
 def read(run: tuple[Path, Catalogue], path: Path, ambiguous: bool = False) -> Predictions:
-    given = load_config(None, [f"evaluate.predictions=[it={path}]"]).evaluate.given["it"]
-    return read_predictions(given, run[1], run[0], ambiguous)
+    system = load_config(None, [f"evaluate.predictions=[it={path}]"]).evaluate.external["it"]
+    return read_predictions(system, run[1], run[0], ambiguous)
 
 
 def ranked(run: tuple[Path, Catalogue], lists: Predictions, out: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -68,41 +68,47 @@ def _parquet(folder: Path, ids: Rows, titles: Rows) -> Path:
     return folder / "x.parquet"
 
 
-def _by_example(folder: Path, ids: Rows, titles: Rows) -> Path:
+def _example_of_user(folder: Path) -> dict[int, str]:
     examples = pq.read_table(folder.parent / "examples.parquet", columns=["example_id", "user_id"]).to_pylist()
-    name = {row["user_id"]: row["example_id"] for row in examples}
-    rows = [{"example_id": name[row["user_id"]], "items": row["items"]} for row in titles]
+    return {row["user_id"]: row["example_id"] for row in examples}
+
+
+def _by_example(folder: Path, ids: Rows, titles: Rows) -> Path:
+    name = _example_of_user(folder)
+    rows = [{"example_id": name[row["user_id"]], "user_id": -1, "items": row["items"]} for row in titles]
     return jsonl(folder / "x.jsonl", rows)
 
 
 def _csv_lists(folder: Path, ids: Rows, titles: Rows) -> Path:
-    return table(folder / "x.csv", [{"userId": r["user_id"], "titles": json.dumps(r["items"])} for r in titles])
+    return table(folder / "x.csv", [{"user_id": r["user_id"], "items": json.dumps(r["items"])} for r in titles])
 
 
-def _long_by_rank(folder: Path, ids: Rows, titles: Rows) -> Path:
+def _entries_by_rank(folder: Path, ids: Rows, titles: Rows) -> Path:
     rows = [{"user_id": r["user_id"], "item_id": item, "rank": place + 1}
             for r in ids for place, item in enumerate(r["items"])]  # fmt: skip
     return table(folder / "x.csv", [rows[place] for place in np.random.default_rng(0).permutation(len(rows))])
 
 
-def _long_by_score(folder: Path, ids: Rows, titles: Rows) -> Path:
-    rows = [{"user": str(r["user_id"]), "title": title, "score": 3 - place if place else 3.5}
-            for r in titles for place, title in enumerate(r["items"])]  # fmt: skip
+def _entries_by_score(folder: Path, ids: Rows, titles: Rows) -> Path:
+    rows = [{"user_id": str(r["user_id"]), "item_id": str(item), "score": 3 - place if place else 3.5}
+            for r in ids for place, item in enumerate(r["items"])]  # fmt: skip
     return jsonl(folder / "x.jsonl", reversed(rows))
 
 
-def _recommended(folder: Path, ids: Rows, titles: Rows) -> Path:
-    rows = [{"user_id": r["user_id"], "recommendations": [{"item_id": item, "title": "?", "score": -1.0}
-                                                          for item in r["items"]]} for r in ids]  # fmt: skip
-    return jsonl(folder / "x.jsonl", rows)
+def _entries_by_example(folder: Path, ids: Rows, titles: Rows) -> Path:
+    name = _example_of_user(folder)
+    rows = [{"example_id": name[r["user_id"]], "item_id": item, "score": -place}
+            for r in ids for place, item in enumerate(r["items"])]  # fmt: skip
+    pq.write_table(pa.Table.from_pylist(rows), folder / "x.parquet", row_group_size=7)
+    return folder / "x.parquet"
 
 
 @pytest.mark.parametrize(
     "written",
-    [_parquet, _by_example, _csv_lists, _long_by_rank, _long_by_score, _recommended],
+    [_parquet, _by_example, _csv_lists, _entries_by_rank, _entries_by_score, _entries_by_example],
     ids=lambda f: f.__name__,
 )
-def test_every_layout_gives_the_same_lists(
+def test_both_shapes_give_the_same_lists_in_every_format(
     written: Callable[[Path, Rows, Rows], Path], run: tuple[Path, Catalogue], tmp_path: Path
 ) -> None:
     examples, catalogue = run
@@ -110,9 +116,9 @@ def test_every_layout_gives_the_same_lists(
     ids = [{"user_id": user, "items": catalogue.item_ids[items].tolist()} for user, items in lists.items()]
     titles = [{"user_id": user, "items": [f"  {catalogue.titles[item].upper()}" for item in items]}
               for user, items in lists.items()]  # fmt: skip
-    (tmp_path / "given").mkdir()
+    (tmp_path / "theirs").mkdir()
     pq.write_table(pq.read_table(examples), tmp_path / "examples.parquet")
-    found = read(run, written(tmp_path / "given", ids, titles))
+    found = read(run, written(tmp_path / "theirs", ids, titles))
     ranks, items = ranked(run, found, tmp_path / "it.parquet")
     table_ = pq.read_table(examples)
     expected = np.array([lists[user] for user in table_["user_id"].to_pylist()])
@@ -173,25 +179,30 @@ def _refusals() -> list[Any]:
     entry = {"user_id": 1, "item_id": 100, "rank": 1}
     return [
         ([{"users": 1, "items": [100]}], "has no column 'user_id' or 'example_id'"),
-        ([{"user_id": 1, "films": [100]}], "has no column 'items', 'titles', 'item_id' or 'title'"),
+        ([{"user_id": 1, "titles": [100]}], r"has no column 'items' or 'item_id' \(it has user_id, titles\)"),
+        ([{**entry, "items": [100]}], "has both a column 'items' and a column 'item_id'"),
         ([{"user_id": 1, "item_id": 100}], "one item a row and no column 'rank' or 'score'"),
+        ([{**entry, "score": 0.5}], "one item a row and both a column 'rank' and a column 'score'"),
         ([{"user_id": 1, "items": [100]}, {"user_id": 1, "items": [101]}], "two lists of user_id 1: keep one"),
         ([entry, {**entry, "item_id": 101}], "two entries of rank 1 for user_id 1"),
         ([{"user_id": 1, "item_id": 100, "rank": "first"}], "has rank 'first'"),
+        ([entry, {"user_id": 1, "item_id": 101}], "1 rows have no rank: 'rank' must be a number in every row"),
+        ([{"user_id": 1, "item_id": 100, "score": "nan"}], "has score nan"),
         ([{"user_id": 77, "items": [100]}], "nobody in .* is among the 24 measured examples"),
-        ([{"user_id": 1, "titles": ["Alpha", "Beta"]}], "no entry of .* is an item of the catalogue .*'Alpha', 'Beta'"),
-        ([{"user_id": 1, "items": [1.5]}], "items must be ids"),
+        ([{"user_id": 1, "items": ["Alpha", "Beta"]}], "no entry of .* is an item of the catalogue .*'Alpha', 'Beta'"),
+        ([{"user_id": 1, "items": []}], r"no entry of .* is an item of the catalogue \(the catalogue 'Night"),
+        ([{"user_id": 1, "items": [1.5]}], "column 'items' holds double: give item ids"),
+        ([{"user_id": 1, "items": [{"item_id": 100}]}], "column 'items' holds struct<.*>: give item ids"),
+        ([{"user_id": 1.5, "items": [100]}], "column 'user_id' is double: ids must be integers or text"),
         ([{"user_id": None, "items": [100]}], "has no 'user_id'"),
         ([{"user_id": 1, "items": "Alpha"}], "is not a JSON list"),
         ([{"user_id": 1, "items": "[true, 100]"}], "is not a JSON list"),
         ([{"user_id": 1, "items": f"[{'[' * 9999}"}], "is not a JSON list"),
         ([{"user_id": 1, "items": f"[{'9' * 9999}]"}], "is not a JSON list"),
         (
-            [{"user_id": 1, "item_ids": ["Night (1980)"]}],
-            r"'item_ids' .* titles \(such as 'Night \(1980\)'\): name .*'titles'",
+            [{**entry, "item_id": "Night (1980)"}],
+            r"no entry of .* \(it has 'Night \(1980\)', the catalogue 'Night \(1980\)', id 100\): give item ids or, in",
         ),
-        ([{**entry, "item_id": "Night (1980)"}], "holds titles .*: name it 'title'"),
-        ([{"user_id": 1, "titles": [100]}], "holds item ids .*: name it 'item_ids'"),
     ]
 
 
@@ -208,16 +219,16 @@ def test_a_title_that_several_items_share_and_text_that_may_mean_two_items_are_r
     run: tuple[Path, Catalogue], tmp_path: Path
 ) -> None:
     catalogue = Catalogue(np.array([1, 2, 3]), ["Hamlet", "Hamlet (2)", "1"], [()] * 3, np.array([3, 2, 1]))
-    path = jsonl(tmp_path / "x.jsonl", [{"user_id": 1, "titles": ["Hamlet"]}])
-    with pytest.raises(UserError, match=r"'Hamlet' is the title of several items \(1 and 2\): give item ids"):
+    path = jsonl(tmp_path / "x.jsonl", [{"user_id": 1, "items": ["Hamlet"]}])
+    with pytest.raises(UserError, match=r"'Hamlet', the title of several items \(1 and 2\): give item ids"):
         read((run[0], catalogue), path, ambiguous=True)
     assert read((run[0], catalogue), path).lists[1, 0] == 0
-    for column, item in (("titles", 2), ("item_ids", 0)):
-        path = jsonl(tmp_path / "x.jsonl", [{"user_id": 1, column: ["1"]}])
-        assert read((run[0], catalogue), path).lists[1, 0] == item
     path = jsonl(tmp_path / "x.jsonl", [{"user_id": 1, "items": ["1"]}])
-    with pytest.raises(UserError, match=r"'1' is the id of 'Hamlet' and the title of another item"):
+    with pytest.raises(UserError, match=r"'1', the id of 'Hamlet' and the title of another item"):
         read((run[0], catalogue), path)
+    for unmistakable in ({"items": [1]}, {"item_id": "1", "rank": 1}):
+        path = jsonl(tmp_path / "x.jsonl", [{"user_id": 1, **unmistakable}])
+        assert read((run[0], catalogue), path).lists[1, 0] == 0
 
 
 def test_lists_in_csv_may_hold_nulls_and_numbers_that_are_no_ids(run: tuple[Path, Catalogue], tmp_path: Path) -> None:
@@ -228,13 +239,18 @@ def test_lists_in_csv_may_hold_nulls_and_numbers_that_are_no_ids(run: tuple[Path
     assert found.counts["unknown_entries"] == 4
 
 
-def test_what_a_field_inside_of_a_list_is_called_says_what_it_holds(
-    run: tuple[Path, Catalogue], tmp_path: Path
-) -> None:
-    catalogue = Catalogue(np.array(["1984", "7"], dtype=object), ["Brazil", "1984"], [()] * 2, np.array([2, 1]))
-    for field, item in (("item_id", 0), ("title", 1)):
-        path = jsonl(tmp_path / "x.jsonl", [{"user_id": 1, "recommendations": [{field: "1984"}]}])
-        assert read((run[0], catalogue), path).lists[1, 0] == item
+def test_files_of_other_formats_and_of_two_shapes_are_refused(run: tuple[Path, Catalogue], tmp_path: Path) -> None:
+    (tmp_path / "x.tsv").write_text("user_id\titem_id\trank\n1\t100\t1\n")
+    with pytest.raises(UserError, match=r"x\.tsv is tsv: give Parquet, CSV or JSON Lines"):
+        read(run, tmp_path / "x.tsv")
+    (tmp_path / "both").mkdir()
+    jsonl(tmp_path / "both" / "a.jsonl", [{"user_id": 1, "items": [100]}])
+    jsonl(tmp_path / "both" / "b.jsonl", [{"user_id": 2, "item_id": 100, "rank": 1}])
+    with pytest.raises(UserError, match=r"b\.jsonl has other columns than .*a\.jsonl: give files of one kind"):
+        read(run, tmp_path / "both")
+    (tmp_path / "none.csv").write_text("user_id,item_id,rank\n")
+    with pytest.raises(UserError, match=r"none\.csv has no rows: write one for each user"):
+        read(run, tmp_path / "none.csv")
 
 
 @pytest.mark.parametrize("order", ["rank", "score"])
@@ -271,5 +287,5 @@ def test_of_lists_of_any_length_the_first_twenty_are_kept_on_the_way(
 
 def test_titles_that_look_like_dates_are_titles(run: tuple[Path, Catalogue], tmp_path: Path) -> None:
     catalogue = Catalogue(np.array([1, 2]), ["2001-01-01", "1984"], [()] * 2, np.array([2, 1]))
-    path = jsonl(tmp_path / "x.jsonl", [{"user_id": 1, "titles": ["2001-01-01"]}])
+    path = jsonl(tmp_path / "x.jsonl", [{"user_id": 1, "items": ["2001-01-01"]}])
     assert read((run[0], catalogue), path).lists[1, :2].tolist() == [0, -1]

@@ -146,8 +146,8 @@ def test_listed_entries_of_others_that_are_no_candidates_are_told(
     metrics = evaluated(
         tiny_config(*LISTING, f"evaluate.predictions=[{tmp_path / 'x.parquet'}]"), listed, tmp_path / "o"
     )
-    assert metrics["given"]["x"]["unlisted_entries"] == 1
-    assert metrics["given"]["x"]["seen_entries"] == 12
+    assert metrics["external"]["x"]["unlisted_entries"] == 1
+    assert metrics["external"]["x"]["seen_entries"] == 12
     assert "12 chosen before, 1 none of the example's candidates" in capsys.readouterr().err
 
 

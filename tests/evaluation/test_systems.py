@@ -113,7 +113,7 @@ def test_a_refused_evaluation_leaves_the_run_as_it_was(tmp_path: Path, in_proces
     finished(root, tiny_config(), *STAGES)
     run_stages(tiny_config(), root, ["evaluate"])
     unknown = tmp_path / "unknown.jsonl"
-    unknown.write_text('{"user_id": 1, "titles": ["Nowhere to be found"]}\n')
+    unknown.write_text('{"user_id": 1, "items": ["Nowhere to be found"]}\n')
     before = (root / CONFIG_FILE).read_text()
     with pytest.raises(UserError, match=r"unknown\.jsonl"):
         run_stages(tiny_config(f"evaluate.predictions=[other={unknown}]"), root, ["evaluate"])
@@ -248,7 +248,7 @@ def test_a_model_of_another_catalogue_and_one_that_is_none_are_refused(tmp_path:
 def test_a_list_without_a_title_in_its_first_ten_places_leaves_metrics_that_any_reader_of_json_takes(
     paths: RunPaths, tmp_path: Path, in_process: None
 ) -> None:
-    lists = {"user_id": 3, "titles": [*(f"no such {place}" for place in range(12)), "Night (1980)"]}
+    lists = {"user_id": 3, "items": [*(f"no such {place}" for place in range(12)), "Night (1980)"]}
     (tmp_path / "late.jsonl").write_text(json.dumps(lists))
     evaluate(tiny_config(f"evaluate.predictions=[{tmp_path}/late.jsonl]"), paths, tmp_path)
 
@@ -275,7 +275,7 @@ def test_an_actor_lets_go_of_a_model_before_it_loads_the_next(
         held.append(weakref.ref(found.model))
         return found
 
-    monkeypatch.setattr(external_models, "load_given", watched)
+    monkeypatch.setattr(external_models, "load_external", watched)
     write_examples(paths.examples, "test", 8, 4, tmp_path / "examples.parquet")
     settings = RankerSettings(
         models={name: str(paths.root / name) for name in ("sft", "aligned")},
@@ -311,4 +311,4 @@ def test_lists_of_others_score_as_the_rankings_that_they_are(paths: RunPaths, tm
     models = metrics_of(again)["models"]
     assert models["fed"] == models["sft"]
     assert models["by_user"] == models["sft"]
-    assert metrics_of(again)["given"]["fed"]["missing"] == 0
+    assert metrics_of(again)["external"]["fed"]["missing"] == 0

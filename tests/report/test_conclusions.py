@@ -158,7 +158,7 @@ def test_accuracy_beyond_the_two_figures_is_not_passed_over() -> None:
 
 
 def test_another_system_is_held_against_the_aligned_model() -> None:
-    metrics: Any = _metrics(-0.1, 0.1) | {"given": {"bpr": {}}}
+    metrics: Any = _metrics(-0.1, 0.1) | {"external": {"bpr": {}}}
     metrics["models"]["bpr"] = metrics["models"]["sft"]
     metrics["differences"]["bpr-aligned"] = {"hr@10": _figure(-0.2, -0.1), "ndcg@10": _figure(-0.1, 0.1)}
     told = verdict(metrics).details[-1]

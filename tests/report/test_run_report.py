@@ -15,6 +15,7 @@ from rosepo.config.root import shape_of
 from rosepo.report.plots.curves import ends, pictures
 from rosepo.report.plots.run_plots import accuracy
 from rosepo.report.run_metadata import reproduction, run_metadata
+from rosepo.report.run_reader import read_metrics
 from rosepo.report.tables import bias_tables
 from rosepo.report.text.labels import colours_of, short, split_pair
 from rosepo.run.paths import RunPaths
@@ -210,3 +211,8 @@ def test_a_run_without_fine_tuning_does_not_tell_of_any(tmp_path: Path) -> None:
         [name for name, _ in run_metadata(Config(), RunPaths(tmp_path), metrics, found)] for found in ({}, {"sft": {}})
     ]
     assert names == [["Data", "Split", "Measured"], ["Data", "Split", "Measured", "Model", "Fine-tuning"]]
+
+
+def test_other_systems_of_an_older_evaluation_are_found(tmp_path: Path) -> None:
+    (tmp_path / "metrics.json").write_text('{"models": {}, "given": {"bpr": {"kind": "predictions"}}}')
+    assert read_metrics(tmp_path / "metrics.json") == {"models": {}, "external": {"bpr": {"kind": "predictions"}}}

@@ -50,10 +50,10 @@ def against(name: str, base: str, differences: Differences) -> str:
 def without_alignment(metrics: Mapping[str, Any]) -> tuple[tuple[str, str], tuple[str, ...]]:
     """Of a run that has no aligned model beside its SFT base: the verdict's two sentences, and the figures."""
     models, differences = metrics["models"], metrics["differences"]
-    given = [name for name in metrics.get("given", {}) if name in models]
+    external = [name for name in metrics.get("external", {}) if name in models]
     told = [against("sft", base, differences) for base in ("popular", "markov", "oracle")]
     others = ("sft",) if "sft" in models else ("oracle", "markov", "popular")
-    told += [against(name, base, differences) for name in given for base in others]
+    told += [against(name, base, differences) for name in external for base in others]
     told.append(few_users(metrics))
     return (
         "There is no aligned model beside its SFT base in this run, so alignment cannot be judged.",

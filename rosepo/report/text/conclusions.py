@@ -53,7 +53,7 @@ def verdict(metrics: Mapping[str, Any]) -> Verdict:
     popularity, likeness = _popularity(models, difference), _look_alikes(models, difference)
     details += [_other_accuracy(difference), _free_answers(metrics), popularity[0], likeness[0]]
     details += [against("aligned", base, differences) for base in ("oracle", "markov")]
-    details += [against(name, "aligned", differences) for name in metrics.get("given", {})]
+    details += [against(name, "aligned", differences) for name in metrics.get("external", {})]
     told = tuple(sentence for sentence in (*details, few_users(metrics)) if sentence)
     biases = (
         (popularity[1], difference["log_popularity"], "popularity", "log-popularity "),
