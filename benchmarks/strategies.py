@@ -29,7 +29,7 @@ import pyarrow as pa
 from benchmarks.common import Row
 from rosepo.config import PairsConfig, PrepareConfig, RayConfig
 from rosepo.data.catalogue import Catalogue
-from rosepo.data.example_shards import TITLE_SHARD_UNITS, Shard, plan_shards, read_shard
+from rosepo.data.example_shards import MOST_TITLE_GROUPS, Shard, plan_shards, read_shard
 from rosepo.data.prepare.examples import Recipe, write_bucket
 from rosepo.data.prepare.log import make_bucket
 from rosepo.run.ray_session import ray_session
@@ -101,7 +101,8 @@ def log(quick: bool) -> Path:
         # Which items are popular has nothing to do with their ids.
         item = np.searchsorted(chance, random_.random(len(user))) * 7_919 % ITEMS
         counts += np.bincount(item, minlength=ITEMS)
-        rows = pa.table({"user": user, "item": item, "time": np.tile(np.arange(LENGTH), BUCKET_USERS)})
+        time_ = np.tile(np.arange(LENGTH), BUCKET_USERS)
+        rows = pa.table({"user": user, "item": item, "time": time_, "tie": item})
         write_bucket(make_bucket(rows, ITEMS), recipe, str(folder))
     titles = [f"Title {item}" for item in range(ITEMS)]
     Catalogue(np.arange(ITEMS), titles, [()] * ITEMS, counts).save(folder / "_items.parquet")
@@ -132,7 +133,7 @@ def big_job(quick: bool) -> Done:
 
 def plan(examples: Path) -> list[Shard]:
     """The shards of the stage for titles alone."""
-    return plan_shards(examples, None, most_units=TITLE_SHARD_UNITS)
+    return plan_shards(examples, None, most=MOST_TITLE_GROUPS)
 
 
 @dataclass(frozen=True)

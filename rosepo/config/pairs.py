@@ -72,7 +72,7 @@ class PairsConfig(ActorsConfig):
     """Give every pair its epsilon and the reference's log-probabilities, as `align` needs them. false: rejected titles
     alone; no model or oracle is loaded that no strategy asks."""
     part_groups: Count | None = None
-    """Groups a part file, in whole units of 256; None goes by the size of the table. Changes no group."""
+    """Groups a part file; None goes by the size of the table. Changes no draw."""
     stream: bool = False
     """Groups flow into `align` while they are sampled: pairs and align run at the same time, and the table is written
     on the way. Training then shuffles within the groups of a part file (pairs.part_groups), not within 65,536."""

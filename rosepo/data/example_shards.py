@@ -17,14 +17,13 @@ from rosepo.data.seen import with_seen
 from rosepo.utils.arrays import segment_starts
 from rosepo.utils.errors import UserError
 
-UNIT = 256
-"""Examples that are computed together. Floating-point results depend on what shares a batch, by a last bit, so this is
-no setting: it keeps groups the same, bit by bit, whatever the number of actors and the size of a part."""
 SHARDS = 16
 """Shards of a small table, so that a few actors finish together."""
-SHARD_UNITS = 32
-"""Units of a shard at most: bounds an actor's memory, and the work that a lost actor repeats."""
-TITLE_SHARD_UNITS = 128
+LEAST_GROUPS = 256
+"""Groups of a shard at least: fewer are not worth a part file."""
+MOST_GROUPS = 8_192
+"""Groups of a shard at most: bounds an actor's memory, and the work that a lost actor repeats."""
+MOST_TITLE_GROUPS = 32_768
 """The same for titles alone, which take a hundredth of the time."""
 VALIDATION = -1
 """Number of the shard of validation examples."""
@@ -55,17 +54,17 @@ class Shard:
 
 
 def plan_shards(
-    examples: Path, newest: int | None, part_groups: int | None = None, most_units: int = SHARD_UNITS
+    examples: Path, newest: int | None, part_groups: int | None = None, most: int = MOST_GROUPS
 ) -> list[Shard]:
     """Every user's `newest` training examples (all where None), in the order of the table.
 
-    A shard holds whole units of one file, so that all units are the same however the table is cut.
+    A shard holds groups of one file.
 
     Args:
         examples: the examples table.
         newest: of each user; users are not split between files.
-        part_groups: groups of a part file, at least (rounded up to whole units); None goes by the size of the table.
-        most_units: units of a shard at most, where the size of the table decides.
+        part_groups: groups of a shard; None goes by the size of the table.
+        most: groups of a shard at most, where the size of the table decides.
 
     Raises:
         UserError: no examples table, one without the columns, or one without training examples.
@@ -74,18 +73,15 @@ def plan_shards(
     total = sum(counts.values())
     if not total:
         raise UserError(f"{examples} holds no training examples: lower prepare.min_history, or take more data")
-    units = (
-        int(np.clip(-(-total // (UNIT * SHARDS)), 1, most_units)) if part_groups is None else -(-part_groups // UNIT)
-    )
-    size = UNIT * units
+    size = part_groups or int(np.clip(-(-total // SHARDS), LEAST_GROUPS, most))
     parts = [(path, low, min(size, n - low)) for path, n in counts.items() for low in range(0, n, size)]
     return [Shard(number, *part) for number, part in enumerate(parts)]
 
 
 def shards_of(pairs: PairsConfig, examples: Path) -> list[Shard]:
     """The shards that the settings of `pairs` make of an examples table; see `plan_shards`."""
-    most_units = SHARD_UNITS if pairs.score else TITLE_SHARD_UNITS
-    return plan_shards(examples, pairs.newest, pairs.part_groups, most_units)
+    most = MOST_GROUPS if pairs.score else MOST_TITLE_GROUPS
+    return plan_shards(examples, pairs.newest, pairs.part_groups, most)
 
 
 def planned_users(examples: Path, newest: int | None) -> Iterator[pa.ChunkedArray]:

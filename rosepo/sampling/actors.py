@@ -11,11 +11,11 @@ import pyarrow as pa
 from rosepo.data.catalogue import Catalogue
 from rosepo.data.example_shards import Shard, read_shard
 from rosepo.sampling.group_files import write_part
-from rosepo.sampling.sampler import Sampler, examples_of, strategies, units
+from rosepo.sampling.sampler import examples_of, strategies
 from rosepo.sampling.settings import ActorSettings
 from rosepo.sampling.strategies.distributions import FromOracle
 from rosepo.sampling.strategies.example_batch import Examples
-from rosepo.sampling.strategies.mixture import Rejected
+from rosepo.sampling.strategies.mixture import Rejected, sample_rejected
 from rosepo.sampling.tables import fixed, lists, matrix, nested
 from rosepo.sampling.tally import Tally
 
@@ -28,6 +28,9 @@ COLUMNS = (
 )  # fmt: skip
 """Columns of the groups table, in order; without scores it has no tokens and nothing behind `strategy`. `oracle_rest`
 is there where the strategy `oracle` is used, `oracle_shares` with `pairs.oracle_whole`, see `FromOracle.odds`."""
+BATCH = 1024
+"""Examples that are sampled and scored together: enough for models to put prompts of like length into full batches, few
+enough for a strategy or a scorer of one's own to hold a number an item for each."""
 
 
 class GroupsActor:
@@ -45,9 +48,8 @@ class GroupsActor:
         models = self.models
         decoder, scores = (models.decoder, models.scores) if models else (None, None)
         whole, listed = (models.catalogue_scores, models.listed) if models else (None, None)
-        count, embeddings = settings.negatives, settings.embeddings
-        made = strategies(pairs, count, self.catalogue, decoder, scores, embeddings, whole, listed)
-        self.sampler = Sampler(made, pairs.strategies, count, settings.seed)
+        count, embeddings, device = settings.negatives, settings.embeddings, settings.device
+        self.strategies = strategies(pairs, count, self.catalogue, decoder, scores, embeddings, whole, listed, device)
         self.scorer = self.models.scorer() if self.models and pairs.score else None
 
     def __call__(self, batch: pa.Table) -> dict[str, list[Any]]:
@@ -66,18 +68,21 @@ class GroupsActor:
         with tally.timed("read"):
             extra = ("candidates",) if self.settings.candidates else ()
             table = read_shard(shard, self.settings.pairs.newest, extra)
-            examples = examples_of(table, self.catalogue)
-        groups = self.groups(table, examples, tally)
+        starts = range(0, len(table), BATCH)
+        groups = pa.concat_tables([self.groups(table.slice(start, BATCH), tally) for start in starts])
         write_part(self.settings.out, shard, self.settings.origin, groups, tally)
 
-    def groups(self, table: pa.Table, examples: Examples, tally: Tally) -> pa.Table:
-        """The groups of a table of examples (the same as arrays), in their order."""
+    def groups(self, table: pa.Table, tally: Tally) -> pa.Table:
+        """The groups of a table of examples, in their order; see `read_shard`."""
         pairs = self.settings.pairs
+        with tally.timed("read"):
+            examples = examples_of(table, self.catalogue)
         if pairs.score or pairs.asks_policy:
             with tally.timed("prompts"):
                 examples = self._with_prompts(examples, tally)
         with tally.timed("sampling"):
-            rejected = self.sampler(examples)
+            count, seed = self.settings.negatives, self.settings.seed
+            rejected = sample_rejected(examples, self.strategies, pairs.strategies, count, seed)
         if self.models is not None:
             tally.totals.update(self.models.take_counts())
         items = np.concatenate([examples.targets[:, None], rejected.items], axis=1)
@@ -115,14 +120,14 @@ class GroupsActor:
             at = rejected.strategy == index
             margin = (scored.oracle_scores[:, :1] - scored.oracle_scores[:, 1:])[at]
             tally.count_pairs(name, margin, scored.epsilon[at], rejected.fallback[at])
-        oracle = self.sampler.strategies.get("oracle")
+        oracle = self.strategies.get("oracle")
         drawn: dict[str, Any] = {}
         if isinstance(oracle, FromOracle):
             whole = self.settings.pairs.oracle_whole
-            rest, shares = zip(*(oracle.odds(examples.take(rows), whole) for rows in units(len(examples))))
-            drawn["oracle_rest"] = pa.array(np.concatenate(rest), pa.float32())
-            if whole:
-                drawn["oracle_shares"] = fixed(np.concatenate(shares))
+            rest, shares = oracle.odds(examples, whole)
+            drawn["oracle_rest"] = pa.array(rest, pa.float32())
+            if shares is not None:
+                drawn["oracle_shares"] = fixed(shares)
         return drawn | {
             "prompt_ids": lists(list(examples.prompts or [])),
             "chosen_ids": lists([row[0] for row in scored.completions]),

@@ -20,7 +20,7 @@ import pyarrow as pa
 import rosepo
 from rosepo.config import Config
 from rosepo.data.catalogue import Catalogue
-from rosepo.data.example_shards import UNIT, Shard, most_seen, shards_of
+from rosepo.data.example_shards import Shard, most_seen, shards_of
 from rosepo.data.random import round_seed
 from rosepo.lm.model.model_folder import CATALOGUE, read_settings
 from rosepo.lm.model.title_embeddings import encode_titles
@@ -43,8 +43,6 @@ from rosepo.utils.files import digest
 ITEMS_FILE = "_items.parquet"
 MOST_WHOLE = 1 << 16
 """Titles of a catalogue whose whole distribution a group can keep: 128 KiB of it."""
-FORMAT = 3
-"""To be raised with any change that gives other groups for the same settings."""
 
 
 def pairs(config: Config, paths: RunPaths, out: Path) -> dict[str, Any]:
@@ -153,7 +151,7 @@ def plan_sampling(config: Config, paths: RunPaths) -> Sampling:
     allowed = max_negatives(catalogue, most_seen(paths.examples, settings.newest))
     check_negatives(settings.negatives, allowed, len(catalogue))
     negatives = config.negatives(allowed)
-    cache = open_cache(settings.reference_cache, paths.reference, device) if settings.score else None
+    cache = open_cache(settings.reference_cache, paths.reference) if settings.score else None
     held_out = validation_examples(config, paths, catalogue, negatives)
     folder = None if cache is None else cache.folder
     return Sampling(config, paths, catalogue, shards, negatives, device, folder, held_out)
@@ -161,10 +159,10 @@ def plan_sampling(config: Config, paths: RunPaths) -> Sampling:
 
 def origin_of(paths: RunPaths) -> str:
     """Digest of what the parts of an unfinished table must have in common beside their settings: the very models and
-    examples, made again under the same settings they may differ by a bit, and this version of the sampling."""
+    examples, made again under the same settings they may differ by a bit, and this version of rosepo."""
     sources = {paths.examples, paths.policy, paths.reference, paths.oracle}
     made = {path.name: read_manifest(path) for path in sources}
-    return digest([FORMAT, UNIT, rosepo.__version__, made])
+    return digest([rosepo.__version__, made])
 
 
 def _embeddings(config: Config, catalogue: Catalogue, paths: RunPaths, out: Path, tally: Tally) -> Path | None:

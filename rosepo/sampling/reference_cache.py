@@ -1,9 +1,10 @@
 """Reference log-probabilities on disk, found again by what they depend on.
 
-An entry holds the groups of one shard. Its folder is named by the reference (weights, adapter, base and how it is held,
-tokenizer, template, dtype, kind of device) and the version of the pass, its file by the ids of the groups and the
-tokens of every prompt and completion. So a second run, another β or ε read it, and a model that has changed by one bit
-does not. Entries are never changed; the folder may be deleted at any time.
+An entry holds groups that were scored together. Its folder is named by the reference (weights, adapter, base and how it
+is held, tokenizer, template, dtype), its file by the ids of the groups and the tokens of every prompt and completion:
+a second run, another β or ε read it, and a model that has changed by one bit does not. How groups were put into
+batches, and on what device, moves last bits alone and is no part of a name. Entries are never changed; the folder may
+be deleted at any time.
 """
 
 from __future__ import annotations
@@ -25,8 +26,6 @@ from rosepo.lm.model.model_folder import read_settings
 from rosepo.utils.errors import StageError, UserError
 from rosepo.utils.files import digest, file_digest
 
-PASS = 2
-"""Version of the pass (`reference.py`): to be raised with any change that gives other bits for the same groups."""
 SETTING_KEYS = ("template", "max_length")
 _MODEL_FILES = ("*.safetensors", "config.json", "adapter_config.json")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.*", "merges.txt")
@@ -48,7 +47,7 @@ class ReferenceCache:
         prompts: Sequence[np.ndarray],
         completions: Sequence[Sequence[np.ndarray]],
     ) -> str:
-        """Content of a shard: the id and every token of its groups, in order."""
+        """Content of an entry: the id and every token of its groups, in order."""
         sha = hashlib.sha256()
         for name, prompt, group in zip(ids, prompts, completions, strict=True):
             sha.update(f"{name}\n".encode())
@@ -118,7 +117,7 @@ class ReferenceCache:
             aside.unlink(missing_ok=True)
 
 
-def open_cache(setting: str, reference: Path, device: str) -> ReferenceCache | None:
+def open_cache(setting: str, reference: Path) -> ReferenceCache | None:
     """The cache of a reference model's folder under `pairs.reference_cache`, None for `no`.
 
     Raises:
@@ -127,7 +126,7 @@ def open_cache(setting: str, reference: Path, device: str) -> ReferenceCache | N
     if setting == "no":
         return None
     root = default_folder() if setting == "auto" else Path(setting).expanduser()
-    folder = root.resolve() / reference_key(reference, device)
+    folder = root.resolve() / reference_key(reference)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -146,12 +145,11 @@ def default_folder() -> Path:
     return (Path(home).expanduser() if home else Path.home() / ".cache" / "rosepo") / "reference"
 
 
-def reference_key(folder: Path, device: str, dtype: str = "float32") -> str:
+def reference_key(folder: Path, dtype: str = "float32") -> str:
     """Digest of everything but the groups that log-probabilities depend on.
 
     Args:
         folder: the reference's model folder; an adapter's base is looked at too.
-        device: `cpu` or `cuda`, whose arithmetic differs by a last bit.
         dtype: of the weights in memory.
     """
     settings = read_settings(folder)
@@ -161,8 +159,6 @@ def reference_key(folder: Path, device: str, dtype: str = "float32") -> str:
         "settings": {name: settings[name] for name in SETTING_KEYS},
         "quantize": settings.get("quantize", "none"),
         "dtype": dtype,
-        "device": device,
-        "pass": PASS,
     }
     if (folder / "adapter_config.json").exists():
         from rosepo.lm.model.loading import adapter_base, find_source

@@ -1,9 +1,9 @@
-"""Rejected titles for the examples of a shard: reads them, and runs the mixture of strategies on them."""
+"""What rejected titles are drawn from: examples as arrays of item indexes, and the strategies of a mixture."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,15 +12,13 @@ import pyarrow.parquet as pq
 
 from rosepo.config import PairsConfig
 from rosepo.data.catalogue import Catalogue
-from rosepo.data.example_shards import COLUMNS, UNIT, example_files
+from rosepo.data.example_shards import COLUMNS, example_files
 from rosepo.sampling.strategies.distributions import CatalogueScores, FromOracle, FromPolicy
 from rosepo.sampling.strategies.example_batch import Examples
-from rosepo.sampling.strategies.mixture import Rejected, sample_rejected
 from rosepo.sampling.strategies.strategies import (
     Accepted,
     Answers,
     Candidates,
-    LookAlikes,
     Strategy,
     WrongAnswers,
     own_strategy,
@@ -72,6 +70,7 @@ def strategies(
     embeddings: Path | None = None,
     whole: CatalogueScores | None = None,
     listed: CandidateScores | None = None,
+    device: str = "cpu",
 ) -> dict[str, Strategy]:
     """Every strategy that the mixture of `pairs` uses, by its name.
 
@@ -85,6 +84,7 @@ def strategies(
         embeddings: NumPy file of the title embeddings float32 [n_items, d]; for semantic.
         whole: the oracle asked about the whole catalogue; for oracle.
         listed: the policy's scores of candidates, which take the decoder's place where prompts list them.
+        device: where titles are compared; for semantic.
     """
 
     def answers(most: int) -> Answers:
@@ -113,12 +113,15 @@ def strategies(
         }
         return Accepted(sources[pairs.rso_from](), scores, proposals, pairs.rso_temperature)
 
-    def semantic() -> LookAlikes:
+    def semantic() -> Strategy:
+        from rosepo.sampling.strategies.look_alikes import LookAlikes  # an actor without it starts without torch
+
         if embeddings is None:
             raise ValueError("semantic needs title embeddings")
-        # Mapped, not read: actors of one machine share its pages.
-        vectors = np.load(embeddings, mmap_mode="r", allow_pickle=False)
-        return LookAlikes(vectors, pairs.semantic_decay, pairs.semantic_top)
+        # Mapped, not read: actors of one machine share its pages. Never written to, but torch asks for an array that
+        # could be.
+        vectors = np.load(embeddings, mmap_mode="c", allow_pickle=False)
+        return LookAlikes(vectors, pairs.semantic_decay, pairs.semantic_top, device)
 
     makers: Mapping[str, Callable[[], Strategy]] = {
         "self_hard": lambda: wrong_answers(pairs.self_hard_top, negatives),
@@ -131,46 +134,6 @@ def strategies(
         "oracle": from_oracle,
     }
     return {name: makers[name]() if name in makers else own_strategy(name, catalogue) for name in pairs.used}
-
-
-@dataclass(frozen=True)
-class Sampler:
-    """Draws what a group rejects. The result for an example depends on the example and the settings alone.
-
-    Attributes:
-        strategies: by name; see `strategies`.
-        weights: of the mixture.
-        count: K, rejected titles an example.
-        seed: of all draws.
-    """
-
-    strategies: Mapping[str, Strategy]
-    weights: Mapping[str, float]
-    count: int
-    seed: int
-
-    def __call__(self, examples: Examples) -> Rejected:
-        """Rejected titles of all examples.
-
-        Raises:
-            StageError: a strategy gave what may not be rejected, or an example has too few items left.
-        """
-        _ = examples.excluded  # sorted once for all units
-        parts = [
-            sample_rejected(examples.take(rows), self.strategies, self.weights, self.count, self.seed)
-            for rows in units(len(examples))
-        ]
-        return Rejected(
-            np.concatenate([part.items for part in parts]),
-            parts[0].names,
-            np.concatenate([part.strategy for part in parts]),
-            np.concatenate([part.fallback for part in parts]),
-        )
-
-
-def units(n: int) -> Sequence[np.ndarray]:
-    """The places 0 … n - 1 of a shard in its units, each int64."""
-    return [np.arange(low, min(low + UNIT, n)) for low in range(0, n, UNIT)]
 
 
 def check_columns(examples: Path, candidates: bool) -> None:

@@ -11,7 +11,7 @@ from rosepo.lm.rows.logps import LogpsModel
 from rosepo.lm.titles.title_scores import reference_logps
 from rosepo.oracle.epsilon import epsilon
 from rosepo.sampling.reference_cache import ReferenceCache
-from rosepo.sampling.sampler import Scores, units
+from rosepo.sampling.sampler import Scores
 from rosepo.sampling.strategies.example_batch import Examples
 from rosepo.sampling.tally import Tally
 from rosepo.utils.errors import StageError
@@ -36,7 +36,7 @@ class Scored:
 
 @dataclass(frozen=True)
 class GroupScorer:
-    """Scores the groups of a shard, in units that do not depend on how the table is cut.
+    """Scores groups.
 
     Attributes:
         builder: the policy's prompts.
@@ -59,7 +59,7 @@ class GroupScorer:
         if examples.prompts is None:
             raise ValueError("groups are scored with their prompts")
         with tally.timed("oracle"):
-            scores = np.concatenate([self.scores(examples.take(rows), items[rows]) for rows in units(len(items))])
+            scores = self.scores(examples, items)
         with tally.timed("reference"):
             completions = [[self.builder.completion(item) for item in row] for row in items]
             logps, cached = self._reference(examples, completions)
@@ -76,14 +76,7 @@ class GroupScorer:
             kept = self.cache.read(content, ids)
             if kept is not None:
                 return kept, True
-        logps = np.concatenate(
-            [
-                np.stack(
-                    reference_logps(self.reference, [prompts[row] for row in rows], [completions[row] for row in rows])
-                )
-                for rows in units(len(prompts))
-            ]
-        )
+        logps = np.stack(reference_logps(self.reference, prompts, completions))
         if self.cache is not None and ids is not None and np.isfinite(logps).all():
             self.cache.write(content, ids, logps)
         return logps, False

@@ -16,16 +16,18 @@ import pyarrow.parquet as pq
 
 from rosepo.config import Config
 from rosepo.data.catalogue import Catalogue
-from rosepo.data.example_shards import UNIT, VALIDATION, Shard
+from rosepo.data.example_shards import VALIDATION, Shard
 from rosepo.data.seen import read_split
 from rosepo.run.paths import RunPaths
 from rosepo.sampling.strategies.mixture import max_negatives
 
 EXAMPLES_FILE = "_validation_examples.parquet"
+MOST = 256
+"""Validation examples that become groups."""
 
 
 def validation_examples(config: Config, paths: RunPaths, catalogue: Catalogue, negatives: int) -> pa.Table | None:
-    """At most one unit of validation examples, those with the smallest hash; None where there can be no groups of them.
+    """At most `MOST` validation examples, those with the smallest hash; None where there can be no groups of them.
 
     Titles alone are not trained on. Examples that leave too few titles to reject are left out.
     """
@@ -33,7 +35,7 @@ def validation_examples(config: Config, paths: RunPaths, catalogue: Catalogue, n
     if not pairs.score:
         return None
     extra = ("candidates",) if config.reads_candidates else ()
-    table = pa.concat_tables(read_split(paths.examples, "validation", UNIT, extra)).slice(0, UNIT)
+    table = pa.concat_tables(read_split(paths.examples, "validation", MOST, extra)).slice(0, MOST)
     lengths = [len(seen) for seen in table["seen"].to_pylist()]
     fits = np.array([negatives <= max_negatives(catalogue, length) for length in lengths], dtype=bool)
     table = table.filter(pa.array(fits))

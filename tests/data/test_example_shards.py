@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from rosepo.data.example_shards import UNIT, most_seen, plan_shards, read_shard
+from rosepo.data.example_shards import LEAST_GROUPS, most_seen, plan_shards, read_shard
 from rosepo.utils.errors import UserError
 
 
@@ -51,15 +51,22 @@ def test_every_users_newest_training_examples_are_taken_in_order(
     assert [name for shard in planned_ids(tmp_path, newest) for name in shard] == expected
 
 
-@pytest.mark.parametrize(("part_groups", "size"), [(None, 2 * UNIT), (1, UNIT), (UNIT + 1, 2 * UNIT), (10**6, 10**6)])
-def test_shards_are_whole_units_of_one_file(tmp_path: Path, part_groups: int | None, size: int) -> None:
+@pytest.mark.parametrize(
+    ("part_groups", "most", "size"), [(None, 10**6, 438), (None, 300, 300), (7, 300, 7), (10**6, 300, 10**6)]
+)
+def test_shards_are_of_one_size_and_of_one_file(tmp_path: Path, part_groups: int | None, most: int, size: int) -> None:
     write_examples(tmp_path, [("ann", 4000), ("bob", 3000)], files=2)
-    shards = plan_shards(tmp_path, None, part_groups)
+    shards = plan_shards(tmp_path, None, part_groups, most)
     assert [shard.number for shard in shards] == list(range(len(shards)))
     for path, total in zip(sorted(tmp_path.glob("part-*")), (4000, 3000), strict=True):
         mine = [shard for shard in shards if shard.path == str(path)]
         assert [shard.first for shard in mine] == list(range(0, total, size))
         assert sum(shard.count for shard in mine) == total
+
+
+def test_small_tables_are_not_cut_into_many_files(tmp_path: Path) -> None:
+    write_examples(tmp_path, [("ann", 2 * LEAST_GROUPS)])
+    assert [shard.count for shard in plan_shards(tmp_path, None)] == [LEAST_GROUPS] * 2
 
 
 def test_the_most_items_before_a_target_are_found(tmp_path: Path) -> None:

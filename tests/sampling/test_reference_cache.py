@@ -77,41 +77,41 @@ def reference(tmp_path: Path) -> Path:
 
 
 def test_a_model_that_changed_by_one_weight_has_another_key(reference: Path, tmp_path: Path) -> None:
-    before = reference_key(reference, "cpu")
-    assert reference_key(reference, "cpu") == before
+    before = reference_key(reference)
+    assert reference_key(reference) == before
     config = parse_config({"model": {"max_length": 128}})
     model = tiny_model(max_length=128)
     save_policy(tmp_path / "same", model, tiny_tokenizer(), tiny_catalogue(), config, stage="align")
-    assert reference_key(tmp_path / "same", "cpu") == before
+    assert reference_key(tmp_path / "same") == before
     with torch.no_grad():
         next(model.parameters()).view(-1)[0] += 1e-3
     save_policy(tmp_path / "other", model, tiny_tokenizer(), tiny_catalogue(), config, stage="sft")
-    assert reference_key(tmp_path / "other", "cpu") != before
+    assert reference_key(tmp_path / "other") != before
 
 
-def test_template_tokenizer_quantization_dtype_and_device_are_part_of_the_key(reference: Path) -> None:
-    keys = {reference_key(reference, "cpu"), reference_key(reference, "cuda"), reference_key(reference, "cpu", "bf16")}
+def test_template_tokenizer_quantization_and_dtype_are_part_of_the_key(reference: Path) -> None:
+    keys = {reference_key(reference), reference_key(reference, "bfloat16")}
     settings = json.loads((reference / SETTINGS).read_text())
     settings["template"]["separator"] = " | "
     (reference / SETTINGS).write_text(json.dumps(settings))
-    keys.add(reference_key(reference, "cpu"))
+    keys.add(reference_key(reference))
     settings["quantize"] = "nf4"
     (reference / SETTINGS).write_text(json.dumps(settings))
-    keys.add(reference_key(reference, "cpu"))
+    keys.add(reference_key(reference))
     path = reference / "tokenizer.json"
     path.write_text(path.read_text() + "\n")
-    keys.add(reference_key(reference, "cpu"))
-    assert len(keys) == 6
+    keys.add(reference_key(reference))
+    assert len(keys) == 5
 
 
 def test_no_keeps_nothing_and_auto_goes_to_the_users_cache(
     reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ROSEPO_CACHE", str(tmp_path / "cache"))
-    assert open_cache("no", reference, "cpu") is None
-    cache = open_cache("auto", reference, "cpu")
+    assert open_cache("no", reference) is None
+    cache = open_cache("auto", reference)
     assert cache is not None
-    assert cache.folder == tmp_path / "cache" / "reference" / reference_key(reference, "cpu")
+    assert cache.folder == tmp_path / "cache" / "reference" / reference_key(reference)
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"pairs.reference_cache=.*cannot be written to.*or set it to no"):
-        open_cache(str(tmp_path / "file"), reference, "cpu")
+        open_cache(str(tmp_path / "file"), reference)

@@ -24,9 +24,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from rosepo.data.random import Draws
-from rosepo.lm.model.title_embeddings import history_similarity
 from rosepo.sampling.strategies.example_batch import Examples, Excluded
-from rosepo.sampling.strategies.similar import top_similar
 from rosepo.utils.errors import StageError, UserError
 from rosepo.utils.imports import find_callable
 
@@ -132,24 +130,6 @@ def own_strategy(path: str, catalogue: Catalogue) -> Strategy:
     if not callable(made):
         raise UserError(f"pairs.strategies: {path} returns {type(made).__name__} and not a strategy")
     return made
-
-
-class LookAlikes:
-    """Titles like the history's, against semantic hallucination: a random one of the `top` most similar.
-
-    Args:
-        embeddings: float32 [n_items, d], unit rows.
-        decay: weight of a history item relative to the next newer one.
-        top: look-alikes that each pick chooses from.
-    """
-
-    def __init__(self, embeddings: np.ndarray, decay: float, top: int) -> None:
-        self.embeddings, self.decay, self.top = embeddings, decay, top
-
-    def __call__(self, examples: Examples, count: int, draws: Draws) -> np.ndarray:
-        profiles = history_similarity(self.embeddings, examples.histories, self.decay)
-        ranked = top_similar(self.embeddings, profiles, examples.excluded, self.top + count - 1)
-        return pick_from_top(ranked, self.top, count, draws)
 
 
 class WrongAnswers:

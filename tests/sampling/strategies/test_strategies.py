@@ -14,11 +14,9 @@ from scipy import stats
 from rosepo.data.random import stream
 from rosepo.lm.titles.beam_search import Decoder
 from rosepo.sampling.strategies.example_batch import Examples
-from rosepo.sampling.strategies.similar import top_similar
 from rosepo.sampling.strategies.strategies import (
     Accepted,
     Candidates,
-    LookAlikes,
     Strategy,
     WrongAnswers,
     pick_from_top,
@@ -43,11 +41,6 @@ def batches(draw: st.DrawFn) -> Examples:
 def forbidden(examples: Examples, row: int) -> set[int]:
     low, high = examples.history_offsets[row : row + 2]
     return {*examples.history_items[low:high].tolist(), int(examples.targets[row])}
-
-
-def embeddings_of(n_items: int, size: int = 4) -> np.ndarray:
-    vectors = np.random.default_rng(1).normal(size=(n_items, size)).astype(np.float32)
-    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
 def check_promises(examples: Examples, strategy: Strategy, count: int, available: int | None = None) -> None:
@@ -81,12 +74,6 @@ def test_popularity_draws_distinct_items_outside_history_and_target(
 @given(batches(), st.integers(1, 6))
 def test_uniform_draws_distinct_items_outside_history_and_target(examples: Examples, count: int) -> None:
     check_promises(examples, uniform(examples.n_items), count)
-
-
-@settings(max_examples=80)
-@given(batches(), st.integers(1, 4), st.integers(1, 5))
-def test_look_alikes_are_distinct_and_outside_history_and_target(examples: Examples, count: int, top: int) -> None:
-    check_promises(examples, LookAlikes(embeddings_of(examples.n_items), 0.9, top), count)
 
 
 @st.composite
@@ -200,44 +187,6 @@ def test_popularity_runs_out_of_items_seen_in_training() -> None:
     items = popularity(counts, 1.0)(examples, 2, stream(examples.keys, 0, "popularity"))
     assert items.tolist() == [[4, -1], [-1, -1]]
     assert (popularity(counts, 0.0)(examples, 2, stream(examples.keys, 0, "popularity")) >= 0).all()
-
-
-@settings(max_examples=60)
-@given(batches(), st.integers(1, 8), st.sampled_from([1, 5, 40, 10**6]))
-def test_similar_items_are_exact_whatever_the_block(examples: Examples, count: int, block: int) -> None:
-    embeddings = embeddings_of(examples.n_items)
-    profiles = embeddings_of(len(examples) + 3)[: len(examples)]
-    found = top_similar(embeddings, profiles, examples.excluded, count, block)
-    for row in range(len(examples)):
-        left = [item for item in range(examples.n_items) if item not in forbidden(examples, row)]
-        scores = embeddings @ profiles[row]
-        expected = sorted(left, key=lambda item: -scores[item])[:count]
-        got = [item for item in found[row].tolist() if item >= 0]
-        np.testing.assert_allclose(scores[got], scores[expected], atol=1e-6)
-        assert len(set(got)) == len(got)
-
-
-@settings(max_examples=100)
-@given(batches(), st.integers(1, 8), st.integers(1, 25), st.integers(1, 4), st.integers(0, 8))
-def test_equally_similar_items_come_in_item_order_whatever_the_block_and_the_batch(
-    examples: Examples, count: int, block: int, kinds: int, split: int
-) -> None:
-    # Few different vectors, so that most items are equally similar, and wide ones, whose products BLAS rounds by shape.
-    embeddings = embeddings_of(kinds, 65)[np.arange(examples.n_items) % kinds]
-    profiles = embeddings_of(len(examples) + 1, 65)[1:] * (np.arange(len(examples)) % 3 > 0)[:, None]
-    whole = top_similar(embeddings, profiles, examples.excluded, count, block)
-    parts = [examples.take(rows) for rows in np.split(np.arange(len(examples)), [min(split, len(examples))])]
-    starts = [0, len(parts[0])]
-    found = [
-        top_similar(embeddings, profiles[start : start + len(part)], part.excluded, count)
-        for start, part in zip(starts, parts, strict=True)
-    ]
-    np.testing.assert_array_equal(np.concatenate(found), whole)
-    similarity = np.round(embeddings.astype(np.float64) @ profiles.T.astype(np.float64), 5)
-    for row in range(len(examples)):
-        left = [item for item in range(examples.n_items) if item not in forbidden(examples, row)]
-        expected = sorted(left, key=lambda item: -similarity[item, row])[:count]
-        assert whole[row, : len(expected)].tolist() == expected
 
 
 def test_picks_are_even_over_the_top() -> None:
