@@ -9,7 +9,8 @@ from typing import Any, Literal, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
-from rosepo.config import Config, Section
+from rosepo.config import LOSSES, Config, Section
+from rosepo.config.options import OpenSection
 
 _HELP = {
     "prepare": """Filter the log, split it, and write the table of examples.
@@ -42,13 +43,12 @@ _HELP = {
     """,
     "align": """Align the SFT model with the groups by the smoothed preference objective, or by one of its rivals.
 
-    align.beta ties the model to its reference; align.loss is softmax or pairwise, a rival (dpo, cdpo, spa, robust, ipo,
-    simpo, rpo, sdpo, dmpo, ada_dpo), or sft, which only goes on with fine-tuning. Under pairwise, align.epsilon takes
-    the smoothing from the oracle or from a control (constant, shuffled, zero or spa), and align.epsilon_max bounds it
-    (0 is DPO). A setting that the loss does not use is refused. The defaults suit a model that was pretrained; a small
-    one from scratch learns at align.learning_rate=1e-3. --round 2 goes on from the model of the first round, on the
-    groups of the second, and so on. With pairs.stream=true, groups that are not there are sampled meanwhile: training
-    takes them while they are made.
+    align.beta ties the model to its reference; align.loss is softmax, pairwise, a rival or a control, listed below.
+    Under pairwise, align.epsilon takes the smoothing from the oracle or from a control (constant, shuffled, zero or
+    spa), and align.epsilon_max bounds it (0 is DPO). A setting that the loss does not use is refused. The defaults suit
+    a model that was pretrained; a small one from scratch learns at align.learning_rate=1e-3. --round 2 goes on from the
+    model of the first round, on the groups of the second, and so on. With pairs.stream=true, groups that are not there
+    are sampled meanwhile: training takes them while they are made.
 
     Example: rosepo align --set align.beta=0.5 --out runs/ml --overwrite
     """,
@@ -86,27 +86,41 @@ def stage_help(name: str) -> str:
         model = Config.model_fields[section].annotation
         assert isinstance(model, type)
         assert issubclass(model, Section)
-        lines = [_setting(section, key, field) for key, field in model.model_fields.items()]
+        lines = [_setting(key, field) for key, field in model.model_fields.items()]
+        if issubclass(model, OpenSection):
+            lines += [_line(key, found.kind, found.default, found.about) for key, found in model.options().items()]
         paragraphs.append("\b\n" + "\n".join([f"Settings (--set {section}.KEY=VALUE), with their defaults:", *lines]))
+    if name == "align":
+        paragraphs.append(_losses())
     return "\n\n".join(paragraphs)
 
 
-def _setting(section: str, key: str, field: FieldInfo) -> str:
+def _losses() -> str:
+    lines = ["Losses (--set align.loss=NAME), and the settings that not all of them take:"]
+    for name, loss in LOSSES.items():
+        lines.append(_wrapped(f"  {name}  {': '.join(filter(None, [loss.described, ', '.join(loss.settings)]))}"))
+    return "\b\n" + "\n".join(lines)
+
+
+def _setting(key: str, field: FieldInfo) -> str:
     default = field.get_default(call_default_factory=True, validated_data={})
     parts = [part for part in (field.annotation, *get_args(field.annotation)) if isinstance(part, type)]
     nested = next((part for part in parts if issubclass(part, Section)), None)
     doc = " ".join((field.description or (nested.__doc__ if nested else None) or "").split())
     if nested is not None and (default is None or isinstance(default, Section)):
         keys = ", ".join(f"{name}={_plain(inner.get_default())}" for name, inner in nested.model_fields.items())
-        doc = f"{doc} {'Unset; its keys' if default is None else 'Keys'}: {keys}"
-        head = f"  {key}.*"
-    else:
-        choices = next(
-            (get_args(p) for p in (field.annotation, *get_args(field.annotation)) if get_origin(p) is Literal), ()
-        )
-        doc = f"{'|'.join(choices)}. {doc}" if choices and all(isinstance(c, str) for c in choices) else doc
-        head = f"  {key}={_plain(default)}"
-    return "\n".join(textwrap.wrap(f"{head}  {doc}", width=78, subsequent_indent=" " * 6))
+        return _wrapped(f"  {key}.*  {doc} {'Unset; its keys' if default is None else 'Keys'}: {keys}")
+    return _line(key, field.annotation, default, doc)
+
+
+def _line(key: str, kind: Any, default: Any, doc: str) -> str:
+    choices = next((get_args(part) for part in (kind, *get_args(kind)) if get_origin(part) is Literal), ())
+    doc = f"{'|'.join(choices)}. {doc}" if choices and all(isinstance(choice, str) for choice in choices) else doc
+    return _wrapped(f"  {key}={_plain(default)}  {doc}")
+
+
+def _wrapped(text: str) -> str:
+    return "\n".join(textwrap.wrap(text, width=78, subsequent_indent=" " * 6))
 
 
 def _plain(value: Any) -> str:

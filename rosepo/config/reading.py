@@ -10,6 +10,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from rosepo.config.base import Section, nearest
+from rosepo.config.options import OpenSection
 from rosepo.config.pairs import PairsConfig
 from rosepo.config.root import Config
 from rosepo.utils.errors import UserError
@@ -131,4 +132,6 @@ def _known_keys(root: type[Section], location: tuple[int | str, ...]) -> list[st
         sections = [arg for arg in types if issubclass(arg, BaseModel)]
         model = next(iter(sections or types), field.annotation)
         key = bool(sections) and get_origin(field.annotation) in (dict, tuple)
+    if isinstance(model, type) and issubclass(model, OpenSection):
+        return model.known_keys()
     return list(model.model_fields) if isinstance(model, type) and issubclass(model, BaseModel) else []

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from rosepo.config.base import Section
 from rosepo.config.data import DataConfig, PrepareConfig
-from rosepo.config.losses import LOSSES
+from rosepo.config.losses import LOSSES, SMOOTHINGS
 from rosepo.config.model import ModelConfig
 from rosepo.config.oracle import OracleConfig
 from rosepo.config.pairs import PairsConfig
@@ -130,7 +130,7 @@ class Config(Section):
     @property
     def learns_whole(self) -> bool:
         """Whether alignment learns the oracle's whole distribution, at every branching of the titles."""
-        return self.align.loss == "distill" and self.pairs.oracle_whole
+        return LOSSES[self.align.loss].whole and self.pairs.oracle_whole
 
     @property
     def reads_candidates(self) -> bool:
@@ -147,11 +147,12 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
-    def _distill(self) -> Config:
-        if self.align.loss == "distill" and self.pairs.used != ("oracle",):
+    def _drawn(self) -> Config:
+        if "weights" in LOSSES[self.align.loss].inputs and self.pairs.used != ("oracle",):
             raise ValueError(
-                "align.loss=distill learns the oracle's distribution from titles that were drawn from it, and from no "
-                f"others (pairs.strategies has {', '.join(self.pairs.used)}): set pairs.strategies={{oracle: 1}}"
+                f"align.loss={self.align.loss} learns the oracle's distribution from titles that were drawn from it, "
+                f"and from no others (pairs.strategies has {', '.join(self.pairs.used)}): "
+                "set pairs.strategies={oracle: 1}"
             )
         return self
 
@@ -178,11 +179,11 @@ class Config(Section):
         align = self.align
         constant = align.smoothing == "constant" and align.epsilon_value is None
         if self.pairs.stream and (constant or align.smoothing == "shuffled"):
-            setting = f"align.epsilon={align.epsilon}" if align.loss == "pairwise" else f"align.loss={align.loss}"
+            key = "epsilon" if LOSSES[align.loss].takes_epsilon else "loss"
             remedy = "set align.epsilon_value, or " if constant else ""
             raise ValueError(
-                f"{setting} reads the whole table before the first step, which pairs.stream=true"
-                f" trains ahead of: {remedy}use pairs.stream=false"
+                f"align.{key}={getattr(align, key)} reads the whole table before the first step, which "
+                f"pairs.stream=true trains ahead of: {remedy}use pairs.stream=false"
             )
         return self
 
@@ -196,34 +197,16 @@ class Config(Section):
         search: dict[str, tuple[Any, ...] | RangeConfig] = {"align.beta": (0.25, 1.0)}
         if self.align.clamps_epsilon:
             search["align.epsilon_max"] = (0.2, 0.4)
-        if self.align.loss == "softmax":
+        if "targets" in LOSSES[self.align.loss].inputs:
             search["align.target_min"] = (0.0, 0.5)
         return search
 
 
 def shape_of(config: Config, figures: Mapping[str, Any]) -> str:
     """What the loss aims at, in a few words; `figures` of the manifest of `align` hold a value that it computed."""
-    align = config.align
-    value = figures.get("epsilon_value", align.epsilon_value)
-    fixed = "ε" if value is None else f"ε = {value:.3g}"
-    clamp = f", the chosen one's ≥ {align.target_min:g}" if align.target_min > 0 else ""
-    mixed = f", {100 * align.target_mix:g} % of them from the reference" if align.target_mix > 0 else ""
-    shapes = {
-        "softmax": f"targets from the oracle{clamp}{mixed}",
-        "dpo": "ε = 0",
-        "rpo": "ε = 0",
-        "ipo": f"log-ratios {'a token' if align.ipo_average else 'summed over tokens'}",
-        "simpo": f"γ = {align.simpo_gamma:g}, no reference",
-        "sdpo": "one-hot target",
-        "dmpo": "the mean of the rejected titles' rewards",
-        "ada_dpo": f"τ from {align.ada_tau_min:g} to {align.ada_tau_max:g}, ρ = {align.ada_rho:g}",
-        "sft": "no preference",
-        "distill": "the oracle's whole distribution" if config.learns_whole else "titles drawn from the oracle",
-        "oracle": f"ε ≤ {align.epsilon_max:g}",
-        "shuffled": f"ε ≤ {align.epsilon_max:g}, shuffled over all pairs",
-        "constant": f"one {fixed} for all pairs",
-        "zero": "ε = 0",
-        "spa": f"{fixed} for the {100 * align.spa_quantile:g} % of pairs with the least margin",
-    }
-    shape = shapes[align.smoothing or align.loss]
+    align, kind = config.align, config.align.smoothing
+    settings = align.model_dump() | {"oracle_whole": config.pairs.oracle_whole}
+    settings["epsilon_value"] = figures.get("epsilon_value", align.epsilon_value)
+    found = LOSSES[align.loss].shape if kind is None else SMOOTHINGS[kind].shape
+    shape = found.format(**settings) if isinstance(found, str) else found(settings)
     return f"{shape}, SFT weight {align.sft_weight:g}" if align.sft_weight > 0 else shape

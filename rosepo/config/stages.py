@@ -86,8 +86,8 @@ class SweepConfig(Section):
     def _keys(self) -> SweepConfig:
         for key in self.parameters or {}:
             section, _, name = key.partition(".")
-            if section != "align" or name not in AlignConfig.model_fields:
-                known = [f"align.{field}" for field in AlignConfig.model_fields]
+            if section != "align" or name not in AlignConfig.known_keys():
+                known = [f"align.{field}" for field in AlignConfig.known_keys()]
                 raise ValueError(
                     f"sweep.parameters has no key '{key}' to search{nearest(key, known)}: keys of align.* alone"
                 )

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from rosepo.config.base import Count, Gpu, NonNegative, Positive, Section
-from rosepo.config.losses import LOSSES, OPTIONS, LossName, Smoothing, users_of
+from rosepo.config.losses import (
+    LOSSES,
+    SMOOTHINGS,
+    LossName,
+    Smoothing,
+    loss_options,
+    loss_settings,
+    losses_with,
+)
+from rosepo.config.options import OpenSection, Option
 
 Epsilon = Annotated[float, Field(ge=0.0, lt=0.5, allow_inf_nan=False)]
 
@@ -122,7 +131,7 @@ class SftConfig(TrainConfig):
     section: ClassVar[str] = "sft"
 
 
-class AlignConfig(TrainConfig):
+class AlignConfig(TrainConfig, OpenSection):
     """The smoothed preference objective or one of its rivals, from the SFT model, which is also the reference (see
     pairs.rounds)."""
 
@@ -155,16 +164,6 @@ class AlignConfig(TrainConfig):
     target_mix: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
     """Weight of the reference in the targets of `softmax`, softmax((1 - w) f + w log π_ref): 0 is the oracle alone, 0.5
     an equal mix of both models, 1 the reference."""
-    ipo_average: bool = False
-    """`ipo` compares log-ratios a token, not summed over a title's tokens."""
-    simpo_gamma: Annotated[float, Field(allow_inf_nan=False)] = 0.5
-    """Margin that `simpo` wants between the rewards of a chosen and a rejected title."""
-    ada_tau_min: Positive = 0.1
-    """`ada_dpo`: least scale of a pair, that of an ambiguous one."""
-    ada_tau_max: Positive = 5.0
-    """`ada_dpo`: largest scale of a pair, that of a clear one."""
-    ada_rho: Annotated[float, Field(allow_inf_nan=False)] = round(0.1 - math.log(2), 4)
-    """`ada_dpo`: cost of a unit of scale, between -log 2 and 0; the authors' code adds log 2 to it (0.1 here)."""
     optimizer: Literal["fresh", "sft"] = "fresh"
     """Adam's moments at the start: `fresh` ones, or those that `sft` ended with (sft.keep_optimizer), in rounds after
     the first those of the round before. The learning rate's schedule begins anew either way."""
@@ -177,20 +176,29 @@ class AlignConfig(TrainConfig):
     `auto` is `trajectory`, and `group` where every prompt lists candidates of its own."""
     row_tokens: Count = 2048
     """Tokens of a trajectory's row at most: longer ones are cut, at least one group a row. Used by `trajectory`."""
-    sft_weight: NonNegative = Field(default_factory=lambda data: 1.0 if data.get("loss") in ("rpo", "sft") else 0.0)
+    sft_weight: NonNegative = Field(default_factory=lambda data: LOSSES[data["loss"]].sft_weight if data else 0.0)
     """Weight of the negative log-likelihood of the chosen titles, added to any loss. Unset: 1 for `rpo` and `sft`, 0
     for the others."""
+
+    @classmethod
+    def options(cls) -> Mapping[str, Option]:
+        return loss_options()
+
+    def used_options(self) -> Mapping[str, Option]:
+        return {option.key: option for option in LOSSES[self.loss].options.values()}
 
     @property
     def smoothing(self) -> Smoothing | None:
         """The kind of smoothing in force, whatever the loss calls it; None where it takes none."""
-        return self.epsilon if self.loss == "pairwise" else LOSSES[self.loss].smoothing
+        loss = LOSSES[self.loss]
+        return self.epsilon if loss.takes_epsilon else loss.smoothing
 
     @property
     def clamps_epsilon(self) -> bool:
         """Whether `epsilon_max` has a say."""
-        kinds = ("oracle", "shuffled") if self.epsilon_value is not None else _EPSILON_USERS["epsilon_max"]
-        return self.smoothing in kinds
+        kind = self.smoothing
+        given = kind == "constant" and self.epsilon_value is not None
+        return kind is not None and "epsilon_max" in SMOOTHINGS[kind].settings and not given
 
     @model_validator(mode="after")
     def _rows(self) -> AlignConfig:
@@ -199,52 +207,31 @@ class AlignConfig(TrainConfig):
         return self
 
     @model_validator(mode="after")
-    def _likelihoods(self) -> AlignConfig:
-        if self.loss == "rpo" and self.sft_weight == 0.0:
-            raise ValueError("align.loss=rpo with align.sft_weight=0 is dpo: use align.loss=dpo, or raise the weight")
-        if self.loss == "sft" and self.sft_weight == 0.0:
-            raise ValueError("align.loss=sft with align.sft_weight=0 learns nothing: leave the weight out, or raise it")
-        if "beta" in self.model_fields_set and not LOSSES[self.loss].preference:
+    def _loss(self) -> AlignConfig:
+        loss = LOSSES[self.loss]
+        if loss.without_sft and self.sft_weight == 0.0:
+            raise ValueError(f"align.loss={self.loss} with align.sft_weight=0 {loss.without_sft}")
+        if "beta" in self.model_fields_set and not loss.preference:
             raise ValueError(
                 f"align.beta is not used by align.loss={self.loss}, which compares no titles: leave it out"
             )
+        for key in loss_settings():
+            if key in self.model_fields_set and getattr(self, key) is not None:
+                self._check_used(key)
+        if loss.check is not None:
+            loss.check({key: self.option(key) for key in self.used_options()})
         return self
 
-    @model_validator(mode="after")
-    def _used(self) -> AlignConfig:
-        for key in OPTIONS:
-            if key not in self.model_fields_set or getattr(self, key) is None:
-                continue
-            users = users_of(key)
-            if self.loss not in users:
-                named = " or ".join(filter(None, [", ".join(users[:-1]), users[-1]]))
-                raise ValueError(
-                    f"align.{key} is used by align.loss={named} alone, not by {self.loss}: leave it out, or set that"
-                )
-            kinds = _EPSILON_USERS.get(key)
-            if self.loss == "pairwise" and kinds is not None and self.epsilon not in kinds:
-                raise ValueError(f"align.{key} is used by align.epsilon={' or '.join(kinds)}, not by {self.epsilon}")
-            if key == "epsilon_max" and not self.clamps_epsilon:
-                raise ValueError("align.epsilon_max is not used beside align.epsilon_value: leave one of them out")
-        return self
-
-    @model_validator(mode="after")
-    def _tau(self) -> AlignConfig:
-        low, high, rho = self.ada_tau_min, self.ada_tau_max, self.ada_rho
-        if low > high:
-            raise ValueError(f"align.ada_tau_min={low:g} is above align.ada_tau_max={high:g}: lower it")
-        if low < high and not -math.log(2) < rho < 0:
-            end = "ada_tau_min" if rho >= 0 else "ada_tau_max"
+    def _check_used(self, key: str) -> None:
+        """Refuse a key that was set and has no say. Raises ValueError, with the remedy."""
+        users = losses_with(key)
+        if self.loss not in users:
+            named = " or ".join(filter(None, [", ".join(users[:-1]), users[-1]]))
             raise ValueError(
-                f"align.ada_rho={rho:g} puts every pair at align.{end}: choose one between -0.6931 (-log 2) and 0, "
-                "such as -0.5931, which is 0.1 in the authors' code"
+                f"align.{key} is used by align.loss={named} alone, not by {self.loss}: leave it out, or set that"
             )
-        return self
-
-
-_EPSILON_USERS = {
-    "epsilon_max": ("oracle", "constant", "shuffled"),
-    "epsilon_value": ("constant", "spa"),
-    "spa_quantile": ("spa",),
-}
-"""Which kinds of `align.epsilon` a key is for."""
+        kinds = [kind for kind, smoothing in SMOOTHINGS.items() if key in smoothing.settings]
+        if LOSSES[self.loss].takes_epsilon and kinds and self.epsilon not in kinds:
+            raise ValueError(f"align.{key} is used by align.epsilon={' or '.join(kinds)}, not by {self.epsilon}")
+        if key == "epsilon_max" and not self.clamps_epsilon:
+            raise ValueError("align.epsilon_max is not used beside align.epsilon_value: leave one of them out")

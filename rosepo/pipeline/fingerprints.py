@@ -25,13 +25,21 @@ _LATER: dict[str, Any] = {
 """Keys that came when there were outputs already, and the value under which these stay what they were: the key is then
 left out."""
 
-_GONE: dict[str, Any] = {"align.sft_on": "chosen"}
-"""Keys that outputs were made with and that are gone, and the value that is what is done without them."""
+_ONCE: dict[str, Any] = {
+    "align.ada_rho": -0.5931,
+    "align.ada_tau_max": 5.0,
+    "align.ada_tau_min": 0.1,
+    "align.ipo_average": False,
+    "align.sft_on": "chosen",
+    "align.simpo_gamma": 0.5,
+}
+"""Keys that stood in every output once, also where they had no say, and what stood there then: so that outputs of
+which they say nothing stay what they were."""
 
 
 def stage_settings(config: Config, stage: Stage) -> dict[str, Any]:
     """The settings that a stage's result depends on, flat: dotted key to value."""
-    flat = _GONE | _flatten(config.model_dump(mode="json"))
+    flat = _ONCE | _flatten(config.model_dump(mode="json"))
     searched = set(config.sweep_parameters) if stage.name == "sweep" else set()
     unused = {f"pairs.strategies.{name}" for name in config.pairs.strategies if name not in config.pairs.used}
     # Parts of a streamed table are what training shuffles within: their size is then no matter of speed alone.

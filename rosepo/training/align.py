@@ -106,7 +106,7 @@ def align_task(
     read_settings(paths.reference)
     train = config.align
     columns = columns_read(config)
-    table = groups_table(columns, paths) if growing is None else growing.open(columns)
+    table = groups_table(columns, paths, train.loss) if growing is None else growing.open(columns)
     branchings = trie_targets_of(config, paths.reference)
     encoder: Encoder = GroupEncoder(train.pack_tokens, branchings)
     rows, offsets, users_a_group = min(len(table), max_groups or len(table)), None, 1.0

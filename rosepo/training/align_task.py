@@ -14,14 +14,14 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor, nn
 
-from rosepo.config import OWN_STRATEGY, STRATEGIES, AlignConfig, Config, TrainConfig
+from rosepo.config import LOSSES, OWN_STRATEGY, STRATEGIES, AlignConfig, Config, TrainConfig
+from rosepo.config.losses import INPUTS, LossEntry
 from rosepo.data.catalogue import Catalogue
 from rosepo.lm.model.dropout import disable_dropout, training_dropout
 from rosepo.lm.model.model_folder import CATALOGUE, load_builder
 from rosepo.lm.model.policy import load_policy, load_tokenizer, save_policy
 from rosepo.lm.rows.logps import LogpsModel, sharing_obstacle
 from rosepo.objectives.likelihood import chosen_nll, drawn_weights
-from rosepo.objectives.registry import OBJECTIVES, Objective
 from rosepo.objectives.rewards import Metrics, reward_margins
 from rosepo.objectives.smoothing import RunningQuantile, clamp_epsilon, oracle_targets
 from rosepo.training.feed.encoders import GroupEncoder
@@ -32,6 +32,7 @@ from rosepo.training.reference_check import check_reference
 from rosepo.training.sft import card_figures, storage_dtype
 from rosepo.training.task import HeldOut, Loss
 from rosepo.utils.errors import UserError
+from rosepo.utils.imports import find_callable
 
 _LABELS = (*STRATEGIES, OWN_STRATEGY)
 _BY_STRATEGY = ("margin", "accuracy", "epsilon")
@@ -68,12 +69,6 @@ class AlignTask:
     moments: Path | None = None
     name: ClassVar[str] = "align"
     validated: ClassVar[tuple[str, ...]] = ("loss", "accuracy", "margin", "target_kl")
-    metric_names: ClassVar[tuple[str, ...]] = (
-        *_OVERALL,
-        *(f"{name}/{strategy}" for name in _BY_STRATEGY for strategy in _LABELS),
-        "spa_threshold",
-        "ada_tau",
-    )
     probed_rows: np.ndarray | None = None
     _built: Any = None
 
@@ -89,9 +84,18 @@ class AlignTask:
     def settings(self) -> AlignConfig:
         return self.config.align
 
+    @property
+    def entry(self) -> LossEntry:
+        return LOSSES[self.settings.loss]
+
     @cached_property
-    def objective(self) -> Objective:
-        return OBJECTIVES[self.settings.loss]
+    def objective(self) -> Callable[..., tuple[Tensor, Metrics]]:
+        return find_callable(self.entry.function, f"align.loss={self.settings.loss}")
+
+    @property
+    def metric_names(self) -> tuple[str, ...]:
+        by_strategy = (f"{name}/{strategy}" for name in _BY_STRATEGY for strategy in _LABELS)
+        return (*_OVERALL, *by_strategy, "spa_threshold", *self.entry.metrics)
 
     @property
     def seed(self) -> int:
@@ -133,7 +137,7 @@ class AlignTask:
     def verify(self, logps: Callable[[Arrays], Tensor]) -> None:
         """Refuse groups whose reference log-probabilities are not those of the reference, see `check_reference`; a loss
         without one asks none."""
-        if self.objective.reference_free:
+        if self.entry.reference_free:
             return
         probed = self._look_up() if self.probed is None else self.probed
         remedy = f"run `rosepo pairs{self._option}` again"
@@ -161,13 +165,14 @@ class AlignTask:
 
     def loss(self, logps: Tensor, counts: Tensor, arrays: Arrays) -> Loss:
         align, groups = self.settings, int(arrays["units"])
-        strategy = _tensor(arrays, "strategy", logps.device) if self.objective.reads_rejected else None
+        strategy = _tensor(arrays, "strategy", logps.device) if self.entry.reads_rejected else None
         size = 1 if strategy is None else 1 + strategy.shape[1]
         policy = logps[: groups * size].view(groups, size)
         inputs = self._inputs(policy, counts, arrays)
-        options = {option: getattr(align, key) for option, key in self.objective.options.items()}
+        strength = {"beta": align.beta} if self.entry.preference else {}
+        options = {argument: align.option(option.key) for argument, option in self.entry.options.items()}
         learned = _at_branchings(policy, logps[groups * size :]) if "entropy" in arrays else policy
-        losses, metrics = self.objective(learned, inputs, align.beta, **options)
+        losses, metrics = self.objective(learned, **inputs, **strength, **options)
         if "entropy" in arrays:
             least = (inputs["weights"] * _tensor(arrays, "entropy", losses.device)).sum(dim=1)
             metrics |= {"target_kl": losses.detach() - least}
@@ -186,7 +191,9 @@ class AlignTask:
     def _inputs(self, policy: Tensor, counts: Tensor, arrays: Arrays) -> dict[str, Tensor]:
         """What the objective reads beside policy [G, 1 + K]."""
         inputs: dict[str, Tensor] = {}
-        for name in self.objective.inputs:
+        for name in INPUTS:  # the reference first: it is what others are made with
+            if name not in self.entry.inputs:
+                continue
             if name == "epsilon":
                 inputs[name] = self._epsilon(_tensor(arrays, "epsilon", policy.device), policy, inputs["ref_logps"])
             elif name == "targets":

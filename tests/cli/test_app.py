@@ -47,11 +47,14 @@ def test_help_lists_every_setting_of_the_stage() -> None:
     from typer.testing import CliRunner
 
     from rosepo.cli.app import app
-    from rosepo.config import AlignConfig
+    from rosepo.config import LOSSES, AlignConfig
 
     output = CliRunner().invoke(app, ["align", "--help"]).output
-    for key in AlignConfig.model_fields:
+    for key in AlignConfig.known_keys():
         assert f"{key}=" in output
+    listed = " ".join(output.partition("Losses (--set align.loss=NAME)")[2].split())
+    for name, loss in LOSSES.items():
+        assert f" {name} {loss.described}" in listed
 
 
 @pytest.mark.parametrize(

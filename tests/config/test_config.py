@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import get_args
 
 import pytest
 
 from rosepo.config import LOSSES, Config, dump_config, load_config, located
-from rosepo.config.losses import OPTIONS, LossName
+from rosepo.config.losses import loss_settings
 from rosepo.config.training import SAME_RESULT
 from rosepo.tuning.search_space import check_space
 from rosepo.utils.errors import UserError
@@ -76,7 +75,11 @@ CONFIGS = Path(__file__).parents[2] / "jobs" / "configs"
             ["align.epsilon_max is not used beside align.epsilon_value"],
         ),
         ("align={loss: robust, epsilon_value: 0.5}", ["align.epsilon_value", "less than 0.5"]),
-        ("align.loss=orpo", ["align.loss", "'simpo'", "'orpo'"]),
+        ("align.loss=orpo", ["align.loss has no 'orpo' (did you mean 'rpo'?)"]),
+        ("align={loss: simpo, simpo_gamma: high}", ["align.simpo_gamma", "valid number", "'high'"]),
+        ("align={loss: ada_dpo, ada_tau_max: 0}", ["align.ada_tau_max", "greater than 0"]),
+        ("align.simpo_gama=1", ["unknown key 'align.simpo_gama'", "did you mean 'simpo_gamma'"]),
+        ("sweep.parameters={align.simpo_gama: [1, 2]}", ["did you mean 'align.simpo_gamma'"]),
         ("align={loss: ada_dpo, ada_rho: 0.1}", ["align.ada_rho=0.1 puts every pair at align.ada_tau_min", "-0.6931"]),
         ("align={loss: ada_dpo, ada_rho: -0.7}", ["align.ada_rho=-0.7 puts every pair at align.ada_tau_max"]),
         ("align={loss: ada_dpo, ada_tau_min: 6}", ["align.ada_tau_min=6 is above align.ada_tau_max=5"]),
@@ -303,15 +306,17 @@ def test_a_loss_takes_its_own_options_and_refuses_all_others(loss: str) -> None:
     for key, value in OPTION_VALUES.items():
         settings = [*COMPANIONS.get(loss, ()), f"align.loss={loss}", f"align.{key}={value}"]
         if key in TAKEN[loss]:
-            assert getattr(load_config(None, settings).align, key) == value
+            align = load_config(None, settings).align
+            assert align.model_dump()[key] == value
+            assert key in align.model_dump(exclude_unset=True)
         else:
             with pytest.raises(UserError, match=rf"align\.{key} is used by align\.(loss|epsilon)=.*not by"):
                 load_config(None, settings)
 
 
 def test_no_option_of_a_loss_is_left_out_of_the_test_above() -> None:
-    assert set(OPTION_VALUES) == set(OPTIONS)
-    assert set(TAKEN) == set(LOSSES) == set(get_args(LossName))
+    assert set(OPTION_VALUES) == set(loss_settings())
+    assert set(TAKEN) == set(LOSSES)
 
 
 def test_fine_tuning_beside_alignment_is_on_by_default_where_it_belongs_to_the_loss(tmp_path: Path) -> None:

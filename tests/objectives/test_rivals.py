@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable
 from typing import Any
@@ -14,10 +15,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from rosepo.config import LOSSES, AlignConfig
+from rosepo.config.losses import LossEntry
 from rosepo.objectives.likelihood import chosen_nll
-from rosepo.objectives.registry import OBJECTIVES
 from rosepo.objectives.rivals import ada_dpo, best_tau, dmpo, dpo, ipo, robust, sdpo, simpo
 from rosepo.objectives.rosepo import pairwise, softmax
+from tests.objectives.named import called, function_of
 
 PREFERENCES = [name for name, facts in LOSSES.items() if facts.preference]
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -42,10 +44,8 @@ def made(seed: int = 0, groups: int = 4, k: int = 3, scale: float = 2.0) -> tupl
 
 
 def loss_of(name: str, policy: Tensor, inputs: dict[str, Tensor], beta: float = 0.7) -> Tensor:
-    """Loss [G] of a named objective; takes of the inputs what it reads."""
-    objective = OBJECTIVES[name]
-    taken = {key: inputs[key] for key in objective.inputs}
-    return objective(policy, taken, beta, **OPTIONS.get(name, {}))[0]
+    """Loss [G] of a named loss; takes of the inputs what it reads."""
+    return called(name, policy, inputs, beta, **OPTIONS.get(name, {}))[0]
 
 
 def by_hand(name: str, w: tuple[float, float, int], losers: list[tuple[float, float, int]], beta: float) -> float:
@@ -88,7 +88,7 @@ def test_ipo_takes_sums_or_means_over_tokens():
     assert ipo(policy, reference, counts, beta=0.25, average=True)[0].item() == pytest.approx((1 + 1 - 2) ** 2)
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("name", LOSSES)
 @pytest.mark.parametrize("seed", [0, 1])
 def test_gradients_agree_with_finite_differences(name, seed):
     policy, inputs = made(seed)
@@ -105,7 +105,7 @@ def test_limits_of_the_rivals_are_dpo():
     )
     assert torch.equal(plain, robust(policy, reference, none, 0.7)[0])
     assert torch.allclose(plain, ada_dpo(policy, reference, 0.7, tau_min=1.0, tau_max=1.0, rho=0.0)[0])
-    assert torch.equal(plain, OBJECTIVES["rpo"](policy, {"ref_logps": reference}, 0.7)[0])
+    assert torch.equal(plain, called("rpo", policy, {"ref_logps": reference}, 0.7)[0])
     # Epsilon's limit is a limit, not only a value at 0.
     nearly = torch.full_like(none, 1e-9)
     assert torch.allclose(plain, pairwise(policy, reference, nearly, 0.7)[0], atol=1e-7)
@@ -178,15 +178,13 @@ def test_a_cost_beyond_the_entropy_of_a_coin_leaves_tau_at_one_end(rho, end):
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.sampled_from(sorted(OBJECTIVES)), st.floats(-1e4, 1e4), st.sampled_from([torch.float32, torch.bfloat16]))
+@given(st.sampled_from(sorted(LOSSES)), st.floats(-1e4, 1e4), st.sampled_from([torch.float32, torch.bfloat16]))
 def test_nothing_overflows(name, u, dtype):
     _, inputs = made(5, groups=1)
     inputs = {key: value if key == "counts" else value.float() for key, value in inputs.items()}
     inputs["ref_logps"] = torch.full((1, 4), -7.0)
     policy = torch.tensor([[u - 7.0, -7.0, -9.0, -7.0]], dtype=dtype, requires_grad=True)
-    objective = OBJECTIVES[name]
-    taken = {key: inputs[key] for key in objective.inputs}
-    losses, metrics = objective(policy, taken, 1.0, **OPTIONS.get(name, {}))
+    losses, metrics = called(name, policy, inputs, 1.0, **OPTIONS.get(name, {}))
     losses.sum().backward()
     assert losses.dtype == torch.float32
     for value in (losses, policy.grad, *metrics.values()):
@@ -212,7 +210,7 @@ def test_extreme_margins_keep_a_finite_gradient_in_the_right_direction(name, u):
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.sampled_from(sorted(OBJECTIVES)), st.integers(0, 10**6), st.integers(1, 5), st.randoms(use_true_random=False))
+@given(st.sampled_from(sorted(LOSSES)), st.integers(0, 10**6), st.integers(1, 5), st.randoms(use_true_random=False))
 def test_the_order_of_groups_and_of_rejected_titles_has_no_say(name, seed, k, random):
     policy, inputs = made(seed, groups=3, k=k)
     losses = loss_of(name, policy, inputs)
@@ -228,16 +226,15 @@ def test_the_order_of_groups_and_of_rejected_titles_has_no_say(name, seed, k, ra
 @given(st.sampled_from(PREFERENCES), st.integers(0, 10**6), st.floats(-50, 50))
 def test_a_constant_in_the_log_ratios_of_a_prompt_has_no_say(name, seed, shift):
     policy, inputs = made(seed)
-    if OBJECTIVES[name].reference_free or name == "ipo":
+    if LOSSES[name].reference_free or name == "ipo":
         inputs["counts"] = torch.full_like(inputs["counts"], 4)
     assert torch.allclose(loss_of(name, policy + shift, inputs), loss_of(name, policy, inputs), atol=1e-7)
 
 
 def test_metrics_have_the_sizes_of_groups_and_pairs():
     policy, inputs = made(7)
-    for name, objective in OBJECTIVES.items():
-        taken = {key: inputs[key] for key in objective.inputs}
-        losses, metrics = objective(policy, taken, 0.7, **OPTIONS.get(name, {}))
+    for name in LOSSES:
+        losses, metrics = called(name, policy, inputs, 0.7, **OPTIONS.get(name, {}))
         assert losses.shape == (4,)
         assert bool(metrics) == (name in PREFERENCES)
         if name not in PREFERENCES:
@@ -256,37 +253,41 @@ def test_the_term_of_fine_tuning_is_the_chosen_title_s_negative_log_likelihood()
 
 def test_going_on_with_fine_tuning_has_no_loss_of_its_own_and_no_strength():
     policy, _ = made(9)
-    losses, metrics = OBJECTIVES["sft"](policy.requires_grad_(), {}, 0.7)
+    losses, metrics = called("sft", policy.requires_grad_(), {}, 0.7)
     assert losses.tolist() == [0.0] * 4
     assert metrics == {}
     losses.sum().backward()
     assert not policy.grad.any()
-    alone = OBJECTIVES["sft"](policy[:, :1], {}, 0.7)[0] + chosen_nll(policy[:, :1])
+    alone = called("sft", policy[:, :1], {}, 0.7)[0] + chosen_nll(policy[:, :1])
     assert torch.equal(alone, chosen_nll(policy))
 
 
-@pytest.mark.parametrize("name", [name for name in OBJECTIVES if OBJECTIVES[name].reference_free])
-def test_a_loss_without_a_reference_refuses_one(name):
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_function_takes_exactly_what_its_entry_says(name):
+    loss = LOSSES[name]
+    said = {"policy_logps", *loss.inputs, *loss.options, *(["beta"] if loss.preference else [])}
+    assert set(inspect.signature(function_of(name)).parameters) == said
+    assert not {option.key for option in loss.options.values()} & set(AlignConfig.model_fields)
+    assert {key for key in loss.settings if key not in AlignConfig.options()} <= set(AlignConfig.model_fields)
+
+
+def test_a_loss_without_a_reference_refuses_one():
     policy, inputs = made()
-    with pytest.raises(ValueError, match=f"{name} is reference-free: it takes no reference log-probabilities"):
-        OBJECTIVES[name](policy, {key: inputs[key] for key in ("counts", "ref_logps")}, 1.0, gamma=0.5)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'ref_logps'"):
+        simpo(policy, counts=inputs["counts"], ref_logps=inputs["ref_logps"], beta=1.0, gamma=0.5)
 
 
 @pytest.mark.parametrize(
-    ("name", "given", "options", "words"),
+    ("faults", "words"),
     [
-        ("dpo", ("ref_logps", "epsilon"), {}, "dpo does not use the input epsilon"),
-        ("sdpo", ("ref_logps", "targets"), {}, "sdpo does not use the input targets"),
-        ("cdpo", ("ref_logps",), {}, "cdpo needs the input epsilon"),
-        ("softmax", ("ref_logps",), {}, "softmax needs the input targets"),
-        ("dpo", ("ref_logps",), {"gamma": 1.0}, "dpo does not use the option gamma"),
-        ("simpo", ("counts",), {}, "simpo needs the option gamma"),
+        ({"inputs": ("ref_logp",)}, "no loss is given ref_logp .did you mean 'ref_logps'"),
+        ({"inputs": ("epsilon",)}, "epsilon and targets are made with ref_logps, which it does not read"),
+        ({"whole": True}, "the whole distribution comes with weights, which it does not read"),
     ],
 )
-def test_an_objective_takes_exactly_what_it_uses(name, given, options, words):
-    policy, inputs = made()
-    with pytest.raises(ValueError, match=words):
-        OBJECTIVES[name](policy, {key: inputs[key] for key in given}, 1.0, **options)
+def test_an_entry_that_cannot_be_fed_is_refused(faults, words):
+    with pytest.raises(ValueError, match=f"my.module:loss: {words}"):
+        LossEntry("mine", "my.module:loss", **faults)
 
 
 def test_values_without_meaning_are_refused():
@@ -297,17 +298,3 @@ def test_values_without_meaning_are_refused():
         ada_dpo(policy, inputs["ref_logps"], 1.0, tau_min=2.0, tau_max=1.0, rho=-0.5)
     with pytest.raises(ValueError, match="of one shape"):
         dpo(policy, inputs["ref_logps"][:, :2], 1.0)
-
-
-def test_the_registry_and_the_settings_know_the_same_losses_and_options():
-    assert set(OBJECTIVES) == set(LOSSES)
-    for name, facts in LOSSES.items():
-        objective = OBJECTIVES[name]
-        assert objective.reference_free == facts.reference_free
-        assert objective.takes_beta == facts.preference
-        assert set(objective.options.values()) == {
-            key for key in facts.options if not key.startswith(("epsilon", "spa_", "target_"))
-        }
-        assert ("epsilon" in objective.inputs) == any(key.startswith("epsilon") for key in facts.options)
-        assert ("targets" in objective.inputs) == ("target_min" in facts.options)
-        assert set(objective.options.values()) <= set(AlignConfig.model_fields)

@@ -12,8 +12,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from rosepo.objectives.likelihood import chosen_nll
-from rosepo.objectives.registry import OBJECTIVES
 from tests.helpers import tiny_model, tiny_tokenizer
+from tests.objectives.named import called
 
 pytest.importorskip("trl", reason="TRL comes with the extra `bench`")
 # Set before that part of TRL is imported, which warns of itself otherwise.
@@ -50,9 +50,7 @@ class Sides:
         """The mean of our loss; `epsilon` is the same for every pair."""
         epsilon = options.pop("epsilon", 0.0)
         inputs = self.inputs | {"epsilon": torch.full_like(self.policy[:, 1:], epsilon)}
-        objective = OBJECTIVES[name]
-        taken = {key: inputs[key] for key in objective.inputs}
-        return objective(self.policy, taken, BETA, **options)[0].mean()
+        return called(name, self.policy, inputs, BETA, **options)[0].mean()
 
     def assert_equal(self, trl: Tensor, ours: Tensor) -> None:
         assert ours.item() == pytest.approx(trl.item(), rel=1e-5)
@@ -134,7 +132,7 @@ def test_simpo_is_trl_s(sides, reference_free):
     trl, chosen, rejected = reference_free.cpo_loss(means[:, 0], means[:, 1])
     sides.assert_equal(trl.mean(), sides.ours("simpo", gamma=0.4))
     counts = {"counts": sides.inputs["counts"]}
-    metrics = OBJECTIVES["simpo"](sides.policy, counts, BETA, gamma=0.4)[1]
+    metrics = called("simpo", sides.policy, counts, BETA, gamma=0.4)[1]
     assert torch.allclose(metrics["reward_chosen"], chosen)
     assert torch.allclose(metrics["reward_rejected"][:, 0], rejected)
 

@@ -65,10 +65,10 @@ def test_a_loss_under_a_rival_s_name_is_the_smoothed_loss_with_that_smoothing(ru
         ({"loss": "rpo"}, {"loss": "dpo", "sft_weight": 1}),
     ):
         tasks = [align_task(tiny_config("align", **options, **ALIGN), run) for options in (name, other)]
-        for arrays in micro_batches(tasks[0].plan, 0, 1, range(3)):
-            logps = torch.from_numpy(arrays["ref_logps"].copy()).flatten()
+        for pair in zip(*(micro_batches(task.plan, 0, 1, range(3)) for task in tasks), strict=True):
+            logps = torch.from_numpy(pair[0]["ref_logps"].copy()).flatten()
             logps = logps + torch.randn(logps.shape, generator=torch.Generator().manual_seed(len(logps)))
-            one, two = (task.loss(logps, torch.ones_like(logps), arrays) for task in tasks)
+            one, two = (task.loss(logps, torch.ones_like(logps), arrays) for task, arrays in zip(tasks, pair))
             assert torch.equal(one.total, two.total), name
             for task, made in zip(tasks, (one, two), strict=True):
                 if task.tracker is not None:

@@ -9,7 +9,6 @@ from typing import Any
 import yaml
 
 from rosepo.config import LOSSES, AlignConfig, Config, TemplateConfig, dump_config
-from rosepo.config.losses import LossName, Smoothing
 from rosepo.config.root import shape_of
 from rosepo.data.catalogue import Catalogue
 
@@ -76,8 +75,8 @@ def _trained_by(stage: str, config: Config, figures: Mapping[str, Any]) -> str:
 
 def _loss(align: AlignConfig) -> str:
     """The loss by the name that its smoothing has among the losses."""
-    rivals: dict[Smoothing | None, LossName] = {"constant": "cdpo", "zero": "dpo", "spa": "spa"}
-    return LOSSES[rivals.get(align.smoothing, "pairwise") if align.loss == "pairwise" else align.loss].described
+    name = align.loss if align.smoothing is None else LOSSES[align.loss].named.get(align.smoothing, align.loss)
+    return LOSSES[name].described
 
 
 def usage(

@@ -40,10 +40,6 @@ GROUP_COLUMNS = (
 USER_COLUMN = "user_id"
 SHARES_COLUMN = "oracle_shares"
 """The oracle's distribution over the whole catalogue, by item index."""
-REJECTED_COLUMNS = frozenset(
-    {"rejected_ids", "strategy", "epsilon", "oracle_scores", "oracle_rest", SHARES_COLUMN, "ref_logps"}
-)
-"""Those of a group's columns without which it is its prompt and its chosen title."""
 _DRAWN = ("oracle_scores", "oracle_rest")
 
 

@@ -8,18 +8,25 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from rosepo.config import Config
-from rosepo.objectives.registry import OBJECTIVES
+from rosepo.config import LOSSES, Config
 from rosepo.run.paths import RunPaths
 from rosepo.training.feed.encoders import (
     GROUP_COLUMNS,
-    REJECTED_COLUMNS,
     SHARES_COLUMN,
     USER_COLUMN,
     run_bounds,
 )
 from rosepo.training.feed.parquet_rows import ParquetRows
 from rosepo.utils.errors import UserError
+
+_OF_INPUT: dict[str, tuple[str, ...]] = {
+    "ref_logps": ("ref_logps",),
+    "epsilon": ("epsilon",),
+    "targets": ("oracle_scores",),
+    "weights": ("oracle_scores", "oracle_rest"),
+    "counts": (),
+}
+"""The columns that the inputs of a loss are made of."""
 
 
 def user_offsets(users: Iterable[pa.ChunkedArray]) -> np.ndarray:
@@ -44,19 +51,17 @@ def users_of(groups: Path) -> Iterator[pa.ChunkedArray]:
 
 
 def columns_read(config: Config) -> list[str]:
-    """The columns of groups that training reads."""
-    train = config.align
-    objective = OBJECTIVES[train.loss]
-    unread = {"ref_logps"} if objective.reference_free else set()
-    unread |= set() if objective.reads_rejected else REJECTED_COLUMNS
-    unread |= set() if "weights" in objective.inputs else {"oracle_rest"}
-    columns = [name for name in GROUP_COLUMNS if name not in unread]
+    """The columns of groups that training reads: those that the loss has a use for."""
+    loss = LOSSES[config.align.loss]
+    read = {"example_id", "prompt_ids", "chosen_ids"} | ({"rejected_ids", "strategy"} if loss.reads_rejected else set())
+    read |= {column for name in loss.inputs for column in _OF_INPUT[name]}
+    columns = [name for name in GROUP_COLUMNS if name in read]
     columns += [SHARES_COLUMN] if config.learns_whole else []
     return columns + ([USER_COLUMN] if config.trajectories else [])
 
 
-def groups_table(columns: list[str], paths: RunPaths) -> ParquetRows:
-    """The finished groups.
+def groups_table(columns: list[str], paths: RunPaths, loss: str) -> ParquetRows:
+    """The finished groups; `loss` is what `columns` are read for.
 
     Raises:
         UserError: there are none, or a column is not there.
@@ -65,12 +70,12 @@ def groups_table(columns: list[str], paths: RunPaths) -> ParquetRows:
     missing = [name for name in columns if name not in table.names]
     if missing == [SHARES_COLUMN]:
         raise UserError(
-            f"{paths.groups} has no column '{SHARES_COLUMN}', which align.loss=distill reads with "
+            f"{paths.groups} has no column '{SHARES_COLUMN}', which align.loss={loss} reads with "
             "pairs.oracle_whole=true: run `rosepo pairs --overwrite` again"
         )
     if missing == ["oracle_rest"]:
         raise UserError(
-            f"{paths.groups} has no column 'oracle_rest', which align.loss=distill reads: its titles were not drawn "
+            f"{paths.groups} has no column 'oracle_rest', which align.loss={loss} reads: its titles were not drawn "
             "from the oracle; run `rosepo pairs --overwrite` with --set 'pairs.strategies={oracle: 1}'"
         )
     if missing:
