@@ -50,7 +50,7 @@ def _stage_command(name: str) -> None:
         overwrite: OverwriteOption = False,
         debug: DebugOption = False,
     ) -> None:
-        exit_on_error(lambda: run_named(out, config, set_ or [], [name], overwrite, debug), debug)
+        exit_on_error(lambda: run_named(out, config, set_ or [], [name], overwrite, debug), debug, out)
 
     app.command(name, help=stage_help(name))(command)
 
@@ -64,7 +64,7 @@ def _round_command(name: str) -> None:
         overwrite: OverwriteOption = False,
         debug: DebugOption = False,
     ) -> None:
-        exit_on_error(lambda: run_named(out, config, set_ or [], [of_round(name, round)], overwrite, debug), debug)
+        exit_on_error(lambda: run_named(out, config, set_ or [], [of_round(name, round)], overwrite, debug), debug, out)
 
     app.command(name, help=stage_help(name))(command)
 
@@ -109,7 +109,10 @@ def prepare(
     overwrite: OverwriteOption = False,
     debug: DebugOption = False,
 ) -> None:
-    exit_on_error(lambda: run_named(out, config, set_ or [], ["prepare"], overwrite, debug, interactions, items), debug)
+    def work() -> None:
+        run_named(out, config, set_ or [], ["prepare"], overwrite, debug, interactions, items)
+
+    exit_on_error(work, debug, out)
 
 
 for _name in ("sft", "oracle", "pairs", "align", "sweep"):
@@ -148,7 +151,7 @@ def evaluate(
         settings = [f"evaluate.{key}=[{', '.join(map(quoted, found))}]" for key, found in external.items() if found]
         run_named(out, config, [*settings, *(set_ or [])], ["evaluate"], overwrite, debug)
 
-    exit_on_error(work, debug)
+    exit_on_error(work, debug, out)
 
 
 @app.command("run")
@@ -177,7 +180,7 @@ def run(
         run_all(settings, out, names, overwrite, debug)
         print_summary(settings, out)
 
-    exit_on_error(work, debug)
+    exit_on_error(work, debug, out)
 
 
 app.command("recommend")(recommend)

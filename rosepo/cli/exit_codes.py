@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from rosepo.utils.console import echo
 from rosepo.utils.errors import StageError, UserError
+from rosepo.utils.quiet import DEBUG_LOG, quiet_libraries
 
 EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED = 2, 1, 130
 
 
-def exit_on_error(work: Callable[[], Any], debug: bool) -> None:
-    """Run a command; turn its failures into one clear line and an exit code (0 done, 2 bad input, 1 failed)."""
+def exit_on_error(work: Callable[[], Any], debug: bool, out: Path | None = None) -> None:
+    """Run a command; turn its failures into one clear line and an exit code (0 done, 2 bad input, 1 failed).
+
+    Args:
+        debug: show tracebacks, and what libraries say.
+        out: the folder that keeps what libraries say otherwise; None for a command that writes none.
+    """
+    if not debug:
+        quiet_libraries(Path(os.devnull) if out is None else out / DEBUG_LOG)
     try:
         work()
     except (UserError, StageError) as error:

@@ -27,7 +27,9 @@ RoundOption = Annotated[
     int,
     typer.Option("--round", min=1, help="Which of the pairs.rounds; rounds after the first have folders of theirs."),
 ]
-DebugOption = Annotated[bool, typer.Option("--debug", help="Show tracebacks and the logs of Ray's workers.")]
+DebugOption = Annotated[
+    bool, typer.Option("--debug", help="Show tracebacks, what libraries say, and the logs of Ray's workers.")
+]
 InteractionsOption = Annotated[
     str | None,
     typer.Option(

@@ -133,7 +133,7 @@ def experiments(
         chosen = Chosen(only or [], data or [], _numbers(seeds), test)
         make(suites, out, chosen, set_ or [], overwrite=overwrite, dry_run=dry_run, tables=tables)
 
-    exit_on_error(work, debug)
+    exit_on_error(work, debug, out)
 
 
 def _model_of(config: Config, model: str | None, out: Path | None) -> str:

@@ -22,6 +22,7 @@ from rosepo.run.ray_session import answers_of_actors
 from rosepo.run.shard_files import lost_actor
 from rosepo.utils.console import Progress
 from rosepo.utils.errors import user_error_from
+from rosepo.utils.quiet import quiet_worker
 
 if TYPE_CHECKING:
     from rosepo.lm.model.model_folder import Recommender
@@ -80,6 +81,7 @@ class LanguageModelRanker:
     """The Ray Data actor: names of models and parts in, part files out. Holds one model at a time."""
 
     def __init__(self, settings: RankerSettings) -> None:
+        quiet_worker()
         self.settings = settings
         self.catalogue = Catalogue.load(settings.catalogue)
         self.held = ""

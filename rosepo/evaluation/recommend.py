@@ -18,6 +18,7 @@ from rosepo.data.histories import HistoryReader, read_histories
 from rosepo.run.resources import stage_use_gpu
 from rosepo.utils.console import Progress, table
 from rosepo.utils.errors import StageError, UserError
+from rosepo.utils.quiet import quiet_worker
 
 if TYPE_CHECKING:
     from rosepo.lm.model.model_folder import Recommender
@@ -37,6 +38,7 @@ class Answerer:
         from rosepo.lm.model.model_folder import load_recommender
         from rosepo.lm.titles.beam_search import Decoder
 
+        quiet_worker()
         self.recommender: Recommender = load_recommender(folder)
         self.recommender.model.to("cuda" if use_gpu else "cpu")
         self.decoder: Decoder = Decoder(self.recommender.model, self.recommender.builder, settings.beams)

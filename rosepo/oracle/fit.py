@@ -33,6 +33,7 @@ from rosepo.training.metric_log import METRICS_FILE, MetricLog
 from rosepo.training.trainer import root_cause, run_trainer
 from rosepo.utils.console import Progress, follow
 from rosepo.utils.errors import StageError
+from rosepo.utils.quiet import quiet_worker
 
 WARMUP_STEPS = 100
 AVERAGE = 0.99
@@ -105,6 +106,7 @@ def _worker(settings: dict[str, Any]) -> None:
     """What each Ray Train worker runs; rank 0 writes the metric lines and the best weights."""
     import ray.train
 
+    quiet_worker()
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     tables = {name: _whole(name) for name in ("train", "validation")}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
 import warnings
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from rosepo.config import RayConfig
 from rosepo.run.signals import handlers_kept
 from rosepo.utils.errors import UserError
+from rosepo.utils.quiet import quiet_libraries
 
 if TYPE_CHECKING:
     from ray.data import Dataset
@@ -55,8 +55,8 @@ def ray_session(config: RayConfig, debug: bool = False) -> Iterator[None]:
         # Watches for nodes that a cloud takes away; costs five seconds a trainer, and this machine is the only node.
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    level = logging.INFO if debug else logging.ERROR
     if not debug:
+        quiet_libraries()
         # Ray's core prints stack dumps at SIGTERM, and a line about restarts at every pool of Ray Data actors
         # (https://github.com/ray-project/ray/issues/53727), on the user's own screen.
         os.environ.setdefault("RAY_DISABLE_FAILURE_SIGNAL_HANDLER", "1")
@@ -68,7 +68,7 @@ def ray_session(config: RayConfig, debug: bool = False) -> Iterator[None]:
     try:
         with nullcontext() if debug else _core_muted(), handlers_kept(*own):
             if joining:
-                ray.init(address=config.address, log_to_driver=debug, logging_level=level)
+                ray.init(address=config.address, log_to_driver=debug)
             else:
                 # The dashboard stays on (and on loopback): Ray Train cleans its placement groups up through it.
                 ray.init(
@@ -76,7 +76,6 @@ def ray_session(config: RayConfig, debug: bool = False) -> Iterator[None]:
                     num_cpus=local_cpus(config),
                     dashboard_host="127.0.0.1",
                     log_to_driver=debug,
-                    logging_level=level,
                 )
     except ConnectionError as error:
         raise UserError(
@@ -174,9 +173,6 @@ def answers_of_actors(
 def _quiet_ray_data(debug: bool) -> None:
     from ray.data import DataContext
 
-    if not debug:
-        for name in ("ray.data", "ray.train", "ray.tune"):
-            logging.getLogger(name).setLevel(logging.CRITICAL)  # failures come as exceptions
     context = DataContext.get_current()
     context.enable_progress_bars = debug
     context.print_on_execution_start = debug

@@ -18,6 +18,7 @@ from rosepo.sampling.strategies.example_batch import Examples
 from rosepo.sampling.strategies.mixture import Rejected, sample_rejected
 from rosepo.sampling.tables import fixed, lists, matrix, nested
 from rosepo.sampling.tally import Tally
+from rosepo.utils.quiet import quiet_worker
 
 if TYPE_CHECKING:
     from rosepo.sampling.models import Models
@@ -37,6 +38,7 @@ class GroupsActor:
     """Loads what it needs once, then writes one part file a shard, which depends on the shard alone."""
 
     def __init__(self, settings: ActorSettings) -> None:
+        quiet_worker()
         self.settings, pairs = settings, settings.pairs
         self.catalogue = Catalogue.load(settings.catalogue)
         self.models: Models | None = None

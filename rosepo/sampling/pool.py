@@ -15,6 +15,7 @@ from rosepo.sampling.settings import ActorSettings
 from rosepo.sampling.tally import Tally
 from rosepo.utils.console import Progress, echo
 from rosepo.utils.errors import StageError, user_error_from
+from rosepo.utils.quiet import quiet_worker
 
 
 def run_shards(shards: Sequence[Shard], settings: ActorSettings, tally: Tally, label: str = "pairs") -> None:
@@ -49,6 +50,7 @@ def run_shards(shards: Sequence[Shard], settings: ActorSettings, tally: Tally, l
 
 def counted_run(shards: Sequence[Shard], settings: ActorSettings, label: str) -> dict[str, Any]:
     """`run_shards` in a process of its own: the figures as `Tally.to_dict` gives them."""
+    quiet_worker()
     tally = Tally()
     run_shards(shards, settings, tally, label)
     return tally.to_dict()

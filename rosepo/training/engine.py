@@ -50,7 +50,6 @@ def prepare_process(backend: str = "gloo") -> None:
 
     # DeepSpeed would compile a shared-memory all-reduce here (half a minute, and an error without ninja).
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    deepspeed.logger.setLevel("ERROR")
     if not dist.is_initialized():
         os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}  # DeepSpeed asks for them by name
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)

@@ -24,6 +24,7 @@ from rosepo.training.metric_log import METRICS_FILE
 from rosepo.training.task import Task
 from rosepo.utils.console import Progress, echo, follow
 from rosepo.utils.errors import StageError, UserError
+from rosepo.utils.quiet import quiet_worker
 
 if TYPE_CHECKING:
     from ray.train.torch import TorchTrainer
@@ -177,6 +178,7 @@ def _worker(config: dict[str, Any]) -> Any:
     import ray.train
     from ray.train.torch import get_device
 
+    quiet_worker()
     task, out = ray.get(config["task"]), Path(config["out"])
     if config["gpu"]:
         torch.cuda.set_device(get_device())

@@ -23,6 +23,7 @@ from rosepo.tuning.search_space import best_config, check_space, trial_settings,
 from rosepo.utils.console import Progress, echo, table
 from rosepo.utils.errors import StageError
 from rosepo.utils.files import write_json
+from rosepo.utils.quiet import quiet_worker
 
 TRIALS_FILE, BEST_FILE = "trials.json", "best.yaml"
 _MEASURED = ("hr@10", "ndcg@10")
@@ -66,6 +67,7 @@ class Trial:
 
     def run(self, number: int, settings: dict[str, Any]) -> dict[str, float]:
         """Align with the settings, measure, and keep the training curve."""
+        quiet_worker()
         config = with_settings(self.config, settings)
         folder = self.out / f"trial-{number:03d}"
         folder.mkdir(parents=True)

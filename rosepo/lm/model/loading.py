@@ -11,7 +11,6 @@ from huggingface_hub import HfApi, try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer, PreTrainedTokenizerBase
-from transformers.utils.logging import disable_progress_bar
 
 from rosepo.lm.model.quantized import quantization_config, saved_quantization
 from rosepo.utils.console import echo
@@ -125,7 +124,6 @@ def load_policy(
     if source.adapter:
         return _load_adapter(source, dtype, trainable, compute_dtype)
     load_model_config(source)
-    disable_progress_bar()
     options = dict(source.options)
     if quantize != "none":
         options["quantization_config"] = quantization_config(quantize, compute_dtype or dtype)

@@ -25,6 +25,7 @@ from rosepo.training.feed.parquet_rows import ParquetRows
 from rosepo.training.feed.schedule import WINDOW, Schedule
 from rosepo.utils.arrays import ranges
 from rosepo.utils.errors import user_error_from
+from rosepo.utils.quiet import quiet_worker
 
 if TYPE_CHECKING:
     from ray.data import DataContext, DataIterator, Dataset
@@ -245,6 +246,7 @@ class Fetcher:
         """`plan` is a reference to the `FeedPlan` in the object store."""
         import ray
 
+        quiet_worker()
         self.reader = RankReader(ray.get(plan), rank, world)
 
     def __call__(self, block: pa.Table) -> Iterator[pa.Table]:
