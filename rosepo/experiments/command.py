@@ -68,7 +68,8 @@ def experiments(
                     echo("  left out: it has no evaluation on validation")
                     continue
                 make(run, making)
-    from rosepo.experiments.results import MARKDOWN_FILE, write_results
+    from rosepo.experiments.results import write_results
+    from rosepo.experiments.results_page import MARKDOWN_FILE
 
     # Of the tables the whole suites are part, whatever was chosen to be made now.
     seeds = [replace(one, seeds=tuple({*one.seeds, *chosen.seeds})) for one in asked.experiments]

@@ -114,13 +114,12 @@ class Pool:
         """Mean over the examples of all seeds of a system, with its interval."""
         return self._draws(self.seeds(name)).mean((name, metric))
 
-    def difference(self, name: str, base: str, metric: str) -> Estimate | None:
-        """Mean of one system minus that of another, over the seeds that both have; None where there is none."""
-        seeds = self.seeds(name, base)
-        return self._draws(seeds).difference((name, metric), (base, metric)) if seeds else None
+    def difference(self, name: str, base: str, metric: str) -> Estimate:
+        """Mean of one system minus that of another, over the seeds that both have, of which there must be any."""
+        return self._draws(self.seeds(name, base)).difference((name, metric), (base, metric))
 
-    def by_seed(self, name: str, metric: str) -> dict[int, float]:
-        """The mean of every seed."""
+    def by_seed(self, name: str, metric: str) -> dict[int, float | None]:
+        """The mean of every seed; None where no example has a value."""
         return {seed: _mean(series[metric]) for seed, series in sorted(self.systems[name].items())}
 
     def _draws(self, seeds: tuple[int, ...]) -> Resampled:
@@ -137,6 +136,6 @@ class Pool:
         return self._drawn[seeds]
 
 
-def _mean(values: np.ndarray) -> float:
+def _mean(values: np.ndarray) -> float | None:
     found = values[~np.isnan(values)]
-    return float(found.mean()) if len(found) else float("nan")
+    return float(found.mean()) if len(found) else None

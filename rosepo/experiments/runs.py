@@ -10,12 +10,15 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from rosepo.config import Config
 from rosepo.experiments.suite import Experiment, Split
 from rosepo.pipeline.fingerprints import stage_settings
-from rosepo.pipeline.planning import CONFIG_FILE, Plan, plan_stages
+from rosepo.pipeline.planning import CONFIG_FILE, Plan, plan_stages, resolve_config
+from rosepo.report.run_metadata import manifests_of
 from rosepo.run.manifest import read_manifest
 from rosepo.run.paths import RunPaths
 from rosepo.run.stages import find_stage, stages_of
@@ -56,22 +59,29 @@ class Run:
         """Its configuration, see `Experiment.config`; overrides `DATA:SECTION.KEY=VALUE` are for one data set."""
         return self.experiment.config(self.seed, self.split, overrides_of(self.experiment.data, more))
 
+    @cached_property
+    def made_with(self) -> Config:
+        """The configuration that is kept in its folder."""
+        return resolve_config(self.folder, None, [])
+
+    @cached_property
+    def manifests(self) -> dict[str, dict[str, Any]]:
+        """Of its finished stages, by name."""
+        return manifests_of(RunPaths(self.folder, self.made_with.pairs.rounds))
+
     def changed(self, more: Sequence[str] = ()) -> list[str]:
         """Settings that its finished stages were made with and that it has no longer, `key: then → now`; and stages
         made again since they were evaluated, as a command that was killed under `--overwrite` leaves them."""
-        config, found = self.config(more), {}
-        for stage in stages_of(config).values():
-            manifest = read_manifest(self.folder / stage.folder)
-            settings = stage_settings(config, stage) if manifest is not None else {}
-            for key, value in settings.items():
-                then = manifest["settings"].get(key) if manifest else None
+        config = self.config(more)
+        found: dict[str, str] = {}
+        for name, manifest in self.manifests.items():
+            for key, value in stage_settings(config, find_stage(name)).items():
+                then = manifest["settings"].get(key)
                 # Where the data stands is no matter; what is in it the fingerprints know.
                 if not key.startswith("data.") and digest(redact_tree(value)) != digest(then):
                     found[key] = f"{key}: {then} → {value}"
-        evaluated = (read_manifest(RunPaths(self.folder).evaluation) or {}).get("inputs", {})
-        for name, fingerprint in evaluated.items():
-            manifest = read_manifest(self.folder / find_stage(name).folder)
-            if manifest is not None and manifest["fingerprint"] != fingerprint:
+        for name, fingerprint in self.manifests["evaluate"]["inputs"].items():
+            if name in self.manifests and self.manifests[name]["fingerprint"] != fingerprint:
                 found[name] = f"{name} was made again after the evaluation"
         return [*found.values()]
 

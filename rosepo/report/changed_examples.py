@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from rosepo.data.catalogue import Catalogue
 from rosepo.evaluation.rankings import DEPTH, read_batches, read_rankings
+from rosepo.evaluation.systems import EXAMPLES_FILE, ITEMS_FILE, RANKINGS_FOLDER
 from rosepo.metrics.ranking import ndcg
+from rosepo.run.paths import RunPaths
 
 SHOWN_HISTORY = 4
 SHOWN_TITLES = 3
@@ -28,8 +29,10 @@ class Case:
     place_after: int | None
 
 
-def changed_examples(examples: Path, rankings: Path, catalogue: Catalogue, count: int = 3) -> dict[str, list[Case]]:
+def changed_examples(paths: RunPaths, count: int = 3) -> dict[str, list[Case]]:
     """`helped` and `hurt`: `count` examples each, whose targets moved most in discounted gain; ties in table order."""
+    catalogue = Catalogue.load(paths.examples / ITEMS_FILE)
+    rankings = paths.evaluation / RANKINGS_FOLDER
     ranks_before, items_before = read_rankings(rankings / "sft.parquet", catalogue)
     ranks_after, items_after = read_rankings(rankings / "aligned.parquet", catalogue)
     gain = ndcg(ranks_after, DEPTH) - ndcg(ranks_before, DEPTH)
@@ -40,7 +43,7 @@ def changed_examples(examples: Path, rankings: Path, catalogue: Catalogue, count
     wanted = {row for rows in chosen.values() for row in rows}
     cases: dict[int, Case] = {}
     start = 0
-    for batch in read_batches(examples, catalogue):
+    for batch in read_batches(paths.evaluation / EXAMPLES_FILE, catalogue):
         for row in wanted.intersection(range(start, start + len(batch.targets))):
             history = batch.histories[row - start]
             cases[row] = Case(

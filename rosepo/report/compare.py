@@ -8,25 +8,32 @@ from typing import Any
 
 from rosepo.metrics.bias import Popularity
 from rosepo.metrics.bootstrap import UserBootstrap, plain
-from rosepo.report.cost import NOTE, amount, costs_of, total_of
+from rosepo.report.cost import COLUMNS, NOTE, amount, costs_of, total_of
 from rosepo.report.pages import uri, write_pages
-from rosepo.report.plots import comparison_plots as plots
+from rosepo.report.plots import intervals
 from rosepo.report.run_reader import Run, read_runs, why_unpaired
-from rosepo.report.tables import ACCURACY, BIAS, Cell, Table, figure_cell, measured_on
-from rosepo.report.text.conclusions import Verdict, verdict
-from rosepo.report.text.format import interval, number, outcome, sign
+from rosepo.report.tables import (
+    ACCURACY,
+    BIAS,
+    ZERO_FOR_TRUTH,
+    Cell,
+    Row,
+    Table,
+    changes_table,
+    figures_table,
+    measured_on,
+)
+from rosepo.report.text.conclusions import minus, verdict
+from rosepo.report.text.format import interval, number, outcome
 from rosepo.report.text.labels import label
 from rosepo.utils.console import duration, echo, table
 from rosepo.utils.errors import UserError
 from rosepo.utils.files import now
 
-PAIRED = (*ACCURACY, "log_popularity", "head_share")
-SAID = (
-    ("hr@10", "HR@10", "higher", "lower"),
-    ("ndcg@10", "NDCG@10", "higher", "lower"),
-    ("log_popularity", "mean log-popularity", "more popular titles", "less popular titles"),
-)
-"""Metrics that differences are told of in words."""
+PAIRED = ACCURACY | {"log_popularity": "Log-popularity", "head_share": "Head share"}
+"""Titles of metrics of which there are paired differences."""
+SHOWN = {"hr@10": "HR@10", "ndcg@10": "NDCG@10"}
+"""The same of those that are drawn."""
 
 Differences = dict[str, dict[str, dict[str, float | None]]]
 
@@ -47,20 +54,24 @@ def compare(folders: Sequence[Path], out: Path, base: Path | None = None) -> Non
         raise UserError(f"--out {out} is the report of one of the runs: name another file, e.g. --out compare.html")
     against = _base(runs, base)
     differences, alone = paired_differences(runs, against)
+    paired = [run for run in runs if run.mark in differences]
+    n = measured_on(against.metrics)
     page = {
         "created": now()[:16].replace("T", " ") + " UTC",
         "runs": runs,
         "base": against,
-        "split": runs[0].metrics["split"],
-        "verdicts": [(run, _verdict(run)) for run in runs],
-        "said": [_said(run, against, differences[run.mark]) for run in runs if run.mark in differences],
+        "split": against.metrics["split"],
+        "verdicts": [(run, verdict(run.metrics)) for run in runs],
+        "said": [_said(run, against, differences[run.mark]) for run in paired],
         "alone": alone,
         "n_looked_at": len(differences) * len(PAIRED),
         "settings": settings_table(runs),
-        "accuracy": _figures_table(runs, [(key, key.upper(), "") for key in ACCURACY], with_sft=True),
-        "differences": _differences_table(runs, against, differences),
-        "bias": _figures_table(runs, [one for one in BIAS if any(one[0] in run.figures for run in runs)]),
-        "others": _others_table(runs),
+        "accuracy": figures_table(ACCURACY, _with_sft(runs), "Run"),
+        "differences": changes_table(
+            PAIRED, [(_name(run, f"minus {against.mark}"), differences[run.mark]) for run in paired], "Run", n=n
+        ),
+        "bias": _bias_table(runs),
+        "others": figures_table(ACCURACY, _every_model(runs)),
         "cost": _cost_table(runs),
         "stages": _stages_table(runs),
     }
@@ -72,16 +83,14 @@ def compare(folders: Sequence[Path], out: Path, base: Path | None = None) -> Non
 def paired_differences(runs: Sequence[Run], base: Run) -> tuple[Differences, list[str]]:
     """Of every run's model minus the base's: by the run's mark and metric value, low and high, all under the same draws
     of users; and a sentence for each run that was not measured on the same examples."""
-    others = [run for run in runs if run is not base]
-    reasons = {run.mark: why_unpaired(run, base) for run in others}
-    paired = [run for run in others if reasons[run.mark] is None]
-    alone = list(dict.fromkeys(reason for reason in reasons.values() if reason is not None))
-    if not paired or base.examples is None:
+    reasons = {run.mark: why_unpaired(run, base) for run in runs if run is not base}
+    paired = [run for run in runs if run is not base and reasons[run.mark] is None]
+    alone = [reason for reason in dict.fromkeys(reasons.values()) if reason is not None]
+    if not paired:
         return {}, alone
-    settings = base.manifests.get("evaluate", {}).get("settings", {})
-    bootstrap = UserBootstrap(
-        base.examples["user_id"], int(settings.get("evaluate.bootstrap", 1000)), int(settings.get("seed", 0))
-    )
+    settings = base.manifests["evaluate"]["settings"]
+    users = base.examples["user_id"].to_numpy()
+    bootstrap = UserBootstrap(users, settings.get("evaluate.bootstrap", 1000), settings.get("seed", 0))
     popularity = Popularity.of(base.catalogue.train_count)
     drawn = bootstrap.resample(
         ((run.mark, key), values)
@@ -97,129 +106,106 @@ def paired_differences(runs: Sequence[Run], base: Run) -> tuple[Differences, lis
 def settings_table(runs: Sequence[Run]) -> Table | None:
     """Settings in which the runs differ, a row each; None where they differ in none."""
     keys = dict.fromkeys(key for run in runs for key in run.settings)
-    rows = []
-    for key in keys:
-        values = [run.settings.get(key, "–") for run in runs]
-        if len(set(values)) > 1:
-            rows.append([Cell(key, wide=True), *(Cell(value, wide=len(value) > 24) for value in values)])
+    values = {key: [run.settings.get(key, "–") for run in runs] for key in keys}
+    rows = [
+        [Cell(key, wide=True), *(Cell(value, wide=len(value) > 24) for value in found)]
+        for key, found in values.items()
+        if len(set(found)) > 1
+    ]
     return Table(("Setting", *(run.title for run in runs)), rows) if rows else None
 
 
 def _base(runs: Sequence[Run], base: Path | None) -> Run:
     if base is None:
         return runs[0]
-    found = [run for run in runs if run.root.resolve() == base.resolve()]
-    if not found:
-        raise UserError(
-            f"--base {base} is none of the runs ({', '.join(str(run.root) for run in runs)}): name one of them"
-        )
-    return found[0]  # fmt: skip
-
-
-def _verdict(run: Run) -> Verdict:
-    return verdict(run.metrics)
+    found = next((run for run in runs if run.root.resolve() == base.resolve()), None)
+    if found is None:
+        given = ", ".join(str(run.root) for run in runs)
+        raise UserError(f"--base {base} is none of the runs ({given}): name one of them")
+    return found
 
 
 def _said(run: Run, base: Run, difference: dict[str, Any]) -> str:
-    told = (f"{title} {interval(difference[key])}: {outcome(difference[key], up, down)}"
-            for key, title, up, down in SAID)  # fmt: skip
-    return f"{run.title} minus {base.title}: {'; '.join(told)}."  # fmt: skip
+    popularity = difference["log_popularity"]
+    more = outcome(popularity, "more popular titles", "less popular titles")
+    return minus(run.title, base.title, difference, f"mean log-popularity {interval(popularity)}: {more}")
 
 
-def _figures_table(runs: Sequence[Run], metrics: Sequence[tuple[str, str, str]], with_sft: bool = False) -> Table:
-    """A row a run, of its model, and with `with_sft` one of the SFT model below it."""
-    rows = []
+def _name(run: Run, below: str = "") -> Cell:
+    return Cell(run.title, below, model=run.mark, wide=True)
+
+
+def _about(run: Run) -> str:
+    return f"{label(run.model)}; {measured_on(run.metrics)}"
+
+
+def _with_sft(runs: Sequence[Run]) -> list[Row]:
+    """Of every run its model, and below it the SFT model that this went on from."""
+    rows: list[Row] = []
     for run in runs:
-        about = f"{label(run.model)}; {measured_on(run.metrics)}"
-        cells = (figure_cell(run.figures.get(key)) for key, _, _ in metrics)
-        rows.append([Cell(run.title, about, model=run.mark, wide=True), *cells])
-        if with_sft and run.before is not None:
-            before = (figure_cell(run.before.get(key)) for key, _, _ in metrics)
-            rows.append([Cell(f"{run.mark}, before", label("sft")), *before])
-    if not with_sft:
-        keys = [key for key, _, _ in metrics]
-        own = {key: {"value": 0.0} for key in keys if key.startswith("hallucination") or key == "out_of_catalogue"}
-        marks: dict[str, list[Run]] = {}
-        for run in runs:
-            marks.setdefault(repr(run.metrics["truth"]), []).append(run)
-        for alike in marks.values():
-            cells = (figure_cell(alike[0].metrics["truth"].get(key, own.get(key))) for key in keys)
-            rows.append([Cell("What people chose", ", ".join(run.mark for run in alike)), *cells])
-    return Table(("Run", *(title for _, title, _ in metrics)), rows)
+        rows.append((_name(run, _about(run)), run.figures))
+        if run.before is not None:
+            rows.append((Cell(f"{run.mark}, before", label("sft")), run.before))
+    return rows
 
 
-def _differences_table(runs: Sequence[Run], base: Run, differences: Differences) -> Table | None:
-    names = {key: key.upper() for key in ACCURACY} | {"log_popularity": "Log-popularity", "head_share": "Head share"}
-    rows = [
-        [
-            Cell(run.title, f"minus {base.mark}", model=run.mark, wide=True),
-            *(figure_cell(found, bool(sign(found)), signed=True) for found in differences[run.mark].values()),
-        ]
-        for run in runs
-        if run.mark in differences
-    ]
-    header = ("Run", *(names[key] for key in PAIRED))
-    return Table(header, rows, n=measured_on(base.metrics)) if rows else None
-
-
-def _others_table(runs: Sequence[Run]) -> Table:
-    """Every model of every run."""
-    rows = [
-        [
-            Cell(f"{run.mark} · {label(name, run.metrics)}", wide=True),
-            *(figure_cell(entry.get(key)) for key in ACCURACY),
-        ]
+def _every_model(runs: Sequence[Run]) -> list[Row]:
+    return [
+        (Cell(f"{run.mark} · {label(name, run.metrics)}", wide=True), entry)
         for run in runs
         for name, entry in run.metrics["models"].items()
-    ]  # fmt: skip
-    return Table(("Model", *(key.upper() for key in ACCURACY)), rows)
+    ]
+
+
+def _bias_table(runs: Sequence[Run]) -> Table:
+    """A row a run, of its model, and below them what people chose, once for all runs of the same."""
+    columns = {key: title for key, (title, _) in BIAS.items() if any(key in run.figures for run in runs)}
+    rows = [(_name(run, _about(run)), run.figures) for run in runs]
+    truths = {repr(run.metrics["truth"]): run.metrics["truth"] for run in runs}
+    for text, truth in truths.items():
+        marks = ", ".join(run.mark for run in runs if repr(run.metrics["truth"]) == text)
+        rows.append((Cell("What people chose", marks), truth | {key: {"value": 0.0} for key in ZERO_FOR_TRUTH}))
+    return figures_table(columns, rows, "Run")
 
 
 def _cost_table(runs: Sequence[Run]) -> Table:
     totals = {run.mark: total_of(run.manifests) for run in runs}
-    longest = max(total.seconds for total in totals.values()) or 1.0
-    rows = []
-    for run in runs:
-        total = totals[run.mark]
-        tokens = "–" if total.tokens is None else f"{total.tokens:,}"
-        on_gpu = "" if total.gpu_memory is None else f"{amount(total.gpu_memory)} on a GPU"
-        time = Cell(duration(total.seconds), share=total.seconds / longest)
-        rows.append(
-            [Cell(run.title, model=run.mark, wide=True), time, Cell(tokens), Cell(amount(total.memory), on_gpu)]
-        )
-    shared = " Stages that runs took over from one another count in each of them. "
-    return Table(("Run", "Time", "Tokens", "Peak memory"), rows, note=shared.lstrip() + NOTE)
+    longest = max(total.seconds for total in totals.values())
+    rows = [[_name(run), *totals[run.mark].cells(longest)] for run in runs]
+    shared = "Stages that runs took over from one another count in each of them. "
+    return Table(("Run", *COLUMNS), rows, note=shared + NOTE)
 
 
 def _stages_table(runs: Sequence[Run]) -> Table:
-    names = list(dict.fromkeys(name for run in runs for name in run.manifests))
-    rows = []
-    for run in runs:
-        costs = {cost.name: cost for cost in costs_of(run.manifests)}
-        cells = (Cell(duration(costs[name].seconds), amount(costs[name].memory)) if name in costs else Cell("–")
-                 for name in names)  # fmt: skip
-        rows.append([Cell(run.title, model=run.mark, wide=True), *cells])
+    costs = {run.mark: costs_of(run.manifests) for run in runs}
+    names = list(dict.fromkeys(name for of_run in costs.values() for name in of_run))
+    rows = [
+        [
+            _name(run),
+            *(
+                Cell(duration(cost.seconds), amount(cost.memory)) if (cost := costs[run.mark].get(name)) else Cell("–")
+                for name in names
+            ),
+        ]
+        for run in runs
+    ]
     return Table(("Run", *names), rows)
 
 
 def _pictures(runs: Sequence[Run]) -> dict[str, Any]:
     marks = {run.mark: run.title for run in runs}
-    pictures: dict[str, Any] = {"colours": plots.run_colours(list(marks))}
-    shown = (("hr@10", "HR@10"), ("ndcg@10", "NDCG@10"))
-    pictures["accuracy"] = [(title, uri(plots.by_run(marks, _points(runs, key), key))) for key, title in shown]
+    popularity = _points(runs, "log_popularity")
     truths = {run.metrics["truth"].get("log_popularity", {}).get("value") for run in runs}
     truth = truths.pop() if len(truths) == 1 else None  # runs of other data have another
-    pictures["tradeoff"] = [
-        (
-            title,
-            uri(plots.tradeoff(marks, _points(runs, "log_popularity"), _points(runs, key), truth, title)),
-        )
-        for key, title in shown
-    ]
-    return pictures
+    points = {title: _points(runs, key) for key, title in SHOWN.items()}
+    return {
+        "colours": intervals.run_colours(list(marks)),
+        "accuracy": [(title, uri(intervals.by_run(marks, of, title))) for title, of in points.items()],
+        "tradeoff": [(title, uri(intervals.tradeoff(popularity, of, truth, title))) for title, of in points.items()],
+    }
 
 
-def _points(runs: Sequence[Run], key: str) -> dict[str, plots.Point]:
+def _points(runs: Sequence[Run], key: str) -> dict[str, intervals.Point]:
     """By mark: the figure of the run's model, and that of its SFT model where it went on from one."""
     return {run.mark: (run.figures[key], None if run.before is None else run.before[key]) for run in runs}
 
@@ -227,10 +213,11 @@ def _points(runs: Sequence[Run], key: str) -> dict[str, plots.Point]:
 def _tell(runs: Sequence[Run], base: Run, differences: Differences, alone: Sequence[str], out: Path) -> None:
     rows = []
     for run in runs:
-        found = differences.get(run.mark, {}).get("ndcg@10")
-        against = "base" if run is base else "–" if found is None else f"{outcome(found, 'above', 'below')} "
-        shown = (f"{number(run.figures[key]['value'])}" for key in ("hr@10", "ndcg@10", "log_popularity"))
-        rows.append([run.title, label(run.model), *shown, against.strip()])
+        against = "base" if run is base else "–"
+        if run.mark in differences:
+            against = outcome(differences[run.mark]["ndcg@10"], "above", "below")
+        shown = (number(run.figures[key]["value"]) for key in ("hr@10", "ndcg@10", "log_popularity"))
+        rows.append([run.title, label(run.model), *shown, against])
     echo(table(rows, header=("run", "model", "HR@10", "NDCG@10", "log-popularity", f"NDCG@10 against {base.mark}")))
     for sentence in alone:
         echo(f"  {sentence}")

@@ -8,10 +8,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
 from rosepo.report.text.format import number
 from rosepo.utils.files import write_text
+
+PACKAGE = "rosepo.report"
 
 
 def write_pages(path: Path, template: str, page: Mapping[str, Any], pictures: Mapping[str, Any]) -> None:
@@ -21,10 +23,15 @@ def write_pages(path: Path, template: str, page: Mapping[str, Any], pictures: Ma
         page: what both show.
         pictures: data URIs by place, which the HTML alone shows.
     """
-    text = _environment(markup=True).get_template(f"{template}.html.j2").render(**page, pictures=pictures)
+    text = _environment(PACKAGE, markup=True).get_template(f"{template}.html.j2").render(**page, pictures=pictures)
     write_text(path, text)
-    plain = _environment(markup=False).get_template(f"{template}.md.j2").render(**page)
-    write_text(path.with_suffix(".md"), re.sub(r"\n{3,}", "\n\n", plain).strip() + "\n")
+    write_markdown(path.with_suffix(".md"), template, page)
+
+
+def write_markdown(path: Path, template: str, page: Mapping[str, Any], package: str = PACKAGE) -> None:
+    """Write `path` from `<template>.md.j2` of a package."""
+    plain = _environment(package, markup=False).get_template(f"{template}.md.j2").render(**page)
+    write_text(path, re.sub(r"\n{3,}", "\n\n", plain).strip() + "\n")
 
 
 def uri(svg: str) -> str:
@@ -38,10 +45,10 @@ def markdown(text: object) -> str:
     return " ".join(escaped.split())
 
 
-def _environment(markup: bool) -> Environment:
+def _environment(package: str, markup: bool) -> Environment:
     # Titles come from anywhere: everything is escaped but the pictures made here.
     environment = Environment(
-        loader=PackageLoader("rosepo.report"),
+        loader=ChoiceLoader([PackageLoader(package), PackageLoader(PACKAGE)]),
         autoescape=markup,
         undefined=StrictUndefined,
         trim_blocks=True,

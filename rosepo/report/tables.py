@@ -1,25 +1,41 @@
-"""The tables of reports, made once and written as HTML and as Markdown: figures with their intervals, and n."""
+"""Tables of figures with their intervals and n, made once and written as HTML and as Markdown."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rosepo.report.text.format import as_shown, measured, number, sign
+from rosepo.report.text.format import Figure, as_shown, measured, number, sign
 from rosepo.report.text.labels import SHORT, label, split_pair
+from rosepo.utils.console import duration
 
-ACCURACY = ("hr@1", "hr@5", "hr@10", "hr@20", "ndcg@5", "ndcg@10", "ndcg@20")
-BIAS = (
-    ("log_popularity", "Mean log-popularity", "log(1 + interactions in training) of a top-10 place"),
-    ("head_share", "Share of the most popular tenth", "of top-10 places"),
-    ("gini", "Gini of exposure", "0: every title equally often, 1: one title takes all"),
-    ("coverage", "Catalogue coverage", "share of titles that are in some top-10"),
-    ("look_alike", "Likeness to the history", "mean similarity of wrong top-10 titles"),
-    ("hallucination", "Semantic hallucination", "likeness of wrong top-10 titles minus that of the truth"),
-    ("hallucination@1", "Semantic hallucination, first place", "the same for a wrong first title"),
-    ("out_of_catalogue", "Out of the catalogue", "share of freely generated answers that are no title"),
-)
+ACCURACY = {key: key.upper() for key in ("hr@1", "hr@5", "hr@10", "hr@20", "ndcg@5", "ndcg@10", "ndcg@20")}
+BIAS = {
+    "log_popularity": ("Mean log-popularity", "log(1 + interactions in training) of a top-10 place"),
+    "head_share": ("Share of the most popular tenth", "of top-10 places"),
+    "gini": ("Gini of exposure", "0: every title equally often, 1: one title takes all"),
+    "coverage": ("Catalogue coverage", "share of titles that are in some top-10"),
+    "look_alike": ("Likeness to the history", "mean similarity of wrong top-10 titles"),
+    "hallucination": ("Semantic hallucination", "likeness of wrong top-10 titles minus that of the truth"),
+    "hallucination@1": ("Semantic hallucination, first place", "the same for a wrong first title"),
+    "out_of_catalogue": ("Out of the catalogue", "share of freely generated answers that are no title"),
+}
+"""Titles, and what they are."""
+GROUPED = {
+    "hr@10": ("HR@10", ""),
+    "ndcg@10": ("NDCG@10", ""),
+    "log_popularity": ("Mean log-popularity", ""),
+    "hallucination": ("Semantic hallucination", ""),
+}
+"""The same of what is told of groups of users."""
+GROUPINGS = {
+    "history_length": "By length of the history",
+    "popularity_taste": "By taste for popular titles",
+}
+ZERO_FOR_TRUTH = ("hallucination", "hallucination@1", "out_of_catalogue")
+"""Figures against what people chose, whose own are 0."""
 CANDIDATE_METRICS = {
     "hr@1": "HR@1, all answers",
     "hr@1_valid": "HR@1, valid answers",
@@ -28,7 +44,7 @@ CANDIDATE_METRICS = {
     "hr@1_substring_valid": "HR@1, substring rule, valid answers",
     "valid_ratio_substring": "ValidRatio, substring rule",
 }
-PROBES = {"chance": "Chance", "item_slot": "Probe: item and slot only"}
+PROBES = {"chance": "Chance", "slot": "Probe: slot only", "item_slot": "Probe: item and slot only"}
 
 
 @dataclass(frozen=True)
@@ -64,12 +80,16 @@ class Table:
     note: str = ""
 
 
+Row = tuple[Cell, Mapping[str, Figure]]
+"""Of figures: its name, and figures by key."""
+
+
 def measured_on(entry: Mapping[str, Any]) -> str:
     """`n = 3,452 examples of 3,452 users`, of what has `n_examples` and `n_users`."""
     return f"n = {entry['n_examples']:,} examples of {entry['n_users']:,} users"
 
 
-def figure_cell(figure: Mapping[str, Any] | None, strong: bool = False, signed: bool = False) -> Cell:
+def figure_cell(figure: Figure | None, strong: bool = False, signed: bool = False) -> Cell:
     """A value and its interval; a dash for what was not measured."""
     if figure is None or figure.get("value") is None:
         return Cell("–")
@@ -77,60 +97,39 @@ def figure_cell(figure: Mapping[str, Any] | None, strong: bool = False, signed: 
     return Cell(value, f"{low} to {high}" if measured(figure) else "", strong)
 
 
+def change_cell(figure: Figure | None) -> Cell:
+    """A difference, which stands out where its interval is clear of zero."""
+    return figure_cell(figure, bool(sign(figure or {})), signed=True)
+
+
+def figures_table(columns: Mapping[str, str], rows: Iterable[Row], head: str = "Model", **about: str) -> Table:
+    """Figures with their intervals; `columns`: title by key, `about`: as of `Table`."""
+    cells = [[name, *(figure_cell(entry.get(key)) for key in columns)] for name, entry in rows]
+    return Table((head, *columns.values()), cells, **about)
+
+
+def changes_table(columns: Mapping[str, str], rows: Iterable[Row], head: str = "Pair", **about: str) -> Table | None:
+    """The same of paired differences; None where there are none."""
+    cells = [[name, *(change_cell(entry.get(key)) for key in columns)] for name, entry in rows]
+    return (
+        Table((head, *columns.values()), cells, note="Bold: the interval is clear of zero.", **about) if cells else None
+    )
+
+
 def accuracy_table(metrics: Mapping[str, Any]) -> Table:
     """Models against metrics; the highest value of each metric stands out."""
-    models = metrics["models"]
-    best = {key: max((entry[key]["value"] or 0.0 for entry in models.values() if key in entry), default=0.0)
-            for key in ACCURACY}  # fmt: skip
+    models = metrics["models"].values()
+    best = {key: max((entry[key]["value"] or 0.0 for entry in models if key in entry), default=0.0) for key in ACCURACY}
     rows = [
-        [
-            _model_cell(name, metrics),
-            *(figure_cell(entry.get(key), key in entry and entry[key]["value"] == best[key]) for key in ACCURACY),
-        ]
-        for name, entry in models.items()
+        [name, *(figure_cell(entry.get(key), entry.get(key, {}).get("value") == best[key]) for key in ACCURACY)]
+        for name, entry in _models(metrics["models"], metrics)
     ]
-    return Table(("Model", *(key.upper() for key in ACCURACY)), rows, n=measured_on(metrics))
+    return Table(("Model", *ACCURACY.values()), rows, n=measured_on(metrics))
 
 
-def differences_table(metrics: Mapping[str, Any], keys: Sequence[str] = ACCURACY) -> Table | None:
-    """Every pair of models that was compared, with paired intervals; those clear of zero stand out."""
-    if not metrics["differences"]:
-        return None
-    rows = []
-    for pair, entry in metrics["differences"].items():
-        first, second = split_pair(pair, metrics["models"])
-        name = Cell(f"{label(first, metrics)} − {label(second, metrics)}", wide=True)
-        cells = (figure_cell(entry.get(key), bool(sign(entry.get(key, {}))), signed=True) for key in keys)
-        rows.append([name, *cells])
-    header = ("Pair", *(key.upper() for key in keys))
-    return Table(header, rows, n=measured_on(metrics), note="Bold: the interval is clear of zero.")
-
-
-def bias_tables(metrics: Mapping[str, Any]) -> list[Table]:
-    """Bias figures of SFT and the aligned model, with the change between them and what people chose; then those of the
-    other models. Only tables that have a model."""
-    both = [name for name in ("sft", "aligned") if name in metrics["models"]]
-    others = [name for name in metrics["models"] if name not in both]
-    return [_bias_table(metrics, names) for names in (both, others) if names]
-
-
-def _bias_table(metrics: Mapping[str, Any], names: Sequence[str]) -> Table:
-    models, truth = metrics["models"], metrics["truth"]
-    change = metrics["differences"].get("aligned-sft") if names == ["sft", "aligned"] else None
-    said = {} if change is None else {"sft": "Before (SFT)", "aligned": "After (aligned)"}
-    rows = []
-    for key, title, about in BIAS:
-        if not any(key in models[name] for name in names):
-            continue
-        cells = [figure_cell(models[name].get(key)) for name in names]
-        apart = next((models[name][key] for name in names if "n_examples" in models[name].get(key, {})), None)
-        about += "" if apart is None else f"; {measured_on(apart)}"
-        if change is not None:
-            cells.append(figure_cell(change.get(key), bool(sign(change.get(key, {}))), signed=True))
-        own = Cell("0") if key.startswith("hallucination") or key == "out_of_catalogue" else figure_cell(truth.get(key))
-        rows.append([Cell(title, about, wide=True), *cells, own])
-    shown = [said.get(name) or label(name, metrics) for name in names] + ["Change"] * (change is not None)
-    return Table(("Figure", *shown, "What people chose"), rows, n=measured_on(metrics))
+def differences_table(metrics: Mapping[str, Any]) -> Table | None:
+    """Every pair of models that was compared, with paired intervals."""
+    return changes_table(ACCURACY, _pairs(metrics["differences"], metrics), n=measured_on(metrics))
 
 
 def candidates_tables(metrics: Mapping[str, Any]) -> list[Table]:
@@ -138,76 +137,136 @@ def candidates_tables(metrics: Mapping[str, Any]) -> list[Table]:
     found = metrics.get("candidates")
     if not found:
         return []
-    models, keys = found["models"], [key for key in CANDIDATE_METRICS if _in_any(key, found["models"])]
-    keys += [key for key in dict.fromkeys(key for entry in models.values() for key in entry) if key not in keys]
+    probes = [(Cell(PROBES[name], "looks at no user"), {"hr@1": figure}) for name, figure in found["probes"].items()]
+    n = measured_on(found)
+    tables = [
+        figures_table(CANDIDATE_METRICS, [*_models(found["models"], metrics), *probes], n=n),
+        changes_table(CANDIDATE_METRICS, _pairs(found["differences"], metrics), title="Paired differences", n=n),
+    ]
+    return [table for table in tables if table is not None]
+
+
+def bias_tables(metrics: Mapping[str, Any]) -> list[Table]:
+    """Bias by model: SFT and the aligned one with the change between them, then the others; all in one where not both
+    are there."""
+    return [
+        Table(_header(names, metrics), _figure_rows(BIAS, metrics, names, metrics["truth"]), n=measured_on(metrics))
+        for names in _own_and_others(metrics["models"])
+    ]
+
+
+def group_tables(metrics: Mapping[str, Any]) -> tuple[list[Table], list[Table]]:
+    """The same by groups of users, a table a grouping: the first of each, and the second. Empty where no groups were
+    measured."""
+    found: tuple[list[Table], list[Table]] = ([], [])
+    for grouping, groups in metrics.get("groups", {}).items():
+        models = dict.fromkeys(name for group in groups.values() for name in group["models"])
+        for tables, names in zip(found, _own_and_others(models)):
+            rows: list[list[Cell]] = []
+            for name, group in groups.items():
+                n = f"{group['n_users']:,} users, {group['n_examples']:,} examples"
+                figures = [figure for entry in group["models"].values() for figure in entry.items()]
+                truth = {key: {"value": figure["truth"]} for key, figure in figures if "truth" in figure}
+                rows.append([Cell(name.replace("_", " "), n, strong=True)])
+                rows += _figure_rows(GROUPED, group, names, truth)
+            tables.append(Table(_header(names, metrics), rows, GROUPINGS[grouping]))
+    return found
+
+
+def strategy_table(
+    strategies: Mapping[str, Mapping[str, Any]], clamped: Mapping[str, float], ceiling: float | None
+) -> Table:
+    """Epsilon by strategy.
+
+    Args:
+        strategies: of the figures of `pairs`.
+        clamped: share of pairs at the ceiling, from `read_epsilon`.
+    """
+    header = ["Rejected by", "Pairs", "Mean ε", "Oracle prefers the chosen title"]
     rows = [
-        [_model_cell(name, metrics), *(figure_cell(entry.get(key)) for key in keys)] for name, entry in models.items()
+        [Cell(name), Cell(f"{one['pairs']:,}"), Cell(number(one["epsilon_mean"])), Cell(f"{100 * one['auc']:.0f} %")]
+        for name, one in strategies.items()
     ]
-    for probe, figure in found.get("probes", {}).items():
-        value = figure if "value" in figure else figure.get("hr@1")
-        cells = [figure_cell(value), *(Cell("–") for _ in keys[1:])]
-        rows.append([Cell(PROBES.get(probe, f"Probe: {probe.replace('_', ' ')} only"), "looks at no user"), *cells])
-    header = ("Model", *(CANDIDATE_METRICS.get(key, key) for key in keys))
-    tables = [Table(header, rows, n=measured_on(found))]
-    if found.get("differences"):
-        rows = []
-        for pair, entry in found["differences"].items():
-            first, second = split_pair(pair, {*models, *found.get("probes", {}), *metrics["models"]})
-            entry = entry if "value" not in entry else {"hr@1": entry}
-            cells = [figure_cell(entry.get(key), bool(sign(entry.get(key, {}))), signed=True) for key in keys]
-            rows.append([Cell(f"{label(first, metrics)} − {label(second, metrics)}", wide=True), *cells])
-        note = "Bold: the interval is clear of zero."
-        tables.append(Table(("Pair", *header[1:]), rows, "Paired differences", measured_on(found), note))
-    return tables
-
-
-def strategy_table(rows: Sequence[Mapping[str, Any]], ceiling: float | None) -> Table:
-    """Epsilon by strategy: rows of `smoothing.strategy_rows`."""
-    clamped = () if ceiling is None else (f"Clamped at {ceiling:g}",)
-    header = ("Rejected by", "Pairs", "Mean ε", "Oracle prefers the chosen title", *clamped)
-    cells = [
-        [
-            Cell(row["name"]),
-            Cell(f"{row['pairs']:,}"),
-            Cell(number(row["epsilon"])),
-            Cell(f"{100 * row['auc']:.0f} %"),
-            *(() if ceiling is None else (Cell(f"{100 * row['clamped']:.0f} %"),)),
-        ]
-        for row in rows
-    ]
-    return Table(header, cells)
+    if ceiling is not None:
+        header.append(f"Clamped at {ceiling:g}")
+        for name, row in zip(strategies, rows):
+            row.append(Cell(f"{100 * clamped.get(name, 0.0):.0f} %"))
+    return Table(header, rows)
 
 
 def sweep_table(sweep: Mapping[str, Any], most: int | None) -> Table:
-    """Trials of a sweep as `trials.json` has them, the best one standing out.
+    """Trials of a sweep as `trials.json` has them, the best one first, behind the SFT model that they start from.
 
     Args:
         most: examples that a trial was measured on at most (sweep.max_examples); None: all of them.
     """
-    keys = list(sweep["trials"][0]["settings"]) if sweep["trials"] else []
-    finished = [trial for trial in sweep["trials"] if "error" not in trial]
-    best = max(finished, key=lambda trial: trial[sweep["metric"]], default=None)
-    base = [number(sweep["sft"][key]) for key in ("hr@10", "ndcg@10")]
-    rows = [[Cell("SFT, before"), *(Cell("") for _ in keys), *map(Cell, base), Cell("")]]
-    for trial in sweep["trials"]:
-        strong = trial is best
-        name = f"{trial['trial']} (best {sweep['metric'].upper()})" if strong else str(trial["trial"])
-        settings = [Cell(str(trial["settings"][key]), strong=strong) for key in keys]
+    metric = sweep["metric"]
+    trials = sorted(sweep["trials"], key=lambda trial: -trial.get(metric, -math.inf))  # those that failed at the end
+    keys = list(trials[0]["settings"]) if trials else []
+    rows = [
+        [
+            Cell("SFT, before"),
+            *(Cell("") for _ in keys),
+            *(Cell(number(sweep["sft"][key])) for key in ("hr@10", "ndcg@10")),
+            Cell(""),
+        ]
+    ]
+    for place, trial in enumerate(trials):
+        strong = place == 0 and metric in trial
+        row = [str(trial["trial"]), *(str(trial["settings"][key]) for key in keys)]
         if "error" in trial:
-            figures = [Cell(f"failed: {trial['error']}", wide=True), Cell(""), Cell("")]
+            row += [f"failed: {trial['error']}", "", ""]
         else:
-            figures = [Cell(number(trial[key]), strong=strong) for key in ("hr@10", "ndcg@10")]
-            figures.append(Cell(f"{trial['seconds']:.0f}"))
-        rows.append([Cell(name, strong=strong), *settings, *figures])
+            row += [number(trial["hr@10"]), number(trial["ndcg@10"]), duration(trial["seconds"])]
+        rows.append([Cell(text, strong=strong, wide=len(text) > SHORT) for text in row])
     n = "all" if most is None else f"at most {most:,}"
-    note = f"Measured on {n} validation examples, without intervals: the best value may be so by chance."
-    return Table(("Trial", *keys, "HR@10", "NDCG@10", "Seconds"), rows, note=note)
+    note = f"The best {metric.upper()} first, on {n} validation examples and without intervals: it may be so by chance."
+    return Table(("Trial", *keys, "HR@10", "NDCG@10", "Time"), rows, note=note)
 
 
-def _model_cell(name: str, metrics: Mapping[str, Any]) -> Cell:
-    text = label(name, metrics)
-    return Cell(text, model=name, wide=len(text) > SHORT)
+def _own_and_others(models: Iterable[str]) -> list[list[str]]:
+    names = list(models)
+    own: list[str] = [name for name in ("sft", "aligned") if name in names]
+    others = [name for name in names if name not in own]
+    parts = [own, others] if len(own) == 2 else [names]
+    return [part for part in parts if part]
 
 
-def _in_any(key: str, models: Mapping[str, Mapping[str, Any]]) -> bool:
-    return any(key in entry for entry in models.values())
+def _header(names: Sequence[str], metrics: Mapping[str, Any]) -> list[str]:
+    """Of the rows of `_figure_rows`."""
+    both = ["Before (SFT)", "After (aligned)", "Change"]
+    shown = both if names == ["sft", "aligned"] else [label(name, metrics) for name in names]
+    return ["Figure", *shown, "What people chose"]
+
+
+def _figure_rows(
+    shown: Mapping[str, tuple[str, str]], group: Mapping[str, Any], names: Sequence[str], truth: Mapping[str, Figure]
+) -> list[list[Cell]]:
+    """A row a figure: of the models, with that of SFT and of the aligned one the change, and of what people chose."""
+    change = group["differences"]["aligned-sft"] if names == ["sft", "aligned"] else None
+    rows = []
+    for key, (title, about) in shown.items():
+        figures = [group["models"].get(name, {}).get(key) for name in names]
+        if not any(figures):
+            continue
+        cells = [figure_cell(figure) for figure in figures]
+        if change is not None:
+            cells.append(change_cell(change.get(key)))
+        apart = next((figure for figure in figures if figure and "n_examples" in figure), None)
+        about += "" if apart is None else f"; {measured_on(apart)}"
+        own = Cell("0") if key in ZERO_FOR_TRUTH else figure_cell(truth.get(key))
+        rows.append([Cell(title, about, wide=bool(about)), *cells, own])
+    return rows
+
+
+def _models(models: Mapping[str, Mapping[str, Figure]], metrics: Mapping[str, Any]) -> list[Row]:
+    """Models with their colours, and their figures."""
+    labels = {name: label(name, metrics) for name in models}
+    return [(Cell(labels[name], model=name, wide=len(labels[name]) > SHORT), entry) for name, entry in models.items()]
+
+
+def _pairs(differences: Mapping[str, Mapping[str, Figure]], metrics: Mapping[str, Any]) -> list[Row]:
+    """Pairs of models by name, and their differences."""
+    pairs = {pair: split_pair(pair, metrics["models"]) for pair in differences}
+    names = {pair: " − ".join(label(name, metrics) for name in names) for pair, names in pairs.items()}
+    return [(Cell(names[pair], wide=True), entry) for pair, entry in differences.items()]

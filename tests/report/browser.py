@@ -63,7 +63,7 @@ class Browser:
             self.call(f"{domain}.enable")
 
     def draw(self, page: Path, width: int) -> Drawn:
-        """Open a file in a window of `width` CSS pixels, a phone's where it is narrow."""
+        """Open a file in a window of `width` CSS pixels, a phone's where it is narrow; it stays open."""
         self._said = []
         self.call("Emulation.setEmulatedMedia", media="")
         metrics = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 600}
@@ -82,6 +82,7 @@ class Browser:
             self.value(f"[...document.querySelectorAll('figure, table, .body')].filter(e => {test}).length")
             for test in ("!e.offsetHeight", "e.getBoundingClientRect().right > innerWidth + 1")
         )
+        self.call("Emulation.setDeviceMetricsOverride", **metrics)
         return Drawn(width, found["wide"], base64.b64decode(shot["data"]), base64.b64decode(pdf["data"]),
                      found["broken"], hidden, beyond, self._said)  # fmt: skip
 

@@ -81,16 +81,21 @@ def with_everything(metrics: dict[str, Any]) -> dict[str, Any]:
     """A system of another name, groups of users and the candidate protocol, as evaluation may write them."""
     models, differences = metrics["models"], metrics["differences"]
     figures = {key: models["aligned"][key] for key in ("hr@10", "ndcg@10", "log_popularity", "hallucination")}
-    group = {"n_users": 12, "n_examples": 13, "models": dict.fromkeys(("sft", "aligned", EXTRA), figures)}
+    group = {
+        "n_users": 12,
+        "n_examples": 13,
+        "models": dict.fromkeys(("sft", "aligned", EXTRA), figures),
+        "differences": {"aligned-sft": differences["aligned-sft"]},
+    }
     value = {"value": 0.25, "low": 0.125, "high": 0.375}
     among = {"hr@1": value, "hr@1_valid": value, "valid_ratio": {"value": 0.987}, "hr@1_substring": value}
     return {
         "models": models | {EXTRA: models["markov"]},
         "differences": differences | {f"{EXTRA}-aligned": differences["aligned-sft"]},
-        "groups": {"history_length": {"up_to_5": group, "over_5": group}, "own_grouping": {}},
+        "groups": {"history_length": {"up_to_5": group, "over_5": group}},
         "candidates": {
             "n_examples": 24, "n_users": 23, "n_candidates": 20,
-            "models": {"sft": among, "aligned": among}, "probes": {"slot": value, "popularity": value},
+            "models": {"sft": among, "aligned": among}, "probes": {"chance": value, "slot": value},
             "differences": {"aligned-sft": {"hr@1": {"value": 0.1, "low": 0.05, "high": 0.2}}},
         },
     }  # fmt: skip

@@ -91,17 +91,16 @@ def test_other_examples_or_lost_rankings_leave_the_intervals_alone(
 def test_the_page_shows_settings_figures_cost_and_verdicts_of_every_run(
     copy: Path, runs: list[Path], tmp_path: Path
 ) -> None:
-    path = copy / "_settings" / "_manifest.json"
-    path.parent.mkdir()
+    path = copy / "aligned" / "_manifest.json"
     settings = {"align.beta": 0.25, "align.loss": "dpo"}
-    write_json(path, {"fingerprint": "x", "seconds": 90.0, "settings": settings, "figures": {"tokens": 1500}})
-    write_json(copy / "manifest.json", {"stages": {"align": {"manifest": "_settings/_manifest.json"}}})
+    found = json.loads(path.read_text())
+    write_json(path, found | {"seconds": 5490.0, "settings": settings, "figures": {"tokens": 1500}})
     page = tmp_path / "new" / "page.html"
     compare([runs[0], copy], page, base=copy)
     text, plain = page.read_text(), page.with_suffix(".md").read_text().replace("\\", "")
     for wanted in (
-        "align.beta", "0.25", "dpo", "B · copy", "Against B · copy", "1,500", "1:30", "n = 24 examples of 24 users",
-        "What people chose", "Alignment ", "Every model of every run",
+        "align.beta", "0.25", "dpo", "B · copy", "Against B · copy", "8,890,388", "1:31:30",
+        "n = 24 examples of 24 users", "What people chose", "Alignment ", "Every model of every run",
     ):  # fmt: skip
         assert wanted in text, wanted
         assert wanted in plain, wanted
@@ -118,10 +117,11 @@ def test_runs_are_told_apart_by_as_much_of_their_path_as_it_takes(runs: list[Pat
     assert [run.title for run in read_runs(folders)] == ["A · a/run", "B · b/run"]
 
 
-def _more_users(copy: Path) -> None:
+def _fewer_examples(copy: Path) -> None:
     path = copy / "evaluation" / "metrics.json"
     write_json(path, json.loads(path.read_text()) | {"n_examples": 1000, "n_users": 900})
-    shutil.rmtree(copy / "evaluation" / "rankings")
+    path = copy / "evaluation" / "_examples.parquet"
+    pq.write_table(pq.read_table(path).slice(1), path)
 
 
 def _among_candidates(copy: Path) -> None:
@@ -139,7 +139,7 @@ def _another_title(copy: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (_more_users, r"not measured on the same examples \(1,000 of 900 users, and 24 of 24\)"),
+        (_fewer_examples, r"not measured on the same examples \(1,000 of 900 users, and 24 of 24 users\)"),
         (
             _among_candidates,
             r"cannot be compared: B · copy ranked the candidates that prompts list, A · .* whole catal",
@@ -158,14 +158,6 @@ def test_runs_of_other_data_get_no_paired_difference_and_are_told_why(
     assert re.search(words, alone[0])
 
 
-def _older(copy: Path, runs: list[Path]) -> list[Path]:
-    path = copy / "evaluation" / "metrics.json"
-    metrics = json.loads(path.read_text())
-    del metrics["models"]["aligned"]["hr@20"]
-    write_json(path, metrics)
-    return [runs[0], copy]
-
-
 def _split(copy: Path, runs: list[Path]) -> list[Path]:
     path = copy / "evaluation" / "metrics.json"
     write_json(path, json.loads(path.read_text()) | {"split": "validation"})
@@ -175,11 +167,6 @@ def _split(copy: Path, runs: list[Path]) -> list[Path]:
 def _baselines(copy: Path, runs: list[Path]) -> list[Path]:
     path = copy / "evaluation" / "metrics.json"
     write_json(path, json.loads(path.read_text()) | {"models": {"popular": {}}})
-    return [runs[0], copy]
-
-
-def _broken(copy: Path, runs: list[Path]) -> list[Path]:
-    (copy / "evaluation" / "metrics.json").write_text("{")
     return [runs[0], copy]
 
 
@@ -193,11 +180,9 @@ def _empty(copy: Path, runs: list[Path]) -> list[Path]:
     [
         (lambda copy, runs: [runs[0]], "two runs at least"),
         (lambda copy, runs: [runs[0], runs[0] / "."], "given twice"),
-        (lambda copy, runs: [runs[0], copy / "nowhere"], "is no folder"),
+        (lambda copy, runs: [runs[0], copy / "nowhere"], "nowhere is no evaluated run"),
         (_empty, r"is no evaluated run .*run `rosepo evaluate --out"),
-        (_broken, "is no metrics.json of rosepo"),
         (_baselines, "no model of its own"),
-        (_older, r"lacks hr@20, so another version of rosepo wrote it"),
         (_split, "evaluated on the validation split .* same evaluate.split"),
     ],
 )

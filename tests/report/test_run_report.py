@@ -13,9 +13,8 @@ import pytest
 from rosepo.config import Config, parse_config
 from rosepo.config.root import shape_of
 from rosepo.report.plots.curves import ends, pictures
-from rosepo.report.plots.run_plots import accuracy
+from rosepo.report.plots.intervals import bars
 from rosepo.report.run_metadata import reproduction, run_metadata
-from rosepo.report.run_reader import read_metrics
 from rosepo.report.tables import bias_tables
 from rosepo.report.text.labels import colours_of, short, split_pair
 from rosepo.run.paths import RunPaths
@@ -106,7 +105,7 @@ def test_markdown_tables_have_as_many_cells_as_their_heads(report: Path) -> None
 def test_a_picture_shows_any_name_and_no_interval_where_there_is_none() -> None:
     def picture(name: str, low: float | None) -> str:
         figure = {"hr@10": {"value": 0.25, "low": low, "high": None if low is None else 0.5}}
-        return accuracy({"sft": (name, figure)}, "hr@10")
+        return bars({"sft": (name, figure)}, "hr@10")
 
     assert "<svg" in picture("$\\frac$ 100 $ off", 0.125)
     whole, alone = (picture("SFT", low).count("LineCollection") for low in (0.125, None))
@@ -122,11 +121,11 @@ def test_the_page_names_its_run_and_the_command_that_made_it(report: Path, monke
     ):
         monkeypatch.setattr(sys, "argv", given)
         assert command_line() == expected
-        assert expected in reproduction(Config(), {"sft": {"command": "rosepo sft"}})["commands"]
+        assert expected in reproduction(Config(), {"sft": {"fingerprint": "", "command": "rosepo sft"}})["commands"]
 
 
 def test_versions_that_differ_between_stages_are_all_told() -> None:
-    told = reproduction(Config(), {"sft": {"versions": {"torch": "0.1"}}})["versions"]["torch"]
+    told = reproduction(Config(), {"sft": {"fingerprint": "", "versions": {"torch": "0.1"}}})["versions"]["torch"]
     assert told.startswith("0.1 and ")
 
 
@@ -207,12 +206,6 @@ def test_a_bias_figure_of_fewer_examples_says_of_how_many() -> None:
 
 def test_a_run_without_fine_tuning_does_not_tell_of_any(tmp_path: Path) -> None:
     metrics = {"split": "test", "protocol": "catalogue", "n_examples": 5, "n_users": 5}
-    names = [
-        [name for name, _ in run_metadata(Config(), RunPaths(tmp_path), metrics, found)] for found in ({}, {"sft": {}})
-    ]
+    found = [{}, {"sft": {"figures": {}}}]
+    names = [list(run_metadata(Config(), RunPaths(tmp_path), metrics, manifests)) for manifests in found]
     assert names == [["Data", "Split", "Measured"], ["Data", "Split", "Measured", "Model", "Fine-tuning"]]
-
-
-def test_other_systems_of_an_older_evaluation_are_found(tmp_path: Path) -> None:
-    (tmp_path / "metrics.json").write_text('{"models": {}, "given": {"bpr": {"kind": "predictions"}}}')
-    assert read_metrics(tmp_path / "metrics.json") == {"models": {}, "external": {"bpr": {"kind": "predictions"}}}

@@ -5,33 +5,35 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from rosepo.report.plots import run_plots
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
+
+from rosepo.report.plots.svg import DARK, svg
 from rosepo.report.tables import Cell, Table
 from rosepo.report.text.format import number
 from rosepo.report.text.labels import COLOURS
+from rosepo.run.paths import RunPaths
 
-if TYPE_CHECKING:
-    from rosepo.run.paths import RunPaths
+Lines = Sequence[tuple[str, list[float], list[float]]]
+"""Label, x and y."""
 
-Rows = list[dict[str, Any]]
-
-LOSS = "loss"
-_DARK = "#222222"
-_LINES = (
-    (LOSS, "loss", (("loss", "training", ""), ("validation_loss", "validation", _DARK))),
-    ("loss above the least that its targets allow", "nats",
-     (("target_kl", "training", ""), ("validation_target_kl", "validation", _DARK))),
-    ("reward margin, chosen − rejected", "margin",
-     (("margin", "training", ""), ("validation_margin", "validation", _DARK))),
-    ("pairs in the right order", "share",
-     (("accuracy", "training", ""), ("validation_accuracy", "validation", _DARK))),
-    ("held-out users", "HR@10, NDCG@10", (("hr@10", "HR@10", ""), ("ndcg@10", "NDCG@10", _DARK))),
-)  # fmt: skip
-"""Of `sft` and `align`: title, y axis, and the key, label and colour ('': the model's) of each line."""
-_SHOWN = {
+_PICTURES: tuple[tuple[str, str, dict[str, str]], ...] = (
+    ("loss a {unit}", "loss", {"loss": "training", "validation_loss": "validation"}),
+    (
+        "loss above the least that its targets allow",
+        "nats",
+        {"target_kl": "training", "validation_target_kl": "validation"},
+    ),
+    ("reward margin, chosen − rejected", "margin", {"margin": "training", "validation_margin": "validation"}),
+    ("pairs in the right order", "share", {"accuracy": "training", "validation_accuracy": "validation"}),
+    ("held-out users", "HR@10, NDCG@10", {"hr@10": "HR@10", "ndcg@10": "NDCG@10"}),
+)
+"""Title, y axis, and the label of each line by its key."""
+_COLUMNS = {
     "loss": "Loss",
     "validation_loss": "Validation loss",
     "target_kl": "Above its least",
@@ -43,84 +45,85 @@ _SHOWN = {
 }
 
 
+@dataclass(frozen=True)
+class _Log:
+    """What a training has logged, a row a step (of the oracle: an epoch); `unit`: what its loss is a mean over."""
+
+    title: str
+    rows: list[dict[str, Any]]
+    colour: str
+    unit: str
+    x: str = "step"
+
+    def series(self, key: str) -> tuple[list[float], list[float]]:
+        """Steps and values; empty where there are none, or where it is the loss once more: under one-hot targets the
+        least that it can be is 0."""
+        rows = [row for row in self.rows if key in row]
+        if key.endswith("target_kl"):
+            loss = key.replace("target_kl", "loss")
+            if all(math.isclose(row[key], row.get(loss, math.nan), rel_tol=1e-5) for row in rows):
+                return [], []
+        return [row["step"] for row in rows], [row[key] for row in rows]
+
+
 def pictures(paths: RunPaths) -> list[tuple[str, str]]:
     """Title and SVG of every curve that was logged."""
     found = []
-    for title, folder, colour, unit in _trainings(paths):
-        rows = _lines(folder / "metrics.jsonl")
-        for about, axis, wanted in _LINES if colour else ():
-            drawn = [
-                (name, shade or colour, *_xy(rows, key))
-                for key, name, shade in wanted
-                if _has(rows, key) and not _repeats_loss(rows, key)
-            ]
-            if drawn:
-                told = f"loss a {unit}" if about == LOSS else about
-                found.append((f"{title}: {told}", run_plots.curves(drawn, "step", axis)))
-    rows = _lines(paths.oracle / "metrics.jsonl")
-    wanted = (("hr@10", "HR@10", COLOURS["oracle"]), ("ndcg@10", "NDCG@10", _DARK))
-    drawn = [(name, colour, *_xy(rows, key)) for key, name, colour in wanted if _has(rows, key)]
-    if drawn:
-        found.append(("Oracle: validation", run_plots.curves(drawn, "epoch", "HR@10, NDCG@10")))
+    for log in _logs(paths):
+        for title, ylabel, labels in _PICTURES:
+            lines = [(label, *log.series(key)) for key, label in labels.items() if log.series(key)[0]]
+            if lines:
+                picture = _curves(lines, (log.colour, DARK), log.x, ylabel)
+                found.append((f"{log.title}: {title.format(unit=log.unit)}", picture))
     return found
 
 
 def ends(paths: RunPaths) -> Table | None:
     """First and last value of every curve that was logged, a row a training; None where nothing was."""
-    logs = {title: _lines(folder / "metrics.jsonl") for title, folder, *_ in _trainings(paths)}
-    logs = {title: rows for title, rows in logs.items() if rows}
-    keys = [key for key in _SHOWN if any(_has(rows, key) and not _repeats_loss(rows, key) for rows in logs.values())]
+    logs = _logs(paths)
+    keys = [key for key in _COLUMNS if any(log.series(key)[0] for log in logs)]
     if not keys:
         return None
-    cells = [[Cell(title), Cell(f"{rows[-1]['step']:,}"), *(_end(rows, key) for key in keys)]
-             for title, rows in logs.items()]  # fmt: skip
-    header = ("Training", "Steps", *(_SHOWN[key] for key in keys))
-    return Table(
-        header, cells, note="Last value, and below it the first one that was logged. Steps of an oracle are epochs."
-    )
-
-
-def _trainings(paths: RunPaths) -> list[tuple[str, Path, str, str]]:
-    """Title, folder, colour and unit of the loss: of fine-tuning, of every round of alignment, and of the oracle, which
-    has curves of its own (no colour)."""
-    several = paths.round > 1
-    rounds = [
-        (f"Alignment{f', round {one.round}' if several else ''}", one.aligned, COLOURS["aligned"], "group")
-        for one in paths.rounds
+    rows = [
+        [Cell(log.title), Cell(f"{log.rows[-1]['step']:,}"), *(_end(log.series(key)[1]) for key in keys)]
+        for log in logs
     ]
-    return [("Fine-tuning", paths.sft, COLOURS["sft"], "title"), *rounds, ("Oracle", paths.oracle, "", "")]
+    note = "Last value, and below it the first one that was logged. Steps of an oracle are epochs."
+    return Table(("Training", "Steps", *(_COLUMNS[key] for key in keys)), rows, note=note)
 
 
-def _end(rows: Rows, key: str) -> Cell:
-    found = [row[key] for row in rows if key in row]
-    if not found:
-        return Cell("–")
-    first, last = _logged(found[0]), _logged(found[-1])
-    return Cell(last, f"from {first}" if len(found) > 1 else "")
+def _logs(paths: RunPaths) -> list[_Log]:
+    """Those that are there: of fine-tuning, of every round of alignment, and of the oracle."""
+    found = [_Log("Fine-tuning", _read(paths.sft), COLOURS["sft"], "title")]
+    for one in paths.rounds:
+        title = f"Alignment, round {one.round}" if paths.round > 1 else "Alignment"
+        found.append(_Log(title, _read(one.aligned), COLOURS["aligned"], "group"))
+    found.append(_Log("Oracle", _read(paths.oracle), COLOURS["oracle"], "title", "epoch"))
+    return [log for log in found if log.rows]
 
 
-def _logged(value: float) -> str:
-    return number(value) if math.isfinite(value) else str(value)
+def _read(folder: Path) -> list[dict[str, Any]]:
+    path = folder / "metrics.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    return [json.loads(line) for line in lines if line.strip()]
 
 
-def _has(rows: Rows, key: str) -> bool:
-    return any(key in row for row in rows)
+def _end(values: Sequence[float]) -> Cell:
+    shown = [number(value) if math.isfinite(value) else str(value) for value in values]
+    return Cell(shown[-1], f"from {shown[0]}" if len(shown) > 1 else "") if shown else Cell("–")
 
 
-def _repeats_loss(rows: Rows, key: str) -> bool:
-    """Whether it is the loss once more: under one-hot targets the least is 0."""
-    if not key.endswith("target_kl"):
-        return False
-    loss = key.replace("target_kl", LOSS)
-    return all(math.isclose(row[key], row.get(loss, math.nan), rel_tol=1e-5) for row in rows if key in row)
+def _curves(lines: Lines, colours: Sequence[str], xlabel: str, ylabel: str) -> str:
+    """Points are marked where they are few."""
 
+    def draw(axes: Axes) -> None:
+        for (label, x, y), colour in zip(lines, colours):
+            axes.plot(x, y, color=colour, lw=1.8, marker="o" if len(x) < 25 else None, ms=3.5, label=label)
+        axes.set_xlabel(xlabel)
+        axes.set_ylabel(ylabel)
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        axes.grid(axis="y")
+        if len(lines) > 1:
+            axes.legend(loc="best")
 
-def _xy(rows: Rows, key: str) -> tuple[Sequence[float], Sequence[float]]:
-    chosen = [row for row in rows if key in row]
-    return [row["step"] for row in chosen], [row[key] for row in chosen]
-
-
-def _lines(path: Path) -> Rows:
-    if not path.is_file():
-        return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    return svg(draw, height=2.7)

@@ -1,4 +1,4 @@
-"""How every picture of a report is drawn: as SVG text, readable at half a page and on a phone."""
+"""How every picture is drawn: as SVG text, readable at half a page and on a phone."""
 
 from __future__ import annotations
 
@@ -7,10 +7,14 @@ from collections.abc import Callable
 from typing import Any
 
 from matplotlib import rc_context
-from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 
 WIDTH = 5.2
+"""Inches."""
+DARK, GREY, LIGHT = "#222222", "#777777", "#bbbbbb"
+ROUND = (1, 2, 5, 10)
+"""Steps between marks of an axis, times a power of ten."""
 STYLE: Any = {
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],
@@ -19,10 +23,11 @@ STYLE: Any = {
     "axes.spines.right": False,
     "axes.edgecolor": "#999999",
     "axes.labelcolor": "#333333",
-    "axes.grid": False,
+    "axes.axisbelow": True,
+    "grid.color": "#eeeeee",
     "xtick.color": "#555555",
     "ytick.color": "#555555",
-    "text.color": "#222222",
+    "text.color": DARK,
     "svg.fonttype": "path",
     "legend.frameon": False,
     "legend.fontsize": 10,
@@ -30,21 +35,26 @@ STYLE: Any = {
 }
 
 
+def svg(draw: Callable[[Any], None], height: float, width: float = WIDTH, opaque: bool = False, **grid: Any) -> str:
+    """A picture of `width` × `height` inches, the same for the same figures.
+
+    Args:
+        draw: fills the axes; it gets an array of them where `grid` (as of `Figure.subplots`) asks for several.
+        opaque: on white.
+    """
+    buffer = io.BytesIO()
+    with rc_context(STYLE):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        draw(figure.subplots(**grid))
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None}, transparent=not opaque)
+    return buffer.getvalue().decode()
+
+
+def in_percent(axis: Axis) -> None:
+    """Marks of shares."""
+    axis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
+
+
 def or_zero(value: float | None) -> float:
     """Zero where there is no number."""
     return 0.0 if value is None else float(value)
-
-
-def svg(draw: Callable[[Axes], None], height: float) -> str:
-    """One pair of axes that `draw` fills, `height` inches high."""
-    with rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, height), layout="constrained")
-        draw(figure.subplots())
-        return text_of(figure)
-
-
-def text_of(figure: Figure, transparent: bool = True) -> str:
-    """A figure as SVG text, the same for the same figure; on white unless `transparent`."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None}, transparent=transparent)
-    return buffer.getvalue().decode()
