@@ -73,7 +73,7 @@ def finished(root: Path, config: Config, *names: str) -> None:
 
 def drawn(config: Config, paths: RunPaths) -> str:
     """The page of a run whose evaluation was made without the pipeline."""
-    write_json(paths.evaluation / "_manifest.json", {"seconds": 1.0, "figures": {}})
+    write_json(paths.evaluation / "_manifest.json", {"seconds": 1.0, "fingerprint": "", "figures": {}})
     return write_report(config, paths).read_text()
 
 
