@@ -118,6 +118,7 @@ class Ranking:
             )
             label = " and ".join(models) + self.doing
             with Progress(label, len(models) * self._rows, "examples", before=before) as progress:
+                progress.doing("starting actors")
                 rank_by_models(
                     left,
                     settings,

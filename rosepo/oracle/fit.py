@@ -29,9 +29,10 @@ from rosepo.oracle.crossfit import oracle_models
 from rosepo.oracle.sasrec import SASRec, SASRecConfig
 from rosepo.oracle.sasrec_data import NextItemLoss, Sequences, batch_tensors, epoch_batches, ranks_of
 from rosepo.training.ema import follow_mean
-from rosepo.training.metric_log import METRICS_FILE, MetricLog
+from rosepo.training.metric_log import MetricLog
+from rosepo.training.progress import ProgressTeller, TrainingProgress
 from rosepo.training.trainer import root_cause, run_trainer
-from rosepo.utils.console import Progress, follow
+from rosepo.utils.console import Progress
 from rosepo.utils.errors import StageError
 from rosepo.utils.quiet import quiet_worker
 
@@ -79,27 +80,16 @@ def fit_oracles(
         datasets={name: ray.data.from_arrow(table) for name, table in blocks.items()},
         dataset_config=DataConfig(datasets_to_split=[]),
     )
-    models = list(oracle_models(oracle, out))
+    for model in oracle_models(oracle, out):
+        model.folder.mkdir(exist_ok=True)
     try:
-        with contextlib.ExitStack() as stack:
-            progress = stack.enter_context(Progress("oracle", oracle.max_epochs * len(models), "epochs"))
-            for number, model in enumerate(models):
-                model.folder.mkdir(exist_ok=True)
-                show = _show(progress, oracle.max_epochs * number, str(model))
-                stack.enter_context(follow(model.folder / METRICS_FILE, show))
+        with TrainingProgress(Progress("oracle", None, "users"), out, oracle.workers) as progress:
+            progress.starting()
             run_trainer(trainer)
     except TrainingFailedError as error:
         raise StageError(root_cause("oracle", oracle.workers, error)) from error
     finally:
         shutil.rmtree(out / "_train", ignore_errors=True)
-
-
-def _show(progress: Progress, before: int, label: str) -> Any:
-    def show(line: dict[str, Any]) -> None:
-        shown = {name: line[name] for name in ("loss", "hr@10", "ndcg@10")}
-        progress.update(max(0, before + int(line["step"]) - progress.done), **{label: line["step"]}, **shown)
-
-    return show
 
 
 def _worker(settings: dict[str, Any]) -> None:
@@ -110,14 +100,27 @@ def _worker(settings: dict[str, Any]) -> None:
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     tables = {name: _whole(name) for name in ("train", "validation")}
-    for model in oracle_models(settings["oracle"], Path(settings["out"])):
+    oracle, out = settings["oracle"], Path(settings["out"])
+    models = list(oracle_models(oracle, out))
+    left = [oracle.max_epochs * len(_without(tables["train"], model.fold)) for model in models]
+    count = _Count(ProgressTeller(out if rank == 0 else None), sum(left))
+    count.told.begin(0, count.total)
+    for number, model in enumerate(models):
         train, validation = (_without(table, model.fold) for table in tables.values())
         own = {**settings, "seed": model.seed(settings["seed"])}
-        _train_one(own, train, validation, model.folder, rank, world)
+        count.model = number + 1
+        _train_one(own, train, validation, model.folder, rank, world, count)
+        count.total = count.done + sum(left[number + 1 :])  # one that stopped early leaves users out
 
 
 def _train_one(
-    settings: dict[str, Any], train_table: pa.Table, validation: pa.Table, out: Path, rank: int, world: int
+    settings: dict[str, Any],
+    train_table: pa.Table,
+    validation: pa.Table,
+    out: Path,
+    rank: int,
+    world: int,
+    count: _Count,
 ) -> None:
     """One model, from its first epoch to the last one or until validation gets no better."""
     import ray.train.torch
@@ -135,7 +138,7 @@ def _train_one(
     best, waited, started = -1.0, 0, time.monotonic()
     with MetricLog(out) if rank == 0 else contextlib.nullcontext() as log:
         for epoch in range(1, oracle.max_epochs + 1):
-            loss = run.epoch(train, epoch)
+            loss = run.epoch(train, epoch, count)
             if not math.isfinite(loss):
                 raise StageError(
                     f"oracle diverged: the loss of epoch {epoch} is {loss}; "
@@ -145,7 +148,9 @@ def _train_one(
             last = late or epoch == oracle.max_epochs
             if epoch % oracle.evaluate_every and not last:
                 continue
+            count.told.doing("validating")
             figures = run.validate(histories[rank::world], seen[rank::world], targets[rank::world])
+            count.tell(epoch, {"loss": loss, **figures})
             better = figures["ndcg@10"] > best
             # A few steps an epoch, as on small data, are no reason to give up before the rate is what it should be.
             warm = run.steps > WARMUP_STEPS
@@ -157,6 +162,20 @@ def _train_one(
                 log.write(epoch, {"loss": loss, **figures, "best": float(better), "seconds": seconds})
             if last or waited >= oracle.patience:
                 break
+
+
+@dataclass
+class _Count:
+    """Users whose sequences were trained on, of all models together, for the progress line."""
+
+    told: ProgressTeller
+    total: int
+    done: int = 0
+    model: int = 0
+
+    def tell(self, epoch: int, figures: dict[str, float] | None = None) -> None:
+        """Half a second after the last time, or with figures of a validation."""
+        self.told.step(self.done, {"model": self.model, "epoch": epoch, **figures} if figures else None, self.total)
 
 
 @dataclass
@@ -178,7 +197,7 @@ class _Run:
         self.average = copy.deepcopy(self.model).eval()
         self.steps = 0
 
-    def epoch(self, train: Sequences, epoch: int) -> float:
+    def epoch(self, train: Sequences, epoch: int, count: _Count) -> float:
         """One pass; the mean loss a target over all ranks."""
         self.wrapped.train()
         total = torch.zeros((), dtype=torch.float64, device=self.device)
@@ -195,6 +214,8 @@ class _Run:
             self.optimizer.step()
             follow_mean([*self.average.parameters()], [*self.model.parameters()], self.steps, AVERAGE)
             total += loss.detach()
+            count.done += len(rows)
+            count.tell(epoch)
         return float(self._summed(total[None])[0]) / int(train.n_targets.sum())
 
     def validate(self, histories: list[np.ndarray], seen: list[np.ndarray], targets: np.ndarray) -> dict[str, float]:

@@ -36,6 +36,8 @@ def run_shards(shards: Sequence[Shard], settings: ActorSettings, tally: Tally, l
     if done:
         echo(f"  goes on from {len(done)} of {len(table)} parts that an earlier run finished ({before:,} groups)")
     with Progress(label, total=total, unit="groups", before=before) as progress:
+        if left:
+            progress.doing("starting actors")
         try:
             for row in _answers(left, settings) if left else ():
                 if row["shard"] != VALIDATION:

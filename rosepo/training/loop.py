@@ -20,6 +20,7 @@ from rosepo.training.engine import Engine, prepare_process
 from rosepo.training.feed.feed import Arrays, micro_batches
 from rosepo.training.feed.schedule import Schedule
 from rosepo.training.metric_log import Averages, MetricLog, all_max, all_sum, means, peak_memory
+from rosepo.training.progress import PROGRESS_FILE, ProgressTeller
 from rosepo.training.task import Loss, Task
 from rosepo.training.validation import Best, Validator, dummy_batch, validation_steps
 from rosepo.utils.console import echo
@@ -38,6 +39,7 @@ def fit_in_process(task: Task, out: Path, show: Report | None = None, gpu: bool 
         figures = train_rank(task, micro_batches(task.plan, 0, 1), out, show)
     finally:
         remove_checkpoints(out)
+        (out / PROGRESS_FILE).unlink(missing_ok=True)
     tell_plain_rows(task.name, figures)
     return figures
 
@@ -64,9 +66,11 @@ def train_rank(
     schedule = task.plan.schedule
     torch.manual_seed(task.seed * 1009 + rank)
     started = time.monotonic()
+    tell = ProgressTeller(out if rank == 0 else None)
+    tell.doing("loading the model")
     engine = Engine(task.build(), train, schedule.steps, schedule.micro_batches(world, train.micro_batch_size))
     mean = None if train.ema is None else WeightMean(engine, train.ema)
-    run = _Run(task, engine, mean, schedule.steps, Saver(task, engine, mean, out, schedule.steps, resumable))
+    run = _Run(task, engine, mean, schedule.steps, Saver(task, engine, mean, out, schedule.steps, resumable), tell)
     run.verify()
     if task.moments is not None:
         begin_with(engine, task.moments, resumed=start is not None)
@@ -77,6 +81,7 @@ def train_rank(
             figures = run.go(stream, lambda step, line: _record(log, show, step, line))
     else:
         figures = run.go(stream, None)
+    tell.doing("saving the model")
     run.saver.finish(run.best, figures["steps"])
     weights = engine.state_dict()
     if weights is not None:
@@ -106,8 +111,10 @@ def rows_of(schedule: Schedule, steps: int | None = None) -> int:
 class _Run:
     """The steps of one rank."""
 
-    def __init__(self, task: Task, engine: Engine, mean: WeightMean | None, steps: int, saver: Saver) -> None:
-        self.task, self.engine, self.mean, self.steps, self.saver = task, engine, mean, steps, saver
+    def __init__(
+        self, task: Task, engine: Engine, mean: WeightMean | None, steps: int, saver: Saver, tell: ProgressTeller
+    ) -> None:
+        self.task, self.engine, self.mean, self.steps, self.saver, self.tell = task, engine, mean, steps, saver, tell
         self.averages = Averages(("loss", "tokens", "padded", "wait", "saving", *task.metric_names))
         self.dummy = dummy_batch()
         self.validator = Validator(task, engine, mean)
@@ -145,6 +152,7 @@ class _Run:
         step 0."""
         if record is not None and self.done == 0:
             record(0, {"epoch": 0.0})
+        self.tell.begin(self.done, self.steps)
         began = time.monotonic() - self.seconds
         since = time.monotonic() - self.since
         while not self.finished:
@@ -153,6 +161,7 @@ class _Run:
             validated: dict[str, float] = {}
             if step in self.validate_at:
                 started = time.monotonic()
+                self.tell.doing("validating")
                 validated = self.validator.validate()
                 since += time.monotonic() - started
             better = self.best.update(step, validated) if validated else False
@@ -164,6 +173,7 @@ class _Run:
             line |= validated
             if line and record is not None:
                 record(step, line)
+            self.tell.step(step, line)
             self.figures |= line
             if not self.finished and (better or self.saver.due(step)):
                 self._checkpoint(time.monotonic() - began, time.monotonic() - since)

@@ -6,7 +6,6 @@ import os
 import re
 import shutil
 import signal
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -19,10 +18,11 @@ from rosepo.training.checkpoint.checkpoint_files import remove_checkpoints, step
 from rosepo.training.checkpoint.saver import agreed_start
 from rosepo.training.engine import prepare_process
 from rosepo.training.feed.feed import feed_config, plan_dataset, streamed
-from rosepo.training.loop import Report, tell_plain_rows, train_rank
+from rosepo.training.loop import tell_plain_rows, train_rank
 from rosepo.training.metric_log import METRICS_FILE
+from rosepo.training.progress import TrainingProgress
 from rosepo.training.task import Task
-from rosepo.utils.console import Progress, echo, follow
+from rosepo.utils.console import Progress, echo
 from rosepo.utils.errors import StageError, UserError
 from rosepo.utils.quiet import quiet_worker
 
@@ -36,7 +36,6 @@ def fit(
     task: Task,
     out: Path,
     gpu: bool = False,
-    show: Report | None = None,
     label: str | None = None,
     beside: Callable[[], str] | None = None,
     last: Callable[[], None] | None = None,
@@ -67,8 +66,9 @@ def fit(
     if before:
         echo(f"  {name} goes on from step {before:,} of {steps:,} that an earlier run reached")
     try:
-        with _Watch(name, steps, show, beside) as watch, follow(out / METRICS_FILE, watch.line):
-            result = _fit_with_retries(task, out, storage, gpu, name)
+        progress = Progress(name, steps, before=before, beside=beside)
+        with TrainingProgress(progress, out, task.train.workers, shown) as told:
+            result = _fit_with_retries(task, out, storage, gpu, told)
     except ray.train.TrainingFailedError as error:
         raise _told(task, out, error) from error
     finally:
@@ -83,7 +83,7 @@ def fit(
     return figures
 
 
-def _fit_with_retries(task: Task, out: Path, storage: Path, gpu: bool, name: str) -> Any:
+def _fit_with_retries(task: Task, out: Path, storage: Path, gpu: bool, told: TrainingProgress) -> Any:
     """Train, again where workers were lost, at most `retries` times.
 
     Ray Train's own `max_failures` would also start a training again that raised an error, which comes again.
@@ -93,6 +93,7 @@ def _fit_with_retries(task: Task, out: Path, storage: Path, gpu: bool, name: str
     lost = 0
     while True:
         shutil.rmtree(storage, ignore_errors=True)
+        told.starting()
         try:
             return run_trainer(_trainer(task, out, storage, gpu))
         except ray.train.TrainingFailedError as error:
@@ -100,7 +101,7 @@ def _fit_with_retries(task: Task, out: Path, storage: Path, gpu: bool, name: str
                 raise
         lost += 1
         reached, steps = steps_done(out, task.origin), task.plan.schedule.steps
-        echo(f"  a worker of {name} was lost: it goes on from step {reached:,} of {steps:,}")
+        echo(f"  a worker of {told.progress.label} was lost: it goes on from step {reached:,} of {steps:,}")
 
 
 def _trainer(task: Task, out: Path, storage: Path, gpu: bool) -> TorchTrainer:
@@ -121,36 +122,6 @@ def _trainer(task: Task, out: Path, storage: Path, gpu: bool) -> TorchTrainer:
         datasets={"train": plan_dataset(task.plan)},
         dataset_config=feed_config(task.plan, partial(steps_done, out, task.origin)),
     )
-
-
-class _Watch:
-    """The progress line of a training, out of the lines of its metrics."""
-
-    def __init__(self, name: str, steps: int, show: Report | None, beside: Callable[[], str] | None) -> None:
-        self.name, self.steps, self.show, self.beside = name, steps, show, beside
-        self._progress: Progress | None = None
-        self._begun = 0.0
-
-    def __enter__(self) -> _Watch:
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        if self._progress is not None:
-            self._progress.__exit__(*error)
-
-    def line(self, figures: dict[str, Any]) -> None:
-        """Take in one line."""
-        step = int(figures["step"])
-        if self._progress is None:
-            # Begun with the first line, so that the speed leaves out what it took to start the workers.
-            self._progress = Progress(self.name, self.steps, "steps", before=step, beside=self.beside).__enter__()
-            self._begun = time.monotonic()
-            return
-        # Lines that are read together say nothing about speed yet.
-        if time.monotonic() - self._begun > 1.0 or step == self.steps:
-            self._progress.update(step - self._progress.done, **shown(figures))
-        if self.show is not None:
-            self.show(step, figures)
 
 
 def _told(task: Task, out: Path, error: BaseException) -> UserError | StageError:

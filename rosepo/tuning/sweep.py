@@ -20,7 +20,7 @@ from rosepo.data.seen import read_split
 from rosepo.run.paths import RunPaths
 from rosepo.run.resources import TRIAL_CPUS, stage_use_gpu
 from rosepo.tuning.search_space import best_config, check_space, trial_settings, with_settings
-from rosepo.utils.console import Progress, echo, table
+from rosepo.utils.console import echo, table
 from rosepo.utils.errors import StageError
 from rosepo.utils.files import write_json
 from rosepo.utils.quiet import quiet_worker
@@ -44,6 +44,7 @@ def sweep(config: Config, paths: RunPaths, out: Path) -> dict[str, Any]:
     settings = trial_settings(config)
     if config.pairs.rounds > 1:
         echo(f"  settings are tried on the groups of round 1 of {config.pairs.rounds}, from the SFT model")
+    echo("  measuring the SFT model")
     before = _measure(paths.sft, config, paths)
     results = _run_trials(config, paths, out, settings, use_gpu)
     finished = [result for result in results if "error" not in result]
@@ -69,7 +70,7 @@ class Trial:
         """Align with the settings, measure, and keep the training curve."""
         quiet_worker()
         config = with_settings(self.config, settings)
-        folder = self.out / f"trial-{number:03d}"
+        folder = self.folder(number)
         folder.mkdir(parents=True)
         try:
             figures = self._align(config, folder)
@@ -80,6 +81,10 @@ class Trial:
         finally:
             shutil.rmtree(folder, ignore_errors=True)
         return {**measured, "loss": figures["loss"], "seconds": figures["seconds"]}
+
+    def folder(self, number: int) -> Path:
+        """Where a trial trains."""
+        return self.out / f"trial-{number:03d}"
 
     def _align(self, config: Config, folder: Path) -> dict[str, Any]:
         from rosepo.training.align import align, align_in_process
@@ -94,6 +99,8 @@ def _run_trials(
 ) -> list[dict[str, Any]]:
     from ray import tune
 
+    from rosepo.tuning.trial_progress import TrialProgress
+
     # Workers may stand on other machines, where a relative path means another place.
     trial = Trial(config, RunPaths(paths.root), out, use_gpu)
     storage = out / "_ray_tune"
@@ -103,18 +110,17 @@ def _run_trials(
 
     # Tune's own handler would turn Ctrl-C into a normal end with unfinished trials, and stay for the next stages.
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
-    progress = Progress("sweep", len(settings), "trials")
+    told = TrialProgress(len(settings), trial.folder, _MEASURED)
     tuner = tune.Tuner(
         tune.with_resources(run, _trial_resources(config, use_gpu)),
         param_space={"number": tune.grid_search(list(range(len(settings))))},
         # A process that ran a trial runs the next one too: its imports take longer than a small trial.
         tune_config=tune.TuneConfig(max_concurrent_trials=config.sweep.concurrent, reuse_actors=True),
-        run_config=tune.RunConfig(
-            name="sweep", storage_path=str(storage), verbose=0, callbacks=[_progress_callback(progress)]
-        ),
+        run_config=tune.RunConfig(name="sweep", storage_path=str(storage), verbose=0, callbacks=[told]),
     )
     try:
-        with progress:
+        with told.progress:
+            told.progress.doing("starting trials")
             grid = tuner.fit()
     finally:
         shutil.rmtree(storage, ignore_errors=True)
@@ -139,20 +145,6 @@ def _trial_resources(config: Config, use_gpu: bool) -> dict[str, float]:
 def _numbered(grid: Any) -> list[tuple[int, Any]]:
     found = [grid[place] for place in range(len(grid))]
     return [(int(result.config["number"]), result) for result in found]
-
-
-def _progress_callback(progress: Progress) -> Any:
-    from ray import tune
-
-    class Show(tune.Callback):
-        def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-            figures = {key: trial.last_result[key] for key in _MEASURED if key in trial.last_result}
-            progress.update(1, **figures)
-
-        def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-            progress.update(1)
-
-    return Show()
 
 
 def _measure(model_folder: Path, config: Config, paths: RunPaths, gpu: bool = False) -> dict[str, float]:

@@ -7,13 +7,13 @@ a title such as `[REC]` is no markup.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TextIO
@@ -102,6 +102,7 @@ class Progress:
         self.label, self.total, self.unit = label, total, unit
         self._beside = beside or str
         self._doing = ""
+        self._told: set[str] = set()
         self._figures: dict[str, float] = {}
         self._shown = -PLAIN_INTERVAL
         self.restart(before)
@@ -114,16 +115,16 @@ class Progress:
     def update(self, n: int = 1, **figures: float) -> None:
         """Count `n` more units done; `figures` are shown beside the count."""
         self.done += n
+        if n:
+            self._doing = ""
         self._figures = {**self._figures, **figures}
-        if _live is None and time.monotonic() - self._shown >= PLAIN_INTERVAL:
-            self._print()
+        self._print()
 
     def doing(self, what: str) -> None:
-        """Say what goes on while nothing is counted; empty for nothing more than the count."""
-        if what != self._doing:
-            self._doing = what
-            if _live is None and what:
-                self._print()
+        """Say what goes on until more is counted; where lines are plain, at once for the first time."""
+        self._doing = what
+        self._print(at_once=what not in self._told)
+        self._told.add(what)
 
     def __enter__(self) -> Progress:
         global _live
@@ -145,9 +146,10 @@ class Progress:
         if kind is None and self.done:
             echo(f"  {self.label} {self._words(last=True)}")
 
-    def _print(self) -> None:
-        self._shown = time.monotonic()
-        echo(f"  {self.label} {self._words()}")
+    def _print(self, at_once: bool = False) -> None:
+        if _live is None and (at_once or time.monotonic() - self._shown >= PLAIN_INTERVAL):
+            self._shown = time.monotonic()
+            echo(f"  {self.label} {self._words()}")
 
     def _words(self, last: bool = False) -> str:
         elapsed = max(time.monotonic() - self._start, 1e-9)
@@ -204,7 +206,7 @@ def _console_on(stream: TextIO) -> Console:
     return Console(file=stream, force_terminal=stream.isatty(), force_jupyter=False)
 
 
-@contextmanager
+@contextlib.contextmanager
 def follow(path: Path, show: Callable[[dict[str, Any]], None], interval: float = 0.5) -> Iterator[None]:
     """Pass every JSON line appended to `path` to `show` while the body runs.
 
@@ -218,13 +220,13 @@ def follow(path: Path, show: Callable[[dict[str, Any]], None], interval: float =
         position = before
         while True:
             ending = stop.is_set()
-            if path.exists():
-                with path.open("rb") as file:
-                    file.seek(position)
-                    whole = file.read().rpartition(b"\n")[0]
-                position += len(whole) + bool(whole)
-                for line in whole.splitlines():
-                    show(json.loads(line))
+            whole = b""
+            with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
+                file.seek(position)
+                whole = file.read().rpartition(b"\n")[0]
+            position += len(whole) + bool(whole)
+            for line in whole.splitlines():
+                show(json.loads(line))
             if ending:
                 return
             stop.wait(interval)

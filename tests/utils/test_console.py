@@ -24,7 +24,6 @@ from rosepo.utils.console import Progress, echo
 with Progress("sft", 3) as progress:
     progress.doing("starting 2 workers")
     time.sleep(0.3)
-    progress.doing("")
     for step in range(3):
         progress.update(loss=0.5 * step)
         time.sleep(0.4)
