@@ -13,10 +13,10 @@ import json
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, TypeVar
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group, RenderableType
@@ -30,6 +30,8 @@ PLAIN_INTERVAL = 5.0
 """Seconds between two progress lines where stderr is no terminal."""
 BAR_WIDTH, WIDE = 20, 80
 """Columns of the bar, and those that a terminal must have for one."""
+
+T = TypeVar("T")
 
 _guard = threading.Lock()
 _open: list[Progress] = []
@@ -91,6 +93,7 @@ class Progress:
         unit: str = "steps",
         before: int = 0,
         beside: Callable[[], str] | None = None,
+        transient: bool = False,
     ) -> None:
         """
         Args:
@@ -98,8 +101,9 @@ class Progress:
             unit: in the plural.
             before: units of the total that an earlier run did; they do not count for the speed.
             beside: how far other work is that goes on meanwhile, for the same line; empty for nothing to tell.
+            transient: leave no line behind at the end.
         """
-        self.label, self.total, self.unit = label, total, unit
+        self.label, self.total, self.unit, self.transient = label, total, unit, transient
         self._beside = beside or str
         self._doing = ""
         self._told: set[str] = set()
@@ -111,6 +115,18 @@ class Progress:
         """Measure the speed from here on, with `done` units behind."""
         self.done = self._before = done
         self._start = time.monotonic()
+
+    def phase(self, label: str, total: int | None, unit: str) -> None:
+        """Go over to other work, counted from nothing."""
+        self.label, self.total, self.unit = label, total, unit
+        self.restart(0)
+        self.update(0)
+
+    def over(self, items: Iterable[T], size: Callable[[T], int] = lambda item: 1) -> Iterator[T]:
+        """The items, each counted as it comes."""
+        for item in items:
+            self.update(size(item))
+            yield item
 
     def update(self, n: int = 1, **figures: float) -> None:
         """Count `n` more units done; `figures` are shown beside the count."""
@@ -143,7 +159,7 @@ class Progress:
             if not _open and _live is not None:
                 _live.stop()
                 _live = None
-        if kind is None and self.done:
+        if kind is None and self.done and not self.transient:
             echo(f"  {self.label} {self._words(last=True)}")
 
     def _print(self, at_once: bool = False) -> None:

@@ -15,6 +15,7 @@ from rosepo.data.prepare.examples import bucket_tables, lay_out
 from rosepo.data.prepare.log import LocalBlocks
 from rosepo.data.prepare.prepare import Filtered, filter_log
 from rosepo.data.readers.interactions import interaction_tables, plan_reading, read_items
+from rosepo.utils.console import Progress
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 """Real raw files, on machines that have them."""
@@ -61,7 +62,7 @@ def all_interactions(config: Config) -> pa.Table:
 
 def prepared(config: Config) -> tuple[list[dict[str, Any]], list[dict[str, Any]], Filtered]:
     """Rows of examples and trajectories, computed without Ray."""
-    blocks = LocalBlocks(plan_reading(config.data, "interactions"))
+    blocks = LocalBlocks(plan_reading(config.data, "interactions"), Progress("reading", None))
     filtered = filter_log(config, blocks, read_items(config.data))
     examples: list[dict[str, Any]] = []
     shared: list[dict[str, Any]] = []

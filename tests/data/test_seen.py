@@ -15,6 +15,7 @@ from rosepo.data.prepare.log import LocalBlocks
 from rosepo.data.prepare.prepare import filter_log
 from rosepo.data.readers.interactions import plan_reading, read_items
 from rosepo.data.seen import SEQUENCES, read_split, with_seen
+from rosepo.utils.console import Progress
 from rosepo.utils.errors import UserError
 from tests.data.tables import config_for, random_rows, titles, write_data
 
@@ -22,7 +23,11 @@ from tests.data.tables import config_for, random_rows, titles, write_data
 def write_prepared(folder: Path, rows: int, seed: int, text: bool, **prepare: object) -> None:
     """The files of a prepared log, without Ray."""
     config = config_for(write_data(folder, random_rows(rows, seed, text), titles(text)), k_core=2, **prepare)
-    filtered = filter_log(config, LocalBlocks(plan_reading(config.data, "interactions")), read_items(config.data))
+    filtered = filter_log(
+        config,
+        LocalBlocks(plan_reading(config.data, "interactions"), Progress("reading", None)),
+        read_items(config.data),
+    )
     (folder / SEQUENCES).mkdir(exist_ok=True)
     for number, bucket in enumerate(filtered.log.buckets):  # type: ignore[attr-defined]
         layout = lay_out(bucket, filtered.recipe)

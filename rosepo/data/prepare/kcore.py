@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 
 from rosepo.data.prepare.filtering import core_rows
@@ -12,10 +14,11 @@ def item_core(log: Log, n_items: int, k: int) -> tuple[np.ndarray, int, int]:
     """Items [n_items] bool of the k-core, and interactions before and after it."""
     alive = np.ones(n_items, dtype=bool)
     before = -1
+    rounds = itertools.count(1)
     while True:
         counts = np.zeros(n_items, dtype=np.int64)
         total = 0
-        for found in log.map(_count_core, alive=alive, k=k):
+        for found in log.map(f"k-core, round {next(rounds)}", _count_core, alive=alive, k=k):
             counts[found["item"]] += found["count"]
             total += int(found["rows"][0])
         before = total if before < 0 else before
@@ -41,7 +44,7 @@ def time_at(log: Log, alive: np.ndarray, k: int, rank: int) -> float:
     while low < high:
         below, counts = 0, np.zeros(len(edges) - 1, dtype=np.int64)
         least, most = np.full(len(counts), np.inf), np.full(len(counts), -np.inf)
-        for found in log.map(_count_times, alive=alive, k=k, edges=edges):
+        for found in log.map("looking for the moments of the split", _count_times, alive=alive, k=k, edges=edges):
             below += int(found["below"][0])
             counts += found["counts"]
             least, most = np.minimum(least, found["least"]), np.maximum(most, found["most"])

@@ -15,11 +15,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from rosepo.data.prepare.counting import counting
 from rosepo.data.prepare.filtering import first_interactions
 from rosepo.data.prepare.first_pass import merge_scans, positives, scan
 from rosepo.data.prepare.ties import TieBreaker
 from rosepo.data.readers import columns as cols
 from rosepo.data.readers.interactions import Plan, interaction_schema, interaction_tables, read_interactions
+from rosepo.utils.console import Progress
 from rosepo.utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -33,28 +35,33 @@ MAX_BUCKETS = 1_000
 class Log(Protocol):
     """Buckets, and a way to run a function on each."""
 
-    def map(self, function: Callable[..., Arrays], **arguments: Any) -> Iterator[Arrays]:
-        """`function(bucket, **arguments)` of every bucket, in any order."""
+    def map(self, doing: str, function: Callable[..., Arrays], **arguments: Any) -> Iterator[Arrays]:
+        """`function(bucket, **arguments)` of every bucket, in any order; `doing` is what the progress line says."""
         ...
 
 
 class LocalLog:
     """Buckets in this process."""
 
-    def __init__(self, buckets: list[Arrays]) -> None:
-        self.buckets = buckets
+    def __init__(self, buckets: list[Arrays], progress: Progress) -> None:
+        self.buckets, self.progress = buckets, progress
 
-    def map(self, function: Callable[..., Arrays], **arguments: Any) -> Iterator[Arrays]:
-        return (function(bucket, **arguments) for bucket in self.buckets)
+    def map(self, doing: str, function: Callable[..., Arrays], **arguments: Any) -> Iterator[Arrays]:
+        self.progress.phase(doing, len(self.buckets), "buckets")
+        return self.progress.over(function(bucket, **arguments) for bucket in self.buckets)
 
 
 class RayLog:
     """Buckets as rows of a materialised Ray Dataset."""
 
-    def __init__(self, dataset: Dataset) -> None:
-        self.dataset = dataset
+    def __init__(self, dataset: Dataset, progress: Progress) -> None:
+        self.dataset, self.progress = dataset, progress
 
-    def map(self, function: Callable[..., Arrays], **arguments: Any) -> Iterator[Arrays]:
+    def map(self, doing: str, function: Callable[..., Arrays], **arguments: Any) -> Iterator[Arrays]:
+        self.progress.phase(doing, self.dataset.count(), "buckets")
+        return self.progress.over(self._results(function, arguments))
+
+    def _results(self, function: Callable[..., Arrays], arguments: dict[str, Any]) -> Iterator[Arrays]:
         import ray
 
         results: Any = self.dataset.map_batches(
@@ -114,35 +121,46 @@ def make_bucket(table: pa.Table, n_items: int) -> Arrays:
 class LocalBlocks:
     """Interactions read in this process."""
 
-    def __init__(self, plan: Plan) -> None:
-        self.schema = interaction_schema(plan)
-        self.tables = [t for number, piece in plan.pieces for t in interaction_tables(plan, number, piece)]
+    def __init__(self, plan: Plan, progress: Progress) -> None:
+        self.schema, self.progress = interaction_schema(plan), progress
+        progress.phase("reading", plan.rows, "rows")
+        read = (table for number, piece in plan.pieces for table in interaction_tables(plan, number, piece))
+        self.tables = list(progress.over(read, len))
 
     def scanned(self, min_rating: float | None) -> dict[str, pa.Array]:
         """One scan of all interactions."""
-        return merge_scans((scan(table, min_rating) for table in self.tables), self.schema)
+        tables = self._counted("counting users and items")
+        return merge_scans((scan(table, min_rating) for table in tables), self.schema)
 
     def log(
         self, min_rating: float | None, users: pa.Array, items: pa.Array, buckets: np.ndarray, ties: TieBreaker
     ) -> LocalLog:
-        encoded = pa.concat_tables([encode(table, min_rating, users, items, buckets, ties) for table in self.tables])
+        tables = self._counted("encoding")
+        encoded = pa.concat_tables([encode(table, min_rating, users, items, buckets, ties) for table in tables])
         encoded = encoded.sort_by("bucket")
         edges = np.searchsorted(encoded["bucket"].to_numpy(), np.arange(len(buckets) + 1))
         parts = (encoded.slice(low, high - low) for low, high in pairwise(edges.tolist()) if low < high)
-        return LocalLog([make_bucket(part, len(items)) for part in parts])
+        self.progress.phase("grouping by user", len(buckets), "buckets")
+        return LocalLog([make_bucket(part, len(items)) for part in self.progress.over(parts)], self.progress)
+
+    def _counted(self, doing: str) -> Iterator[pa.Table]:
+        self.progress.phase(doing, sum(map(len, self.tables)), "rows")
+        return self.progress.over(self.tables, len)
 
 
 class RayBlocks:
     """Interactions read by Ray Data and kept in its object store (which spills to disk)."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, progress: Progress) -> None:
         from ray.data.context import ShuffleStrategy
 
-        self.schema = interaction_schema(plan)
-        rows = read_interactions(plan)
-        # The sorting shuffle reuses the workers that are up; the hashing one starts its own, ten seconds on a laptop.
-        rows.context.shuffle_strategy = ShuffleStrategy.SORT_SHUFFLE_PULL_BASED
-        self.dataset = rows.materialize()
+        self.schema, self.progress = interaction_schema(plan), progress
+        with counting(progress, ("reading", plan.rows, "rows")) as counter:
+            rows = read_interactions(plan, counter)
+            # The sorting shuffle reuses the workers that are up; the hashing one starts its own, ten seconds on a
+            # laptop.
+            rows.context.shuffle_strategy = ShuffleStrategy.SORT_SHUFFLE_PULL_BASED
+            self.dataset = rows.materialize()
 
     def scanned(self, min_rating: float | None) -> dict[str, pa.Array]:
         """One scan of all interactions.
@@ -151,7 +169,8 @@ class RayBlocks:
             UserError: what was wrong with a file.
         """
         faults: list[str] = []
-        merged = merge_scans(self._scans(min_rating, faults), self.schema)
+        self.progress.phase("counting users and items", self.dataset.num_blocks(), "blocks")
+        merged = merge_scans(self.progress.over(self._scans(min_rating, faults)), self.schema)
         if faults:
             raise UserError(min(faults))
         return merged
@@ -173,13 +192,18 @@ class RayBlocks:
         import ray
 
         ref = ray.put({"users": users, "items": items, "buckets": buckets, "ties": ties})
-        encoded = self.dataset.map_batches(
-            _encode_block, batch_size=None, batch_format="pyarrow", fn_kwargs={"min_rating": min_rating, "ref": [ref]}
-        )
-        rows = encoded.groupby("bucket").map_groups(
-            _bucket_row, batch_format="pyarrow", fn_kwargs={"n_items": len(items)}
-        )
-        return RayLog(rows.materialize())
+        phases = (("encoding", self.dataset.count(), "rows"), ("grouping by user", len(buckets), "buckets"))
+        with counting(self.progress, *phases) as counter:
+            encoded = self.dataset.map_batches(
+                _encode_block,
+                batch_size=None,
+                batch_format="pyarrow",
+                fn_kwargs={"min_rating": min_rating, "ref": [ref], "counter": counter},
+            )
+            rows = encoded.groupby("bucket").map_groups(
+                _bucket_row, batch_format="pyarrow", fn_kwargs={"n_items": len(items), "counter": counter}
+            )
+            return RayLog(rows.materialize(), self.progress)
 
 
 def _scan_row(table: pa.Table, min_rating: float | None) -> pa.Table:
@@ -187,14 +211,18 @@ def _scan_row(table: pa.Table, min_rating: float | None) -> pa.Table:
     return _pack({**scanned, "fault": table["fault"].drop_null().combine_chunks()})
 
 
-def _encode_block(table: pa.Table, min_rating: float | None, ref: list[Any]) -> pa.Table:
+def _encode_block(table: pa.Table, min_rating: float | None, ref: list[Any], counter: Any) -> pa.Table:
     import ray
 
-    return encode(table, min_rating, **ray.get(ref[0]))
+    encoded = encode(table, min_rating, **ray.get(ref[0]))
+    counter.add.remote(table.num_rows)
+    return encoded
 
 
-def _bucket_row(table: pa.Table, n_items: int) -> pa.Table:
-    return _pack(make_bucket(table, n_items))
+def _bucket_row(table: pa.Table, n_items: int, counter: Any) -> pa.Table:
+    bucket = _pack(make_bucket(table, n_items))
+    counter.add.remote(1)
+    return bucket
 
 
 def _run(table: pa.Table, function: Callable[..., Arrays], ref: list[Any]) -> pa.Table:

@@ -27,7 +27,7 @@ from rosepo.data.seen import SEQUENCES
 from rosepo.data.split import SPLITS
 from rosepo.data.titles import distinct_titles
 from rosepo.run.paths import RunPaths
-from rosepo.utils import console
+from rosepo.utils.console import Progress, echo
 from rosepo.utils.errors import StageError, UserError
 
 INSPECT_BYTES = 256 << 20
@@ -60,20 +60,21 @@ def prepare(config: Config, paths: RunPaths, out: Path) -> dict[str, Any]:
     plan = plan_reading(config.data, "interactions")
     check_rating(config, plan)
     items = read_items(config.data)
-    filtered = filter_log(config, RayBlocks(plan), items)
-    for folder in ("_trajectories", SEQUENCES):
-        (out / folder).mkdir(parents=True, exist_ok=True)
-    # The figures decide whether the split is one that can be used, so they are taken before the first file is written.
-    figures, counts = measure(filtered)
-    check_figures(config, figures)
     rows = {"examples": 0, "trajectories": 0}
-    for found in filtered.log.map(write_bucket, recipe=filtered.recipe, out=str(out.absolute())):
-        rows = {name: rows[name] + int(found[name][0]) for name in rows}
+    with _progress() as progress:
+        filtered = filter_log(config, RayBlocks(plan, progress), items)
+        for folder in ("_trajectories", SEQUENCES):
+            (out / folder).mkdir(parents=True, exist_ok=True)
+        # The figures decide whether the split is one that can be used: they are taken before the first file is written.
+        figures, counts = measure(filtered)
+        check_figures(config, figures)
+        for found in filtered.log.map("writing", write_bucket, recipe=filtered.recipe, out=str(out.absolute())):
+            rows = {name: rows[name] + int(found[name][0]) for name in rows}
     if rows != {"examples": sum(figures["examples"].values()), "trajectories": figures["trajectories"]}:
         raise StageError(f"prepare wrote {rows}, and counted {figures['examples']} beforehand: run it again")
     replace(filtered.catalogue, train_count=counts).save(out / "_items.parquet")
     figures["seconds"] = round(time.monotonic() - began, 2)
-    console.echo(describe(figures))
+    echo(describe(figures))
     return figures
 
 
@@ -102,10 +103,16 @@ def inspect_data(config: Config) -> dict[str, Any]:
             f"more than {INSPECT_BYTES >> 20} MiB: only headers were read; `rosepo prepare` counts the rest"
         )
         return report
-    filtered = filter_log(config, LocalBlocks(plan), items)
-    figures, _ = measure(filtered)
+    with _progress() as progress:
+        filtered = filter_log(config, LocalBlocks(plan, progress), items)
+        figures, _ = measure(filtered)
     check_figures(config, figures)
     return {**report, **figures}
+
+
+def _progress() -> Progress:
+    """The line of all phases, which leaves nothing behind: the table of what was found follows."""
+    return Progress("reading", None, "rows", transient=True)
 
 
 def filter_log(config: Config, blocks: LocalBlocks | RayBlocks, items: pa.Table) -> Filtered:
@@ -168,7 +175,7 @@ def measure(filtered: Filtered) -> tuple[dict[str, Any], np.ndarray]:
     counts = np.zeros(len(filtered.catalogue), dtype=np.int64)
     sums: dict[str, np.ndarray] = {}
     longest = 0
-    for found in filtered.log.map(measure_bucket, recipe=filtered.recipe):
+    for found in filtered.log.map("measuring", measure_bucket, recipe=filtered.recipe):
         counts[found["item"]] += found["count"]
         longest = max(longest, int(found["longest"][0]))
         for name in set(found) - {"item", "count", "longest"}:

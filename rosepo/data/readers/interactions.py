@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -125,15 +125,17 @@ def interaction_tables(plan: Plan, number: int, piece: Piece) -> Iterator[pa.Tab
         yield pa.table([*arrays, ratings, timestamp, places], schema=interaction_schema(plan))
 
 
-def read_interactions(plan: Plan) -> Dataset:
+def read_interactions(plan: Plan, counter: Any) -> Dataset:
     """The interactions as a Ray Dataset of normalised rows, with a column `fault`: null, or what is wrong with a file.
+
+    `counter` is the handle of an actor whose `add` is told how many rows were read.
 
     Faults travel as rows, so that they reach the user as one sentence instead of the traceback of a failed task.
     """
     import ray
 
     tasks = [{"task": number} for number in range(len(plan.pieces))]
-    read = partial(_read_task, plan)
+    read = partial(_read_task, plan, counter)
     return ray.data.from_items(tasks, override_num_blocks=max(1, len(tasks))).map_batches(
         read, batch_size=1, batch_format="pyarrow"
     )
@@ -187,13 +189,14 @@ def _item_table(table: pa.Table, mapping: dict[str, str], where: str, row: int, 
     )
 
 
-def _read_task(plan: Plan, batch: pa.Table) -> Iterator[pa.Table]:
+def _read_task(plan: Plan, counter: Any, batch: pa.Table) -> Iterator[pa.Table]:
     schema = interaction_schema(plan)
     for task in batch["task"].to_pylist():
         number, piece = plan.pieces[task]
         try:
             yield _with_fault(schema.empty_table(), None)
             for table in interaction_tables(plan, number, piece):
+                counter.add.remote(table.num_rows)
                 yield _with_fault(table, None)
         except UserError as error:
             row = pa.table([pa.nulls(1, field.type) for field in schema], schema=schema)

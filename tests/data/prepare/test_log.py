@@ -15,6 +15,7 @@ from rosepo.data.prepare.first_pass import merge_scans, scan
 from rosepo.data.prepare.log import LocalBlocks
 from rosepo.data.prepare.ties import TieBreaker
 from rosepo.data.readers.interactions import interaction_schema, plan_reading
+from rosepo.utils.console import Progress
 from tests.data.tables import Row, config_for, write_data
 
 SCHEMA = pa.schema(
@@ -78,7 +79,11 @@ def test_buckets_hold_whole_users_and_every_first_interaction(
     users = pa.array(sorted(counts))
     starts = log.bucket_starts(np.array([counts[user] for user in users.to_pylist()]))
     items = pa.array(range(20))
-    buckets = LocalBlocks(plan).log(None, users, items, starts, TieBreaker.of("hash", 0, users, items)).buckets
+    buckets = (
+        LocalBlocks(plan, Progress("reading", None))
+        .log(None, users, items, starts, TieBreaker.of("hash", 0, users, items))
+        .buckets
+    )
     assert interaction_schema(plan).field("user_id").type == pa.int64()
     assert len(buckets) == len(starts) > 2
     edges = [*starts.tolist(), len(users)]

@@ -13,6 +13,7 @@ import pytest
 from rosepo.data.prepare.log import RayBlocks
 from rosepo.data.prepare.prepare import inspect_data
 from rosepo.data.readers.interactions import plan_reading
+from rosepo.utils.console import Progress
 from rosepo.utils.errors import UserError
 from tests.data.tables import config_for, write_data
 
@@ -187,4 +188,4 @@ def test_a_dat_file_of_another_shape_names_its_first_row(tmp_path: Path) -> None
 def test_a_fault_found_by_a_ray_task_is_the_same_sentence(tmp_path: Path) -> None:
     config = config_for(files(tmp_path, log=GOOD + "1,1,4,2021-05-01\n"), k_core=1)
     with pytest.raises(UserError, match=r"log.csv: row 21 has timestamp '2021-05-01': give Unix seconds"):
-        RayBlocks(plan_reading(config.data, "interactions")).scanned(None)
+        RayBlocks(plan_reading(config.data, "interactions"), Progress("reading", None)).scanned(None)
