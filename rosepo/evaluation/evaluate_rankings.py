@@ -47,7 +47,7 @@ def evaluate_rankings(
         rankings: folder of the folders `<name>.parquet` of rankings, rows in the examples' order.
         names: of the systems; those that are not the run's own last.
     """
-    series = _Series(config, paths, catalogue, _n_examples(examples), names)
+    series = ExampleSeries(config, paths, catalogue, _n_examples(examples), names)
     series.read(examples, rankings)
     users = user_codes(examples)
     bootstrap = UserBootstrap(users, config.evaluate.bootstrap, config.seed)
@@ -84,15 +84,19 @@ def compared(names: Sequence[str]) -> list[tuple[str, str]]:
     return [(a, b) for a, b in pairs if a in names and b in names]
 
 
-def _differences(drawn: Resampled, series: _Series, names: Sequence[str]) -> dict[str, Any]:
+def _differences(drawn: Resampled, series: ExampleSeries, names: Sequence[str]) -> dict[str, Any]:
     return {
         f"{a}-{b}": {key: plain(drawn.difference((a, key), (b, key))) for key in series.keys(a)}
         for a, b in compared(names)
     }
 
 
-class _Series:
+class ExampleSeries:
     """Numbers of every example, by system.
+
+    Args:
+        config: of the run; says by what titles are alike.
+        n: examples.
 
     Attributes:
         ranks: int8 [N] by system, -1 for a miss.

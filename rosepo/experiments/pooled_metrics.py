@@ -15,12 +15,9 @@ import pyarrow.parquet as pq
 
 from rosepo.config import Config
 from rosepo.data.catalogue import Catalogue
-from rosepo.evaluation.rankings import read_batches, read_rankings
+from rosepo.evaluation.evaluate_rankings import ExampleSeries
 from rosepo.evaluation.systems import EXAMPLES_FILE, ITEMS_FILE, RANKINGS_FOLDER
-from rosepo.lm.model.title_embeddings import encode_titles, history_similarity
-from rosepo.metrics import bias
 from rosepo.metrics.bootstrap import Estimate, Resampled, UserBootstrap
-from rosepo.metrics.ranking import hit_ratio, ndcg
 from rosepo.run.paths import RunPaths
 
 METRICS = ("hr@1", "hr@10", "ndcg@10", "log_popularity", "head_share", "hallucination")
@@ -36,7 +33,7 @@ class Measured:
     Attributes:
         example_ids: [N], in the order of all series.
         users: [N].
-        systems: name of a model, or `truth`, to metric to float64 [N]; NaN where an example has no value.
+        systems: name of a model, or `truth`, to metric to float [N]; NaN where an example has no value.
     """
 
     example_ids: np.ndarray
@@ -48,44 +45,19 @@ def read_measured(folder: Path, config: Config, models: Iterable[str]) -> Measur
     """Read the rankings of some models in a run's folder; models without a ranking are left out.
 
     Args:
-        config: of the run; says by what titles are alike.
+        config: of the run.
     """
-    inputs = RunPaths(folder)
-    catalogue = Catalogue.load(inputs.examples / ITEMS_FILE)
-    examples = inputs.evaluation / EXAMPLES_FILE
-    folders = {name: inputs.evaluation / RANKINGS_FOLDER / f"{name}.parquet" for name in models}
-    ranked = {name: read_rankings(path, catalogue) for name, path in folders.items() if path.is_dir()}
-    about = pq.read_table(examples, columns=["example_id", "user_id", "target"])
-    targets = catalogue.index(about["target"].to_numpy())
-    top = {name: items[:, : bias.LIST] for name, (_, items) in ranked.items()}
-    popularity = bias.Popularity.of(catalogue.train_count)
-    alike = _hallucination(config, inputs, catalogue, examples, top)
-    systems: dict[str, Series] = {TRUTH: bias.popularity_series(targets[:, None], popularity)}
-    for name, (ranks, _) in ranked.items():
-        systems[name] = {"hr@1": hit_ratio(ranks, 1), "hr@10": hit_ratio(ranks, 10), "ndcg@10": ndcg(ranks, 10)}
-        systems[name] |= bias.popularity_series(top[name], popularity) | {"hallucination": alike[name]}
+    paths = RunPaths(folder)
+    examples, rankings = paths.evaluation / EXAMPLES_FILE, paths.evaluation / RANKINGS_FOLDER
+    names = [name for name in models if (rankings / f"{name}.parquet").is_dir()]
+    about = pq.read_table(examples, columns=["example_id", "user_id"])
+    series = ExampleSeries(config, paths, Catalogue.load(paths.examples / ITEMS_FILE), len(about), names)
+    series.read(examples, rankings)
+    systems: dict[str, Series] = {}
+    for (name, key), values in series.all():
+        if key in METRICS:
+            systems.setdefault(name, {})[key] = values
     return Measured(about["example_id"].to_numpy(), about["user_id"].to_numpy(), systems)
-
-
-def _hallucination(
-    config: Config, paths: RunPaths, catalogue: Catalogue, examples: Path, top: Mapping[str, np.ndarray]
-) -> dict[str, np.ndarray]:
-    """By how much each model's wrong titles look more like the history than the right one: float64 [N] each."""
-    spec = "tfidf" if config.pairs.encoder == "policy" and not paths.sft.is_dir() else config.pairs.encoder
-    embeddings = encode_titles(spec, catalogue, paths.sft)
-    parts: dict[str, list[np.ndarray]] = {name: [] for name in top}
-    start = 0
-    for batch in read_batches(examples, catalogue):
-        rows = slice(start, start + len(batch.targets))
-        start = rows.stop
-        profiles = history_similarity(embeddings, batch.histories, config.pairs.semantic_decay)
-        profiles[[not len(history) for history in batch.histories]] = np.nan
-        truth = bias.likeness(embeddings, profiles, batch.targets[:, None])[:, 0]
-        for name, items in top.items():
-            similarity = bias.likeness(embeddings, profiles, items[rows])
-            series = bias.hallucination_series(items[rows], batch.targets, similarity, truth)
-            parts[name].append(series["hallucination"])
-    return {name: np.concatenate(found) for name, found in parts.items()}
 
 
 class Pool:

@@ -8,16 +8,14 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from rosepo.utils.console import echo
-from rosepo.utils.errors import UserError
 
 PATIENCE = 60
-"""Seconds that a command that was killed may still take to end its run."""
+"""Seconds that a run may take to stop in good order."""
 _DEATH_SIGNAL = 1
 """Linux: PR_SET_PDEATHSIG."""
 
@@ -71,26 +69,17 @@ def _end_with_parent() -> None:
 
 @contextmanager
 def only_one(out: Path) -> Iterator[int]:
-    """The lock of a folder of experiments: one command at a time; one that was killed is given a minute to end.
-
-    Raises:
-        UserError: another one is still at work.
-    """
+    """The lock of a folder of experiments: one command at a time, others wait for its end."""
     out.mkdir(parents=True, exist_ok=True)
     handle = os.open(out, os.O_RDONLY)
     try:
-        for second in range(PATIENCE + 1):
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if second == 0:
-                    echo(f"  another rosepo is at work in {out}: waiting up to {PATIENCE} s for its end")
-                time.sleep(1)
-            except OSError:
-                break  # a file system without locks
-        else:
-            raise UserError(f"another rosepo is running experiments in {out}: wait for it, or use another --out")
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            echo(f"  another rosepo is at work in {out}: waiting for its end")
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        except OSError:
+            pass  # a file system without locks
         yield handle
     finally:
         os.close(handle)

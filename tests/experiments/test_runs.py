@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import pytest
@@ -147,10 +148,17 @@ def test_overrides_may_be_for_one_data_set() -> None:
     assert overrides_of("ring", ["data.items=s3://bucket/x"]) == ["data.items=s3://bucket/x"]
 
 
-def test_a_folder_of_experiments_has_one_command_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rosepo.experiments.process.PATIENCE", 1)
-    refused = pytest.raises(UserError, match="another rosepo is running experiments")
-    with only_one(tmp_path / "out"), refused, only_one(tmp_path / "out"):
-        pass
+def test_a_folder_of_experiments_has_one_command_at_a_time(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    entered = threading.Event()
+
+    def second() -> None:
+        with only_one(tmp_path / "out"):
+            entered.set()
+
+    thread = threading.Thread(target=second)
     with only_one(tmp_path / "out"):
-        pass
+        thread.start()
+        assert not entered.wait(0.5)
+        assert "another rosepo is at work" in capfd.readouterr().err
+    assert entered.wait(10)
+    thread.join()
