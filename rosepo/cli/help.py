@@ -5,12 +5,14 @@ from __future__ import annotations
 import inspect
 import json
 import textwrap
+from collections.abc import Sequence
 from typing import Any, Literal, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
-from rosepo.config import LOSSES, Config, Section
+from rosepo.config import LOSSES, STRATEGIES, Config, Section
 from rosepo.config.options import OpenSection
+from rosepo.config.strategies import ASKED
 
 _HELP = {
     "prepare": """Filter the log, split it, and write the table of examples.
@@ -37,9 +39,10 @@ _HELP = {
     """,
     "pairs": """Build preference groups: prompt, chosen title, K rejected titles, ε and reference log-probabilities.
 
-    Rejected titles come from self_hard (the model's own wrong answers), semantic (look-alikes of the history) and
-    popularity (popular items), mixed by pairs.strategies. Runs as Ray Data actors (pairs.actors). With pairs.rounds
-    above 1, --round 2 samples from the model that the first round aligned, --round 3 from the second's, and so on.
+    Rejected titles come from the strategies listed below, mixed by pairs.strategies: by default the model's own wrong
+    answers, look-alikes of the history and popular titles, in equal parts. Runs as Ray Data actors (pairs.actors). With
+    pairs.rounds above 1, --round 2 samples from the model that the first round aligned, --round 3 from the second's,
+    and so on.
     """,
     "align": """Align the SFT model with the groups by the smoothed preference objective, or by one of its rivals.
 
@@ -90,16 +93,29 @@ def stage_help(name: str) -> str:
         if issubclass(model, OpenSection):
             lines += [_line(key, found.kind, found.default, found.about) for key, found in model.options().items()]
         paragraphs.append("\b\n" + "\n".join([f"Settings (--set {section}.KEY=VALUE), with their defaults:", *lines]))
-    if name == "align":
-        paragraphs.append(_losses())
+    if name in _TABLES:
+        paragraphs.append("\b\n" + "\n".join(_TABLES[name]()))
     return "\n\n".join(paragraphs)
 
 
-def _losses() -> str:
-    lines = ["Losses (--set align.loss=NAME), and the settings that not all of them take:"]
-    for name, loss in LOSSES.items():
-        lines.append(_wrapped(f"  {name}  {': '.join(filter(None, [loss.described, ', '.join(loss.settings)]))}"))
-    return "\b\n" + "\n".join(lines)
+def _losses() -> list[str]:
+    head = "Losses (--set align.loss=NAME), and the settings that not all of them take:"
+    return [head, *(_entry(name, loss.described, loss.settings) for name, loss in LOSSES.items())]
+
+
+def _strategies() -> list[str]:
+    lines = ["Strategies (--set pairs.strategies.NAME=WEIGHT), and the settings of each:"]
+    for name, entry in STRATEGIES.items():
+        asks = f"; asks for {', '.join(ASKED[what] for what in entry.asks)}" if entry.asks else ""
+        lines.append(_entry(name, entry.described + asks, entry.keys))
+    return lines
+
+
+def _entry(name: str, described: str, keys: Sequence[str]) -> str:
+    return _wrapped(f"  {name}  {described}{': ' if keys else ''}{', '.join(keys)}")
+
+
+_TABLES = {"align": _losses, "pairs": _strategies}
 
 
 def _setting(key: str, field: FieldInfo) -> str:

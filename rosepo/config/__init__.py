@@ -4,7 +4,7 @@ Unknown keys are errors that name the nearest known key. Rules that join several
 nothing starts with a configuration that cannot work.
 """
 
-from rosepo.config.base import OWN_STRATEGY, STRATEGIES, Section
+from rosepo.config.base import Section
 from rosepo.config.data import ColumnsConfig, DataConfig, PrepareConfig
 from rosepo.config.losses import LOSSES
 from rosepo.config.model import LoraConfig, ModelConfig, ScratchConfig, TemplateConfig
@@ -13,6 +13,7 @@ from rosepo.config.pairs import PairsConfig
 from rosepo.config.reading import dump_config, folder_or_id, load_config, located, parse_config
 from rosepo.config.root import Config
 from rosepo.config.stages import EvaluateConfig, RangeConfig, RayConfig, RecommendConfig, SweepConfig
+from rosepo.config.strategies import OWN_STRATEGY, STRATEGIES
 from rosepo.config.training import AlignConfig, SftConfig, TrainConfig
 
 __all__ = [

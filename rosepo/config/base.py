@@ -23,11 +23,6 @@ def word(value: Any) -> Any:
 
 Gpu = Annotated[Literal["auto", "yes", "no"], BeforeValidator(word)]
 
-STRATEGIES = ("self_hard", "semantic", "popularity", "uniform", "candidates", "rso", "policy", "oracle")
-"""Names of the strategies of rejected sampling; others are import paths, `module:callable`."""
-OWN_STRATEGY = "own"
-"""What figures call them all together."""
-
 
 class Section(BaseModel):
     """Base of every section: immutable, closed to unknown keys, documented field by field."""

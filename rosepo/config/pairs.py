@@ -3,58 +3,33 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from rosepo.config.base import STRATEGIES, ActorsConfig, Count, NonNegative, Positive, nearest, word
-
-_OPTIONS = {
-    "self_hard_top": ("self_hard",),
-    "semantic_top": ("semantic",),
-    "popularity_exponent": ("popularity", "rso_from=popularity"),
-    "rso_from": ("rso",),
-    "rso_proposals": ("rso",),
-    "rso_temperature": ("rso",),
-    "policy_top": ("policy",),
-    "oracle_top": ("oracle",),
-    "oracle_whole": ("oracle",),
-}
-"""Options of strategies, and which ones use them."""
+from rosepo.config.base import ActorsConfig, Count, NonNegative, nearest, word
+from rosepo.config.options import OpenSection, Option
+from rosepo.config.strategies import STRATEGIES, Asked, Needs, strategies_with, strategy_options
 
 
-class PairsConfig(ActorsConfig):
+class PairsConfig(ActorsConfig, OpenSection):
     """Rejected sampling: preference groups from training examples."""
 
     negatives: Count | None = None
     """K, rejected titles a group; all distinct. None takes 15, or as many as every group can have where that is fewer:
     titles outside the longest history, wrong candidates of an example, titles that policy or oracle draw from."""
-    strategies: dict[str, NonNegative] = Field(default_factory=lambda: dict.fromkeys(STRATEGIES[:3], 1.0))
-    """Weights of the mixture: self_hard, semantic, popularity, uniform, candidates, rso, policy, oracle, or one of your
-    own by its import path, `module:callable` (rosepo/sampling/strategies/strategies.py has the signature)."""
-    self_hard_top: Count = 10
-    """self_hard draws from this many best wrong answers of the model (1 is the hardest)."""
+    strategies: dict[str, NonNegative] = Field(
+        default_factory=lambda: {"self_hard": 1.0, "semantic": 1.0, "popularity": 1.0}
+    )
+    """Weights of the mixture: of strategies by name, or of one of your own by its import path, `module:callable`
+    (rosepo/sampling/strategies/protocol.py has the signature)."""
     engine: Literal["transformers", "vllm"] = "transformers"
     """Who answers for self_hard and policy, and for rso: `transformers` searches the catalogue for the model's best
     titles; `vllm` (not for policy), on GPUs and where it is installed, samples freely and keeps what is a title
     (docs/method.md)."""
-    semantic_top: Count = 20
-    """semantic draws from this many look-alikes of the history."""
     semantic_decay: Annotated[float, Field(gt=0.0, le=1.0)] = 0.9
     """Weight of an item in the history relative to the next newer one."""
-    popularity_exponent: NonNegative = 1.0
-    rso_from: Literal["self_hard", "popularity", "uniform"] = "self_hard"
-    """What rso accepts or rejects: the model's best wrong answers, or draws of another strategy."""
-    rso_proposals: Count = 20
-    """Titles proposed to rso an example."""
-    rso_temperature: Positive = 1.0
-    """rso accepts a proposal with probability exp((f - f_max) / this), f the oracle's calibrated score."""
-    policy_top: Count = 50
-    """policy draws titles, each at most once, from the model's own distribution over this many of its best wrong
-    answers."""
-    oracle_top: Count | None = None
-    """oracle draws titles, each at most once, from the distribution of its calibrated scores, softmax(f), over this
-    many of its best titles outside what was seen; None over all of them."""
     oracle_whole: bool = False
     """Keep the distribution that oracle draws from in every group, two bytes a title of the catalogue: wherever titles
     part, align.loss=distill then learns from all of them at once, not only from those that were drawn."""
@@ -80,11 +55,39 @@ class PairsConfig(ActorsConfig):
     """Folder of reference log-probabilities, keyed by what they depend on, which runs share: `auto` is
     $ROSEPO_CACHE/reference or ~/.cache/rosepo/reference, `no` keeps none. On a cluster, a folder that all nodes see."""
 
+    section: ClassVar[str] = "pairs"
+
+    @classmethod
+    def options(cls) -> Mapping[str, Option]:
+        return strategy_options()
+
+    def used_options(self) -> Mapping[str, Option]:
+        return {option.key: option for part in self.needs.values() for option in part.options}
+
     @property
-    def tops(self) -> tuple[int, ...]:
-        """Titles from which strategies that are used draw, where they are limited."""
-        tops = {"policy": self.policy_top, "oracle": self.oracle_top}
-        return tuple(top for name, top in tops.items() if name in self.used and top is not None)
+    def needs(self) -> dict[str, Needs]:
+        """What the strategies that are used need, by name, and their variants, as `rso_from=popularity`. Of those by
+        import path nothing is known."""
+        found: dict[str, Needs] = {}
+        for name in self.used:
+            entry = STRATEGIES.get(name)
+            if entry is None:
+                continue
+            found[name] = entry
+            if entry.variant_key is not None:
+                value = self.option(entry.variant_key)
+                found[f"{entry.variant_key}={value}"] = entry.variants[value]
+        return found
+
+    def asking(self, what: Asked) -> list[str]:
+        """Which of `needs` ask for it."""
+        return [name for name, part in self.needs.items() if what in part.asks]
+
+    @property
+    def tops(self) -> dict[str, int]:
+        """Titles from which strategies that are used draw, where they are limited, by the key of the limit."""
+        keys = [STRATEGIES[name].top for name in self.used if name in STRATEGIES]
+        return {key: self.option(key) for key in keys if key is not None and self.option(key) is not None}
 
     @property
     def newest(self) -> int | None:
@@ -99,13 +102,12 @@ class PairsConfig(ActorsConfig):
     @property
     def asks_policy(self) -> bool:
         """Whether a strategy needs the policy's answers."""
-        rso = "rso" in self.used and self.rso_from == "self_hard"
-        return rso or not {"self_hard", "policy"}.isdisjoint(self.used)
+        return bool(self.asking("policy"))
 
     @property
     def asks_oracle(self) -> bool:
         """Whether a strategy needs the oracle's scores."""
-        return not {"rso", "oracle"}.isdisjoint(self.used)
+        return bool(self.asking("oracle"))
 
     @model_validator(mode="after")
     def _rounds(self) -> PairsConfig:
@@ -121,17 +123,15 @@ class PairsConfig(ActorsConfig):
         for name in self.strategies:
             if name not in STRATEGIES and not re.fullmatch(r"[\w.]+:\w+", name):
                 raise ValueError(
-                    f"pairs.strategies has no '{name}'{nearest(name, STRATEGIES)}; known: {', '.join(STRATEGIES)}, "
-                    "or module:callable"
+                    f"pairs.strategies has no '{name}'{nearest(name, [*STRATEGIES])}; known: "
+                    f"{', '.join(STRATEGIES)}, or module:callable"
                 )
         if not self.used:
             raise ValueError("pairs.strategies needs at least one weight above 0")
-        used = {*self.used, f"rso_from={self.rso_from}"} if "rso" in self.used else {*self.used}
-        for option, users in _OPTIONS.items():
-            if option in self.model_fields_set and not used.intersection(users):
-                raise ValueError(
-                    f"pairs.{option} is used by the strategy {' or '.join(users)} alone, which has no weight"
-                )
+        for key in sorted(self.model_fields_set):
+            users = strategies_with(key)
+            if users and self.needs.keys().isdisjoint(users):
+                raise ValueError(f"pairs.{key} is used by the strategy {' or '.join(users)} alone, which has no weight")
         if not self.score and "reference_cache" in self.model_fields_set:
             raise ValueError("pairs.reference_cache is used by pairs.score=true alone: leave it out")
         if not self.score and self.oracle_whole:
@@ -142,16 +142,16 @@ class PairsConfig(ActorsConfig):
             raise ValueError("pairs.stream=true streams groups into align, which reads none of pairs.score=false")
         if not self.score and self.rounds > 1:
             raise ValueError(f"pairs.rounds={self.rounds} aligns in between, which pairs.score=false leaves no way to")
-        for name in ("policy", "oracle"):
-            top = getattr(self, f"{name}_top")
-            if name in self.used and top is not None and top < (self.negatives or 1):
+        for key, top in self.tops.items():
+            if top < (self.negatives or 1):
                 raise ValueError(
-                    f"pairs.{name}_top={top} holds fewer titles than pairs.negatives={self.negatives} draws: raise it"
+                    f"pairs.{key}={top} holds fewer titles than pairs.negatives={self.negatives} draws: raise it"
                 )
-        if self.engine == "vllm" and "policy" in self.used:
+        searching = self.asking("search")
+        if self.engine == "vllm" and searching:
             raise ValueError(
-                "pairs.strategies.policy draws among the model's best titles of the catalogue, which pairs.engine=vllm"
-                " does not search for: leave pairs.engine out"
+                f"pairs.strategies.{searching[0]} draws among the model's best titles of the catalogue, which "
+                "pairs.engine=vllm does not search for: leave pairs.engine out"
             )
         if "engine" in self.model_fields_set and not self.asks_policy:
             raise ValueError(

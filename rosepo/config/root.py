@@ -61,9 +61,10 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _candidates(self) -> Config:
-        if "candidates" in self.pairs.used and self.prepare.candidates < 2:
+        asking = self.pairs.asking("candidates")
+        if asking and self.prepare.candidates < 2:
             raise ValueError(
-                "pairs.strategies.candidates draws from every example's own candidate list: set prepare.candidates to"
+                f"pairs.strategies.{asking[0]} draws from every example's own candidate list: set prepare.candidates to"
                 " at least 2"
             )
         return self
@@ -96,10 +97,11 @@ class Config(Section):
                 f"pairs.engine=vllm writes freely, and under {setting} the policy's wrong answers are its candidates, "
                 "each of which is scored: leave pairs.engine out"
             )
-        if "policy" in self.pairs.used:
+        searching = self.pairs.asking("search")
+        if searching:
             raise ValueError(
-                f"pairs.strategies.policy draws from the whole catalogue, and under {setting} prompts ask for one of "
-                "their candidates: use self_hard, which draws among those"
+                f"pairs.strategies.{searching[0]} draws from the whole catalogue, and under {setting} prompts ask for "
+                "one of their candidates: use self_hard, which draws among those"
             )
         if self.evaluate.free_generation:
             raise ValueError(
@@ -120,7 +122,7 @@ class Config(Section):
         if self.pairs.negatives is not None:
             return self.pairs.negatives
         listed = (self.prepare.candidates - 1,) if self.reads_candidates else ()
-        return min(MOST_NEGATIVES, allowed, *self.pairs.tops, *listed)
+        return min(MOST_NEGATIVES, allowed, *self.pairs.tops.values(), *listed)
 
     @property
     def trajectories(self) -> bool:
@@ -135,7 +137,7 @@ class Config(Section):
     @property
     def reads_candidates(self) -> bool:
         """Whether sampling reads the examples' candidates: to list them in prompts, or to reject them."""
-        return self.model.template.candidates or "candidates" in self.pairs.used
+        return self.model.template.candidates or bool(self.pairs.asking("candidates"))
 
     @model_validator(mode="after")
     def _reference(self) -> Config:

@@ -90,7 +90,7 @@ def file_digests(config: Config, stage: Stage) -> dict[str, str]:
         for name in config.pairs.used:
             found |= module_digest(name) if ":" in name else {}
         encoder = Path(config.pairs.encoder).expanduser()
-        if "semantic" in config.pairs.used and encoder.is_dir():
+        if config.pairs.asking("embeddings") and encoder.is_dir():
             found |= {
                 f"{encoder.name}/{path.name}": file_digest(path) for path in sorted(encoder.glob("*.safetensors"))
             }

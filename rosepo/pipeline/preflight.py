@@ -118,7 +118,7 @@ def _check_strategies(config: Config) -> None:
     for name in config.pairs.used:
         if ":" in name:
             find_callable(name, "pairs.strategies")
-    if "semantic" in config.pairs.used and config.pairs.encoder not in BUILT_IN:
+    if config.pairs.asking("embeddings") and config.pairs.encoder not in BUILT_IN:
         try:
             find_source(config.pairs.encoder)
         except UserError as error:

@@ -11,11 +11,13 @@ import pyarrow as pa
 from rosepo.data.catalogue import Catalogue
 from rosepo.data.example_shards import Shard, read_shard
 from rosepo.sampling.group_files import write_part
-from rosepo.sampling.sampler import examples_of, strategies
+from rosepo.sampling.sampler import examples_of
 from rosepo.sampling.settings import ActorSettings
 from rosepo.sampling.strategies.distributions import FromOracle
 from rosepo.sampling.strategies.example_batch import Examples
+from rosepo.sampling.strategies.make import make_strategies
 from rosepo.sampling.strategies.mixture import Rejected, sample_rejected
+from rosepo.sampling.strategies.protocol import StrategyInputs
 from rosepo.sampling.tables import fixed, lists, matrix, nested
 from rosepo.sampling.tally import Tally
 from rosepo.utils.quiet import quiet_worker
@@ -47,11 +49,12 @@ class GroupsActor:
             from rosepo.sampling.models import Models
 
             self.models = Models(settings, self.catalogue)
-        models = self.models
-        decoder, scores = (models.decoder, models.scores) if models else (None, None)
-        whole, listed = (models.catalogue_scores, models.listed) if models else (None, None)
-        count, embeddings, device = settings.negatives, settings.embeddings, settings.device
-        self.strategies = strategies(pairs, count, self.catalogue, decoder, scores, embeddings, whole, listed, device)
+        inputs = StrategyInputs(
+            pairs, settings.negatives, self.catalogue, embeddings=settings.embeddings, device=settings.device
+        )
+        if self.models is not None:
+            inputs = self.models.given_to(inputs)
+        self.strategies = make_strategies(inputs)
         self.scorer = self.models.scorer() if self.models and pairs.score else None
 
     def __call__(self, batch: pa.Table) -> dict[str, list[Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -19,9 +20,8 @@ from rosepo.oracle.load import load_scorer
 from rosepo.sampling.reference_cache import ReferenceCache
 from rosepo.sampling.scoring import GroupScorer
 from rosepo.sampling.strategies.example_batch import Examples
-from rosepo.sampling.strategies.strategies import Answers
+from rosepo.sampling.strategies.protocol import Answers, CandidateScores, StrategyInputs
 from rosepo.sampling.strategies.vllm_engine import VllmDecoder
-from rosepo.sampling.strategies.wrong_candidates import CandidateScores
 
 if TYPE_CHECKING:
     from rosepo.sampling.settings import ActorSettings
@@ -47,6 +47,12 @@ class Models:
             self.builder = load_builder(settings.policy)
         if pairs.score or pairs.asks_oracle:
             self.oracle = load_scorer(settings.oracle, catalogue, settings.device)
+
+    def given_to(self, inputs: StrategyInputs) -> StrategyInputs:
+        """What strategies are made of, with these models."""
+        return replace(
+            inputs, decoder=self.decoder, listed=self.listed, scores=self.scores, whole=self.catalogue_scores
+        )
 
     def decoder(self, beams: int) -> Answers:
         """What gives the policy's answers: a search with that many beams, or vLLM, loaded once."""

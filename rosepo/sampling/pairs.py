@@ -32,8 +32,8 @@ from rosepo.sampling.pool import run_shards
 from rosepo.sampling.reference_cache import open_cache
 from rosepo.sampling.sampler import check_columns
 from rosepo.sampling.settings import ActorSettings
+from rosepo.sampling.strategies.make import own_strategy
 from rosepo.sampling.strategies.mixture import check_negatives, max_negatives
-from rosepo.sampling.strategies.strategies import own_strategy
 from rosepo.sampling.strategies.vllm_engine import check_engine
 from rosepo.sampling.tally import Tally
 from rosepo.sampling.validation_groups import validation_examples, validation_shard, written
@@ -168,7 +168,7 @@ def origin_of(paths: RunPaths) -> str:
 def _embeddings(config: Config, catalogue: Catalogue, paths: RunPaths, out: Path, tally: Tally) -> Path | None:
     """Title embeddings in a file beside the parts, which actors map: an object of Ray's store would not outlive a lost
     node. None where no strategy needs them."""
-    if "semantic" not in config.pairs.used:
+    if not config.pairs.asking("embeddings"):
         return None
     path = out / "_titles.npy"
     with tally.timed("encoder"):

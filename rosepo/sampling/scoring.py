@@ -11,8 +11,8 @@ from rosepo.lm.rows.logps import LogpsModel
 from rosepo.lm.titles.title_scores import reference_logps
 from rosepo.oracle.epsilon import epsilon
 from rosepo.sampling.reference_cache import ReferenceCache
-from rosepo.sampling.sampler import Scores
 from rosepo.sampling.strategies.example_batch import Examples
+from rosepo.sampling.strategies.protocol import Scores
 from rosepo.sampling.tally import Tally
 from rosepo.utils.errors import StageError
 

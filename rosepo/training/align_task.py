@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor, nn
 
-from rosepo.config import LOSSES, OWN_STRATEGY, STRATEGIES, AlignConfig, Config, TrainConfig
+from rosepo.config import LOSSES, AlignConfig, Config, TrainConfig
 from rosepo.config.losses import INPUTS, LossEntry
 from rosepo.data.catalogue import Catalogue
 from rosepo.lm.model.dropout import disable_dropout, training_dropout
@@ -24,7 +24,7 @@ from rosepo.lm.rows.logps import LogpsModel, sharing_obstacle
 from rosepo.objectives.likelihood import chosen_nll, drawn_weights
 from rosepo.objectives.rewards import Metrics, reward_margins
 from rosepo.objectives.smoothing import RunningQuantile, clamp_epsilon, oracle_targets
-from rosepo.training.feed.encoders import GroupEncoder
+from rosepo.training.feed.encoders import GroupEncoder, strategy_labels
 from rosepo.training.feed.feed import Arrays, FeedPlan
 from rosepo.training.feed.trie_targets import TrieTargets
 from rosepo.training.metric_log import Sums
@@ -34,7 +34,6 @@ from rosepo.training.task import HeldOut, Loss
 from rosepo.utils.errors import UserError
 from rosepo.utils.imports import find_callable
 
-_LABELS = (*STRATEGIES, OWN_STRATEGY)
 _BY_STRATEGY = ("margin", "accuracy", "epsilon")
 _OVERALL = (
     "margin", "accuracy", "reward_chosen", "reward_rejected", "logp_chosen", "logp_rejected", "epsilon", "target_kl",
@@ -94,7 +93,7 @@ class AlignTask:
 
     @property
     def metric_names(self) -> tuple[str, ...]:
-        by_strategy = (f"{name}/{strategy}" for name in _BY_STRATEGY for strategy in _LABELS)
+        by_strategy = (f"{name}/{strategy}" for name in _BY_STRATEGY for strategy in strategy_labels())
         return (*_OVERALL, *by_strategy, "spa_threshold", *self.entry.metrics)
 
     @property
@@ -267,7 +266,7 @@ def _sums(policy: Tensor, strategy: Tensor | None, metrics: Metrics) -> Sums:
         return {name: (value.sum(), value.numel()) for name, value in values.items()}
     values |= {"logp_rejected": policy[:, 1:]}
     sums: Sums = {name: (value.sum(), value.numel()) for name, value in values.items()}
-    for code, label in enumerate(_LABELS):
+    for code, label in enumerate(strategy_labels()):
         mine = strategy == code
         for name in _BY_STRATEGY:
             if name in values:

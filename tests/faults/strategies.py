@@ -14,7 +14,8 @@ import numpy as np
 from rosepo.data.catalogue import Catalogue
 from rosepo.data.random import Draws
 from rosepo.sampling.strategies.example_batch import Examples
-from rosepo.sampling.strategies.strategies import Strategy, uniform
+from rosepo.sampling.strategies.protocol import Strategy
+from rosepo.sampling.strategies.weighted import uniform
 
 SCRATCH = Path(os.environ["ROSEPO_TEST_SCRATCH"])
 USER = 317

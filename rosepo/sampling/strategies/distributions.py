@@ -7,21 +7,18 @@ the titles before it leave. That is what the largest of ``log p + Gumbel noise``
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 from scipy.special import logsumexp
 
 from rosepo.data.random import Draws, gumbel_noise
 from rosepo.sampling.strategies.example_batch import Examples
-from rosepo.sampling.strategies.strategies import Answers
+from rosepo.sampling.strategies.protocol import Answers, CatalogueScores, Strategy, StrategyInputs
 from rosepo.utils.errors import StageError
 
 CELLS = 1 << 22
 """Scores of the whole catalogue that are held at once."""
-
-CatalogueScores = Callable[[Examples], np.ndarray]
-"""Calibrated oracle scores float32 [N, n_items] of every item after each example's history."""
 
 
 class FromPolicy:
@@ -91,6 +88,18 @@ class FromOracle:
                 least = np.partition(scores, -self.top, axis=1)[:, -self.top, None]
                 scores[scores < least] = -np.inf
             yield rows, scores
+
+
+def make_policy(inputs: StrategyInputs) -> Strategy:
+    top = inputs.option("policy_top")
+    return FromPolicy(inputs.answers(top), top)
+
+
+def make_oracle(inputs: StrategyInputs) -> Strategy:
+    """Raises ValueError where there is no oracle."""
+    if inputs.whole is None:
+        raise ValueError("the strategy oracle asks the oracle, and there is none")
+    return FromOracle(inputs.whole, inputs.option("oracle_top"))
 
 
 def _of_rows(draws: Draws, rows: np.ndarray) -> Draws:

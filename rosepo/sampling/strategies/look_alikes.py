@@ -8,7 +8,8 @@ import torch
 from rosepo.data.random import Draws
 from rosepo.lm.model.title_embeddings import history_similarity
 from rosepo.sampling.strategies.example_batch import Examples, Excluded
-from rosepo.sampling.strategies.strategies import pick_from_top
+from rosepo.sampling.strategies.picking import pick_from_top
+from rosepo.sampling.strategies.protocol import Strategy, StrategyInputs
 
 CELLS = 1 << 25
 """Similarities of examples to titles that are held at once: 128 MiB."""
@@ -32,6 +33,16 @@ class LookAlikes:
         profiles = torch.from_numpy(history_similarity(self.embeddings, examples.histories, self.decay))
         ranked = top_similar(self._titles, profiles.to(self._titles.device), examples.excluded, self.top + count - 1)
         return pick_from_top(ranked, self.top, count, draws)
+
+
+def make_semantic(inputs: StrategyInputs) -> Strategy:
+    """Raises ValueError where there are no title embeddings."""
+    if inputs.embeddings is None:
+        raise ValueError("semantic needs title embeddings")
+    # Mapped, not read: actors of one machine share its pages. Never written to, but torch asks for an array that
+    # could be.
+    vectors = np.load(inputs.embeddings, mmap_mode="c", allow_pickle=False)
+    return LookAlikes(vectors, inputs.pairs.semantic_decay, inputs.option("semantic_top"), inputs.device)
 
 
 def top_similar(

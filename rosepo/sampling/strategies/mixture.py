@@ -9,7 +9,8 @@ import numpy as np
 
 from rosepo.data.random import stream, uniforms
 from rosepo.sampling.strategies.example_batch import Examples
-from rosepo.sampling.strategies.strategies import Strategy, uniform
+from rosepo.sampling.strategies.protocol import Strategy
+from rosepo.sampling.strategies.weighted import uniform
 from rosepo.utils.errors import StageError, UserError
 
 FALLBACK = "uniform"

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from rosepo.config import STRATEGIES
+from rosepo.config import OWN_STRATEGY, STRATEGIES
 from rosepo.data.catalogue import Catalogue
 from rosepo.data.prompts import PromptBuilder
 from rosepo.lm.rows.collate import collate_numpy
@@ -78,7 +78,7 @@ class GroupEncoder:
     pairs `ref_logps` and `oracle_scores` float32 [G, 1 + K], `epsilon` float32 and `strategy` int64 [G, K],
     `oracle_rest` float32 [G], each where its column is fed. Without `rejected_ids` groups are chosen titles alone.
 
-    Strategies are numbered as in `config.STRATEGIES`, those by import path all by the number after them.
+    Strategies are numbered by their places in `strategy_labels`.
 
     Attributes:
         branchings: where given, completions of the oracle's whole distribution follow those of the groups: G (1 + K),
@@ -205,8 +205,9 @@ def _beside(table: dict[str, list[Any]], places: list[int]) -> Arrays:
         if name in table:
             arrays[name] = np.array([table[name][place] for place in places], dtype=np.float32)
     if "strategy" in table:
-        codes = [[_code(name) for name in table["strategy"][place]] for place in places]
-        arrays["strategy"] = np.array(codes, dtype=np.int64)
+        codes = {label: code for code, label in enumerate(strategy_labels())}
+        found = [[codes.get(name, codes[OWN_STRATEGY]) for name in table["strategy"][place]] for place in places]
+        arrays["strategy"] = np.array(found, dtype=np.int64)
     return arrays
 
 
@@ -219,5 +220,6 @@ def one_size(sizes: set[int]) -> int:
     return next(iter(sizes))
 
 
-def _code(strategy: str) -> int:
-    return STRATEGIES.index(strategy) if strategy in STRATEGIES else len(STRATEGIES)
+def strategy_labels() -> tuple[str, ...]:
+    """What figures call the strategies: by their names, and those by import path by one name together."""
+    return (*STRATEGIES, OWN_STRATEGY)

@@ -13,7 +13,7 @@ from rosepo.lm.titles.beam_search import Decoder
 from rosepo.lm.titles.title_match import completions_index, match_titles
 from rosepo.sampling.strategies.example_batch import Examples
 from rosepo.sampling.strategies.mixture import sample_rejected
-from rosepo.sampling.strategies.strategies import pick_from_top
+from rosepo.sampling.strategies.picking import pick_from_top
 from tests.helpers import tiny_builder, tiny_model
 
 N_ITEMS = 12

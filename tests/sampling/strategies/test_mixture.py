@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from rosepo.sampling.strategies.example_batch import Examples
 from rosepo.sampling.strategies.look_alikes import LookAlikes
 from rosepo.sampling.strategies.mixture import FALLBACK, check_negatives, max_negatives, sample_rejected
-from rosepo.sampling.strategies.strategies import Strategy, popularity
+from rosepo.sampling.strategies.protocol import Strategy
+from rosepo.sampling.strategies.weighted import popularity
 from rosepo.utils.errors import StageError, UserError
 from tests.helpers import tiny_catalogue
 from tests.sampling.strategies.test_look_alikes import embeddings_of

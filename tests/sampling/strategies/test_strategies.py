@@ -13,16 +13,13 @@ from scipy import stats
 
 from rosepo.data.random import stream
 from rosepo.lm.titles.beam_search import Decoder
+from rosepo.sampling.strategies.candidates import Candidates
 from rosepo.sampling.strategies.example_batch import Examples
-from rosepo.sampling.strategies.strategies import (
-    Accepted,
-    Candidates,
-    Strategy,
-    WrongAnswers,
-    pick_from_top,
-    popularity,
-    uniform,
-)
+from rosepo.sampling.strategies.picking import pick_from_top
+from rosepo.sampling.strategies.protocol import Strategy
+from rosepo.sampling.strategies.rso import Accepted
+from rosepo.sampling.strategies.self_hard import WrongAnswers
+from rosepo.sampling.strategies.weighted import popularity, uniform
 from tests.helpers import tiny_builder, tiny_model
 
 

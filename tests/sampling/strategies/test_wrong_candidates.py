@@ -23,7 +23,7 @@ from rosepo.run.paths import RunPaths
 from rosepo.sampling.audit import audit_groups
 from rosepo.sampling.pairs import pairs
 from rosepo.sampling.strategies.example_batch import Examples
-from rosepo.sampling.strategies.wrong_candidates import WrongCandidates
+from rosepo.sampling.strategies.self_hard import WrongCandidates
 from rosepo.utils.errors import UserError
 from tests.helpers import tiny_builder, tiny_catalogue, tiny_model, tiny_tokenizer
 from tests.sampling.runs import make_run, read
