@@ -8,11 +8,13 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from rosepo.config import Config, parse_config
+from rosepo.config import STRATEGIES, Config, parse_config
 from rosepo.config.root import shape_of
 from rosepo.report.plots.curves import ends, pictures
+from rosepo.report.plots.distributions import histograms
 from rosepo.report.plots.intervals import bars
 from rosepo.report.run_metadata import reproduction, run_metadata
 from rosepo.report.tables import bias_tables
@@ -127,6 +129,17 @@ def test_the_page_names_its_run_and_the_command_that_made_it(report: Path, monke
 def test_versions_that_differ_between_stages_are_all_told() -> None:
     told = reproduction(Config(), {"sft": {"fingerprint": "", "versions": {"torch": "0.1"}}})["versions"]["torch"]
     assert told.startswith("0.1 and ")
+
+
+def test_a_strategy_has_one_colour_whatever_stands_beside_it() -> None:
+    def drawn(*names: str) -> set[str]:
+        counts = {name: np.ones(4, dtype=np.int64) for name in ("all strategies", *names)}
+        picture = histograms(counts, np.linspace(0.0, 0.5, 5), None)
+        return {colour for colour in re.findall(r"fill: (#\w{6})", picture) if colour in colours}
+
+    colours = {entry.colour: name for name, entry in STRATEGIES.items()}
+    assert {colours[found] for found in drawn("popularity")} == {"popularity"}
+    assert {colours[found] for found in drawn("mine:newest", "popularity", "self_hard")} == {"popularity", "self_hard"}
 
 
 def test_models_of_any_name_have_colours_of_their_own() -> None:

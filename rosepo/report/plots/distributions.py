@@ -11,10 +11,11 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
+from rosepo.config.strategies import OWN_COLOUR, STRATEGIES
 from rosepo.report.plots.svg import DARK, in_percent, svg
 from rosepo.report.text.labels import COLOURS, colours_of, label, short
 
-HISTOGRAM_COLOURS = ("#666666", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c8c8c")
+ALL_COLOUR = "#666666"
 
 
 def popularity(train_count: np.ndarray, exposures: Mapping[str, np.ndarray]) -> str:
@@ -48,10 +49,10 @@ def popularity(train_count: np.ndarray, exposures: Mapping[str, np.ndarray]) -> 
 
 
 def histograms(counts: Mapping[str, np.ndarray], edges: np.ndarray, ceiling: float | None) -> str:
-    """Histograms of epsilon, one under the other: all pairs, then each strategy.
+    """Histograms of epsilon, one under the other: all pairs, then each strategy in its own colour.
 
     Args:
-        counts: name to int64 [bins]; the first is drawn in grey.
+        counts: name to int64 [bins], all pairs first.
         edges: float [bins + 1].
         ceiling: `align.epsilon_max`, drawn as a line; None where it was not used.
     """
@@ -59,7 +60,8 @@ def histograms(counts: Mapping[str, np.ndarray], edges: np.ndarray, ceiling: flo
     def draw(grid: Any) -> None:
         for place, (axes, (name, values)) in enumerate(zip(grid[:, 0], counts.items())):
             total = max(int(values.sum()), 1)
-            colour = HISTOGRAM_COLOURS[place % len(HISTOGRAM_COLOURS)]
+            known = STRATEGIES[name].colour if name in STRATEGIES else OWN_COLOUR
+            colour = known if place else ALL_COLOUR
             axes.bar(edges[:-1], values / total, width=np.diff(edges), align="edge", color=colour, alpha=0.9)
             if ceiling is not None:
                 axes.axvline(ceiling, color=DARK, lw=1.2, ls="--")
