@@ -51,7 +51,7 @@ from rosepo.oracle.fit import _Run
 from rosepo.oracle.make_oracle import _training_table
 from rosepo.oracle.sasrec import SASRec, SASRecConfig
 from rosepo.oracle.sasrec_data import NextItemLoss, Sequences, epoch_batches
-from rosepo.pipeline.planning import resolve_config
+from rosepo.pipeline.kept_config import resolve_config
 
 VARIABLE = "ROSEPO_RECBOLE_PYTHON"
 CONFIG = Path(__file__).parents[1] / "jobs" / "configs" / "demo.yaml"

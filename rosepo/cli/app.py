@@ -21,7 +21,7 @@ from rosepo.cli.options import (
     RoundOption,
     SetOption,
 )
-from rosepo.cli.run_stages import quoted, resolve, run_all, run_named
+from rosepo.cli.run_stages import quoted, resolve, run_named, run_whole
 from rosepo.cli.tools import compare, experiments, recommend, report
 from rosepo.run.paths import of_round
 from rosepo.run.signals import interrupt_on_sigterm
@@ -169,18 +169,7 @@ def run(
     Example: rosepo run --config jobs/configs/demo.yaml --out runs/demo
     """
 
-    def work() -> None:
-        from rosepo.cli.summary import print_summary
-        from rosepo.pipeline.preflight import check_before_run
-        from rosepo.run.stages import stages_of
-
-        settings = resolve(out, config, set_ or [], interactions, items)
-        check_before_run(settings)
-        names = [name for name in stages_of(settings) if name != "sweep" or settings.sweep.trials > 0]
-        run_all(settings, out, names, overwrite, debug)
-        print_summary(settings, out)
-
-    exit_on_error(work, debug, out)
+    exit_on_error(lambda: run_whole(out, config, set_ or [], overwrite, debug, interactions, items), debug, out)
 
 
 app.command("recommend")(recommend)

@@ -6,10 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rosepo.config import Config, TrainConfig
-from rosepo.pipeline.preflight import asking_sections, check_before_run
+from rosepo.pipeline.planning import plan_run
+from rosepo.pipeline.preflight import asking_stages, check_before_run
+from rosepo.run.manifest import read_manifest
 from rosepo.run.paths import of_round
 from rosepo.run.ray_session import joins_cluster, local_cpus
 from rosepo.run.resources import request_of
+from rosepo.run.stages import names_of_run
 from rosepo.training.feed.schedule import Schedule
 from rosepo.utils.console import echo, table
 
@@ -63,6 +66,8 @@ def check_groups(groups: Path) -> None:
 
     run = groups.absolute().parent
     policy = run / "sft"
+    for folder in (groups, run / "examples", policy):
+        read_manifest(folder)  # refuses what an older rosepo made
     builder = load_builder(policy) if policy.is_dir() else None
     found = audit_groups(groups, run / "examples", builder)
     echo(f"{groups}: {found['groups']:,} groups of {found['negatives']} rejected titles")
@@ -188,25 +193,21 @@ def _memory(train: TrainConfig, facts: dict[str, Any]) -> str:
 def _resources(config: Config) -> list[list[Any]]:
     there = "asked at the start" if joins_cluster(config.ray) else f"{local_cpus(config.ray)}, started here"
     rows: list[list[Any]] = []
-    for stage, section in asking_sections(config).items():
-        need = request_of(config, section)
+    for stage in asking_stages(config):
+        need = request_of(config, stage)
         rows.append([stage, f"{need.count_key}={need.count}", f"{need.cpus:g}", there])
     if config.pairs.stream:
-        both = sum(request_of(config, section).cpus for section in ("pairs", "align"))
+        both = sum(request_of(config, stage).cpus for stage in ("pairs", "align"))
         rows.append(["pairs and align at once", "pairs.stream=true", f"{both:g}", there])
     return rows
 
 
 def _say_outputs(config: Config, root: Path) -> None:
-    from rosepo.pipeline.planning import plan_stages
-    from rosepo.run.stages import stages_of
-
-    names = [name for name in stages_of(config) if name != "sweep" or config.sweep.trials > 0]
-    plans = plan_stages(config, root, names, overwrite=True)
+    plan = plan_run(config, root, names_of_run(config), overwrite=True)
     echo(f"output {root}")
     words = {
         "done": "up to date",
         "missing": "to be made",
         "replace": "made by another configuration: needs --overwrite",
     }
-    echo(table([[plan.stage.folder, words[plan.state]] for plan in plans]))
+    echo(table([[step.stage.folder, words[step.state]] for step in plan.stages]))

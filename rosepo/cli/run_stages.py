@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from rosepo.config import Config
 from rosepo.utils.errors import UserError
+
+if TYPE_CHECKING:
+    from rosepo.pipeline.planning import RunPlan
 
 _JOB_COPY = "working_dir_files"
 """Folder in which Ray unpacks what `ray job submit --working-dir` sent."""
@@ -20,7 +24,7 @@ def resolve(
     Raises:
         UserError: settings that are unknown or do not go together.
     """
-    from rosepo.pipeline.planning import resolve_config
+    from rosepo.pipeline.kept_config import resolve_config
 
     files = [f"data.{k}={quoted(v)}" for k, v in (("interactions", interactions), ("items", items)) if v is not None]
     return resolve_config(out, config, [*files, *overrides])
@@ -47,32 +51,56 @@ def run_named(
     from rosepo.cli.summary import print_next
 
     settings = resolve(out, config, overrides, interactions, items)
-    run_all(settings, out, names, overwrite, debug)
+    make(settings, out, names, overwrite, debug)
     print_next(settings, out, names[-1])
 
 
-def run_all(config: Config, out: Path, names: Sequence[str], overwrite: bool, debug: bool) -> None:
-    """Run the named stages, with Ray where there is anything to do.
+def run_whole(
+    out: Path,
+    config: Path | None,
+    overrides: Sequence[str],
+    overwrite: bool,
+    debug: bool,
+    interactions: str | None = None,
+    items: str | None = None,
+) -> None:
+    """Run all stages that the configuration has, and sum up what came of it."""
+    from rosepo.cli.summary import print_summary
+    from rosepo.pipeline.preflight import check_before_run
+    from rosepo.run.stages import names_of_run
+
+    settings = resolve(out, config, overrides, interactions, items)
+    check_before_run(settings)
+    plan, manifests = make(settings, out, names_of_run(settings), overwrite, debug)
+    print_summary(plan, manifests)
+
+
+def make(
+    config: Config, out: Path, names: Sequence[str], overwrite: bool, debug: bool
+) -> tuple[RunPlan, dict[str, dict[str, Any]]]:
+    """Plan the named stages and make those that are not up to date, with Ray where there are any.
+
+    Returns:
+        The plan, and the manifests of its stages by name.
 
     Raises:
-        UserError: something stands against it, told before any work.
+        UserError: something stands against it, told before Ray is started and any work is done.
         StageError: a stage failed.
     """
-    from rosepo.pipeline.planning import plan_stages, with_streamed
+    from rosepo.pipeline.planning import plan_run
     from rosepo.pipeline.preflight import check_named, check_resources
     from rosepo.pipeline.runner import run_stages
     from rosepo.run.ray_session import ray_session
 
     check_job(out)
-    names = with_streamed(config, out, names)
     check_named(config, names)
-    # Refusals come before Ray is started; run_stages plans again, on the same folder.
-    if all(plan.state == "done" for plan in plan_stages(config, out, names, overwrite)):
-        run_stages(config, out, names, overwrite)
-        return
+    plan = plan_run(config, out, names, overwrite)
+    check_named(config, [pairs.stage.name for pairs in plan.streamed.values()])
+    if not plan.left:
+        return plan, run_stages(plan)
     with ray_session(config.ray, debug):
-        check_resources(config, names)
-        run_stages(config, out, names, overwrite)
+        check_resources(plan)
+        return plan, run_stages(plan)
 
 
 def check_job(out: Path) -> None:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from rosepo.config import Config
+from rosepo.pipeline.planning import RunPlan
 from rosepo.report.text.format import brackets
-from rosepo.run.manifest import read_manifest
-from rosepo.run.paths import RunPaths
-from rosepo.run.stages import Stage, find_stage, seconds_in_all, stages_of, together_with
+from rosepo.run.paths import RunPaths, of_round
+from rosepo.run.stages import Stage, find_stage, seconds_in_all, together_with
 from rosepo.utils.console import duration, echo, table
 
+Manifests = Mapping[str, Mapping[str, Any]]
 SHOWN = ("hr@1", "hr@10", "ndcg@10")
 NAMES = {
     "popular": "most popular",
@@ -32,24 +34,29 @@ _NEXT = {
 }
 
 
-def print_summary(config: Config, root: Path) -> None:
-    """Results, figures of the rounds, seconds a stage, paths and next commands of a finished run."""
-    outputs = RunPaths(root, config.pairs.rounds)
-    metrics = json.loads((root / "metrics.json").read_text(encoding="utf-8"))
+def print_summary(plan: RunPlan, manifests: Manifests) -> None:
+    """Results, figures of the rounds, seconds a stage, paths and next commands of a finished run.
+
+    Args:
+        manifests: of the plan's stages, by name.
+    """
+    root, rounds = plan.root, plan.config.pairs.rounds
+    paths = RunPaths(root, rounds)
+    metrics = json.loads(paths.metrics.read_text(encoding="utf-8"))
     echo("")
     echo(results_table(metrics))
     echo("")
-    if config.pairs.rounds > 1:
-        echo(rounds_table(outputs))
+    if rounds > 1:
+        echo(rounds_table(rounds, manifests))
         echo("")
-    echo(_times(config, root))
+    echo(_times(plan, manifests))
     echo("")
-    echo(f"  Report   {root / 'report.html'}  (self-contained: open it in a browser; report.md beside it)")
-    echo(f"  Metrics  {root / 'metrics.json'}")
-    echo(f"  Model    {outputs.aligned}  (loads in plain Transformers)")
+    echo(f"  Report   {paths.report}  (self-contained: open it in a browser; report.md beside it)")
+    echo(f"  Metrics  {paths.metrics}")
+    echo(f"  Model    {paths.aligned}  (loads in plain Transformers)")
     echo("")
     echo("  Try next:")
-    for command in _suggestions(config, outputs):
+    for command in _suggestions(plan.config, paths):
         echo(f"    {command}")
 
 
@@ -68,21 +75,22 @@ def results_table(metrics: dict[str, Any]) -> str:
     return f"  {title}\n" + table(rows, header=("model", *(key.upper() for key in SHOWN)))
 
 
-def rounds_table(outputs: RunPaths) -> str:
-    """Groups and alignment of every round, from the manifests, as text."""
+def rounds_table(rounds: int, manifests: Manifests) -> str:
+    """Groups and alignment of every round, from the manifests of a run's stages, as text."""
     rows = []
-    for one in outputs.rounds:
-        groups, aligned = ((read_manifest(folder) or {}).get("figures", {}) for folder in (one.groups, one.aligned))
+    for number in range(1, rounds + 1):
+        groups, aligned = (manifests[of_round(kind, number)]["figures"] for kind in ("pairs", "align"))
         shown = [groups.get(key, "") for key in ("groups", "epsilon_mean")]
-        rows.append([one.round, *shown, *(aligned.get(key, "") for key in ("steps", "loss", "accuracy", "margin"))])
+        rows.append([number, *shown, *(aligned.get(key, "") for key in ("steps", "loss", "accuracy", "margin"))])
     return table(rows, header=("round", "groups", "mean ε", "steps", "loss", "accuracy", "margin"))
 
 
 def print_next(config: Config, root: Path, stage: str) -> None:
     """After a single stage: the commands that go on from it."""
     if stage == "evaluate":
-        echo(results_table(json.loads((root / "metrics.json").read_text(encoding="utf-8"))))
-        echo(f"  Report  {root / 'report.html'}")
+        paths = RunPaths(root)
+        echo(results_table(json.loads(paths.metrics.read_text(encoding="utf-8"))))
+        echo(f"  Report  {paths.report}")
         return
     done = find_stage(stage)
     following = " or ".join(f"`rosepo {name} --out {shlex.quote(str(root))}`" for name in _after(done, config))
@@ -98,29 +106,26 @@ def _after(done: Stage, config: Config) -> tuple[str, ...]:
     return _NEXT[done.kind]
 
 
-def _times(config: Config, root: Path) -> str:
-    stages = stages_of(config)
-    read = {name: read_manifest(root / stage.folder) for name, stage in stages.items()}
-    manifests = {name: manifest for name, manifest in read.items() if manifest is not None}
+def _times(plan: RunPlan, manifests: Manifests) -> str:
     rows = []
-    for name, manifest in manifests.items():
-        pairs = together_with(stages[name], manifests)
+    for step in plan.stages:
+        name, pairs = step.stage.name, together_with(step.stage, manifests)
         shown = f"{name} (with {pairs})" if pairs else name
-        rows.append([shown, duration(manifest["seconds"]), str(root / stages[name].folder)])
+        rows.append([shown, duration(manifests[name]["seconds"]), str(plan.root / step.stage.folder)])
     total = duration(seconds_in_all(manifests))
-    return table([*rows, ["all", total, str(root)]], header=("stage", "time", "output"))
+    return table([*rows, ["all", total, str(plan.root)]], header=("stage", "time", "output"))
 
 
-def _suggestions(config: Config, outputs: RunPaths) -> list[str]:
+def _suggestions(config: Config, paths: RunPaths) -> list[str]:
     from rosepo.data.catalogue import Catalogue
 
-    root = outputs.root
-    catalogue = Catalogue.load(outputs.examples / "_items.parquet")
+    root = paths.root
+    catalogue = Catalogue.load(paths.examples / "_items.parquet")
     popular = catalogue.train_count.argsort(kind="stable")[::-1][:2]
     titles = " ".join(f"--history {shlex.quote(catalogue.titles[item])}" for item in popular)
     out = shlex.quote(str(root))
     listed = config.model.template.candidates  # which no history brings along
-    commands = [] if listed else [f"rosepo recommend --model {out}/{outputs.aligned.name} {titles}"]
+    commands = [] if listed else [f"rosepo recommend --model {out}/{paths.aligned.name} {titles}"]
     if (root / "sweep" / "best.yaml").is_file():
         commands.append(f"rosepo run --config {out}/sweep/best.yaml --out {out} --overwrite")
     commands.append(f"rosepo run --interactions LOG --items ITEMS --out {shlex.quote(str(root.parent))}/mine")

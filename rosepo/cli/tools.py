@@ -11,6 +11,7 @@ from rosepo.cli.exit_codes import exit_on_error
 from rosepo.cli.options import ConfigOption, DebugOption, OutOption, OverwriteOption, SetOption
 from rosepo.cli.run_stages import check_job, resolve
 from rosepo.config import Config
+from rosepo.run.manifest import read_manifest
 from rosepo.run.paths import RunPaths
 from rosepo.utils.console import echo
 from rosepo.utils.errors import UserError
@@ -147,6 +148,7 @@ def _model_of(config: Config, model: str | None, out: Path | None) -> str:
     found = next((folder for folder in (*newest_first, out / "sft") if folder.is_dir()), None)
     if found is None:
         raise UserError(f"--out {out} holds no model (aligned/ or sft/): run `rosepo run --out {out}` first")
+    read_manifest(found, f"give --model {found}, or `rosepo run --overwrite` to make the run again")
     return str(found)
 
 

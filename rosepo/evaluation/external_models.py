@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rosepo.config import Config, ModelConfig
+from rosepo.config import EvaluateConfig, ModelConfig
 from rosepo.config.external import ExternalSystem
 from rosepo.data.catalogue import Catalogue
-from rosepo.data.readers.digests import digests_of
 from rosepo.data.readers.sources import Source, find_sources
 from rosepo.utils.console import echo
 from rosepo.utils.errors import UserError
@@ -107,16 +106,13 @@ def _check_prompts(system: ExternalSystem, folder: Path, prompts: ModelConfig) -
         echo(f"  {system.name}: its prompts list no candidates, so it ranks them, and answers freely without them")
 
 
-def external_digests(config: Config) -> dict[str, str]:
-    """Digests of what lies behind `evaluate.models` and `evaluate.predictions`; a hub id stands for itself.
+def external_files(evaluate: EvaluateConfig) -> dict[str, Source]:
+    """The files behind `evaluate.models` and `evaluate.predictions`, by name; a hub id stands for itself.
 
     Raises:
         UserError: predictions that are not there.
     """
-    found: dict[str, str] = {}
-    for system in config.evaluate.external.values():
-        found |= digests_of(sources_of(system))
-    return found
+    return {source.name: source for system in evaluate.external.values() for source in sources_of(system)}
 
 
 def sources_of(system: ExternalSystem) -> list[Source]:

@@ -13,7 +13,7 @@ import numpy as np
 import rosepo
 from rosepo.config import Config
 from rosepo.data.catalogue import Catalogue
-from rosepo.data.readers.digests import digests_of
+from rosepo.data.readers.digests import FileDigests
 from rosepo.evaluation.baselines import Popular, markov
 from rosepo.evaluation.external_models import sources_of
 from rosepo.evaluation.predictions import Predictions
@@ -156,7 +156,8 @@ class Ranking:
         if external is None:
             return {"model": read_manifest(self.paths.sft if name == "sft" else self.paths.aligned)}
         prompts = self.config.model.model_dump(include={"template", "max_length"})
-        return {"model": external.location, "files": digests_of(sources_of(external)), "prompts": prompts}
+        files = FileDigests().of({source.name: source for source in sources_of(external)})
+        return {"model": external.location, "files": files, "prompts": prompts}
 
 
 def oracle_name(folder: Path) -> str | None:

@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 
+from rosepo.data.readers.digests import FileDigests
 from rosepo.experiments.runs import Run, plan_of
 from rosepo.experiments.stage_reuse import source_of
-from rosepo.run.manifest import read_manifest
+from rosepo.run.manifest import find_manifest
 from rosepo.run.stages import find_stage
 from rosepo.utils.console import duration, table
 from rosepo.utils.errors import StageError, UserError
@@ -45,7 +46,7 @@ class Times:
         self._seconds: dict[tuple[str, ...], list[float]] = {}
         counted: set[tuple[str, str]] = set()
         for path in sorted(out.glob("*/seed-*/*/*/_manifest.json")):
-            manifest = read_manifest(path.parent)
+            manifest = find_manifest(path.parent)
             if manifest is None or (manifest["fingerprint"], manifest["created"]) in counted:
                 continue  # the same stage, linked
             counted.add((manifest["fingerprint"], manifest["created"]))
@@ -66,23 +67,23 @@ def _keys(data: str, variant: str, stage: str) -> list[tuple[str, ...]]:
 
 def forecast(runs: Sequence[Run], out: Path, more: Sequence[str], overwrite: bool) -> list[Forecast]:
     """What each run would take, in order, each after those before it."""
-    times = Times(out)
+    times, digests = Times(out), FileDigests()
     promised: dict[tuple[str, int, str], str] = {}
     found = []
     for run in runs:
         one = Forecast(run)
         found.append(one)
         try:
-            plans = plan_of(run, run.config(more), overwrite)
+            plan = plan_of(run, run.config(more), overwrite, digests)
         except (UserError, StageError) as error:
             one.error = str(error)
             continue
         siblings = run.siblings()
-        for plan in plans:
-            name = plan.stage.name
-            key = (run.experiment.data, run.seed, plan.fingerprint)
-            source = source_of(plan, siblings) if plan.state != "done" else None
-            if plan.state == "done":
+        for step in plan.stages:
+            name = step.stage.name
+            key = (run.experiment.data, run.seed, step.fingerprint)
+            source = source_of(step, siblings) if step.state != "done" else None
+            if step.state == "done":
                 one.done.append(name)
             elif source is not None:
                 one.shared[name] = source.parent.name
@@ -90,7 +91,7 @@ def forecast(runs: Sequence[Run], out: Path, more: Sequence[str], overwrite: boo
                 one.shared[name] = promised[key]
             else:
                 one.made.append(name)
-                seconds = times.of(run, plan.stage.kind)
+                seconds = times.of(run, step.stage.kind)
                 one.seconds += seconds or 0.0
                 one.unknown += [name] if seconds is None else []
             promised.setdefault(key, run.folder.name)

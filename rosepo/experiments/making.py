@@ -7,12 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from rosepo.config import dump_config
+from rosepo.data.readers.digests import FileDigests
 from rosepo.experiments.process import call
 from rosepo.experiments.provenance import record_look
 from rosepo.experiments.runs import FAILURE_FILE, Run, plan_of
 from rosepo.experiments.stage_reuse import link_finished, link_rankings
-from rosepo.pipeline.planning import CONFIG_FILE, Plan
-from rosepo.run.manifest import read_manifest
+from rosepo.pipeline.kept_config import CONFIG_FILE
+from rosepo.pipeline.planning import RunPlan
+from rosepo.run.manifest import find_manifest
 from rosepo.utils.console import echo
 from rosepo.utils.errors import StageError, UserError
 from rosepo.utils.files import now, write_json, write_text
@@ -29,12 +31,14 @@ class Making:
         more: overrides in every run.
         overwrite: make again what was made with other settings.
         lock: that of `only_one`.
+        digests: of the data files, which all runs read.
         broken: fingerprint of a stage that failed under this command, to the run that it failed in.
     """
 
     more: Sequence[str]
     overwrite: bool
     lock: int
+    digests: FileDigests = field(default_factory=FileDigests)
     broken: dict[str, str] = field(default_factory=dict)
 
 
@@ -45,44 +49,44 @@ def make(run: Run, making: Making) -> str | None:
     """
     try:
         config = run.config(making.more)
-        plans = plan_of(run, config, making.overwrite)
+        plan = plan_of(run, config, making.overwrite, making.digests)
     except (UserError, StageError) as error:
         return _failed(run, str(error))
-    if all(plan.state == "done" for plan in plans):
-        _finished(run, plans)
+    if not plan.left:
+        _finished(run, plan)
         return None
-    for plan in plans:
-        if plan.fingerprint in making.broken:
-            return _failed(run, f"{plan.stage.name} failed in {making.broken[plan.fingerprint]}, and is the same here")
+    for step in plan.stages:
+        if step.fingerprint in making.broken:
+            return _failed(run, f"{step.stage.name} failed in {making.broken[step.fingerprint]}, and is the same here")
     run.folder.mkdir(parents=True, exist_ok=True)
-    linked = link_finished(run, plans)
-    left = [plan.stage.name for plan in plans if plan.state != "done" and plan.stage.name not in linked]
+    linked = link_finished(run, plan)
+    left = [step.stage.name for step in plan.left if step.stage.name not in linked]
     if "evaluate" in left:
-        link_rankings(run, plans)
+        link_rankings(run, plan)
     shared = f" (shared: {', '.join(linked)})" if linked else ""
     echo(f"  {run.label}: {', '.join(left) or 'nothing left'}{shared}")
     write_text(run.folder / CONFIG_FILE, dump_config(config))
     command = [sys.executable, "-m", "rosepo", "run", "--out", str(run.folder)]
     told = call([*command, *(["--overwrite"] if making.overwrite else [])], run.folder / LOG_FILE, making.lock)
     if told is not None:
-        making.broken |= _first_left(run, plans)
+        making.broken |= _first_left(run, plan)
         return _failed(run, told)
-    _finished(run, plans)
+    _finished(run, plan)
     return None
 
 
-def _finished(run: Run, plans: Sequence[Plan]) -> None:
+def _finished(run: Run, plan: RunPlan) -> None:
     if run.split == "test":
-        record_look(run, plans[-1].fingerprint)
+        record_look(run, plan["evaluate"].fingerprint)
     (run.folder / FAILURE_FILE).unlink(missing_ok=True)
 
 
-def _first_left(run: Run, plans: Sequence[Plan]) -> dict[str, str]:
+def _first_left(run: Run, plan: RunPlan) -> dict[str, str]:
     """Of a run that failed, the fingerprint of the first stage that is not there, and the run's name."""
-    for plan in plans:
-        manifest = read_manifest(run.folder / plan.stage.folder)
-        if manifest is None or manifest["fingerprint"] != plan.fingerprint:
-            return {plan.fingerprint: run.label}
+    for step in plan.stages:
+        manifest = find_manifest(run.folder / step.stage.folder)
+        if manifest is None or manifest["fingerprint"] != step.fingerprint:
+            return {step.fingerprint: run.label}
     return {}
 
 

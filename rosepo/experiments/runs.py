@@ -15,13 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from rosepo.config import Config
+from rosepo.data.readers.digests import FileDigests
 from rosepo.experiments.suite import Experiment, Split
 from rosepo.pipeline.fingerprints import stage_settings
-from rosepo.pipeline.planning import CONFIG_FILE, Plan, plan_stages, resolve_config
+from rosepo.pipeline.kept_config import CONFIG_FILE, resolve_config
+from rosepo.pipeline.planning import RunPlan, plan_run
 from rosepo.report.run_metadata import manifests_of
-from rosepo.run.manifest import read_manifest
+from rosepo.run.manifest import find_manifest
 from rosepo.run.paths import RunPaths
-from rosepo.run.stages import find_stage, stages_of
+from rosepo.run.stages import find_stage, names_of_run
 from rosepo.utils.files import digest
 from rosepo.utils.redaction import redact_tree
 
@@ -52,8 +54,8 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """Whether there is an evaluation, and the last try did not fail."""
-        return read_manifest(RunPaths(self.folder).evaluation) is not None and self.failure() is None
+        """Whether there is an evaluation, be it of an older rosepo, and the last try did not fail."""
+        return find_manifest(RunPaths(self.folder).evaluation) is not None and self.failure() is None
 
     def config(self, more: Sequence[str] = ()) -> Config:
         """Its configuration, see `Experiment.config`; overrides `DATA:SECTION.KEY=VALUE` are for one data set."""
@@ -71,7 +73,11 @@ class Run:
 
     def changed(self, more: Sequence[str] = ()) -> list[str]:
         """Settings that its finished stages were made with and that it has no longer, `key: then → now`; and stages
-        made again since they were evaluated, as a command that was killed under `--overwrite` leaves them."""
+        made again since they were evaluated, as a command that was killed under `--overwrite` leaves them.
+
+        Raises:
+            UserError: settings that do not go together, or stages that were made by a rosepo of another format.
+        """
         config = self.config(more)
         found: dict[str, str] = {}
         for name, manifest in self.manifests.items():
@@ -128,11 +134,6 @@ def runs_of(experiments: Iterable[Experiment], out: Path, test: bool = False) ->
     return runs
 
 
-def stage_names(config: Config) -> list[str]:
-    """The stages of `rosepo run` under a configuration."""
-    return [name for name in stages_of(config) if name != "sweep" or config.sweep.trials > 0]
-
-
-def plan_of(run: Run, config: Config, overwrite: bool = False) -> list[Plan]:
-    """What is to be done in a run's folder, see `plan_stages`."""
-    return plan_stages(config, run.folder, stage_names(config), overwrite)
+def plan_of(run: Run, config: Config, overwrite: bool = False, digests: FileDigests | None = None) -> RunPlan:
+    """What is to be done in a run's folder, see `plan_run`."""
+    return plan_run(config, run.folder, names_of_run(config), overwrite, digests)

@@ -12,61 +12,60 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 from rosepo.experiments.runs import Run
-from rosepo.pipeline.planning import Plan
+from rosepo.pipeline.planning import RunPlan, StagePlan
 from rosepo.run.folders import partial_folder, replacing
-from rosepo.run.manifest import read_manifest
+from rosepo.run.manifest import find_manifest
 from rosepo.run.paths import RunPaths, of_round
 
 
-def source_of(plan: Plan, siblings: Iterable[Path]) -> Path | None:
+def source_of(step: StagePlan, siblings: Iterable[Path]) -> Path | None:
     """The folder in which a sibling has finished this very stage; None where none has."""
     for sibling in siblings:
-        folder = sibling / plan.stage.folder
-        manifest = read_manifest(folder)
-        if manifest is not None and manifest["fingerprint"] == plan.fingerprint:
+        folder = sibling / step.stage.folder
+        manifest = find_manifest(folder)
+        if manifest is not None and manifest["fingerprint"] == step.fingerprint:
             return folder
     return None
 
 
-def link_finished(run: Run, plans: Sequence[Plan]) -> list[str]:
+def link_finished(run: Run, plan: RunPlan) -> list[str]:
     """Take over what siblings have finished; returns the names of the stages that were linked."""
     linked, siblings = [], run.siblings()
-    for plan in plans:
-        source = source_of(plan, siblings) if plan.state != "done" else None
+    for step in plan.left:
+        source = source_of(step, siblings)
         if source is None:
             continue
-        target = run.folder / plan.stage.folder
+        target = run.folder / step.stage.folder
         with replacing(target) as aside:
             shutil.copytree(source, aside, copy_function=_link, dirs_exist_ok=True)
-        shutil.rmtree(partial_folder(target, plan.fingerprint), ignore_errors=True)
-        linked.append(plan.stage.name)
+        shutil.rmtree(partial_folder(target, step.fingerprint), ignore_errors=True)
+        linked.append(step.stage.name)
     return linked
 
 
-def link_rankings(run: Run, plans: Sequence[Plan]) -> list[str]:
+def link_rankings(run: Run, plan: RunPlan) -> list[str]:
     """Lend the evaluation that is to be made the rankings of the same models by siblings; returns the models' names.
 
     It looks at the origin of what it finds, and makes again what has another.
     """
     from rosepo.evaluation.systems import RANKINGS_FOLDER
 
-    made = {plan.stage.name: plan.fingerprint for plan in plans}
-    plan = next(plan for plan in plans if plan.stage.name == "evaluate")
-    folder = partial_folder(run.folder / plan.stage.folder, plan.fingerprint) / RANKINGS_FOLDER
+    evaluation = plan["evaluate"]
+    folder = partial_folder(run.folder / evaluation.stage.folder, evaluation.fingerprint) / RANKINGS_FOLDER
     wanted = {"popular": "prepare", "markov": "prepare", "oracle": "oracle", "sft": "sft"}
-    wanted["aligned"] = of_round("align", plan.stage.round)
+    wanted["aligned"] = of_round("align", evaluation.stage.round)
     found = []
     for sibling in run.siblings():
-        manifest = read_manifest(RunPaths(sibling).evaluation)
+        manifest = find_manifest(RunPaths(sibling).evaluation)
         if manifest is None or manifest["settings"].get("evaluate.split") != run.split:
             continue
         for model, stage in wanted.items():
             source = RunPaths(sibling).evaluation / RANKINGS_FOLDER / f"{model}.parquet"
-            same = all(manifest["inputs"].get(name) == made.get(name) for name in ("prepare", stage))
+            same = all(manifest["inputs"].get(name) == evaluation.inputs.get(name) for name in ("prepare", stage))
             if same and model not in found and source.is_dir() and not (folder / source.name).exists():
                 shutil.copytree(source, folder / source.name, copy_function=_link)
                 found.append(model)

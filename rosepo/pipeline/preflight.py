@@ -5,19 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from rosepo.config import Config
+from rosepo.config import Config, EvaluateConfig, PairsConfig
+from rosepo.pipeline.planning import RunPlan
 from rosepo.run.ray_session import cluster_cpus, cluster_gpus, joins_cluster, local_cpus
 from rosepo.run.resources import check_together, request_of, stage_use_gpu, use_gpu
+from rosepo.run.stages import find_stage, names_of_run
 from rosepo.utils.errors import UserError
-
-SECTION_OF = {
-    "sft": "sft",
-    "oracle": "oracle",
-    "pairs": "pairs",
-    "align": "align",
-    "sweep": "sweep",
-    "evaluate": "evaluate",
-}
 
 
 def check_before_run(config: Config) -> dict[str, Any]:
@@ -35,14 +28,14 @@ def check_before_run(config: Config) -> dict[str, Any]:
     if config.sweep.trials > 0:
         check_space(config)
     check_external(config.oracle)
-    _check_strategies(config)
-    _check_systems(config)
+    _check_strategies(config.pairs)
+    _check_systems(config.evaluate)
     if not config.pairs.score:
         raise UserError(
             "pairs.score=false leaves groups without what alignment reads: leave it out, or run `rosepo pairs` alone"
         )
     if not joins_cluster(config.ray):
-        for section in asking_sections(config).values():
+        for section in asking_stages(config):
             use_gpu(request_of(config, section), local_cpus(config.ray), _local_gpus())
         if config.pairs.stream:
             check_together(config, local_cpus(config.ray), _local_gpus())
@@ -57,20 +50,19 @@ def check_named(config: Config, names: Sequence[str]) -> None:
     """What the named stages would refuse, found before Ray is started.
 
     Raises:
-        UserError: a sweep that tries nothing, settings that `align` would refuse, an oracle (see `check_external`), or
-            systems to evaluate that are not there.
+        UserError: a sweep that tries nothing, settings that `align` would refuse, or an oracle, a strategy, an encoder
+            or systems to evaluate that are not there.
     """
     from rosepo.oracle.external_oracle import check_external
-    from rosepo.run.stages import find_stage
     from rosepo.tuning.search_space import check_space
 
     if "oracle" in names:
         check_external(config.oracle)
     kinds = {find_stage(name).kind for name in names}
     if "pairs" in kinds:
-        _check_strategies(config)
+        _check_strategies(config.pairs)
     if "evaluate" in kinds:
-        _check_systems(config)
+        _check_systems(config.evaluate)
     if not config.pairs.score and kinds & {"align", "sweep"}:
         raise UserError(
             "pairs.score=false leaves groups without what alignment reads: run `rosepo pairs --overwrite` with "
@@ -82,30 +74,27 @@ def check_named(config: Config, names: Sequence[str]) -> None:
         check_space(config)
 
 
-def check_resources(config: Config, names: Sequence[str]) -> None:
-    """Compare what the named stages ask for with the running session.
+def check_resources(plan: RunPlan) -> None:
+    """Compare what the stages that are to be made ask for with the running session.
 
     Raises:
         UserError: a stage that could never start.
     """
-    from rosepo.run.stages import find_stage
-
-    sections = asking_sections(config)
-    for kind in dict.fromkeys(find_stage(name).kind for name in names):
-        if kind in sections:
-            stage_use_gpu(config, sections[kind])
-    if config.pairs.stream and {"pairs", "align"} <= {find_stage(name).kind for name in names}:
-        check_together(config, cluster_cpus(), cluster_gpus())
+    asking = asking_stages(plan.config)
+    for kind in dict.fromkeys(step.stage.kind for step in plan.left):
+        if kind in asking:
+            stage_use_gpu(plan.config, kind)
+    if plan.streamed:
+        check_together(plan.config, cluster_cpus(), cluster_gpus())
 
 
-def asking_sections(config: Config) -> dict[str, str]:
-    """The stages that will ask the cluster for processes, and their sections of the configuration."""
-    idle = {"oracle"} if config.oracle.kind != "sasrec" else set()
-    idle |= {"sweep"} if config.sweep.trials == 0 else set()
-    return {stage: section for stage, section in SECTION_OF.items() if stage not in idle}
+def asking_stages(config: Config) -> list[str]:
+    """The kinds of stages that will ask the cluster for processes, in order; each has a section of its name."""
+    idle = {"prepare"} | ({"oracle"} if config.oracle.kind != "sasrec" else set())
+    return [kind for kind in dict.fromkeys(find_stage(name).kind for name in names_of_run(config)) if kind not in idle]
 
 
-def _check_strategies(config: Config) -> None:
+def _check_strategies(pairs: PairsConfig) -> None:
     """Refuse parts of sampling that are named and not there.
 
     Raises:
@@ -115,17 +104,17 @@ def _check_strategies(config: Config) -> None:
     from rosepo.lm.model.title_embeddings import BUILT_IN
     from rosepo.utils.imports import find_callable
 
-    for name in config.pairs.used:
+    for name in pairs.used:
         if ":" in name:
             find_callable(name, "pairs.strategies")
-    if config.pairs.asking("embeddings") and config.pairs.encoder not in BUILT_IN:
+    if pairs.asking("embeddings") and pairs.encoder not in BUILT_IN:
         try:
-            find_source(config.pairs.encoder)
+            find_source(pairs.encoder)
         except UserError as error:
             raise UserError(str(error).replace("model.path", "pairs.encoder")) from error
 
 
-def _check_systems(config: Config) -> None:
+def _check_systems(evaluate: EvaluateConfig) -> None:
     """Refuse systems to evaluate that are not there, or files without the columns that are read.
 
     Raises:
@@ -135,7 +124,7 @@ def _check_systems(config: Config) -> None:
     from rosepo.evaluation.prediction_files import read_headers
     from rosepo.lm.model.loading import find_source
 
-    for system in config.evaluate.external.values():
+    for system in evaluate.external.values():
         if system.kind == "predictions":
             read_headers(sources_of(system), system.key)
             continue

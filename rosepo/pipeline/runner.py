@@ -1,91 +1,58 @@
-"""Running the stages that are to be made (see planning.py), and the manifest of each."""
+"""Running what was planned (see planning.py): the stages in order, the manifest of each, and the report at the end."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rosepo.config import Config, dump_config, located
-from rosepo.pipeline.fingerprints import file_digests, stage_settings
-from rosepo.pipeline.planning import CONFIG_FILE, Plan, check_origin, plan_stages, streamed_plans
+from rosepo.config import Config, located
+from rosepo.pipeline.kept_config import keeping_config
+from rosepo.pipeline.lineage import Lineage
+from rosepo.pipeline.planning import RunPlan, StagePlan
 from rosepo.run.folders import continuing, partial_folder, replacing
-from rosepo.run.manifest import MANIFEST, git_revision, read_manifest, versions
+from rosepo.run.manifest import FORMAT, MANIFEST, find_manifest, git_revision, versions
 from rosepo.run.paths import RunPaths
-from rosepo.run.stages import Stage, StageFunction, find_stage, seconds_in_all, stages_of
+from rosepo.run.stages import Stage, StageFunction, find_stage, paths_of, seconds_in_all, stages_of
 from rosepo.utils.console import duration, echo
 from rosepo.utils.errors import UserError
-from rosepo.utils.files import copy_file, now, write_json, write_text
+from rosepo.utils.files import copy_file, now, write_json
 from rosepo.utils.memory import MemoryMonitor
 from rosepo.utils.redaction import command_line, redact_tree
 
-METRICS_FILE = "metrics.json"
-"""Of the evaluation; it also stands at the top of the run's folder."""
+Manifest = dict[str, Any]
 
 
-def run_stages(config: Config, root: Path, names: Sequence[str], overwrite: bool = False) -> dict[str, dict[str, Any]]:
-    """Run the named stages in pipeline order, passing over those that are up to date.
+def run_stages(plan: RunPlan) -> dict[str, Manifest]:
+    """Make the stages of a plan that are not up to date. Ray must be initialised where there are any.
 
-    Ray must be initialised. Returns the manifest of every named stage.
+    Returns:
+        The manifest of every stage of the plan, by name.
 
     Raises:
-        UserError: see `plan_stages`; nothing was started then.
+        UserError: a stage refused its settings or inputs, or another rosepo has written in the folder meanwhile.
         StageError: a stage failed; its folder is as it was before.
     """
-    plans = plan_stages(config, root, names, overwrite)
-    root.mkdir(parents=True, exist_ok=True)
-    with _config_kept(config, root) as made:
-        _make(config, root, plans, made)
-    return {plan.stage.name: read_manifest(root / plan.stage.folder) or {} for plan in plans}
-
-
-@contextmanager
-def _config_kept(config: Config, root: Path) -> Iterator[list[str]]:
-    """The run's `config.yaml`, with the names of the stages that are made under it. Where it is refused before there
-    are any, the file is what it was: the next command would be refused too."""
-    path = root / CONFIG_FILE
-    before = path.read_text(encoding="utf-8") if path.is_file() else None
-    write_text(path, dump_config(config))
-    made: list[str] = []
-    try:
-        yield made
-    except UserError:
-        if before is not None and not made:
-            write_text(path, before)
-        raise
-
-
-def _make(config: Config, root: Path, plans: Sequence[Plan], made: list[str]) -> None:
-    """Run what is not done yet; `made` gets the names."""
-    streamed = streamed_plans(config, plans)
-    for number, plan in enumerate(plans, 1):
-        label = f"[{number}/{len(plans)}] {plan.stage.name}"
-        folder = root / plan.stage.folder
-        if plan.state == "done":
-            echo(f"{label}: up to date → {folder}")
-        elif plan in streamed.values():
-            echo(f"{label}: {plan.stage.purpose}, streamed into the training that follows")
-            continue
-        else:
-            pairs = streamed.get(plan.stage.name)
-            echo(f"{label}: {plan.stage.purpose}{f', while {pairs.stage.name} samples' if pairs else ''}")
-            manifest = _run_streamed(config, root, pairs, plan) if pairs else _run_stage(config, root, plan)
-            made.append(plan.stage.name)
-            echo(f"{label}: {duration(manifest['seconds'])} → {folder}")
-        if plan.stage.name == "evaluate":
-            _publish(config, root, plan)
-        _write_run_manifest(config, root)
-
-
-def _publish(config: Config, root: Path, evaluated: Plan) -> None:
-    """Put an evaluation's metrics and the report that is drawn of them at the top of the run's folder."""
-    from rosepo.report.run_report import REPORT_FILE
-
-    copy_file(root / evaluated.stage.folder / METRICS_FILE, root / METRICS_FILE)
-    if evaluated.state != "done" or not (root / REPORT_FILE).is_file():
-        draw_report(config, root)
+    plan.root.mkdir(parents=True, exist_ok=True)
+    manifests = dict(plan.manifests)
+    with keeping_config(plan.config, plan.root) as made:
+        for number, step in enumerate(plan.stages, 1):
+            label, folder = f"[{number}/{len(plan.stages)}] {step.stage.name}", plan.root / step.stage.folder
+            if step.state == "done":
+                echo(f"{label}: up to date → {folder}")
+            elif step in plan.streamed.values():
+                echo(f"{label}: {step.stage.purpose}, streamed into the training that follows")
+                continue
+            else:
+                new = _make(plan, step, label)
+                made += new
+                manifests |= new
+                echo(f"{label}: {duration(new[step.stage.name]['seconds'])} → {folder}")
+            if step.stage.name == "evaluate":
+                _publish(plan, step)
+            _write_run_manifest(plan, manifests)
+    return {step.stage.name: manifests[step.stage.name] for step in plan.stages}
 
 
 def draw_report(config: Config, root: Path) -> Path:
@@ -94,58 +61,98 @@ def draw_report(config: Config, root: Path) -> Path:
     Raises:
         UserError: nothing was evaluated there, or what was measured has been made again since.
     """
+    evaluated = stages_of(config)["evaluate"]
+    Lineage(root).check_origin(evaluated, "report")
+    return _draw(config, root, evaluated)
+
+
+def _publish(plan: RunPlan, evaluated: StagePlan) -> None:
+    """Put an evaluation's metrics and the report that is drawn of them at the top of the run's folder."""
+    paths = RunPaths(plan.root)
+    copy_file(paths.evaluation / paths.metrics.name, paths.metrics)
+    if evaluated.state != "done" or not paths.report.is_file():
+        _draw(plan.config, plan.root, evaluated.stage)
+
+
+def _draw(config: Config, root: Path, evaluated: Stage) -> Path:
     from rosepo.report.run_report import write_report
 
-    stage = stages_of(config)["evaluate"]
-    check_origin(root, stage, "report", set())
-    return write_report(located(config), paths_of(config, root.resolve(), stage))
+    return write_report(located(config), paths_of(config, root.resolve(), evaluated))
 
 
-def paths_of(config: Config, root: Path, stage: Stage) -> RunPaths:
-    """The run's folders as a stage sees them."""
-    return RunPaths(root, stage.round, moved=config.pairs.reference == "moved")
+def _make(plan: RunPlan, step: StagePlan, label: str) -> dict[str, Manifest]:
+    """Run a stage, and with it the sampling that is streamed into it; returns their manifests by name."""
+    pairs = plan.streamed.get(step.stage.name)
+    echo(f"{label}: {step.stage.purpose}{f', while {pairs.stage.name} samples' if pairs else ''}")
+    return {step.stage.name: _run_stage(plan, step)} if pairs is None else _run_streamed(plan, pairs, step)
 
 
-def _run_streamed(config: Config, root: Path, pairs: Plan, align: Plan) -> dict[str, Any]:
-    """Run the sampling of a round beside its alignment; returns the manifest of the latter."""
+def _run_streamed(plan: RunPlan, pairs: StagePlan, align: StagePlan) -> dict[str, Manifest]:
+    """Run the sampling of a round beside its alignment."""
     from rosepo.pipeline.streaming import align_streamed
 
-    def work(absolute: Config, paths: RunPaths, out: Path) -> dict[str, Any]:
+    made: dict[str, Manifest] = {}
+
+    def sample(function: StageFunction) -> None:
+        made[pairs.stage.name] = _run_stage(plan, pairs, function)
+
+    def work(config: Config, paths: RunPaths, out: Path) -> dict[str, Any]:
         folder = partial_folder(paths.root / pairs.stage.folder, pairs.fingerprint)
-        return align_streamed(absolute, paths, out, folder, lambda stage: _run_stage(config, root, pairs, stage))
+        return align_streamed(config, paths, out, folder, sample)
 
-    return _run_stage(config, root, align, work)
+    made[align.stage.name] = _run_stage(plan, align, work)
+    return made
 
 
-def _run_stage(config: Config, root: Path, plan: Plan, work: StageFunction | None = None) -> dict[str, Any]:
+def _run_stage(plan: RunPlan, step: StagePlan, work: StageFunction | None = None) -> Manifest:
     """Run a stage, with `work` in place of its function where it is given; returns its manifest."""
     started = time.monotonic()
-    root = root.resolve()
-    inputs = paths_of(config, root, plan.stage)
-    folder = root / plan.stage.folder
+    stage, root = step.stage, plan.root.resolve()
     with (
         MemoryMonitor() as memory,
-        continuing(folder, plan.fingerprint) if plan.stage.in_parts else replacing(folder) as aside,
+        continuing(root / stage.folder, step.fingerprint)
+        if stage.in_parts
+        else replacing(root / stage.folder) as aside,
     ):
-        figures = (work or plan.stage.load())(located(config), inputs, aside)
-        names = (*plan.stage.needs, *plan.stage.uses)
-        found = {name: read_manifest(root / find_stage(name).folder) for name in names}
-        manifest = {
-            "stage": plan.stage.name,
-            "fingerprint": plan.fingerprint,
-            "created": now(),
-            "seconds": round(time.monotonic() - started, 2),
-            **_memory(memory, figures),
-            "command": command_line(),
-            "settings": stage_settings(config, plan.stage),
-            "inputs": {name: found_manifest["fingerprint"] for name, found_manifest in found.items() if found_manifest},
-            "files": file_digests(config, plan.stage),
-            "figures": figures,
-            "versions": versions(),
-            "revision": git_revision(),
-        }
-        write_json(aside / MANIFEST, redact_tree(manifest))
+        _check_unchanged(plan, step)
+        figures = (work or stage.load())(located(plan.config), paths_of(plan.config, root, stage), aside)
+        manifest: Manifest = redact_tree(
+            {
+                "format": FORMAT,
+                "stage": stage.name,
+                "fingerprint": step.fingerprint,
+                "created": now(),
+                "seconds": round(time.monotonic() - started, 2),
+                **_memory(memory, figures),
+                "command": command_line(),
+                "settings": step.settings,
+                "inputs": step.inputs,
+                "files": step.files,
+                "figures": figures,
+                "versions": versions(),
+                "revision": git_revision(),
+            }
+        )
+        write_json(aside / MANIFEST, manifest)
     return manifest
+
+
+def _check_unchanged(plan: RunPlan, step: StagePlan) -> None:
+    """Refuse to run a stage where another process has written what it reads, or the stage itself, since the plan was
+    made: a command may wait long for a cluster, or for its earlier stages.
+
+    Raises:
+        UserError: naming the folder.
+    """
+    stage, pairs = step.stage, plan.streamed.get(step.stage.name)
+    expected = {name: step.inputs.get(name) for name in (*stage.needs, *stage.uses)} | {stage.name: step.found}
+    for name, planned in expected.items():
+        folder = plan.root / find_stage(name).folder
+        there = (find_manifest(folder) or {}).get("fingerprint")
+        if there != planned and not (pairs and name == pairs.stage.name):
+            raise UserError(
+                f"{folder} was written by another rosepo since this command began: run the same command again"
+            )
 
 
 def _memory(memory: MemoryMonitor, figures: Mapping[str, Any]) -> dict[str, int]:
@@ -157,25 +164,20 @@ def _memory(memory: MemoryMonitor, figures: Mapping[str, Any]) -> dict[str, int]
     return found | ({"peak_gpu_memory": told} if on_gpu else {})
 
 
-def _write_run_manifest(config: Config, root: Path) -> None:
-    stages, found = {}, {}
-    for stage in stages_of(config).values():
-        manifest = read_manifest(root / stage.folder)
-        if manifest is not None:
-            found[stage.name] = manifest
-            kept = ("fingerprint", "created", "seconds", "peak_memory")
-            stages[stage.name] = {"manifest": f"{stage.folder}/{MANIFEST}"} | {
-                key: manifest[key] for key in kept if key in manifest
-            }
-    write_json(
-        root / "manifest.json",
-        redact_tree(
-            {
-                "config": config.model_dump(mode="json", exclude_unset=True),
-                "stages": stages,
-                "seconds": round(seconds_in_all(found), 2),
-                "versions": versions(),
-                "revision": git_revision(),
-            }
-        ),
-    )
+def _write_run_manifest(plan: RunPlan, manifests: Mapping[str, Manifest]) -> None:
+    """`manifest.json` of the run's folder: the configuration, and the stages that are there in the order of work."""
+    kept = ("fingerprint", "created", "seconds", "peak_memory")
+    there = {name: stage for name, stage in stages_of(plan.config).items() if name in manifests}
+    stages = {
+        name: {"manifest": f"{stage.folder}/{MANIFEST}"}
+        | {key: manifests[name][key] for key in kept if key in manifests[name]}
+        for name, stage in there.items()
+    }
+    content = {
+        "config": plan.config.model_dump(mode="json", exclude_unset=True),
+        "stages": stages,
+        "seconds": round(seconds_in_all(manifests), 2),
+        "versions": versions(),
+        "revision": git_revision(),
+    }
+    write_json(plan.root / "manifest.json", redact_tree(content))

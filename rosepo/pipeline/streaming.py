@@ -36,12 +36,13 @@ _LOOK = 0.5
 _END = 30.0
 """Seconds for the thread to end when it is told to; its process ends with Ray's session in any case."""
 
-Stage = Callable[[StageFunction], Any]
-"""Does all that belongs to a stage, with this function in place of its own."""
+SamplingStage = Callable[[StageFunction], None]
+"""Does all that belongs to the pairs stage, from its partial folder to its manifest, with this function in place of its
+own."""
 
 
-def align_streamed(config: Config, paths: RunPaths, out: Path, folder: Path, pairs: Stage) -> dict[str, Any]:
-    """The align stage, while `pairs` makes its groups in `folder`, which goes to `inputs.groups` when all are there.
+def align_streamed(config: Config, paths: RunPaths, out: Path, folder: Path, pairs: SamplingStage) -> dict[str, Any]:
+    """The align stage, while `pairs` makes its groups in `folder`, which goes to `paths.groups` when all are there.
 
     Returns:
         The figures of `align`, and `streamed`.
@@ -66,9 +67,9 @@ def align_streamed(config: Config, paths: RunPaths, out: Path, folder: Path, pai
 
 
 class Production:
-    """The pairs stage in a thread; see `training.growing.Maker`."""
+    """The pairs stage in a thread; see `incremental_table.Maker`."""
 
-    def __init__(self, sampling: Sampling, folder: Path, pairs: Stage) -> None:
+    def __init__(self, sampling: Sampling, folder: Path, pairs: SamplingStage) -> None:
         """
         Args:
             folder: where `pairs` will have its function write.

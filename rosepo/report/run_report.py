@@ -24,8 +24,6 @@ from rosepo.training.feed.pair_epsilon import read_epsilon
 from rosepo.utils.errors import UserError
 from rosepo.utils.files import now
 
-REPORT_FILE = "report.html"
-
 
 def write_report(config: Config, paths: RunPaths) -> Path:
     """Write `report.html` and `report.md` into a run's folder, from what its stages left: nothing is ranked again.
@@ -69,9 +67,8 @@ def write_report(config: Config, paths: RunPaths) -> Path:
         "cost": cost_table(manifests),
         "again": reproduction(config, manifests),
     }
-    path = paths.root / REPORT_FILE
-    write_pages(path, "report", page, _pictures(paths, metrics, oracle))
-    return path
+    write_pages(paths.report, "report", page, _pictures(paths, metrics, oracle))
+    return paths.report
 
 
 def _pictures(paths: RunPaths, metrics: Mapping[str, Any], oracle: Mapping[str, Any]) -> dict[str, Any]:

@@ -67,3 +67,13 @@ class RunPaths:
     @property
     def evaluation(self) -> Path:
         return self.root / "evaluation"
+
+    @property
+    def metrics(self) -> Path:
+        """What the last evaluation measured, as it stands at the top of the folder."""
+        return self.root / "metrics.json"
+
+    @property
+    def report(self) -> Path:
+        """The page that is drawn of it."""
+        return self.root / "report.html"

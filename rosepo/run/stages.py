@@ -155,6 +155,16 @@ def stages_of(config: Config) -> dict[str, Stage]:
     return found
 
 
+def names_of_run(config: Config) -> list[str]:
+    """The stages of `rosepo run`, in order: all but a sweep that tries nothing."""
+    return [name for name in stages_of(config) if name != "sweep" or config.sweep.trials > 0]
+
+
+def paths_of(config: Config, root: Path, stage: Stage) -> RunPaths:
+    """A run's folders as a stage sees them."""
+    return RunPaths(root, stage.round, moved=config.pairs.reference == "moved")
+
+
 def _read_by(pairs: PairsConfig) -> tuple[str, ...]:
     """The stages that sampling needs: titles alone may be drawn without a model."""
     policy = pairs.score or pairs.asks_policy or ("semantic" in pairs.used and pairs.encoder == "policy")

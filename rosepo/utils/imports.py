@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from rosepo.utils.errors import UserError
-from rosepo.utils.files import file_digest
 
 
 def find_callable(path: str, key: str) -> Callable[..., Any]:
@@ -36,12 +35,11 @@ def find_callable(path: str, key: str) -> Callable[..., Any]:
     return made
 
 
-def module_digest(path: str) -> dict[str, str]:
-    """Digest of the file behind the module of `module:callable`, by the module's name; empty where there is none."""
-    module = path.partition(":")[0]
+def module_file(path: str) -> Path | None:
+    """The file behind the module of `module:callable`; None where there is none."""
     try:
-        spec = importlib.util.find_spec(module)
+        spec = importlib.util.find_spec(path.partition(":")[0])
     except (ImportError, ValueError):
-        return {}
+        return None
     file = Path(spec.origin) if spec is not None and spec.has_location and spec.origin else None
-    return {module: file_digest(file)} if file is not None and file.is_file() else {}
+    return file if file is not None and file.is_file() else None

@@ -93,9 +93,7 @@ def test_systems_of_others_come_from_options_or_settings_alike(tmp_path: Path, m
     from rosepo.cli.app import app
 
     found: list[object] = []
-    monkeypatch.setattr(
-        run_stages, "run_all", lambda config, out, names, overwrite, debug: found.append(config.evaluate)
-    )
+    monkeypatch.setattr(run_stages, "make", lambda config, out, names, overwrite, debug: found.append(config.evaluate))
     monkeypatch.setattr("rosepo.cli.summary.print_next", lambda config, root, stage: None)
     options = ["--model", "it's: [1]/m", "--model", "b=x/y", "--predictions", "p #1.csv"]
     result = CliRunner().invoke(app, ["evaluate", "--out", str(tmp_path), *options])

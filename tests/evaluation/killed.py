@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 from rosepo.evaluation import rankers
+from rosepo.pipeline.planning import plan_run
 from rosepo.pipeline.runner import run_stages
 from tests.evaluation.runs import rank_in_process, tiny_config
 
@@ -27,4 +28,4 @@ if __name__ == "__main__":
         return write(self, work)  # type: ignore[arg-type]
 
     rankers.LanguageModelRanker.__call__ = deadly  # type: ignore[assignment,method-assign]
-    run_stages(tiny_config(), run, ["evaluate"])
+    run_stages(plan_run(tiny_config(), run, ["evaluate"]))

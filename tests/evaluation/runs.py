@@ -18,8 +18,9 @@ from rosepo.pipeline.fingerprints import stage_settings
 from rosepo.report.run_report import write_report
 from rosepo.run.paths import RunPaths
 from rosepo.run.stages import STAGES
-from rosepo.utils.files import digest, write_json
+from rosepo.utils.files import digest
 from tests.helpers import tiny_catalogue, tiny_model, tiny_tokenizer
+from tests.manifests import write_manifest
 
 
 def tiny_config(*overrides: str) -> Config:
@@ -66,14 +67,13 @@ def finished(root: Path, config: Config, *names: str) -> None:
     """Manifests of stages whose folders are there, as the pipeline would have written them."""
     for name in names:
         stage = STAGES[name]
-        manifest = {"stage": name, "fingerprint": digest(name), "seconds": 1.0, "created": "now", "figures": {}}
-        made = {"settings": stage_settings(config, stage), "inputs": {}, "files": {}}
-        write_json(root / stage.folder / "_manifest.json", manifest | made)
+        settings = stage_settings(config, stage)
+        write_manifest(root / stage.folder, stage=name, fingerprint=digest(name), settings=settings)
 
 
 def drawn(config: Config, paths: RunPaths) -> str:
     """The page of a run whose evaluation was made without the pipeline."""
-    write_json(paths.evaluation / "_manifest.json", {"seconds": 1.0, "fingerprint": "", "figures": {}})
+    write_manifest(paths.evaluation)
     return write_report(config, paths).read_text()
 
 

@@ -41,7 +41,8 @@ from rosepo.evaluation.systems import Ranking
 from rosepo.lm.model.model_folder import save_policy
 from rosepo.lm.titles.beam_search import Decoder
 from rosepo.oracle.sasrec import SASRec, SASRecConfig
-from rosepo.pipeline.planning import CONFIG_FILE, plan_stages, resolve_config
+from rosepo.pipeline.kept_config import CONFIG_FILE, resolve_config
+from rosepo.pipeline.planning import plan_run
 from rosepo.pipeline.runner import run_stages
 from rosepo.run.paths import RunPaths
 from rosepo.utils.errors import UserError
@@ -73,7 +74,7 @@ def test_a_killed_evaluation_goes_on_from_its_parts_and_ends_with_the_same_metri
     for root in (undisturbed, killed):
         tiny_run(root)
         finished(root, tiny_config(), *STAGES)
-    run_stages(tiny_config(), undisturbed, ["evaluate"])
+    run_stages(plan_run(tiny_config(), undisturbed, ["evaluate"]))
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "tests.evaluation.killed", str(killed), "4"]
     ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, timeout=300, check=False)
@@ -83,7 +84,7 @@ def test_a_killed_evaluation_goes_on_from_its_parts_and_ends_with_the_same_metri
     kept = inodes(partial)
     assert len([name for name in kept if "sft" in name or "aligned" in name]) == 4
     capsys.readouterr()
-    run_stages(tiny_config(), killed, ["evaluate"])
+    run_stages(plan_run(tiny_config(), killed, ["evaluate"]))
     assert "goes on from 4 of 6 parts" in capsys.readouterr().err
     now = inodes(killed / "evaluation")
     assert kept.items() < now.items()
@@ -94,31 +95,32 @@ def test_a_killed_evaluation_goes_on_from_its_parts_and_ends_with_the_same_metri
 def test_another_evaluation_takes_over_what_the_last_one_ranked(tmp_path: Path, in_process: None) -> None:
     root = tiny_run(tmp_path).root
     finished(root, tiny_config(), *STAGES)
-    run_stages(tiny_config(), root, ["evaluate"])
+    run_stages(plan_run(tiny_config(), root, ["evaluate"]))
     before = inodes(root / "evaluation")
-    run_stages(tiny_config("evaluate.bootstrap=200"), root, ["evaluate"], overwrite=True)
+    run_stages(plan_run(tiny_config("evaluate.bootstrap=200"), root, ["evaluate"], overwrite=True))
     assert inodes(root / "evaluation") == before
     fed = f"evaluate.predictions=[fed={root}/evaluation/rankings/popular.parquet]"
-    run_stages(tiny_config("evaluate.bootstrap=200", fed), root, ["evaluate"])  # nothing is lost: no --overwrite
+    # Nothing is lost: no --overwrite.
+    run_stages(plan_run(tiny_config("evaluate.bootstrap=200", fed), root, ["evaluate"]))
     assert metrics_of(root)["models"]["fed"] == metrics_of(root)["models"]["popular"]
     assert before.items() < inodes(root / "evaluation").items()
     with pytest.raises(UserError, match="made by another configuration"):
-        run_stages(tiny_config("evaluate.bootstrap=200"), root, ["evaluate"])
-    run_stages(tiny_config("evaluate.beams=21"), root, ["evaluate"], overwrite=True)
+        run_stages(plan_run(tiny_config("evaluate.bootstrap=200"), root, ["evaluate"]))
+    run_stages(plan_run(tiny_config("evaluate.beams=21"), root, ["evaluate"], overwrite=True))
     assert not before.items() & inodes(root / "evaluation").items()
 
 
 def test_a_refused_evaluation_leaves_the_run_as_it_was(tmp_path: Path, in_process: None) -> None:
     root = tiny_run(tmp_path).root
     finished(root, tiny_config(), *STAGES)
-    run_stages(tiny_config(), root, ["evaluate"])
+    run_stages(plan_run(tiny_config(), root, ["evaluate"]))
     unknown = tmp_path / "unknown.jsonl"
     unknown.write_text('{"user_id": 1, "items": ["Nowhere to be found"]}\n')
     before = (root / CONFIG_FILE).read_text()
     with pytest.raises(UserError, match=r"unknown\.jsonl"):
-        run_stages(tiny_config(f"evaluate.predictions=[other={unknown}]"), root, ["evaluate"])
+        run_stages(plan_run(tiny_config(f"evaluate.predictions=[other={unknown}]"), root, ["evaluate"]))
     assert (root / CONFIG_FILE).read_text() == before
-    assert plan_stages(resolve_config(root, None, []), root, ["evaluate"], overwrite=False)[0].state == "done"
+    assert plan_run(resolve_config(root, None, []), root, ["evaluate"])["evaluate"].state == "done"
 
 
 def test_parts_of_another_origin_and_broken_ones_are_made_again(paths: RunPaths, tmp_path: Path) -> None:
@@ -215,7 +217,7 @@ def test_models_of_others_are_ranked_by_the_same_rules(
     models["plain"].save_pretrained(plain)
     tokenizer.save_pretrained(plain)
     config = tiny_config("evaluate.models=[other/sft, plain]", "model.max_length=10000")
-    run_stages(config, root, ["evaluate"])
+    run_stages(plan_run(config, root, ["evaluate"]))
     metrics = metrics_of(root)
     assert list(metrics["models"]) == ["popular", "markov", "other_sft", "plain"]
     assert {"other_sft-markov", "plain-popular", "other_sft-plain"} < set(metrics["differences"])
@@ -228,10 +230,10 @@ def test_models_of_others_are_ranked_by_the_same_rules(
         ranked = read_rankings(root / "evaluation" / "rankings" / f"{name}.parquet", catalogue)[1]
         np.testing.assert_array_equal(ranked[: len(prompts)], expected)
     with pytest.raises(UserError, match="made by another configuration"):
-        run_stages(config.model_copy(update={"seed": 1}), root, ["evaluate"])
+        run_stages(plan_run(config.model_copy(update={"seed": 1}), root, ["evaluate"]))
     again = tiny_config("evaluate.models=[other/sft, plain]", "model.max_length=10000", "model.template.suffix=x")
     with pytest.raises(UserError, match=r"model\.template\.suffix"):
-        run_stages(again, root, ["evaluate"])
+        run_stages(plan_run(again, root, ["evaluate"]))
 
 
 def test_a_model_of_another_catalogue_and_one_that_is_none_are_refused(tmp_path: Path, in_process: None) -> None:

@@ -13,13 +13,14 @@ from rosepo.evaluation.rankers import rank_by_batches
 from rosepo.evaluation.rankings import Batch, write_examples
 from rosepo.experiments.runs import Run
 from rosepo.pipeline.fingerprints import stage_settings
-from rosepo.pipeline.planning import CONFIG_FILE
+from rosepo.pipeline.kept_config import CONFIG_FILE
 from rosepo.run.paths import RunPaths
 from rosepo.run.stages import stages_of
 from rosepo.utils.console import Progress
-from rosepo.utils.files import digest, write_json
+from rosepo.utils.files import digest
 from tests.evaluation import runs as tiny
 from tests.helpers import tiny_catalogue
+from tests.manifests import write_manifest
 
 CATALOGUE = tiny_catalogue(30)
 
@@ -68,8 +69,7 @@ def write_manifests(run: Run, own: Mapping[str, str]) -> None:
     for name, stage in stages_of(config).items():
         folder: Path = run.folder / stage.folder
         if name != "sweep":
-            folder.mkdir(exist_ok=True)
-            made = {"fingerprint": marks[name], "seconds": 10.0, "created": "", "figures": {"tokens": 1000}}
+            made = {"fingerprint": marks[name], "seconds": 10.0, "figures": {"tokens": 1000}}
             inputs = {used: marks[used] for used in ("prepare", "sft", "oracle", "pairs", "align")}
             settings = stage_settings(config, stage)
-            write_json(folder / "_manifest.json", {"stage": name, "settings": settings, "inputs": inputs, **made})
+            write_manifest(folder, stage=name, settings=settings, inputs=inputs, **made)

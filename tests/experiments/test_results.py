@@ -331,10 +331,7 @@ def test_rankings_of_the_same_models_are_lent_to_an_evaluation(tmp_path: Path) -
     runs = [run for run in runs_of(asked.experiments, tmp_path / "out", test=True) if run.seed == 0]
     first = runs[0]
     evaluate_run(first, 1.0)
-    of_first = {
-        name: plan.fingerprint
-        for name, plan in ((plan.stage.name, plan) for plan in plan_of(first, first.config(), True))
-    }
+    of_first = plan_of(first, first.config(), overwrite=True)["evaluate"].inputs
     manifest = json.loads((first.folder / "evaluation" / "_manifest.json").read_text())
     write_json(first.folder / "evaluation" / "_manifest.json", {**manifest, "inputs": of_first})
     lent = {run.folder.name: link_rankings(run, plan_of(run, run.config())) for run in runs[1:] if run != first}

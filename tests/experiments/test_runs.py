@@ -12,11 +12,12 @@ from rosepo.experiments.process import only_one
 from rosepo.experiments.runs import Run, overrides_of, plan_of, runs_of
 from rosepo.experiments.stage_reuse import link_finished
 from rosepo.experiments.suite import read_suites
-from rosepo.pipeline.planning import CONFIG_FILE
+from rosepo.pipeline.kept_config import CONFIG_FILE
 from rosepo.run.manifest import read_manifest
 from rosepo.utils.errors import UserError
-from rosepo.utils.files import digest, write_json
+from rosepo.utils.files import digest
 from tests.experiments.suites import SUITE, changed, write_suite
+from tests.manifests import write_manifest
 
 SECONDS = {"prepare": 1.0, "sft": 100.0, "oracle": 20.0, "pairs": 30.0, "align": 40.0, "evaluate": 10.0}
 BELOW = ["prepare", "sft", "oracle", "pairs"]
@@ -29,13 +30,13 @@ def runs_in(folder: Path, text: str = SUITE, test: bool = False) -> dict[tuple[s
 
 def finish(run: Run, *names: str, mark: str = "x") -> None:
     """Stages of a run as if they had been made."""
-    for plan in plan_of(run, run.config()):
-        if plan.state != "done" and (not names or plan.stage.name in names):
-            folder = run.folder / plan.stage.folder
+    for step in plan_of(run, run.config()).left:
+        if not names or step.stage.name in names:
+            folder = run.folder / step.stage.folder
             (folder / "deep").mkdir(parents=True)
-            (folder / "deep" / "file").write_text(f"{mark} {plan.stage.name}")
-            made = {"fingerprint": plan.fingerprint, "seconds": SECONDS[plan.stage.kind], "created": digest(mark)}
-            write_json(folder / "_manifest.json", {"stage": plan.stage.name, "settings": {}, **made})
+            (folder / "deep" / "file").write_text(f"{mark} {step.stage.name}")
+            made = {"fingerprint": step.fingerprint, "seconds": SECONDS[step.stage.kind], "created": digest(mark)}
+            write_manifest(folder, stage=step.stage.name, **made)
     (run.folder / CONFIG_FILE).touch()
 
 
@@ -60,7 +61,8 @@ def test_only_stages_of_the_same_fingerprint_are_shared_and_by_hard_links(tmp_pa
     for folder in ("examples", "sft", "oracle", "groups"):
         assert (second / folder / "deep" / "file").samefile(first.folder / folder / "deep" / "file")
     assert sorted(path.name for path in second.iterdir()) == ["examples", "groups", "oracle", "sft"]
-    states = {plan.stage.name: plan.state for plan in plan_of(runs["cdpo", 0, "validation"], first.config())}
+    plan = plan_of(runs["cdpo", 0, "validation"], first.config())
+    states = {step.stage.name: step.state for step in plan.stages}
     assert [states[name] for name in BELOW] == ["done"] * 4
 
 
@@ -84,9 +86,8 @@ def test_the_test_split_makes_nothing_but_its_evaluation(tmp_path: Path) -> None
     runs = runs_in(tmp_path, test=True)
     finish(runs["cdpo", 0, "validation"])
     test = runs["cdpo", 0, "test"]
-    plans = plan_of(test, test.config())
-    assert link_finished(test, plans) == [*BELOW, "align"]
-    assert [plan.stage.name for plan in plan_of(test, test.config()) if plan.state != "done"] == ["evaluate"]
+    assert link_finished(test, plan_of(test, test.config())) == [*BELOW, "align"]
+    assert [step.stage.name for step in plan_of(test, test.config()).left] == ["evaluate"]
 
 
 def test_another_configuration_is_refused_unless_it_may_be_made_again(tmp_path: Path) -> None:
@@ -101,8 +102,8 @@ def test_another_configuration_is_refused_unless_it_may_be_made_again(tmp_path: 
     variants["cdpo"] = {"like": "dpo", "set": {"pairs.negatives": 1}}
     finish(runs_in(tmp_path, changed(SUITE, variants={**variants, "one": variants["cdpo"]}))["one", 0, "validation"])
     new = runs_in(tmp_path, changed(SUITE, variants=variants))["cdpo", 0, "validation"]
-    plans = plan_of(new, new.config(), overwrite=True)
-    assert link_finished(new, plans) == ["pairs", "align", "evaluate"]
+    plan = plan_of(new, new.config(), overwrite=True)
+    assert link_finished(new, plan) == ["pairs", "align", "evaluate"]
     assert (new.folder / "groups" / "deep" / "file").read_text() == "x pairs"
     assert read_manifest(new.folder / "groups") != read_manifest(old.folder.parent / "dpo" / "groups")
 

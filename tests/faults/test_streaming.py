@@ -15,7 +15,7 @@ from ray.exceptions import WorkerCrashedError
 
 from rosepo.config import Config, parse_config
 from rosepo.data.example_shards import planned_users, read_shard, shards_of
-from rosepo.pipeline.planning import plan_stages
+from rosepo.pipeline.planning import plan_run
 from rosepo.pipeline.runner import run_stages
 from rosepo.pipeline.streaming import Production, lost_process
 from rosepo.run.folders import continuing, partial_folder
@@ -29,7 +29,7 @@ from rosepo.training.feed.incremental_table import IncrementalTable, wanted_orde
 from rosepo.utils.errors import StageError
 from rosepo.utils.files import now, write_json
 from tests.faults.strategies import SCRATCH
-from tests.pipeline.test_runner import finish
+from tests.manifests import finish
 from tests.sampling.runs import read
 from tests.training.tiny_run import assert_same_training
 
@@ -83,7 +83,7 @@ def test_a_streamed_run_trains_before_the_last_part_is_there_and_ends_as_one_tha
     # The actors stop for good in the last part, while training waits for it.
     watch(ready, config, "raise")
     with pytest.raises(StageError, match=r"^a sampling actor died or failed.*no titles today; 3 of 4 parts"):
-        run_stages(config, ready.root, ["align"])
+        run_stages(plan_run(config, ready.root, ["align"]))
     assert not ready.groups.exists()
     assert not ready.aligned.exists()
     (partial,) = ready.root.glob(".groups.*.partial")
@@ -92,7 +92,7 @@ def test_a_streamed_run_trains_before_the_last_part_is_there_and_ends_as_one_tha
     capsys.readouterr()
     # Now that part waits for training's first step.
     watch(ready, config, "go on")
-    made = run_stages(config, ready.root, ["align"])
+    made = run_stages(plan_run(config, ready.root, ["align"]))
     told = capsys.readouterr().err
     assert "pairs goes on from 3 of 4 parts" in told
     assert "align: align with preferences, while pairs samples" in told
@@ -105,7 +105,7 @@ def test_a_streamed_run_trains_before_the_last_part_is_there_and_ends_as_one_tha
     assert made["align"]["inputs"]["pairs"] == made["pairs"]["fingerprint"]
     assert not [path for path in ready.root.iterdir() if path.name.startswith(".")]
     # The next command finds both up to date, and training on the finished table gives the same model.
-    assert [plan.state for plan in plan_stages(config, ready.root, ["pairs", "align"], False)] == ["done", "done"]
+    assert not plan_run(config, ready.root, ["pairs", "align"]).left
     again = tmp_path_factory.mktemp("again")
     align_in_process(config, ready, again)
     assert_same_training(ready.aligned, again, 1e-6)

@@ -19,13 +19,14 @@ import torch
 from rosepo.cli.summary import results_table
 from rosepo.config import Config, load_config
 from rosepo.data.catalogue import Catalogue
+from rosepo.data.readers.digests import FileDigests
 from rosepo.evaluation.evaluate import evaluate
 from rosepo.oracle import external_oracle
 from rosepo.oracle.crossfit import FOLDS_FILE
 from rosepo.oracle.external_oracle import ImportedScorer
 from rosepo.oracle.load import load_scorer
 from rosepo.oracle.sasrec import SASRec, SASRecConfig
-from rosepo.pipeline.fingerprints import stage_fingerprint
+from rosepo.pipeline.fingerprints import files_read
 from rosepo.pipeline.preflight import check_before_run, check_named
 from rosepo.run.paths import RunPaths
 from rosepo.run.stages import STAGES
@@ -198,8 +199,8 @@ def test_another_scorer_makes_another_oracle(tmp_path: Path, monkeypatch: pytest
     found = []
     for code in ("def make(catalogue): return None", "def make(catalogue): return max"):
         (tmp_path / "scorer_of_a_test.py").write_text(code)
-        found.append(stage_fingerprint(config, STAGES["oracle"], {}))
-    assert found[0] != found[1] == stage_fingerprint(config, STAGES["oracle"], {})
+        found.append(FileDigests().of(files_read(config, STAGES["oracle"])))
+    assert found[0] != found[1] == FileDigests().of(files_read(config, STAGES["oracle"]))
 
 
 def test_an_oracle_that_is_not_there_is_told_before_any_work() -> None:

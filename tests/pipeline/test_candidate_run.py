@@ -11,7 +11,7 @@ import pytest
 from rosepo.cli.check import check_groups
 from rosepo.config import Config
 from rosepo.lm.model.model_folder import read_settings
-from rosepo.pipeline.planning import plan_stages
+from rosepo.pipeline.planning import plan_run
 from rosepo.pipeline.runner import run_stages
 from rosepo.run.manifest import read_manifest
 from tests.pipeline.test_whole_run import N_USERS, configure, write_log
@@ -42,7 +42,7 @@ def test_a_run_in_the_candidate_protocol_ends_with_its_figures(
 ) -> None:
     write_log(tmp_path)
     out, config = tmp_path / "out", settings(tmp_path)
-    run_stages(config, out, STAGES)
+    run_stages(plan_run(config, out, STAGES))
     sft = read_manifest(out / "sft")
     assert sft is not None
     train = pq.read_table(out / "examples")["split"].to_pylist().count("train")
@@ -65,11 +65,10 @@ def test_a_run_in_the_candidate_protocol_ends_with_its_figures(
     check_groups(out / "groups")
     assert "no fault found" in capsys.readouterr().err
     # The number of actors changes no figure.
-    states = {plan.stage.name: plan.state for plan in plan_stages(settings(tmp_path, actors=2), out, STAGES, False)}
-    assert set(states.values()) == {"done"}
+    assert not plan_run(settings(tmp_path, actors=2), out, STAGES).left
     more = tmp_path / "more"
     more.mkdir()
     for entry in ("examples", "sft", "oracle", "groups", "aligned", "manifest.json"):
         (more / entry).symlink_to(out / entry)
-    run_stages(settings(tmp_path, actors=2), more, ["evaluate"])
+    run_stages(plan_run(settings(tmp_path, actors=2), more, ["evaluate"]))
     assert json.loads((more / "metrics.json").read_text()) == metrics

@@ -14,10 +14,11 @@ from rosepo.cli.summary import print_next, print_summary
 from rosepo.config import Config
 from rosepo.lm.model.model_folder import load_recommender
 from rosepo.lm.rows.logps import plain_logps
+from rosepo.pipeline.planning import plan_run
 from rosepo.pipeline.runner import run_stages
 from rosepo.run.manifest import read_manifest
 from rosepo.run.paths import RunPaths
-from rosepo.run.stages import stages_of
+from rosepo.run.stages import names_of_run
 from rosepo.sampling.audit import audit_groups
 from tests.pipeline.test_whole_run import configure, write_log
 
@@ -52,7 +53,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Path:
     """A log, and a run of its first round."""
     folder = tmp_path_factory.mktemp("rounds")
     write_log(folder)
-    run_stages(settings(folder), folder / "out", FIRST)
+    run_stages(plan_run(settings(folder), folder / "out", FIRST))
     return folder
 
 
@@ -62,7 +63,8 @@ def test_the_second_round_goes_on_from_the_first_under_its_reference(
 ) -> None:
     out, config = folder / "out", settings(folder, rounds=2, reference=reference)
     before = times(out)
-    run_stages(config, out, [name for name in stages_of(config) if name != "sweep"], overwrite=True)
+    plan = plan_run(config, out, names_of_run(config), overwrite=True)
+    manifests = run_stages(plan)
     told = capsys.readouterr().err
     assert times(out) == before
     for stage in LATER:
@@ -78,6 +80,7 @@ def test_the_second_round_goes_on_from_the_first_under_its_reference(
         with torch.inference_mode():
             expected = plain_logps(scorer.model, [np.array(row["prompt_ids"])] * 2, ids)[0]
         np.testing.assert_allclose(row["ref_logps"], expected.numpy(), atol=1e-3)
+    print_summary(plan, manifests)
     check_what_is_told(config, out, capsys)
 
 
@@ -97,7 +100,7 @@ def wrong_answers(groups: Path, recommender: object) -> float:
 
 
 def check_what_is_told(config: Config, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Manifests, report, summary and the commands that come next name the rounds."""
+    """Manifests, report, the summary that was printed, and the commands that come next name the rounds."""
     assert set(json.loads((out / "manifest.json").read_text())["stages"]) == {*FIRST, *LATER}
     evaluated = read_manifest(out / "evaluation")
     assert evaluated is not None
@@ -106,7 +109,6 @@ def check_what_is_told(config: Config, out: Path, capsys: pytest.CaptureFixture[
     reference = "the SFT model, frozen" if config.pairs.reference == "frozen" else "the model that each round starts"
     assert f"2, each sampled from the model of the one before; reference: {reference}" in report
     assert "Alignment, round 2: loss a group" in report
-    print_summary(config, out)
     print_next(config, out, "align")
     told = capsys.readouterr().err
     for number in (1, 2):

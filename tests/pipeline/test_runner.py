@@ -1,229 +1,128 @@
-"""Which stages are made, which inputs are refused: decided from manifests, before any work."""
+"""Running a plan: what is read once, what another process may have done meanwhile, and the manifest at the end."""
 
 from __future__ import annotations
 
-import os
-import tempfile
+import hashlib
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from rosepo.cli.run_stages import run_all
-from rosepo.config import Config, load_config
-from rosepo.pipeline.fingerprints import stage_fingerprint, stage_settings
-from rosepo.pipeline.planning import plan_stages, streamed_plans, with_streamed
-from rosepo.run.manifest import MANIFEST, read_manifest
-from rosepo.run.stages import STAGES, find_stage, seconds_in_all, stages_of
+from rosepo.cli.run_stages import make
+from rosepo.data.readers.digests import FileDigests
+from rosepo.data.readers.sources import Source
+from rosepo.pipeline.planning import plan_run
+from rosepo.pipeline.runner import _memory, run_stages
+from rosepo.run.manifest import read_manifest
+from rosepo.run.stages import find_stage
 from rosepo.utils.errors import UserError
-from rosepo.utils.files import write_json
-
-
-def configure(*overrides: str) -> Config:
-    return load_config(None, ["data.dataset=movietweetings-100k", *overrides])
-
-
-def finish(root: Path, config: Config, *names: str) -> None:
-    """Leave the manifests that the named stages leave."""
-    for name in names:
-        stage = stages_of(config)[name]
-        made = [source for source in stages_of(config) if source in (*stage.needs, *stage.uses)]
-        manifests = {source: read_manifest(root / find_stage(source).folder) for source in made}
-        inputs = {source: manifest["fingerprint"] for source, manifest in manifests.items() if manifest}
-        fingerprint = stage_fingerprint(config, stage, inputs)
-        (root / stage.folder).mkdir(parents=True, exist_ok=True)
-        manifest = {"fingerprint": fingerprint, "settings": stage_settings(config, stage), "inputs": inputs}
-        write_json(root / stage.folder / MANIFEST, manifest)
+from rosepo.utils.memory import MemoryMonitor
+from tests.evaluation.runs import finished, rank_in_process, tiny_config, tiny_run
+from tests.manifests import finish
+from tests.pipeline.test_planning import configure as on_shipped_data
+from tests.pipeline.test_whole_run import configure, write_log
 
 
 @pytest.fixture
-def done(tmp_path: Path) -> Path:
-    finish(tmp_path, configure(), *STAGES)
-    return tmp_path
+def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Systems are ranked in this process."""
+    rank_in_process(monkeypatch.setattr)
 
 
-def test_what_was_made_with_these_settings_is_done(done: Path) -> None:
-    assert {plan.state for plan in plan_stages(configure(), done, list(STAGES), overwrite=False)} == {"done"}
+@pytest.fixture
+def hashed(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+    """What is hashed in this process, a block at a time."""
+    blocks: list[bytes] = []
+    sha256 = hashlib.sha256
+
+    class Recorded:
+        def __init__(self, data: bytes = b"", **options: Any) -> None:
+            self._sha = sha256(**options)
+            self.update(data)
+
+        def update(self, data: bytes) -> None:
+            blocks.append(bytes(data))
+            self._sha.update(data)
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._sha, name)
+
+    def file_digest(file: Any, name: str) -> Any:
+        content = file.read()
+        blocks.append(content)
+        return sha256(content)
+
+    monkeypatch.setattr(hashlib, "sha256", Recorded)
+    monkeypatch.setattr(hashlib, "file_digest", file_digest)
+    return blocks
 
 
-@pytest.mark.parametrize("later", ["pairs", "align", "sweep", "evaluate"])
-def test_a_model_that_was_trained_on_another_split_is_not_read(done: Path, later: str) -> None:
-    config = configure("prepare.split=temporal")
-    finish(done, config, "prepare")
-    with pytest.raises(UserError, match=r"made before .*examples was made again: run `rosepo \w+ --overwrite`"):
-        plan_stages(config, done, [later], overwrite=True)
-    finish(done, config, "sft", "oracle", "pairs", "align")
-    plan_stages(config, done, [later], overwrite=True)
+def test_data_files_are_hashed_once_a_command(tmp_path: Path, ray_cluster: None, hashed: list[bytes]) -> None:
+    """Be the stage made, up to date or refused; the manifest has the digests that the plan went by."""
+    write_log(tmp_path)
+    config, out = configure(tmp_path), tmp_path / "out"
+    files = [(tmp_path / name).read_bytes() for name in ("log.csv", "items.csv")]
+
+    def times_hashed() -> list[int]:
+        counts = [hashed.count(content) for content in files]
+        hashed.clear()
+        return counts
+
+    plan, manifests = make(config, out, ["prepare"], overwrite=False, debug=False)
+    assert times_hashed() == [1, 1]
+    assert read_manifest(out / "examples") == manifests["prepare"]
+    assert manifests["prepare"]["files"] == plan["prepare"].files
+    make(config, out, ["prepare"], overwrite=False, debug=False)
+    assert times_hashed() == [1, 1]
+    with pytest.raises(UserError, match="another configuration"):
+        make(configure(tmp_path, prepare={"k_core": 1}), out, ["prepare"], overwrite=False, debug=False)
+    assert times_hashed() == [1, 1]
 
 
-def test_an_evaluation_does_not_take_a_model_of_other_settings(done: Path) -> None:
-    with pytest.raises(UserError, match=r"align\.beta: 0\.5 → 5"):
-        plan_stages(configure("align.beta=5"), done, ["evaluate"], overwrite=True)
+def test_a_file_that_has_changed_is_read_again(tmp_path: Path) -> None:
+    path, digests = tmp_path / "log.csv", FileDigests()
+    path.write_text("user_id")
+    files = {"log": Source(str(path), "csv")}
+    first = digests.of(files)
+    path.write_text("user_id,item_id")
+    assert digests.of(files) != first
 
 
-def test_an_old_sweep_does_not_stand_in_the_way_of_an_evaluation(done: Path) -> None:
-    config = configure("pairs.negatives=2")
-    finish(done, config, "pairs", "align")
-    plan_stages(config, done, ["evaluate"], overwrite=True)
-
-
-def test_a_sweep_is_made_again_when_its_measure_changes(done: Path) -> None:
-    plans = plan_stages(configure("evaluate.beams=40"), done, ["sweep"], overwrite=True)
-    assert [plan.state for plan in plans] == ["replace"]
-
-
-def states(config: Config, root: Path, overwrite: bool = True) -> dict[str, str]:
-    """What a whole run would do with every stage."""
-    return {plan.stage.name: plan.state for plan in plan_stages(config, root, list(stages_of(config)), overwrite)}
-
-
-def test_streaming_makes_the_alignment_another_one_and_no_group(done: Path) -> None:
-    # Training shuffles within a part: its size is then one of the settings of its result.
-    changed = {"align", "sweep", "evaluate"}
-    for overrides in (["pairs.stream=true"], ["pairs.stream=true", "pairs.part_groups=512"]):
-        config = configure(*overrides)
-        assert {name for name, state in states(config, done).items() if state != "done"} == changed
-        finish(done, config, "align", "sweep", "evaluate")
-
-
-def test_groups_that_are_not_there_are_streamed_into_the_alignment_of_their_round(tmp_path: Path) -> None:
-    config = configure("pairs.stream=true", "pairs.rounds=2")
-    finish(tmp_path, config, "prepare", "sft", "oracle")
-    assert with_streamed(config, tmp_path, ["align"]) == ["pairs", "align"]
-    plans = plan_stages(config, tmp_path, [name for name in stages_of(config) if name != "sweep"], overwrite=False)
-    streamed = streamed_plans(config, plans)
-    assert {name: plan.stage.name for name, plan in streamed.items()} == {"align": "pairs", "align-2": "pairs-2"}
-    assert not streamed_plans(configure("pairs.rounds=2"), plans)
-    finish(tmp_path, config, "pairs")
-    assert with_streamed(config, tmp_path, ["align"]) == ["align"]
-    assert not streamed_plans(config, plan_stages(config, tmp_path, ["align"], overwrite=False))
-    finish(tmp_path / "other", configure(), "prepare", "sft", "oracle")
-    with pytest.raises(UserError, match=r"align reads .*groups, which is not there"):
-        plan_stages(configure(), tmp_path / "other", ["align"], overwrite=False)
-
-
-def test_what_streamed_sampling_lacks_is_told_before_ray_is_started(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("planned", "written", "settings"),
+    [("sft", "prepare", "prepare.k_core=9"), ("sft", "sft", "sft.epochs=9"), ("evaluate", "sft", "seed=0")],
+    ids=["what it reads", "what it makes", "what was not there"],
+)
+def test_a_stage_is_not_made_where_another_process_has_written_since_the_plan(
+    tmp_path: Path, planned: str, written: str, settings: str
 ) -> None:
-    monkeypatch.setattr("rosepo.run.ray_session.ray_session", lambda *_: pytest.fail("Ray was started"))
-    config = configure("pairs.stream=true", "pairs.strategies={nowhere.at_all:draw: 1.0}")
-    with pytest.raises(UserError, match=r"nowhere.at_all"):
-        run_all(config, tmp_path, ["align"], overwrite=False, debug=False)
+    finish(tmp_path, on_shipped_data(), "prepare")
+    plan = plan_run(on_shipped_data(), tmp_path, [planned])
+    finish(tmp_path, on_shipped_data(settings), written)
+    (tmp_path / "config.yaml").write_text("of the other process")
+    before = {path: path.read_text() for path in tmp_path.rglob("*") if path.is_file()}
+    folder = tmp_path / find_stage(written).folder
+    with pytest.raises(UserError, match=f"{folder} was written by another rosepo since this command began: run the"):
+        run_stages(plan)
+    assert {path: path.read_text() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
-def test_stages_that_ran_at_the_same_time_are_counted_once() -> None:
-    manifests = {"sft": {"seconds": 5.0}, "pairs": {"seconds": 40.0, "figures": {"streamed": True}}}
-    assert seconds_in_all({**manifests, "align": {"seconds": 60.0, "figures": {"streamed": True}}}) == 65.0
-    assert seconds_in_all({**manifests, "align": {"seconds": 30.0, "figures": {"streamed": True}}}) == 45.0
-    assert seconds_in_all({**manifests, "align": {"seconds": 30.0, "figures": {}}}) == 75.0  # aligned again later
-
-
-def test_rounds_follow_the_first_alignment_each_in_folders_of_its_own() -> None:
-    stages = stages_of(configure("pairs.rounds=3"))
-    order = ["pairs", "align", "pairs-2", "align-2", "pairs-3", "align-3", "sweep", "evaluate"]
-    assert [name for name in stages if name not in ("prepare", "sft", "oracle")] == order
-    folders = [stages[name].folder for name in order[:6]]
-    assert folders == ["groups", "aligned", "groups-2", "aligned-2", "groups-3", "aligned-3"]
-    assert list(stages_of(configure())) == list(STAGES)
-    assert {find_stage(name) for name in stages if name != "evaluate"} == set(stages.values()) - {stages["evaluate"]}
-
-
-def test_more_rounds_go_on_from_the_first(done: Path) -> None:
-    found = states(configure("pairs.rounds=2"), done)
-    made = {name for name, state in found.items() if state != "done"}
-    assert made == {"pairs-2", "align-2", "evaluate"}
-    assert (found["pairs-2"], found["align-2"], found["evaluate"]) == ("missing", "missing", "replace")
-
-
-def test_fewer_rounds_make_the_evaluation_again_and_nothing_else(done: Path) -> None:
-    two = configure("pairs.rounds=2")
-    finish(done, two, *stages_of(two))
-    assert set(states(two, done, overwrite=False).values()) == {"done"}
-    with pytest.raises(UserError, match=r"evaluation was made by another configuration \(pairs\.rounds: 2 → 1\)"):
-        states(configure(), done, overwrite=False)
-    assert {name for name, state in states(configure(), done).items() if state != "done"} == {"evaluate"}
-    finish(done, configure(), "evaluate")
-    assert {name for name, state in states(two, done).items() if state != "done"} == {"evaluate"}
-
-
-def test_another_reference_makes_the_later_rounds_again(done: Path) -> None:
-    two = configure("pairs.rounds=2")
-    finish(done, two, *stages_of(two))
-    found = states(configure("pairs.rounds=2", "pairs.reference=moved"), done)
-    assert {name for name, state in found.items() if state != "done"} == {"pairs-2", "align-2", "evaluate"}
-    with pytest.raises(UserError, match=r"groups-2 .*pairs\.reference: frozen → moved"):
-        states(configure("pairs.rounds=2", "pairs.reference=moved"), done, overwrite=False)
-
-
-def test_a_round_does_not_go_on_from_an_alignment_that_was_made_again(done: Path) -> None:
-    two = configure("pairs.rounds=2")
-    finish(done, two, *stages_of(two))
-    other = configure("pairs.rounds=2", "align.beta=5")
-    finish(done, other, "align")
-    for later in ("align-2", "evaluate"):
-        with pytest.raises(UserError, match=r"groups-2, which was made before .*aligned was made .*pairs --round 2 "):
-            plan_stages(other, done, [later], overwrite=True)
-    finish(done, other, "pairs-2")
-    plan_stages(other, done, ["align-2"], overwrite=True)
-
-
-def test_many_rounds_are_planned_at_once(done: Path) -> None:
-    many = configure("pairs.rounds=20")
-    finish(done, many, *stages_of(many))
-    assert [plan.state for plan in plan_stages(many, done, ["evaluate"], overwrite=False)] == ["done"]
-
-
-def test_a_round_that_the_configuration_does_not_have_is_refused(done: Path) -> None:
-    with pytest.raises(UserError, match=r"align-3 is a round beyond pairs\.rounds=2: .*--set pairs\.rounds=3"):
-        plan_stages(configure("pairs.rounds=2"), done, ["align-3"], overwrite=True)
-    with pytest.raises(UserError, match=r"groups-2, which is not there: run `rosepo pairs --round 2`"):
-        plan_stages(configure("pairs.rounds=2"), done, ["align-2"], overwrite=True)
-
-
-def test_an_out_that_is_a_file_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "notes.txt").write_text("x")
-    for out in (tmp_path / "notes.txt", tmp_path / "notes.txt" / "run"):
-        with pytest.raises(UserError, match="is a file"):
-            plan_stages(configure(), out, ["prepare"], overwrite=False)
-
-
-@pytest.mark.parametrize("mode", [0o555, 0o000], ids=["may not be written", "may not be entered"])
-def test_an_out_that_cannot_be_written_is_refused(mode: int) -> None:
-    with tempfile.TemporaryDirectory(dir="/tmp") as folder:  # not tmp_path, which lies in a folder of its user alone
-        inner = Path(folder) / "inner"
-        inner.mkdir()
-        inner.chmod(mode)
-        Path(folder).chmod(0o555)
-        told = refusal_as_nobody(inner / "run")
-        for made in (Path(folder), inner):
-            made.chmod(0o700)
-    assert "cannot be written to: use another --out" in told
-
-
-def refusal_as_nobody(out: Path) -> str:
-    """What plan_stages says, in a process that gave up being root if it was: root may write everywhere."""
-    read, write = os.pipe()
-    child = os.fork()
-    if child == 0:
-        told = "nothing"
-        try:
-            if os.geteuid() == 0:
-                os.setgid(65534)
-                os.setuid(65534)
-            plan_stages(configure(), out, ["prepare"], overwrite=False)
-        except BaseException as error:
-            told = f"{type(error).__name__}: {error}"
-        os.write(write, told.encode())
-        os._exit(0)
-    os.close(write)
-    os.waitpid(child, 0)
-    with os.fdopen(read) as answer:
-        return answer.read()
+def test_a_report_that_is_missing_is_drawn_of_an_evaluation_that_is_up_to_date(
+    tmp_path: Path, in_process: None
+) -> None:
+    config, root = tiny_config(), tiny_run(tmp_path).root
+    finished(root, config, "prepare", "sft", "align")
+    run_stages(plan_run(config, root, ["evaluate"]))
+    for name in ("report.html", "metrics.json"):
+        (root / name).unlink()
+    plan = plan_run(config, root, ["evaluate"])
+    assert not plan.left
+    run_stages(plan)
+    assert (root / "metrics.json").read_bytes() == (root / "evaluation" / "metrics.json").read_bytes()
+    assert "aligned" in (root / "report.html").read_text()
 
 
 def test_a_manifest_has_the_memory_of_its_stage_and_of_its_training_workers() -> None:
-    from rosepo.pipeline.runner import _memory
-    from rosepo.utils.memory import MemoryMonitor
-
     with MemoryMonitor() as meter:
         pass
     alone = _memory(meter, {})

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from rosepo.config import Config, load_config, parse_config
-from rosepo.pipeline.planning import plan_stages
+from rosepo.pipeline.planning import plan_run
 from rosepo.pipeline.runner import run_stages
 from rosepo.run.manifest import read_manifest
 from rosepo.run.stages import STAGES
@@ -74,7 +74,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Pat
     folder = tmp_path_factory.mktemp("run")
     write_log(folder)
     with contextlib.chdir(folder):  # --out as users write it, while Ray's workers are elsewhere
-        run_stages(configure(folder), Path("out"), list(STAGES))
+        run_stages(plan_run(configure(folder), Path("out"), list(STAGES)))
     return folder
 
 
@@ -129,29 +129,30 @@ def test_the_best_trial_is_a_configuration_that_align_takes(finished: Path) -> N
     trials = json.loads((finished / "out" / "sweep" / "trials.json").read_text())["trials"]
     assert [trial["settings"]["align.beta"] for trial in trials] == [0.1, 1.0]
     assert all("error" not in trial for trial in trials)
-    plans = plan_stages(best, finished / "out", list(STAGES), overwrite=True)
-    assert {plan.stage.name for plan in plans if plan.state != "done"} <= {"align", "evaluate"}
+    plan = plan_run(best, finished / "out", list(STAGES), overwrite=True)
+    assert {step.stage.name for step in plan.left} <= {"align", "evaluate"}
 
 
 def test_nothing_is_done_twice(finished: Path) -> None:
     config = configure(finished)
-    assert {plan.state for plan in plan_stages(config, finished / "out", list(STAGES), False)} == {"done"}
+    plan = plan_run(config, finished / "out", list(STAGES))
+    assert not plan.left
     before = {path: path.stat().st_mtime_ns for path in (finished / "out").rglob("*.safetensors")}
-    run_stages(config, finished / "out", list(STAGES))
+    run_stages(plan)
     assert before == {path: path.stat().st_mtime_ns for path in (finished / "out").rglob("*.safetensors")}
 
 
 def test_numbers_of_workers_and_actors_make_nothing_stale(finished: Path) -> None:
     config = configure(finished, align={"workers": 1}, pairs={"actors": 2}, evaluate={"actors": 2})
-    assert {plan.state for plan in plan_stages(config, finished / "out", list(STAGES), False)} == {"done"}
+    assert not plan_run(config, finished / "out", list(STAGES)).left
 
 
 def test_another_configuration_is_refused_with_what_differs(finished: Path) -> None:
     config = configure(finished, pairs={"negatives": 3})
     with pytest.raises(UserError, match=r"pairs\.negatives: 2 → 3.*--overwrite"):
-        plan_stages(config, finished / "out", list(STAGES), overwrite=False)
-    plans = plan_stages(config, finished / "out", list(STAGES), overwrite=True)
-    states = {plan.stage.name: plan.state for plan in plans}
+        plan_run(config, finished / "out", list(STAGES), overwrite=False)
+    plan = plan_run(config, finished / "out", list(STAGES), overwrite=True)
+    states = {step.stage.name: step.state for step in plan.stages}
     assert [states[name] for name in ("prepare", "sft", "oracle")] == ["done", "done", "done"]
     assert {states[name] for name in ("pairs", "align", "sweep", "evaluate")} == {"replace"}
 
@@ -159,7 +160,7 @@ def test_another_configuration_is_refused_with_what_differs(finished: Path) -> N
 def test_a_stage_refuses_inputs_of_another_configuration(finished: Path) -> None:
     config = configure(finished, sft={"epochs": 3})
     with pytest.raises(UserError, match=r"sft\.epochs: 2\.0 → 3\.0"):
-        plan_stages(config, finished / "out", ["align"], overwrite=True)
+        plan_run(config, finished / "out", ["align"], overwrite=True)
 
 
 def test_a_changed_log_makes_everything_stale(finished: Path, tmp_path: Path) -> None:
@@ -170,6 +171,6 @@ def test_a_changed_log_makes_everything_stale(finished: Path, tmp_path: Path) ->
     try:
         (finished / "log.csv").write_text((tmp_path / "log.csv").read_text())
         with pytest.raises(UserError, match="--overwrite"):
-            plan_stages(configure(finished), finished / "out", list(STAGES), overwrite=False)
+            plan_run(configure(finished), finished / "out", list(STAGES), overwrite=False)
     finally:
         (finished / "log.csv").write_text(original)

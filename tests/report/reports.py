@@ -21,6 +21,7 @@ from rosepo.run.paths import RunPaths
 from rosepo.utils.console import Progress
 from rosepo.utils.files import copy_file, write_json
 from tests.evaluation import runs
+from tests.manifests import write_manifest
 
 EVIL = '<script>alert("x")</script> & <b>Friends</b> | *'
 EXTRA = "Some-Other System/v2 <beta> with a name that is far too long for any picture"
@@ -127,5 +128,5 @@ def _write_manifests(paths: RunPaths, align: dict[str, Any]) -> None:
         "align": (paths.aligned, {"settings": {"seed": 0, **{f"align.{key}": value for key, value in align.items()}}}),
     }
     for place, (name, (folder, more)) in enumerate(stages.items()):
-        manifest = {"stage": name, "seconds": 60.0 * (place + 1), "fingerprint": f"print-of-{name}", "figures": {}}
-        write_json(folder / "_manifest.json", manifest | common | {"settings": {}} | more)
+        manifest = {"stage": name, "seconds": 60.0 * (place + 1), "fingerprint": f"print-of-{name}"}
+        write_manifest(folder, **manifest, **common, **more)

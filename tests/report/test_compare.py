@@ -18,6 +18,7 @@ from rosepo.report.run_reader import read_runs
 from rosepo.report.text.format import sign
 from rosepo.utils.errors import UserError
 from rosepo.utils.files import write_json
+from tests.manifests import OLD_VERSION, make_older
 from tests.report.reports import shared_run
 
 
@@ -158,6 +159,11 @@ def test_runs_of_other_data_get_no_paired_difference_and_are_told_why(
     assert re.search(words, alone[0])
 
 
+def _older(copy: Path, runs: list[Path]) -> list[Path]:
+    make_older(copy / "evaluation")
+    return [runs[0], copy]
+
+
 def _split(copy: Path, runs: list[Path]) -> list[Path]:
     path = copy / "evaluation" / "metrics.json"
     write_json(path, json.loads(path.read_text()) | {"split": "validation"})
@@ -183,6 +189,7 @@ def _empty(copy: Path, runs: list[Path]) -> list[Path]:
         (lambda copy, runs: [runs[0], copy / "nowhere"], "nowhere is no evaluated run"),
         (_empty, r"is no evaluated run .*run `rosepo evaluate --out"),
         (_baselines, "no model of its own"),
+        (_older, rf"evaluation was made by an older rosepo \({OLD_VERSION}\)"),
         (_split, "evaluated on the validation split .* same evaluate.split"),
     ],
 )

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from rosepo.config import load_config
+from rosepo.pipeline.planning import plan_run
 from rosepo.pipeline.runner import run_stages
 from rosepo.run.ray_session import ray_session
 
@@ -13,4 +14,4 @@ if __name__ == "__main__":
     root = Path(sys.argv[1])
     settings = load_config(root / "job.yaml")
     with ray_session(settings.ray):
-        run_stages(settings, root, ["sft"])
+        run_stages(plan_run(settings, root, ["sft"]))

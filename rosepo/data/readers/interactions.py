@@ -84,6 +84,16 @@ def plan_reading(config: DataConfig, kind: str) -> Plan:
     return plan
 
 
+def data_files(config: DataConfig) -> dict[str, Source]:
+    """The files behind `data.interactions` and `data.items`, by name.
+
+    Raises:
+        UserError: as `plan_reading`.
+    """
+    plans = [plan_reading(config, kind) for kind in ("interactions", "items")]
+    return {source.name: source for plan in plans for source, _ in plan.files}
+
+
 def interaction_schema(plan: Plan) -> pa.Schema:
     """Columns of normalised interactions: ids int64 or text, rating float64 or null, timestamp float64 Unix seconds,
     row int64: where it stands in all files together, which are sorted by path (with gaps between files)."""
