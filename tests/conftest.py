@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import tempfile
@@ -14,6 +15,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -33,6 +35,34 @@ def ray_cluster() -> Iterator[None]:
 
     with ray_session(RayConfig(num_cpus=4)):
         yield
+
+
+@pytest.fixture
+def hashed(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+    """What is hashed in this process, a block at a time."""
+    blocks: list[bytes] = []
+    sha256 = hashlib.sha256
+
+    class Recorded:
+        def __init__(self, data: bytes = b"", **options: Any) -> None:
+            self._sha = sha256(**options)
+            self.update(data)
+
+        def update(self, data: bytes) -> None:
+            blocks.append(bytes(data))
+            self._sha.update(data)
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._sha, name)
+
+    def file_digest(file: Any, name: str) -> Any:
+        content = file.read()
+        blocks.append(content)
+        return sha256(content)
+
+    monkeypatch.setattr(hashlib, "sha256", Recorded)
+    monkeypatch.setattr(hashlib, "file_digest", file_digest)
+    return blocks
 
 
 def pytest_unconfigure() -> None:

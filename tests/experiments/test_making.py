@@ -10,9 +10,14 @@ import pytest
 from rosepo.experiments import making
 from rosepo.experiments.making import Making, make
 from rosepo.experiments.provenance import TEST_LOG, looked_at
-from rosepo.experiments.runs import Run
+from rosepo.experiments.results import write_results
+from rosepo.experiments.runs import Run, plan_of
+from rosepo.experiments.stage_reuse import link_finished
+from rosepo.experiments.suite import read_suites
+from rosepo.run.stages import STAGES
 from tests.experiments.suites import SUITE, changed
 from tests.experiments.test_runs import finish, runs_in
+from tests.manifests import OLD_VERSION, make_older
 
 
 @pytest.fixture
@@ -41,6 +46,24 @@ def test_a_stage_that_failed_is_not_tried_again_for_every_run_that_shares_it(
     assert make(third, command) == "it diverged"  # its groups are others
     assert len(calls) == 2
     assert make(second, Making([], False, 0)) == "it diverged"  # the next command tries
+
+
+def test_a_run_of_an_older_rosepo_is_told_and_made_again_where_that_is_asked_for(
+    tmp_path: Path, calls: list[list[str]]
+) -> None:
+    run = runs_in(tmp_path)["dpo", 0, "validation"]
+    finish(run)
+    for stage in STAGES.values():
+        if (run.folder / stage.folder).is_dir():
+            make_older(run.folder / stage.folder)
+    results = write_results(read_suites([tmp_path / "suite.yaml"]), [run], tmp_path / "out")
+    assert f"made by an older rosepo ({OLD_VERSION})" in results["failed"][run.label]
+    assert f"made by an older rosepo ({OLD_VERSION})" in str(make(run, Making([], False, 0)))
+    assert calls == []
+    sibling = runs_in(tmp_path)["cdpo", 0, "validation"]
+    assert link_finished(sibling, plan_of(sibling, sibling.config())) == []
+    make(run, Making([], True, 0))
+    assert len(calls) == 1
 
 
 def test_looks_at_the_test_split_are_counted_by_their_settings(tmp_path: Path) -> None:

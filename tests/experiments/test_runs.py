@@ -129,6 +129,12 @@ def test_the_forecast_counts_every_stage_once_and_goes_by_what_was_made_before(t
     assert not (tmp_path / "out" / "ring" / "seed-1").exists()
 
 
+def test_a_log_that_many_runs_read_is_hashed_once(tmp_path: Path, hashed: list[bytes]) -> None:
+    every = list(runs_in(tmp_path).values())
+    assert len(forecast(every, tmp_path / "out", [], False)) == 6
+    assert hashed.count((tmp_path / "log.csv").read_bytes()) == 1
+
+
 def test_the_forecast_tells_what_cannot_be_made(tmp_path: Path) -> None:
     variants = {"dpo": {"set": {"align.loss": "dpo"}}, "odd": {"set": {"align.loss": "dpoo"}}}
     runs = list(

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -27,34 +25,6 @@ from tests.pipeline.test_whole_run import configure, write_log
 def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Systems are ranked in this process."""
     rank_in_process(monkeypatch.setattr)
-
-
-@pytest.fixture
-def hashed(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
-    """What is hashed in this process, a block at a time."""
-    blocks: list[bytes] = []
-    sha256 = hashlib.sha256
-
-    class Recorded:
-        def __init__(self, data: bytes = b"", **options: Any) -> None:
-            self._sha = sha256(**options)
-            self.update(data)
-
-        def update(self, data: bytes) -> None:
-            blocks.append(bytes(data))
-            self._sha.update(data)
-
-        def __getattr__(self, name: str) -> Any:
-            return getattr(self._sha, name)
-
-    def file_digest(file: Any, name: str) -> Any:
-        content = file.read()
-        blocks.append(content)
-        return sha256(content)
-
-    monkeypatch.setattr(hashlib, "sha256", Recorded)
-    monkeypatch.setattr(hashlib, "file_digest", file_digest)
-    return blocks
 
 
 def test_data_files_are_hashed_once_a_command(tmp_path: Path, ray_cluster: None, hashed: list[bytes]) -> None:
