@@ -11,6 +11,7 @@ from rosepo.config import LOSSES, Config, dump_config
 from rosepo.config.root import shape_of
 from rosepo.run.manifest import git_revision, read_manifest, versions
 from rosepo.run.paths import RunPaths, of_round
+from rosepo.run.stages import find_stage, names_of_rounds
 from rosepo.utils.redaction import command_line, redact
 
 Manifests = Mapping[str, Mapping[str, Any]]
@@ -19,10 +20,7 @@ Manifests = Mapping[str, Mapping[str, Any]]
 
 def manifests_of(paths: RunPaths) -> dict[str, dict[str, Any]]:
     """Manifests by stage, in the order of work, of those that are there."""
-    folders = {"prepare": paths.examples, "sft": paths.sft, "oracle": paths.oracle}
-    for one in paths.rounds:
-        folders |= {of_round("pairs", one.round): one.groups, of_round("align", one.round): one.aligned}
-    folders |= {"sweep": paths.sweep, "evaluate": paths.evaluation}
+    folders = {name: paths.root / find_stage(name).folder for name in names_of_rounds(paths.round)}
     return {name: manifest for name, folder in folders.items() if (manifest := read_manifest(folder)) is not None}
 
 

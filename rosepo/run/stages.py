@@ -142,16 +142,22 @@ STAGES: dict[str, Stage] = {
 """The stages of a run of one round."""
 
 
+def names_of_rounds(rounds: int) -> list[str]:
+    """The stages of a run of so many rounds, in order: those of `STAGES`, later rounds behind the first alignment."""
+    later = [of_round(kind, number) for number in range(2, rounds + 1) for kind in ("pairs", "align")]
+    first = [*STAGES]
+    place = first.index("align") + 1
+    return [*first[:place], *later, *first[place:]]
+
+
 def stages_of(config: Config) -> dict[str, Stage]:
-    """The stages of a configuration in order: those of `STAGES`, later rounds behind the alignment of the first."""
+    """The stages of a configuration, by name and in order."""
     rounds = config.pairs.rounds
-    later = [of_round(name, number) for number in range(2, rounds + 1) for name in ("pairs", "align")]
-    found: dict[str, Stage] = {}
-    for stage in STAGES.values():
-        found[stage.name] = stage if stage.name != "pairs" else replace(stage, needs=_read_by(config.pairs))
-        if stage.name == "align":
-            found |= {name: find_stage(name) for name in later}
-    found["evaluate"] = replace(STAGES["evaluate"], uses=(*STAGES["evaluate"].uses, *later), round=rounds)
+    found = {name: find_stage(name) for name in names_of_rounds(rounds)}
+    later = [name for name in found if name not in STAGES]
+    evaluate = found["evaluate"]
+    found["pairs"] = replace(found["pairs"], needs=_read_by(config.pairs))
+    found["evaluate"] = replace(evaluate, uses=(*evaluate.uses, *later), round=rounds)
     return found
 
 
