@@ -8,7 +8,8 @@ from typing import Any
 
 from rosepo.config import Config
 from rosepo.pipeline.planning import plan_run
-from rosepo.run.manifest import FORMAT, MANIFEST
+from rosepo.run.manifest import FORMAT, MANIFEST, find_manifest
+from rosepo.run.stages import find_stage
 from rosepo.utils.files import write_json
 
 OLD_VERSION = "0.0.9"
@@ -24,6 +25,8 @@ def write_manifest(folder: Path, **content: Any) -> None:
 def finish(root: Path, config: Config, *names: str) -> None:
     """The named stages as if they had been run one by one under a configuration."""
     for name in names:
+        if find_manifest(root / find_stage(name).folder) is None:
+            write_manifest(root / find_stage(name).folder)  # that folder's files are a stage's
         step = plan_run(config, root, [name], overwrite=True)[name]
         made = {"fingerprint": step.fingerprint, "settings": step.settings, "inputs": step.inputs, "files": step.files}
         write_manifest(root / step.stage.folder, stage=name, **made)
