@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_origin
+from typing import Any, TypeVar, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -15,21 +15,28 @@ from rosepo.config.pairs import PairsConfig
 from rosepo.config.root import Config
 from rosepo.utils.errors import UserError
 
+SectionT = TypeVar("SectionT", bound=Section)
 
-def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
-    """The configuration of a YAML file (defaults where None) with ``section.key=value`` overrides, values read as YAML.
+
+def load_config(
+    path: str | Path | None = None, overrides: Sequence[str] = (), settings: Mapping[str, Any] | None = None
+) -> Config:
+    """The configuration of a YAML file (defaults where None), with `settings` (dotted key to value) and above them
+    ``section.key=value`` overrides, whose values are read as YAML.
 
     Raises:
         UserError: a file that cannot be read, an unknown key (naming the nearest known one), a value of the wrong type
             or outside its range, or rules that join keys.
     """
-    tree = _read_yaml(Path(path)) if path is not None else {}
+    tree = read_yaml(Path(path), "config file") if path is not None else {}
+    for key, value in (settings or {}).items():
+        _assign(tree, key.split("."), value, key)
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals or not key.strip():
             raise UserError(f"--set {override!r} is not section.key=value")
         try:
-            _assign(tree, key.strip().split("."), yaml.safe_load(text), override)
+            _assign(tree, key.strip().split("."), yaml.safe_load(text), f"--set {override!r}")
         except yaml.YAMLError as error:
             raise UserError(f"--set {override!r}: the value is not YAML ({error})") from error
     return parse_config(tree, source=str(path) if path is not None else "--set")
@@ -37,10 +44,15 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
 
 def parse_config(tree: Mapping[str, Any], source: str = "config") -> Config:
     """Validate a nested mapping. Raises UserError with every fault on its own line."""
+    return parse(Config, tree, source)
+
+
+def parse(kind: type[SectionT], tree: Mapping[str, Any], source: str) -> SectionT:
+    """The same of any section."""
     try:
-        return Config.model_validate(dict(tree))
+        return kind.model_validate(dict(tree))
     except ValidationError as error:
-        raise UserError("\n".join(f"{source}: {line}" for line in explain(error, Config))) from error
+        raise UserError("\n".join(f"{source}: {line}" for line in _explain(error, kind))) from error
 
 
 def located(config: Config) -> Config:
@@ -62,21 +74,43 @@ def dump_config(config: Config) -> str:
     return yaml.safe_dump(config.model_dump(mode="json", exclude_unset=True), sort_keys=False, allow_unicode=True)
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path, kind: str) -> dict[str, Any]:
+    """The mapping in a YAML file; empty where it holds nothing.
+
+    Args:
+        kind: what to call the file in messages.
+
+    Raises:
+        UserError: it cannot be read, holds no mapping, or a key stands twice in it.
+    """
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_OnceLoader)
     except FileNotFoundError:
-        raise UserError(f"config file {path} does not exist") from None
+        raise UserError(f"{kind} {path} does not exist") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"config file {path} cannot be read: {error}") from error
+        raise UserError(f"{kind} {path} cannot be read: {error}") from error
     if tree is None:
         return {}
     if not isinstance(tree, dict):
-        raise UserError(f"config file {path} must hold a mapping of sections, not a {type(tree).__name__}")
+        raise UserError(f"{kind} {path} must hold a mapping, not a {type(tree).__name__}")
     return tree
 
 
-def _assign(tree: dict[str, Any], keys: list[str], value: Any, override: str) -> None:
+class _OnceLoader(yaml.SafeLoader):
+    """YAML in which a key that stands twice is an error: its first value would be lost in silence."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen: set[Any] = set()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key.value in seen and key.value != "<<":
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"'{key.value}' stands twice: rename one of them or take it out", key.start_mark
+                )
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def _assign(tree: dict[str, Any], keys: list[str], value: Any, told: str) -> None:
     node = tree
     # Keys of sweep.parameters hold a dot themselves: everything behind it is one key.
     if keys[:2] == ["sweep", "parameters"] and len(keys) > 2:
@@ -95,12 +129,12 @@ def _assign(tree: dict[str, Any], keys: list[str], value: Any, override: str) ->
         if child is None:
             child = node[key] = {}
         if not isinstance(child, dict):
-            raise UserError(f"--set {override!r}: {key} holds a value, not keys")
+            raise UserError(f"{told}: {key} holds a value, not keys")
         node = child
     node[keys[-1]] = value
 
 
-def explain(error: ValidationError, root: type[Section]) -> list[str]:
+def _explain(error: ValidationError, root: type[Section]) -> list[str]:
     """A sentence a fault, of what was read as a `root`."""
     lines = []
     for fault in error.errors():

@@ -6,17 +6,17 @@ A variant is a set of overrides, nothing else: what differs between two rows of 
 from __future__ import annotations
 
 import re
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import Field, ValidationError
+from pydantic import AfterValidator, Field
+from pydantic_core import PydanticCustomError
 
 from rosepo.config import Config, Section, load_config
 from rosepo.config.base import nearest
-from rosepo.config.reading import explain
+from rosepo.config.reading import parse, read_yaml
 from rosepo.utils.errors import UserError
 
 BASELINES = ("popular", "markov", "oracle", "sft")
@@ -29,14 +29,34 @@ Split = Literal["validation", "test"]
 Metric = Literal["hr@1", "hr@10", "ndcg@10", "log_popularity", "head_share", "hallucination"]
 
 
+def _name(name: str) -> str:
+    if name in (*BASELINES, "truth"):
+        raise ValueError(f"'{name}' is the name of a baseline: take another")
+    if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", name):
+        raise ValueError(f"'{name}' names a folder: write small letters, digits and single dashes")
+    return name
+
+
+def _settings(settings: dict[str, Any]) -> dict[str, Any]:
+    for key in GIVEN:
+        if key in settings:
+            raise PydanticCustomError("given", f"{key} is given to every run by the command: leave it out")
+    return settings
+
+
+Name = Annotated[str, AfterValidator(_name)]
+Settings = Annotated[dict[str, Any], AfterValidator(_settings), Field(default_factory=dict)]
+"""Dotted key to value; null goes back to the default."""
+
+
 class DataSet(Section):
     """A data set that the variants are run on."""
 
     base: str
     """The configuration that variants override: a YAML file, relative to the suite's."""
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (0,)
-    set: dict[str, Any] = Field(default_factory=dict)
-    """Dotted key to value, on this data set in every variant."""
+    set: Settings
+    """On this data set in every variant."""
 
 
 class Variant(Section):
@@ -46,8 +66,7 @@ class Variant(Section):
     """What it is, in a few words."""
     like: str | None = None
     """Another variant, whose overrides it starts from."""
-    set: dict[str, Any] = Field(default_factory=dict)
-    """Dotted key to value; null goes back to the default."""
+    set: Settings
 
 
 class Contrast(Section):
@@ -65,10 +84,10 @@ class Suite(Section):
     about: str = ""
     include: tuple[str, ...] = ()
     """Other suites' files, whose variants belong to this one too."""
-    data: dict[str, DataSet] = Field(default_factory=dict)
-    set: dict[str, Any] = Field(default_factory=dict)
-    """Dotted key to value, in every variant of this file."""
-    variants: dict[str, Variant] = Field(default_factory=dict)
+    data: dict[Name, DataSet] = Field(default_factory=dict)
+    set: Settings
+    """In every variant of this file."""
+    variants: dict[Name, Variant] = Field(default_factory=dict)
     comparators: tuple[str, ...] = ("sft",)
     """Systems that every variant is compared with."""
     contrasts: tuple[Contrast, ...] = ()
@@ -78,13 +97,12 @@ class Suite(Section):
 
 @dataclass(frozen=True)
 class Experiment:
-    """A variant on a data set: `overrides` on the file `base`, in order, for every one of `seeds`."""
+    """A variant on a data set: `settings` on the file `base`, for every one of `seeds`."""
 
     data: str
     variant: str
-    about: str
     base: Path
-    overrides: tuple[tuple[str, Any], ...]
+    settings: Mapping[str, Any]
     seeds: tuple[int, ...]
     tested: bool
     source: str
@@ -98,9 +116,8 @@ class Experiment:
         Raises:
             UserError: settings that are unknown or do not go together, naming the suite and the variant.
         """
-        own = [f"{key}={_text(value)}" for key, value in self.overrides]
         try:
-            return load_config(self.base, [*own, *more, f"seed={seed}", f"evaluate.split={split}"])
+            return load_config(self.base, [*more, f"seed={seed}", f"evaluate.split={split}"], self.settings)
         except UserError as error:
             raise UserError(f"{self.source}, variant {self.variant}: {error}") from error
 
@@ -113,7 +130,7 @@ class Experiments:
     experiments: list[Experiment] = field(default_factory=list)
     comparators: list[str] = field(default_factory=list)
     contrasts: list[Contrast] = field(default_factory=list)
-    suites: list[Path] = field(default_factory=list)
+    suites: dict[Path, Suite] = field(default_factory=dict)
 
 
 def read_suites(paths: Sequence[Path]) -> Experiments:
@@ -126,86 +143,52 @@ def read_suites(paths: Sequence[Path]) -> Experiments:
     found = Experiments()
     for path in paths:
         _add(found, path, ())
-    for suite in found.suites:
-        _check_names(found, _read(suite), suite)
+    for path, suite in found.suites.items():
+        _check_names(found, suite, path)
     return found
 
 
 def _add(found: Experiments, path: Path, above: tuple[Path, ...]) -> None:
+    """Add a suite's file, behind those that it includes."""
     resolved = path.resolve()
     if resolved in above:
         raise UserError(f"{path}: include leads back to the file itself")
-    if resolved in [suite.resolve() for suite in found.suites]:
+    if resolved in [other.resolve() for other in found.suites]:
         return
-    suite = _read(path)
-    for other in suite.include:
-        _add(found, path.parent / other, (*above, resolved))
-    found.suites.append(path)
+    suite = parse(Suite, read_yaml(path, "suite"), str(path))
+    for included in suite.include:
+        _add(found, path.parent / included, (*above, resolved))
+    found.suites[path] = suite
     for name, variant in suite.variants.items():
         if name in found.variants:
             raise UserError(f"{path}: variant '{name}' is another suite's too: give one of them another name")
         # What is like a variant of this file has the file's own overrides from there.
         own = {} if variant.like in suite.variants else suite.set
-        found.variants[name] = variant.model_copy(update={"set": {**own, **variant.set}})
-    for data in suite.data:
-        _check_name(path, "data", data)
+        found.variants[name] = variant.model_copy(update={"set": own | variant.set})
+    for data, dataset in suite.data.items():
+        base = path.parent / dataset.base
+        for other in found.experiments:
+            if other.data == data and other.base.resolve() != base.resolve():
+                raise UserError(f"{path}: data.{data}.base is {base}, and in {other.source} it is {other.base}")
     for name in suite.variants:
-        _check_name(path, "variant", name)
-        overrides = _settled(found.variants, name, path)
-        for data, dataset in suite.data.items():
-            _add_experiment(found, path, suite, name, overrides, data, dataset)
+        settings, tested = _settled(found.variants, name, path), suite.test is None or name in suite.test
+        found.experiments += [
+            Experiment(data, name, path.parent / dataset.base, dataset.set | settings, dataset.seeds, tested, str(path))
+            for data, dataset in suite.data.items()
+        ]
     found.comparators += [name for name in suite.comparators if name not in found.comparators]
     found.contrasts += suite.contrasts
 
 
-def _add_experiment(
-    found: Experiments,
-    path: Path,
-    suite: Suite,
-    name: str,
-    overrides: Mapping[str, Any],
-    data: str,
-    dataset: DataSet,
-) -> None:
-    base = path.parent / dataset.base
-    other = next((one for one in found.experiments if one.data == data and one.base.resolve() != base.resolve()), None)
-    if other is not None:
-        raise UserError(f"{path}: data.{data}.base is {base}, and in {other.source} it is {other.base}")
-    joined = {**dataset.set, **overrides}
-    for key in joined:
-        if key in GIVEN:
-            raise UserError(f"{path}: variant {name} sets {key}, which the command gives every run: leave it out")
-    about, tested = suite.variants[name].about, suite.test is None or name in suite.test
-    experiment = Experiment(data, name, about, base, tuple(joined.items()), dataset.seeds, tested, str(path))
-    found.experiments.append(experiment)
-
-
-def _settled(variants: Mapping[str, Variant], name: str, path: Path) -> dict[str, Any]:
-    """A variant's overrides, those that it starts from first; a later one of a key takes the place of an earlier."""
-    chain: list[str] = []
-    while True:
-        if name in chain:
-            raise UserError(f"{path}: variant {name} is like itself ({' → '.join([*chain, name])})")
-        if name not in variants:
-            raise UserError(f"{path}: variant {chain[-1]} is like '{name}', which is none{nearest(name, [*variants])}")
-        chain.append(name)
-        like = variants[name].like
-        if like is None:
-            break
-        name = like
-    settled: dict[str, Any] = {}
-    for name in reversed(chain):
-        for key, value in variants[name].set.items():
-            settled.pop(key, None)
-            settled[key] = value
-    return settled
-
-
-def _check_name(path: Path, kind: str, name: str) -> None:
-    if name in (*BASELINES, "truth"):
-        raise UserError(f"{path}: {kind} '{name}' has the name of a baseline: give it another")
-    if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", name):
-        raise UserError(f"{path}: {kind} '{name}' names a folder: write small letters, digits and single dashes")
+def _settled(variants: Mapping[str, Variant], name: str, path: Path, chain: tuple[str, ...] = ()) -> dict[str, Any]:
+    """A variant's overrides behind those that it starts from; a later one of a key takes the place of an earlier."""
+    if name in chain:
+        raise UserError(f"{path}: variant {name} is like itself ({' → '.join([*chain, name])})")
+    if name not in variants:
+        raise UserError(f"{path}: variant {chain[-1]} is like '{name}', which is none{nearest(name, [*variants])}")
+    own, like = variants[name].set, variants[name].like
+    below = {} if like is None else _settled(variants, like, path, (*chain, name))
+    return {key: value for key, value in below.items() if key not in own} | own
 
 
 def _check_names(found: Experiments, suite: Suite, path: Path) -> None:
@@ -214,45 +197,11 @@ def _check_names(found: Experiments, suite: Suite, path: Path) -> None:
     used += [("comparators", name) for name in suite.comparators]
     for where, name in used:
         variant, _, model = name.partition(":")
-        if variant not in (found.variants if model else (*found.variants, *BASELINES)):
-            known = [*found.variants, *BASELINES]
+        known = [*found.variants, *(() if model else BASELINES)]
+        if variant not in known:
             raise UserError(f"{path}: {where} names '{name}', which is no variant{nearest(variant, known)}")
         if model not in ("", "sft", "oracle"):
             raise UserError(f"{path}: {where} names '{name}': behind the colon stands sft or oracle")
     for name in suite.test or ():
         if name not in suite.variants:
             raise UserError(f"{path}: test names '{name}', which is no variant{nearest(name, [*suite.variants])}")
-
-
-def _read(path: Path) -> Suite:
-    try:
-        tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_OnceLoader)
-    except FileNotFoundError:
-        raise UserError(f"suite {path} does not exist") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"suite {path} cannot be read: {error}") from error
-    if not isinstance(tree, dict):
-        raise UserError(f"suite {path} must hold a mapping with data and variants")
-    try:
-        return Suite.model_validate(tree)
-    except ValidationError as error:
-        raise UserError("\n".join(f"{path}: {line}" for line in explain(error, Suite))) from error
-
-
-class _OnceLoader(yaml.SafeLoader):
-    """YAML in which a key that stands twice is an error: the first variant of a name would be lost in silence."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        seen: set[Any] = set()
-        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
-            if key.value in seen and key.value != "<<":
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"'{key.value}' stands twice: give one of them another name", key.start_mark
-                )
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
-def _text(value: Any) -> str:
-    """A value as the YAML that an override is read as."""
-    return yaml.safe_dump(value, default_flow_style=True, width=10**9, allow_unicode=True).removesuffix("...\n").strip()

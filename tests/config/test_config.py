@@ -368,3 +368,10 @@ def test_a_choice_of_reference_is_refused_where_the_loss_has_none() -> None:
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_the_configurations_that_are_kept_here_resolve(path: Path) -> None:
     assert load_config(path, []).learns_whole == (path.stem == "whole")
+
+
+def test_a_key_that_stands_twice_in_a_file_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("align: {beta: 0.5}\nsft: {epochs: 1}\nalign: {epochs: 2}\n")
+    with pytest.raises(UserError, match=r"config\.yaml cannot be read: .*'align' stands twice"):
+        load_config(path)

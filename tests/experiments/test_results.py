@@ -304,7 +304,7 @@ def test_a_finished_run_whose_settings_are_none_any_more_does_not_keep_the_other
 ) -> None:
     asked, runs, _, _ = finished
     odd = [
-        replace(run, experiment=replace(run.experiment, overrides=(("align.bta", 1),)))
+        replace(run, experiment=replace(run.experiment, settings={"align.bta": 1}))
         if run.experiment.variant == "dpo"
         else run
         for run in runs
