@@ -114,7 +114,7 @@ class Progress:
     def restart(self, done: int) -> None:
         """Measure the speed from here on, with `done` units behind."""
         self.done = self._before = done
-        self._start = time.monotonic()
+        self._start = self._counted = time.monotonic()
 
     def phase(self, label: str, total: int | None, unit: str) -> None:
         """Go over to other work, counted from nothing."""
@@ -132,7 +132,7 @@ class Progress:
         """Count `n` more units done; `figures` are shown beside the count."""
         self.done += n
         if n:
-            self._doing = ""
+            self._doing, self._counted = "", time.monotonic()
         self._figures = {**self._figures, **figures}
         self._print()
 
@@ -168,9 +168,10 @@ class Progress:
             echo(f"  {self.label} {self._words()}")
 
     def _words(self, last: bool = False) -> str:
-        elapsed = max(time.monotonic() - self._start, 1e-9)
-        # A first moment tells nothing about speed.
-        made = self.done - self._before if last or elapsed > 0.5 else 0
+        elapsed, counted = time.monotonic() - self._start, self._counted - self._start
+        # A first moment tells nothing about speed. Between two counts time goes by, and the speed stays what it was.
+        made = self.done - self._before if last or counted > 0.5 else 0
+        speed = made / max(counted, 1e-9)
         parts = []
         if self.done or not self._doing:
             parts.append(f"{self.done:,}/{self.total:,}" if self.total is not None else f"{self.done:,} {self.unit}")
@@ -179,9 +180,9 @@ class Progress:
         else:
             parts += [self._doing] if self._doing else []
             if made and self.total is not None:
-                parts.append(f"{duration(max(0, self.total - self.done) * elapsed / made)} left")
+                parts.append(f"{duration(max(0.0, (self.total - self.done) / speed - elapsed + counted))} left")
         if made:
-            parts.append(_speed(made / elapsed, self.unit))
+            parts.append(_speed(speed, self.unit))
         if not last:
             parts.append(f"{duration(elapsed)} elapsed")
         parts += [f"{name} {value:.4g}" for name, value in self._figures.items()]

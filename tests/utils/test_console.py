@@ -113,6 +113,18 @@ def test_what_an_earlier_run_did_counts_but_not_for_the_speed(capsys: pytest.Cap
     assert re.search(r"  sft 1,000/1,000 · 0:5\d in all · 5\d.\d s/step\n", capsys.readouterr().err)
 
 
+def test_time_that_is_left_goes_down_while_nothing_is_counted(capsys: pytest.CaptureFixture[str]) -> None:
+    with Progress("sft", 4) as progress:
+        progress._start -= 100.0
+        progress.update()
+        for moment in ("_start", "_counted"):
+            setattr(progress, moment, getattr(progress, moment) - 60.0)
+        progress.doing("validating")
+    first, later, _ = capsys.readouterr().err.splitlines()
+    assert re.fullmatch(r"  sft 1/4 · (5:00|4:59) left · 100.\d s/step · 1:4\d elapsed", first)
+    assert re.fullmatch(r"  sft 1/4 · validating · (4:00|3:5\d) left · 100.\d s/step · 2:4\d elapsed", later)
+
+
 def test_a_total_that_nobody_knows_is_not_made_up(capsys: pytest.CaptureFixture[str]) -> None:
     with Progress("reading", None, "rows") as progress:
         progress._start -= 10.0
