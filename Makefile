@@ -1,11 +1,12 @@
-# `make demo` and `make test` need Python 3.11, make and git, nothing else.
+# `make demo` and `make test` need Python 3.11 or newer, make and git, nothing else.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
+CONSTRAINTS ?= constraints.txt
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 SUITES ?= essential
 
-.PHONY: demo experiments test test-slow test-gpu test-qlora lint format constraints clean
+.PHONY: demo experiments test pytest test-slow test-gpu test-qlora test-python test-lowest lint format constraints clean
 
 ## The whole pipeline on the embedded data: about five minutes on two cores, after the install.
 demo: $(READY)
@@ -16,7 +17,9 @@ experiments: $(READY)
 	$(BIN)/python jobs/experiments.py $(addprefix jobs/configs/experiments/,$(SUITES:=.yaml)) --out runs/experiments --test
 
 ## What CI runs.
-test: $(READY) lint
+test: lint pytest
+
+pytest: $(READY)
 	$(BIN)/pytest
 
 ## Tests that CI leaves out because they take minutes.
@@ -32,21 +35,33 @@ test-qlora: $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,qlora]'
 	$(BIN)/pytest tests/lm/model/test_quantized.py
 
+## The tests with another Python, in an environment of their own: make test-python PYTHON=python3.13
+test-python:
+	$(MAKE) pytest VENV=.venv-$(notdir $(PYTHON))
+
+## The tests with the lowest versions that pyproject.toml allows, in an environment of their own.
+test-lowest:
+	$(MAKE) pytest VENV=.venv-lowest CONSTRAINTS=.venv-lowest.txt
+
+.venv-lowest.txt: pyproject.toml .ci/lowest.py
+	$(PYTHON) .ci/lowest.py > $@
+
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 ## The environment, with the versions of constraints.txt.
-$(READY): pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || \
-	  { echo "rosepo needs Python 3.11; $(PYTHON) is $$($(PYTHON) --version). Try: make PYTHON=/path/to/python3.11"; exit 1; }
+$(READY): pyproject.toml $(CONSTRAINTS)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "rosepo needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version). Try: make PYTHON=/path/to/python3"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e '.[dev]'
 	@touch $(READY)
 
 ## Pin what is installed now, with what is left out of `dev`.
@@ -56,4 +71,4 @@ constraints: $(READY)
 	  $(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu$$//' | sort -f; } > constraints.txt
 
 clean:
-	rm -rf $(VENV) runs build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-* runs build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -93,8 +93,8 @@ def test_a_pipe_gets_plain_lines_as_they_are_and_no_control_characters(environme
 
 
 def test_long_lines_are_not_broken(capsys: pytest.CaptureFixture[str]) -> None:
-    echo("error: " + "word " * 100)
-    assert capsys.readouterr().err == "error: " + "word " * 100 + "\n"
+    echo("error: " + "word " * 100 + "end")
+    assert capsys.readouterr().err == "error: " + "word " * 100 + "end\n"
 
 
 def test_many_updates_make_few_lines(capsys: pytest.CaptureFixture[str]) -> None:
