@@ -1,4 +1,4 @@
-"""Print the lowest versions that pyproject.toml allows, one `name==version` a line: constraints for `make test-lowest`."""
+"""Print the lowest versions that pyproject.toml allows as constraints: what `make test-lowest` installs."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -19,16 +20,18 @@ from rosepo.training.checkpoint.saver import agreed_start
 from rosepo.training.engine import prepare_process
 from rosepo.training.feed.feed import feed_config, plan_dataset, streamed
 from rosepo.training.loop import tell_plain_rows, train_rank
-from rosepo.training.metric_log import METRICS_FILE
 from rosepo.training.progress import TrainingProgress
 from rosepo.training.task import Task
 from rosepo.utils.console import Progress, echo
 from rosepo.utils.errors import StageError, UserError
+from rosepo.utils.files import write_json
 from rosepo.utils.quiet import quiet_worker
 
 if TYPE_CHECKING:
     from ray.train.torch import TorchTrainer
 
+FIGURES_FILE = "_figures.json"
+"""What rank 0 hands over, until it was read. Ray 2.55 does not pass on what a worker returns."""
 _LESS_MEMORY = "lower {name}.micro_batch_size or model.max_length, or set {name}.activation_checkpointing=true"
 
 
@@ -68,14 +71,15 @@ def fit(
     try:
         progress = Progress(name, steps, before=before, beside=beside)
         with TrainingProgress(progress, out, task.train.workers, shown) as told:
-            result = _fit_with_retries(task, out, storage, gpu, told)
+            _fit_with_retries(task, out, storage, gpu, told)
     except ray.train.TrainingFailedError as error:
         raise _told(task, out, error) from error
     finally:
         shutil.rmtree(storage, ignore_errors=True)
-    if not (out / METRICS_FILE).exists():
+    if not (out / FIGURES_FILE).exists():
         raise StageError(f"{task.name}: the workers wrote {out} on another machine: use an --out that all nodes share")
-    figures: dict[str, Any] = result.return_value
+    figures: dict[str, Any] = json.loads((out / FIGURES_FILE).read_text(encoding="utf-8"))
+    (out / FIGURES_FILE).unlink()
     tell_plain_rows(name, figures)
     if last is not None:
         last()
@@ -83,7 +87,7 @@ def fit(
     return figures
 
 
-def _fit_with_retries(task: Task, out: Path, storage: Path, gpu: bool, told: TrainingProgress) -> Any:
+def _fit_with_retries(task: Task, out: Path, storage: Path, gpu: bool, told: TrainingProgress) -> None:
     """Train, again where workers were lost, at most `retries` times.
 
     Ray Train's own `max_failures` would also start a training again that raised an error, which comes again.
@@ -95,7 +99,8 @@ def _fit_with_retries(task: Task, out: Path, storage: Path, gpu: bool, told: Tra
         shutil.rmtree(storage, ignore_errors=True)
         told.starting()
         try:
-            return run_trainer(_trainer(task, out, storage, gpu))
+            run_trainer(_trainer(task, out, storage, gpu))
+            return
         except ray.train.TrainingFailedError as error:
             if lost == task.train.retries or not lost_worker(error):
                 raise
@@ -143,8 +148,8 @@ def shown(figures: dict[str, Any]) -> dict[str, float]:
     return {label: figures[name] for name, label in names.items() if name in figures}
 
 
-def _worker(config: dict[str, Any]) -> Any:
-    """What each worker runs; Ray Train returns what rank 0 does."""
+def _worker(config: dict[str, Any]) -> None:
+    """What each worker runs; rank 0 leaves its figures in a file."""
     import ray
     import ray.train
     from ray.train.torch import get_device
@@ -161,7 +166,9 @@ def _worker(config: dict[str, Any]) -> Any:
     # Ray sets one thread a CPU it accounts for; what is really there is shared by the workers of this node.
     torch.set_num_threads(max(1, cores // context.get_local_world_size()))
     prepare_process("nccl" if config["gpu"] else "gloo")
-    return train_rank(task, stream, out, start=start, resumable=True)
+    figures = train_rank(task, stream, out, start=start, resumable=True)
+    if context.get_world_rank() == 0:
+        write_json(out / FIGURES_FILE, figures)
 
 
 def root_cause(name: str, workers: int, error: BaseException) -> str:
@@ -226,14 +233,14 @@ def _innermost(error: BaseException) -> BaseException:
     return error
 
 
-def run_trainer(trainer: TorchTrainer) -> Any:
-    """The result of `trainer.fit()`, out of which Ctrl-C comes as KeyboardInterrupt.
+def run_trainer(trainer: TorchTrainer) -> None:
+    """`trainer.fit()`, out of which Ctrl-C comes as KeyboardInterrupt.
 
     While it trains, Ray Train has a handler of its own for Ctrl-C: it ends the workers, and then this process by a
     SystemExit, whose code says nothing.
     """
     with handlers_kept(signal.SIGINT):
         try:
-            return trainer.fit()
+            trainer.fit()
         except SystemExit as stopped:
             raise KeyboardInterrupt from stopped
