@@ -72,7 +72,7 @@ def ceiling(
     decoders = {name: Decoder(model.model, model.builder, beams) for name, model in models.items()}
     found: dict[str, list[np.ndarray]] = {}
     nearness: dict[str, Nearness] = {}
-    for batch in read_batches(of_run.evaluation / EXAMPLES_FILE, catalogue):
+    for batch in read_batches(of_run.evaluation / EXAMPLES_FILE):
         if batch.candidates is not None:
             raise UserError(f"{run} ranks lists of candidates, not the whole catalogue")
         scores = {name: policy_scores(models[name], decoders[name], batch, len(catalogue)) for name in models}

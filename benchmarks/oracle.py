@@ -42,6 +42,7 @@ import torch
 from benchmarks.common import Row
 from rosepo.config import Config
 from rosepo.data.catalogue import Catalogue
+from rosepo.data.item_columns import item_lists, items_of
 from rosepo.data.seen import read_split
 from rosepo.evaluation.baselines import top_k
 from rosepo.metrics.bootstrap import Estimate, UserBootstrap
@@ -100,7 +101,7 @@ class Prepared:
         config = resolve_config(run, None, [])
         catalogue = Catalogue.load(run / "examples" / "_items.parquet")
         examples = {name: pa.concat_tables(read_split(run / "examples", name)) for name in SPLITS}
-        train = Sequences.from_table(_training_table(run / "examples" / "_trajectories", catalogue, config))
+        train = Sequences.from_table(_training_table(run / "examples" / "_trajectories", config))
         return cls(run, config, catalogue, examples, train, config.prepare.max_history)
 
     def new_run(self) -> _Run:
@@ -112,7 +113,7 @@ class Prepared:
         return _Run(oracle, model, NextItemLoss(model), 0, 1, torch.device("cpu"), self.config.seed)
 
     def write_atomic(self, folder: Path) -> None:
-        """RecBole's three files: a line an example, its history and its target."""
+        """RecBole's three files: a line an example, its history and its target, whose tokens are item indexes."""
         folder.mkdir(parents=True)
         for name, suffix in SPLITS.items():
             table = self.examples[name]
@@ -197,7 +198,7 @@ class Rival:
     def scores(self, data: Prepared, split: str) -> np.ndarray:
         """Float32 [examples, items] of a split, items in the order of the catalogue."""
         to = self.folder / f"{split}.npy"
-        self.ask("scores", split=SPLITS[split], items=data.catalogue.item_ids.tolist(), to=str(to))
+        self.ask("scores", split=SPLITS[split], items=list(range(len(data.catalogue))), to=str(to))
         return np.load(to)
 
     def _answer(self) -> dict[str, Any]:
@@ -255,7 +256,7 @@ def accuracy_row(data: Prepared, rivals: dict[str, Rival]) -> Row:
     rosepo("oracle", "--out", str(data.folder), *(f"--set=oracle.{key}={value}" for key, value in oracle.items()))
     figures = json.loads((data.folder / "oracle" / "_manifest.json").read_text(encoding="utf-8"))["figures"]
     ours = Oracle.load(data.folder / "oracle", data.catalogue.item_ids)
-    past = data.catalogue.index_lists(data.examples["test"]["history"])
+    past = item_lists(data.examples["test"], "history")
     theirs = rivals["defaults"]
     fit = theirs.ask("fit", seconds=FIT_SECONDS)
     series = {
@@ -277,8 +278,8 @@ def accuracy_row(data: Prepared, rivals: dict[str, Rival]) -> Row:
 def hits(data: Prepared, split: str, scores: np.ndarray) -> np.ndarray:
     """1.0 where the target is among the ten best items that were not seen, float64 [examples]."""
     table = data.examples[split]
-    found, _ = top_k(scores, data.catalogue.index_lists(table["seen"]), 10)
-    return hit_ratio(target_ranks(found, data.catalogue.index(table["target"].to_numpy())), 10)
+    found, _ = top_k(scores, item_lists(table, "seen"), 10)
+    return hit_ratio(target_ranks(found, items_of(table, "target")), 10)
 
 
 def digest(table: pa.Table) -> str:

@@ -91,8 +91,8 @@ def log(quick: bool) -> Path:
         config=PrepareConfig(k_core=1),
         seed=0,
         users=pa.array(np.arange(_users(quick))),
-        items=pa.array(np.arange(ITEMS)),
-        new_item=np.arange(ITEMS),
+        new_item=np.arange(ITEMS, dtype=np.int32),
+        n_items=ITEMS,
         buckets=np.arange(0, _users(quick), BUCKET_USERS),
     )
     for start in recipe.buckets:

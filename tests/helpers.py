@@ -1,15 +1,19 @@
-"""Small real parts for tests: a catalogue, tokenizers trained on it, random models of every supported family."""
+"""Small real parts for tests: a catalogue, tokenizers trained on it, random models of every supported family, tables
+as a run has them."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from rosepo.config import ScratchConfig, TemplateConfig
 from rosepo.data.catalogue import Catalogue
+from rosepo.data.item_columns import INDEX
 from rosepo.data.prompts import PromptBuilder
 from rosepo.lm.model.scratch import train_tokenizer
 
@@ -43,6 +47,25 @@ def tiny_catalogue(n: int = 30) -> Catalogue:
         categories=[("Drama",) if index % 2 else ("Comedy", "Drama") for index in range(n)],
         train_count=np.array([1 + 40 // (1 + index) for index in range(n)], dtype=np.int64),
     )
+
+
+ITEM_COLUMNS = {
+    **dict.fromkeys(("target", "chosen_item"), INDEX),
+    **dict.fromkeys(("history", "candidates", "items", "rejected_items"), pa.list_(INDEX)),
+}
+
+
+def run_table(rows: Sequence[dict[str, Any]]) -> pa.Table:
+    """A table of a run from its rows: items are item indexes, int32."""
+    table = pa.Table.from_pylist(list(rows))
+    for name in set(table.column_names) & set(ITEM_COLUMNS):
+        table = table.set_column(table.column_names.index(name), name, table[name].cast(ITEM_COLUMNS[name]))
+    return table
+
+
+def with_candidates(table: pa.Table, lists: Sequence[Sequence[int]]) -> pa.Table:
+    """Examples with lists of candidates, item indexes."""
+    return table.append_column("candidates", pa.array(lists, pa.list_(INDEX)))
 
 
 def tiny_tokenizer(n: int = 30, vocab_size: int = 400) -> PreTrainedTokenizerFast:

@@ -10,6 +10,8 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
+from rosepo.data.item_columns import item_matrix, items_of
+
 _NEGATIVES, _SLOT = 0x6E656761, 0x736C6F74
 
 
@@ -92,8 +94,5 @@ def _mix(value: np.ndarray | np.uint64) -> np.ndarray:
 
 def target_slots(table: pa.Table) -> np.ndarray:
     """Where the target stands in each candidate list (columns target, candidates, one length in all): bool [n, C]."""
-    flat = table["candidates"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
-    if not len(table):
-        return np.zeros((0, 0), dtype=bool)
-    found: np.ndarray = flat.reshape(len(table), -1) == table["target"].to_numpy()[:, None]
+    found: np.ndarray = item_matrix(table, "candidates") == items_of(table, "target")[:, None]
     return found

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -36,35 +33,9 @@ class Catalogue:
     def __len__(self) -> int:
         return len(self.titles)
 
-    @cached_property
-    def _index(self) -> pd.Index:
-        return pd.Index(self.item_ids)
-
-    def index(self, ids: Sequence[int] | Sequence[str] | np.ndarray) -> np.ndarray:
-        """Item indexes [n] int64 of item ids [n].
-
-        Raises:
-            UserError: an id that the catalogue does not hold.
-        """
-        values = np.asarray(ids, dtype=self.item_ids.dtype if len(ids) == 0 else None)
-        found = self._index.get_indexer(pd.Index(values)).astype(np.int64)
-        if (found < 0).any():
-            unknown = values[int(np.argmax(found < 0))]
-            kind = "integers" if self.item_ids.dtype.kind == "i" else "text"
-            raise UserError(f"item id {unknown!r} is not one of the {len(self)} in the catalogue (ids are {kind})")
-        return found
-
-    def index_lists(self, lists: pa.ChunkedArray) -> list[np.ndarray]:
-        """Item indexes of every list of item ids in a column; see `index`."""
-        whole = lists.combine_chunks()
-        flat = self.index(whole.flatten().to_numpy(zero_copy_only=False))
-        # split() makes one part of nothing.
-        return np.split(flat, np.cumsum(whole.value_lengths().to_numpy())[:-1]) if len(whole) else []
-
-    def index_matrix(self, lists: pa.ChunkedArray) -> np.ndarray:
-        """Item indexes int64 [n, m] of a column of n lists of m item ids each; see `index`."""
-        flat = self.index(lists.combine_chunks().flatten().to_numpy(zero_copy_only=False))
-        return flat.reshape(len(lists), -1) if len(lists) else flat.reshape(0, 0)
+    def same_items(self, other: Catalogue) -> bool:
+        """Whether an item index means the same item and title in both."""
+        return np.array_equal(self.item_ids, other.item_ids) and self.titles == other.titles
 
     def save(self, path: Path) -> None:
         """Write one Parquet file (columns item_id, title, categories, train_count), in item order."""

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from rosepo.data.item_columns import INDEX
 from rosepo.utils.arrays import ranges
 from rosepo.utils.errors import UserError
 
@@ -23,7 +24,7 @@ COLUMNS = ("example_id", "user_id", "position", "history", "target")
 
 
 def with_seen(table: pa.Table, path: Path) -> pa.Table:
-    """The rows with a column `seen`: item ids before the target, oldest first, of which `history` is the end.
+    """The rows with a column `seen`: items before the target, oldest first, of which `history` is the end.
 
     Args:
         table: rows of the examples file `path`, columns user_id, position, history.
@@ -35,7 +36,7 @@ def with_seen(table: pa.Table, path: Path) -> pa.Table:
     """
     source = path.parent / SEQUENCES / path.name
     if not source.exists():
-        return table.append_column("seen", table["history"])
+        return table.append_column("seen", table["history"].cast(pa.large_list(INDEX)))
     sequences = pq.read_table(source, partitioning=None)
     items = sequences["items"].combine_chunks()
     row = pc.index_in(table["user_id"].combine_chunks(), sequences["user_id"].combine_chunks())
@@ -44,8 +45,9 @@ def with_seen(table: pa.Table, path: Path) -> pa.Table:
         raise UserError(f"{source} does not hold the users of {path}: run `rosepo prepare` again")
     starts = items.offsets.to_numpy()[row.to_numpy()].astype(np.int64)
     values = items.values.take(pa.array(ranges(starts, lengths)))
-    offsets = pa.array(np.append(0, np.cumsum(lengths)).astype(np.int64))
-    return table.append_column("seen", pa.LargeListArray.from_arrays(offsets, values).cast(pa.list_(values.type)))
+    offsets = pa.array(np.append(0, np.cumsum(lengths, dtype=np.int64)))
+    # Each of a long sequence's items is there as often as examples follow it: more than 2^31 in all may be.
+    return table.append_column("seen", pa.LargeListArray.from_arrays(offsets, values))
 
 
 def read_split(folder: Path, split: str, limit: int | None = None, extra: tuple[str, ...] = ()) -> Iterator[pa.Table]:

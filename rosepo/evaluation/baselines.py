@@ -14,6 +14,8 @@ import pyarrow.parquet as pq
 from scipy import sparse
 
 from rosepo.data.catalogue import Catalogue
+from rosepo.data.item_columns import flat_items
+from rosepo.utils.arrays import ranges
 
 
 class Popular:
@@ -61,7 +63,7 @@ def count_transitions(pairs: Iterable[tuple[np.ndarray, np.ndarray]], n_items: i
     return counts
 
 
-def training_transitions(folder: Path, catalogue: Catalogue) -> Iterable[tuple[np.ndarray, np.ndarray]]:
+def training_transitions(folder: Path) -> Iterable[tuple[np.ndarray, np.ndarray]]:
     """Transitions into every training target, batch by batch, from the `_trajectories` table in `folder`.
 
     Rows may share items (a sliding window does); each target is counted once, because only the last `n_targets` of a
@@ -69,19 +71,17 @@ def training_transitions(folder: Path, catalogue: Catalogue) -> Iterable[tuple[n
     """
     for path in sorted(folder.glob("*.parquet")):
         for batch in pq.ParquetFile(path).iter_batches(batch_size=65536, columns=["items", "n_targets"]):
-            lists = batch.column("items")
-            items = catalogue.index(_values(lists))
-            ends = np.cumsum(pa.compute.list_value_length(lists).to_numpy(zero_copy_only=False))
-            targets = batch.column("n_targets").to_numpy()
-            after = np.concatenate([np.arange(end - n, end) for end, n in zip(ends, targets)] or [np.empty(0, int)])
+            items, offsets = flat_items(pa.Table.from_batches([batch]), "items")
+            targets = batch.column("n_targets").to_numpy().astype(np.int64)
+            after = ranges(offsets[1:] - targets, targets)
             # With no history before it, a row's first item is nobody's successor.
-            after = np.setdiff1d(after, np.concatenate([[0], ends[:-1]]), assume_unique=True)
+            after = np.setdiff1d(after, offsets[:-1], assume_unique=True)
             yield items[after - 1], items[after]
 
 
 def markov(folder: Path, catalogue: Catalogue) -> Markov:
     """The Markov baseline of the prepared examples in `folder`."""
-    pairs = training_transitions(folder / "_trajectories", catalogue)
+    pairs = training_transitions(folder / "_trajectories")
     return Markov(count_transitions(pairs, len(catalogue)), catalogue.train_count)
 
 
@@ -109,8 +109,3 @@ def top_k(scores: np.ndarray, excluded: Sequence[np.ndarray], k: int) -> tuple[n
         items[row, : len(order)] = order
         best[row, : len(order)] = allowed[row, order]
     return items, best
-
-
-def _values(lists: pa.Array) -> np.ndarray:
-    flat = lists.flatten()
-    return flat.to_numpy(zero_copy_only=False)

@@ -126,12 +126,12 @@ class ExampleSeries:
         """Fill in all examples, part by part."""
         start = 0
         for part in plan_parts(examples):
-            found = {name: read_part(rankings / f"{name}.parquet" / part.name, self._catalogue) for name in self._names}
+            found = {name: read_part(rankings / f"{name}.parquet" / part.name) for name in self._names}
             for name, (ranks, _) in found.items():
                 self.ranks[name][start : start + part.rows] = ranks
             top = {name: items[:, : bias.LIST] for name, (_, items) in found.items()}
             low = 0
-            for batch in part_batches(examples, self._catalogue, part):
+            for batch in part_batches(examples, part):
                 high = low + len(batch.targets)
                 here = slice(start + low, start + high)
                 self._fill(here, batch, {name: items[low:high].astype(np.int64) for name, items in top.items()})

@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from rosepo.config import EvaluateConfig, ModelConfig
 from rosepo.config.external import ExternalSystem
 from rosepo.data.catalogue import Catalogue
@@ -20,6 +18,8 @@ if TYPE_CHECKING:
     from rosepo.data.prompts import PromptBuilder
     from rosepo.lm.model.model_folder import Recommender
 
+SAME_DATA = "give one of a run on the same data"
+
 
 def load_external(path: str, catalogue: Catalogue, prompts: ModelConfig, max_history: int) -> Recommender:
     """A model that ranks a catalogue, in eval mode, float32 on the CPU.
@@ -31,11 +31,11 @@ def load_external(path: str, catalogue: Catalogue, prompts: ModelConfig, max_his
         UserError: not a model that can be loaded, or one that was trained on another catalogue.
     """
     from rosepo.lm.model.loading import load_policy, load_tokenizer
-    from rosepo.lm.model.model_folder import Recommender, load_recommender
+    from rosepo.lm.model.model_folder import Recommender, check_catalogue, load_recommender
 
     folder = Path(path).expanduser()
     if _is_rosepos(folder):
-        check_catalogue(folder, catalogue)
+        check_catalogue(folder, catalogue, SAME_DATA)
         return load_recommender(folder)
     tokenizer, model = load_tokenizer(path), load_policy(path)
     rows = model.get_input_embeddings().num_embeddings
@@ -55,12 +55,13 @@ def check_external_model(system: ExternalSystem, catalogue: Catalogue, prompts: 
         UserError: with the key that names it; a model that answers out of candidates where the run lists none.
     """
     from rosepo.lm.model.loading import adapter_base, find_source, load_model_config, load_tokenizer
+    from rosepo.lm.model.model_folder import check_catalogue
     from rosepo.lm.model.policy import max_positions
 
     folder = Path(system.location).expanduser()
     try:
         if _is_rosepos(folder):
-            check_catalogue(folder, catalogue)
+            check_catalogue(folder, catalogue, SAME_DATA)
             _check_prompts(system, folder, prompts)
             return
         source = find_source(system.location)
@@ -73,23 +74,6 @@ def check_external_model(system: ExternalSystem, catalogue: Catalogue, prompts: 
     if positions is not None and positions < prompts.max_length:
         echo(f"  {system.name}: prompts of at most {positions} tokens, its positions, instead of model.max_length="
             f"{prompts.max_length}")  # fmt: skip
-
-
-def check_catalogue(folder: Path, catalogue: Catalogue) -> None:
-    """Refuse a model folder of rosepo that was trained on other items.
-
-    Raises:
-        UserError: that, or a folder that is not whole.
-    """
-    from rosepo.lm.model.model_folder import CATALOGUE, read_settings
-
-    read_settings(folder)
-    theirs = Catalogue.load(folder / CATALOGUE)
-    if not np.array_equal(theirs.item_ids, catalogue.item_ids) or theirs.titles != catalogue.titles:
-        raise UserError(
-            f"the model in {folder} was trained on another catalogue ({len(theirs):,} items, the run has "
-            f"{len(catalogue):,}): give one of a run on the same data"
-        )
 
 
 def _check_prompts(system: ExternalSystem, folder: Path, prompts: ModelConfig) -> None:

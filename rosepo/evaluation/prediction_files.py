@@ -25,6 +25,8 @@ from rosepo.evaluation.rankings import NO_ITEM
 from rosepo.utils.errors import UserError
 
 _FORMATS = ("parquet", "csv", "jsonl")
+_RANKINGS = {"target", "rank", "items", "scores"}
+"""Columns that tell the rankings which `evaluate` writes."""
 
 
 @dataclass(frozen=True)
@@ -52,11 +54,16 @@ def shape_of(source: Source, header: Header, key: str) -> Shape:
         key: of the configuration, for messages.
 
     Raises:
-        UserError: a file of another format, or columns of neither shape, or of both.
+        UserError: a file of another format, columns of neither shape or of both, or the rankings of a run.
     """
     where, names = f"{key}: {source.name}", header.names
     if source.format not in _FORMATS:
         raise UserError(f"{where} is {source.format}: give Parquet, CSV or JSON Lines")
+    if set(names) >= _RANKINGS:
+        raise UserError(
+            f"{where} is a ranking of a run, which holds item indexes and no ids: evaluate that run's model "
+            "(evaluate.models), or compare the runs (`rosepo compare`)"
+        )
     have = f"(it has {', '.join(names)})"
     whose = next((name for name in ("example_id", "user_id") if name in names), None)
     if whose is None:

@@ -56,14 +56,14 @@ class Predictions:
     counts: Counter[str] = field(default_factory=Counter)
     unknown: list[Any] = field(default_factory=list)
 
-    def rank(self, examples: Path, catalogue: Catalogue, out: Path, parts: list[Part]) -> None:
+    def rank(self, examples: Path, out: Path, parts: list[Part]) -> None:
         """Write the parts of the rankings into the folder `out`; entries that were seen, or that are none of their
         example's candidates where it has some, are counted on the way."""
         out.mkdir(exist_ok=True)
         start, seen, unlisted = 0, 0, 0
         for part in parts:
             tables = []
-            for batch in part_batches(examples, catalogue, part):
+            for batch in part_batches(examples, part):
                 rows = self.of_example[start : start + len(batch.targets)]
                 items = np.where(rows[:, None] >= 0, self.lists[rows], -1).astype(np.int64)
                 chosen = np.stack([np.isin(found, before) for found, before in zip(items, batch.seen, strict=True)])
@@ -71,7 +71,7 @@ class Predictions:
                 if batch.candidates is not None:
                     inside = (items[:, :, None] == batch.candidates[:, None, :]).any(axis=2)
                     unlisted += int(((items >= 0) & ~inside & ~chosen).sum())
-                tables.append(rankings_table(batch, catalogue, items, np.full(items.shape, np.nan)))
+                tables.append(rankings_table(batch, items, np.full(items.shape, np.nan)))
                 start += len(rows)
             write_part(out, part, tables)
         self.counts["seen_entries"] = seen

@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 def rank_by_batches(
     score: Callable[[Batch], np.ndarray],
     examples: Path,
-    catalogue: Catalogue,
     out: Path,
     progress: Progress,
     parts: Sequence[Part] | None = None,
@@ -46,9 +45,9 @@ def rank_by_batches(
     out.mkdir(exist_ok=True)
     for part in plan_parts(examples) if parts is None else parts:
         tables = []
-        for batch in part_batches(examples, catalogue, part):
+        for batch in part_batches(examples, part):
             scores = restricted(score(batch), batch.candidates)
-            tables.append(rankings_table(batch, catalogue, *top_k(scores, batch.seen, DEPTH)))
+            tables.append(rankings_table(batch, *top_k(scores, batch.seen, DEPTH)))
             progress.update(len(batch.targets))
         write_part(out, part, tables)
 
@@ -93,7 +92,7 @@ class LanguageModelRanker:
             name = row.pop("model")
             part = Part(**row)
             self._hold(name)
-            batches = part_batches(self.settings.examples, self.catalogue, part)
+            batches = part_batches(self.settings.examples, part)
             write_part(self.settings.out / f"{name}.parquet", part, [self.rank(batch) for batch in batches])
             answers["rows"].append(part.rows)
         return answers
@@ -101,7 +100,7 @@ class LanguageModelRanker:
     def rank(self, batch: Batch) -> pa.Table:
         """The rankings of a batch, and `left_out`, the items of each history that did not fit in the prompt."""
         items, scores, left_out = rank_batch(self.recommender, self.decoder, batch, DEPTH)
-        table = rankings_table(batch, self.catalogue, items, scores)
+        table = rankings_table(batch, items, scores)
         return table.append_column("left_out", pa.array(left_out, pa.int32()))
 
     def _hold(self, name: str) -> None:

@@ -17,15 +17,15 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from rosepo.data.catalogue import Catalogue
+from rosepo.data.item_columns import INDEX, flat_items, item_lists, item_matrix, items_of
 from rosepo.data.seen import read_split
 from rosepo.metrics.ranking import target_ranks
 from rosepo.run.shard_files import whole_part
 from rosepo.utils.errors import StageError, UserError
 from rosepo.utils.files import write_json
+from rosepo.utils.list_columns import list_column
 
 DEPTH = 20
 """Places of a ranking that are kept."""
@@ -51,15 +51,15 @@ class Batch:
     candidates: np.ndarray | None = None
 
     @classmethod
-    def of(cls, table: pa.Table, catalogue: Catalogue) -> Batch:
+    def of(cls, table: pa.Table) -> Batch:
         """From columns example_id, user_id, history, seen, target, and candidates where the table has them."""
         return cls(
             table["example_id"].to_pylist(),
             table["user_id"].combine_chunks(),
-            catalogue.index_lists(table["history"]),
-            catalogue.index_lists(table["seen"]),
-            catalogue.index(table["target"].to_numpy()),
-            catalogue.index_matrix(table["candidates"]) if "candidates" in table.column_names else None,
+            item_lists(table, "history"),
+            item_lists(table, "seen"),
+            items_of(table, "target"),
+            item_matrix(table, "candidates") if "candidates" in table.column_names else None,
         )
 
 
@@ -118,16 +118,16 @@ def write_examples(
     return count
 
 
-def read_batches(examples: Path, catalogue: Catalogue, row_groups: Sequence[int] | None = None) -> Iterator[Batch]:
+def read_batches(examples: Path, row_groups: Sequence[int] | None = None) -> Iterator[Batch]:
     """The examples batch by batch, as `write_examples` cut them."""
     with pq.ParquetFile(examples) as file:
         for group in range(file.num_row_groups) if row_groups is None else row_groups:
-            yield Batch.of(file.read_row_group(group), catalogue)
+            yield Batch.of(file.read_row_group(group))
 
 
-def part_batches(examples: Path, catalogue: Catalogue, part: Part) -> Iterator[Batch]:
+def part_batches(examples: Path, part: Part) -> Iterator[Batch]:
     """The examples of a part, batch by batch."""
-    return read_batches(examples, catalogue, range(part.first, part.first + part.batches))
+    return read_batches(examples, range(part.first, part.first + part.batches))
 
 
 def plan_parts(examples: Path) -> list[Part]:
@@ -181,47 +181,40 @@ def write_part(folder: Path, part: Part, tables: Sequence[pa.Table]) -> None:
         pq.write_table(pa.concat_tables(tables), aside, compression="zstd")
 
 
-def rankings_table(batch: Batch, catalogue: Catalogue, items: np.ndarray, scores: np.ndarray) -> pa.Table:
-    """Rankings as a table: example_id, user_id, target, rank (0 is first, -1 absent), items and scores, best first.
+def rankings_table(batch: Batch, items: np.ndarray, scores: np.ndarray) -> pa.Table:
+    """Rankings as a table: example_id, user_id, target, rank (0 is first, -1 absent), items and scores, best first;
+    target and items are item indexes.
 
     Args:
         items: item indexes int64 [B, k], padded with -1; `NO_ITEM` becomes null.
         scores: float32 [B, k].
     """
     taken = items != -1
-    offsets = pa.array(np.concatenate([[0], np.cumsum(taken.sum(1))]).astype(np.int32))
-    kind = pa.int64() if catalogue.item_ids.dtype.kind == "i" else pa.string()
-    flat = items[taken]
-    ids = pa.array(catalogue.item_ids[np.maximum(flat, 0)], kind, mask=flat < 0)
+    lengths, flat = taken.sum(axis=1), items[taken]
     return pa.table(
         {
             "example_id": pa.array(batch.example_ids, pa.string()),
             "user_id": batch.users,
-            "target": pa.array(catalogue.item_ids[batch.targets], kind),
+            "target": pa.array(batch.targets, INDEX),
             "rank": pa.array(target_ranks(items, batch.targets).astype(np.int32)),
-            "items": pa.ListArray.from_arrays(offsets, ids),
-            "scores": pa.ListArray.from_arrays(offsets, pa.array(scores[taken].astype(np.float32))),
+            "items": list_column(pa.array(flat, INDEX, mask=flat < 0), lengths),
+            "scores": list_column(scores[taken].astype(np.float32), lengths),
         }
     )
 
 
-def read_part(path: Path, catalogue: Catalogue) -> tuple[np.ndarray, np.ndarray]:
+def read_part(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Ranks int64 [n] and item indexes int32 [n, DEPTH] of a part, -1 where a place holds no title."""
     table = pq.read_table(path, columns=["rank", "items"], partitioning=None)
-    lists = table["items"].combine_chunks()
-    lengths = pc.list_value_length(lists).to_numpy(zero_copy_only=False)
-    values = lists.flatten()
-    there = values.is_valid().to_numpy(zero_copy_only=False)
-    found = np.full(len(values), -1, dtype=np.int32)
-    found[there] = catalogue.index(values.drop_null().to_numpy(zero_copy_only=False))
+    found, offsets = flat_items(table, "items", np.int32)
     items = np.full((len(table), DEPTH), -1, dtype=np.int32)
-    items[np.arange(DEPTH) < lengths[:, None]] = found
+    items[np.arange(DEPTH) < np.diff(offsets)[:, None]] = found
     return table["rank"].to_numpy().astype(np.int64), items
 
 
-def read_rankings(folder: Path, catalogue: Catalogue) -> tuple[np.ndarray, np.ndarray]:
+def read_rankings(folder: Path) -> tuple[np.ndarray, np.ndarray]:
     """All of a system's rankings, as `read_part` gives them: 88 bytes an example."""
-    ranks, items = zip(*(read_part(path, catalogue) for path in sorted(folder.glob("part-*.parquet"))), strict=True)
+    ranks, items = zip(*(read_part(path) for path in sorted(folder.glob("part-*.parquet"))), strict=True)
     return np.concatenate(ranks), np.concatenate(items)
 
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 EXAMPLES_FILE, RANKINGS_FOLDER = "_examples.parquet", "rankings"
 ITEMS_FILE = "_items.parquet"
-FORMAT = 1
+FORMAT = 2
 """To be raised with any change that gives other rankings for the same models and settings."""
 
 BatchScores = Callable[[Batch], np.ndarray]
@@ -89,7 +89,7 @@ class Ranking:
             before = self._rows - sum(part.rows for part in left)
             with Progress(name, self._rows, "examples", before=before) as progress:
                 examples = self.out / EXAMPLES_FILE
-                rank_by_batches(scorer, examples, self.catalogue, self.folder_of(name), progress, left)
+                rank_by_batches(scorer, examples, self.folder_of(name), progress, left)
         return {"+".join(scorers): round(time.monotonic() - started, 2)}
 
     def by_models(self, models: Mapping[str, str]) -> dict[str, float]:
@@ -135,7 +135,7 @@ class Ranking:
     def by_predictions(self, predictions: list[Predictions]) -> None:
         """Write the lists of other systems as rankings, and tell what was amiss with them."""
         for one in predictions:
-            one.rank(self.out / EXAMPLES_FILE, self.catalogue, self.folder_of(one.name), self.parts)
+            one.rank(self.out / EXAMPLES_FILE, self.folder_of(one.name), self.parts)
             echo(f"  {one.told()}")
 
     def _left(self, name: str, sources: Mapping[str, Any]) -> list[Part]:

@@ -10,11 +10,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from scipy.optimize import minimize_scalar
 from scipy.special import expit
 
-from rosepo.data.catalogue import Catalogue
+from rosepo.data.item_columns import item_lists, items_of
 from rosepo.data.seen import read_split
 from rosepo.oracle.protocol import Scorer
 from rosepo.utils.console import Progress, echo
@@ -27,18 +26,14 @@ TAU_BOUNDS = (1e-3, 1e3)
 _ROWS = 512
 
 
-def validation_table(folder: Path, catalogue: Catalogue) -> pa.Table:
-    """The validation examples: example_id, user_id, history, seen (lists of item indexes), target (index); int32."""
-    table = pa.concat_tables(read_split(folder, "validation"))
-    target = catalogue.index(table["target"].to_numpy()).astype(np.int32)
-    lists = {name: as_indexes(table[name], catalogue) for name in ("history", "seen")}
-    return pa.table({"example_id": table["example_id"], "user_id": table["user_id"], **lists, "target": target})
+def validation_table(folder: Path) -> pa.Table:
+    """The validation examples: example_id, user_id, history, seen (lists of item indexes), target (index)."""
+    return pa.concat_tables(read_split(folder, "validation"))
 
 
 def validation_arrays(table: pa.Table) -> tuple[list[np.ndarray], list[np.ndarray], np.ndarray]:
-    """Histories, what was seen, and targets, as item indexes."""
-    histories, seen = ([row.values.to_numpy() for row in table[name]] for name in ("history", "seen"))
-    return histories, seen, table["target"].to_numpy()
+    """Histories and what was seen, as item indexes int32, and targets, int64."""
+    return item_lists(table, "history", np.int32), item_lists(table, "seen", np.int32), items_of(table, "target")
 
 
 def score_validation(
@@ -155,12 +150,3 @@ def reliability(margins: np.ndarray, bins: int = 10) -> dict[str, Any]:
         )
     error = sum(row["pairs"] * abs(row["accuracy"] - row["confidence"]) for row in rows) / max(len(margins), 1)
     return {"bins": rows, "error": float(error)}
-
-
-def as_indexes(lists: pa.ChunkedArray, catalogue: Catalogue) -> pa.Array:
-    """A column of lists of item ids as lists of item indexes, int32."""
-    whole = lists.combine_chunks()
-    items = catalogue.index(whole.flatten().to_numpy(zero_copy_only=False)).astype(np.int32)
-    lengths = pc.list_value_length(whole).to_numpy(zero_copy_only=False)
-    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
-    return pa.ListArray.from_arrays(offsets, items)

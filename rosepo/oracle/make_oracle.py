@@ -20,7 +20,6 @@ from rosepo.data.catalogue import Catalogue
 from rosepo.metrics.ranking import hit_ratio, ndcg
 from rosepo.oracle.calibration import (
     CALIBRATION_FILE,
-    as_indexes,
     calibrate_preferences,
     score_validation,
     validation_arrays,
@@ -67,8 +66,8 @@ def train_oracle(config: Config, paths: RunPaths, out: Path) -> dict[str, Any]:
     started = time.monotonic()
     use_gpu = stage_use_gpu(config, "oracle")
     catalogue = Catalogue.load(paths.examples / "_items.parquet")
-    train = _training_table(paths.examples / "_trajectories", catalogue, config)
-    validation = validation_table(paths.examples, catalogue)
+    train = _training_table(paths.examples / "_trajectories", config)
+    validation = validation_table(paths.examples)
     validation = validation.append_column("fold", pa.array(_folds(validation, config)))
     for name, table in (("training", train), ("validation", validation)):
         _check_folds(table, config.oracle.folds, name, paths.examples)
@@ -126,7 +125,7 @@ def calibrate_scorer(config: Config, paths: RunPaths, out: Path) -> dict[str, An
     started, path = time.monotonic(), str(config.oracle.scorer)
     catalogue = Catalogue.load(paths.examples / "_items.parquet")
     scorer = ImportedScorer.make(path, catalogue)
-    validation = validation_table(paths.examples, catalogue)
+    validation = validation_table(paths.examples)
     if not len(validation):
         raise UserError(f"{paths.examples} has no validation examples for the oracle")
     echo(f"  {path}: nothing is trained")
@@ -170,10 +169,10 @@ def _check_folds(table: pa.Table, folds: int, name: str, folder: Path) -> None:
         )
 
 
-def _training_table(folder: Path, catalogue: Catalogue, config: Config) -> pa.Table:
+def _training_table(folder: Path, config: Config) -> pa.Table:
+    """Columns items (indexes), n_targets, fold."""
     table = pq.read_table(folder, columns=["user_id", "items", "n_targets"])
-    items = as_indexes(table["items"], catalogue)
-    return pa.table({"items": items, "n_targets": table["n_targets"], "fold": _folds(table, config)})
+    return table.drop_columns("user_id").append_column("fold", pa.array(_folds(table, config)))
 
 
 def _folds(table: pa.Table, config: Config) -> np.ndarray:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from rosepo.data.item_columns import flat_items
 from rosepo.oracle.sasrec import Ensemble, SASRec, pad_histories
 
 BUCKET = 8
@@ -44,11 +45,7 @@ class Sequences:
     @classmethod
     def from_table(cls, table: pa.Table) -> Sequences:
         """Columns `items` (lists of item indexes) and `n_targets`."""
-        lists = table["items"].combine_chunks()
-        lengths = pa.compute.list_value_length(lists).to_numpy(zero_copy_only=False)
-        items = lists.flatten().to_numpy(zero_copy_only=False)
-        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-        return cls(items, offsets, table["n_targets"].to_numpy())
+        return cls(*flat_items(table, "items", np.int32), table["n_targets"].to_numpy())
 
 
 class NextItemLoss(nn.Module):

@@ -33,8 +33,8 @@ def changed_examples(paths: RunPaths, count: int = 3) -> dict[str, list[Case]]:
     """`helped` and `hurt`: `count` examples each, whose targets moved most in discounted gain; ties in table order."""
     catalogue = Catalogue.load(paths.examples / ITEMS_FILE)
     rankings = paths.evaluation / RANKINGS_FOLDER
-    ranks_before, items_before = read_rankings(rankings / "sft.parquet", catalogue)
-    ranks_after, items_after = read_rankings(rankings / "aligned.parquet", catalogue)
+    ranks_before, items_before = read_rankings(rankings / "sft.parquet")
+    ranks_after, items_after = read_rankings(rankings / "aligned.parquet")
     gain = ndcg(ranks_after, DEPTH) - ndcg(ranks_before, DEPTH)
     chosen = {
         "helped": [int(row) for row in np.argsort(-gain, kind="stable")[:count] if gain[row] > 0],
@@ -43,7 +43,7 @@ def changed_examples(paths: RunPaths, count: int = 3) -> dict[str, list[Case]]:
     wanted = {row for rows in chosen.values() for row in rows}
     cases: dict[int, Case] = {}
     start = 0
-    for batch in read_batches(paths.evaluation / EXAMPLES_FILE, catalogue):
+    for batch in read_batches(paths.evaluation / EXAMPLES_FILE):
         for row in wanted.intersection(range(start, start + len(batch.targets))):
             history = batch.histories[row - start]
             cases[row] = Case(

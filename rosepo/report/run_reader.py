@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rosepo.data.catalogue import Catalogue
+from rosepo.data.item_columns import items_of
 from rosepo.evaluation.rankings import read_rankings
 from rosepo.evaluation.systems import EXAMPLES_FILE, ITEMS_FILE, RANKINGS_FOLDER
 from rosepo.metrics import bias
@@ -82,10 +83,12 @@ class Run:
 
     @cached_property
     def examples(self) -> pa.Table:
-        """What was measured, by id: example_id, user_id, target, the candidates that prompts list where they list any,
-        and the `row` in the rankings."""
+        """What was measured, by id: example_id, user_id, target (an item id: indexes differ between catalogues),
+        the candidates that prompts list where they list any, as item indexes, and the `row` in the rankings."""
         names = [name for name in (*EXAMPLE, "candidates") if name in pq.read_schema(self._examples).names]
         table = pq.read_table(self._examples, columns=names)
+        target = pa.array(self.catalogue.item_ids[items_of(table, "target")])
+        table = table.set_column(names.index("target"), "target", target)
         return table.append_column("row", pa.array(np.arange(len(table)))).sort_by("example_id")
 
     @cached_property
@@ -105,7 +108,7 @@ class Run:
         Args:
             popularity: of the titles, by item index: that of the run which others are held against.
         """
-        ranks, items = read_rankings(self._rankings, self.catalogue)
+        ranks, items = read_rankings(self._rankings)
         series = accuracy(ranks) | bias.popularity_series(items[:, : bias.LIST], popularity)
         return {key: values[self.examples["row"].to_numpy()] for key, values in series.items()}
 

@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from rosepo.data.catalogue import Catalogue
 from rosepo.data.example_shards import Shard, read_shard
+from rosepo.data.item_columns import INDEX
 from rosepo.sampling.group_files import write_part
 from rosepo.sampling.sampler import examples_of
 from rosepo.sampling.settings import ActorSettings
@@ -81,7 +82,7 @@ class GroupsActor:
         """The groups of a table of examples, in their order; see `read_shard`."""
         pairs = self.settings.pairs
         with tally.timed("read"):
-            examples = examples_of(table, self.catalogue)
+            examples = examples_of(table, len(self.catalogue))
         if pairs.score or pairs.asks_policy:
             with tally.timed("prompts"):
                 examples = self._with_prompts(examples, tally)
@@ -108,13 +109,12 @@ class GroupsActor:
         return replace(examples, prompts=prompts)
 
     def _titles(self, table: pa.Table, items: np.ndarray, rejected: Rejected) -> dict[str, Any]:
-        item_ids, id_type = self.catalogue.item_ids[items], table["target"].type
         names = np.array(rejected.names, dtype=object)[rejected.strategy]
         return {
             "example_id": table["example_id"].combine_chunks(),
             "user_id": table["user_id"].combine_chunks(),
-            "chosen_item": pa.array(item_ids[:, 0], type=id_type),
-            "rejected_items": matrix(item_ids[:, 1:], id_type),
+            "chosen_item": pa.array(items[:, 0], INDEX),
+            "rejected_items": matrix(items[:, 1:], INDEX),
             "strategy": matrix(names, pa.string()),
         }
 

@@ -15,6 +15,7 @@ from scipy.stats import chisquare
 from rosepo.data.candidates import target_slots
 from rosepo.data.catalogue import Catalogue
 from rosepo.data.example_shards import example_files
+from rosepo.data.item_columns import flat_items, item_lists, item_matrix, items_of
 from rosepo.data.prompts import PromptBuilder
 from rosepo.data.seen import COLUMNS as EXAMPLE_COLUMNS
 from rosepo.data.seen import with_seen
@@ -52,7 +53,7 @@ def audit_groups(groups: Path, examples: Path, builder: PromptBuilder | None = N
     files = sorted(groups.glob("part-*.parquet"))
     if not files:
         raise UserError(f"{groups} holds no groups (part-*.parquet): run `rosepo pairs` first")
-    catalogue = Catalogue.load(examples / "_items.parquet")
+    n_items = len(Catalogue.load(examples / "_items.parquet"))
     sources = _sources(examples, builder is not None and builder.lists_candidates)
     source = next(sources)
     sums: dict[str, list[float]] = {}
@@ -68,13 +69,13 @@ def audit_groups(groups: Path, examples: Path, builder: PromptBuilder | None = N
                 raise UserError(f"{path}: {name} is no training example of {examples}, or stands out of order")
             source = pa.concat_tables([source, found])
         own = source.take(rows)
-        negatives = _check_titles(path, table, own, catalogue, negatives)
+        negatives = _check_titles(path, table, own, n_items, negatives)
         if SCORES[0] in table.column_names:
             _check_scores(path, table, negatives)
             if SHARES in table.column_names:
-                _check_shares(path, table, own, catalogue)
+                _check_shares(path, table, own, n_items)
             if builder is not None:
-                cut = (cut or 0) + _check_tokens(path, table, own, catalogue, builder)
+                cut = (cut or 0) + _check_tokens(path, table, own, builder)
         source = source.slice(pc.max(rows).as_py() + 1)
         count, pairs = count + len(table), pairs + len(table) * negatives
         if "epsilon" in table.column_names:
@@ -111,7 +112,7 @@ def audit_candidates(examples: Path) -> dict[str, Any] | None:
         if len(set(sizes.tolist())) > 1:
             raise UserError(f"{path} has candidate lists of {sizes.min()} to {sizes.max()} items: make it again")
         is_target = target_slots(table)
-        lists = np.stack(table["candidates"].to_numpy(zero_copy_only=False))
+        lists = item_matrix(table, "candidates")
         refuse = _refuser(path, table["example_id"].to_pylist())
         ordered = np.sort(lists, axis=1)
         refuse((ordered[:, 1:] == ordered[:, :-1]).any(axis=1), "has a candidate twice")
@@ -159,7 +160,7 @@ def _refuser(path: Path, ids: list[str]) -> Callable[[Any, str], None]:
     return refuse
 
 
-def _check_titles(path: Path, table: pa.Table, source: pa.Table, catalogue: Catalogue, negatives: int | None) -> int:
+def _check_titles(path: Path, table: pa.Table, source: pa.Table, n_items: int, negatives: int | None) -> int:
     """Check the titles of one file against the examples; returns K."""
     ids = table["example_id"].to_pylist()
     refuse = _refuser(path, ids)
@@ -170,15 +171,17 @@ def _check_titles(path: Path, table: pa.Table, source: pa.Table, catalogue: Cata
         negatives = int(sizes[0]) if negatives is None else negatives
         refuse(sizes != negatives, f"has {name} for another number of rejected titles than {negatives}")
     assert negatives is not None
-    chosen = catalogue.index(table["chosen_item"].to_numpy())
-    refuse(chosen != catalogue.index(source["target"].to_numpy()), "has another chosen title than the example's target")
-    rejected = catalogue.index(_flat(table["rejected_items"])).reshape(len(ids), negatives)
+    chosen = items_of(table, "chosen_item")
+    refuse(chosen != items_of(source, "target"), "has another chosen title than the example's target")
+    rejected = item_matrix(table, "rejected_items")
+    outside = ((rejected < 0) | (rejected >= n_items)).any(axis=1)
+    refuse(outside, f"rejects an item that is none of the {n_items:,} in the catalogue")
     ordered = np.sort(rejected, axis=1)
     refuse(np.any(ordered[:, 1:] == ordered[:, :-1], axis=1), "rejects one title twice")
     refuse(np.any(rejected == chosen[:, None], axis=1), "rejects its chosen title")
-    keys = np.arange(len(ids))[:, None] * len(catalogue)
-    seen = catalogue.index_lists(source["seen"])
-    known = np.concatenate([row * len(catalogue) + items for row, items in enumerate(seen)])
+    keys = np.arange(len(ids))[:, None] * n_items
+    seen, offsets = flat_items(source, "seen")
+    known = np.repeat(keys[:, 0], np.diff(offsets)) + seen
     refuse(np.isin(keys + rejected, known).any(axis=1), "rejects a title that the user had chosen before")
     return negatives
 
@@ -197,31 +200,28 @@ def _check_scores(path: Path, table: pa.Table, negatives: int) -> None:
     refuse(_alike(table), "has two titles of the same tokens")
 
 
-def _check_shares(path: Path, table: pa.Table, source: pa.Table, catalogue: Catalogue) -> None:
+def _check_shares(path: Path, table: pa.Table, source: pa.Table, n_items: int) -> None:
     """Check that one file's distributions are such, over what was neither chosen nor seen before it."""
     refuse = _refuser(path, table["example_id"].to_pylist())
     shares = _flat(table[SHARES]).astype(np.float64)
-    refuse(np.full(len(table), shares.size != len(table) * len(catalogue)), f"has {SHARES} of another catalogue")
+    refuse(np.full(len(table), shares.size != len(table) * n_items), f"has {SHARES} of another catalogue")
     shares = shares.reshape(len(table), -1)
     sound = np.isfinite(shares).all(axis=1) & (shares >= 0).all(axis=1) & (np.abs(shares.sum(axis=1) - 1) < 0.02)
     refuse(~sound, f"has {SHARES} that are no distribution")
-    known = zip(catalogue.index(table["chosen_item"].to_numpy()), catalogue.index_lists(source["seen"]))
+    known = zip(items_of(table, "chosen_item"), item_lists(source, "seen"))
     taken = [row[[chosen, *seen]].any() for row, (chosen, seen) in zip(shares, known)]
     refuse(np.array(taken), f"has {SHARES} for a title that cannot be drawn")
 
 
-def _check_tokens(path: Path, table: pa.Table, source: pa.Table, catalogue: Catalogue, builder: PromptBuilder) -> int:
+def _check_tokens(path: Path, table: pa.Table, source: pa.Table, builder: PromptBuilder) -> int:
     """Compare one file's tokens with those that the evaluation would decode; returns how many histories were cut."""
     refuse = _refuser(path, table["example_id"].to_pylist())
-    histories = catalogue.index_lists(source["history"])
-    listed = catalogue.index_matrix(source["candidates"]) if "candidates" in source.column_names else None
+    histories = item_lists(source, "history")
+    listed = item_matrix(source, "candidates") if "candidates" in source.column_names else None
     made, dropped = builder.prompts(histories, listed)
     prompts = zip(table["prompt_ids"].to_pylist(), made)
     refuse(np.array([ids != other.tolist() for ids, other in prompts]), "has another prompt than its history gives")
-    items = zip(
-        catalogue.index(table["chosen_item"].to_numpy()).tolist(),
-        np.split(catalogue.index(_flat(table["rejected_items"])), len(table)),
-    )
+    items = zip(items_of(table, "chosen_item").tolist(), item_matrix(table, "rejected_items"))
     expected = [[builder.completion(item).tolist() for item in (chosen, *rejected)] for chosen, rejected in items]
     found = zip(table["chosen_ids"].to_pylist(), table["rejected_ids"].to_pylist())
     wrong = [[chosen, *rejected] != titles for (chosen, rejected), titles in zip(found, expected)]

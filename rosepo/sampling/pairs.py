@@ -22,7 +22,7 @@ from rosepo.config import Config
 from rosepo.data.catalogue import Catalogue
 from rosepo.data.example_shards import Shard, most_seen, shards_of
 from rosepo.data.random import round_seed
-from rosepo.lm.model.model_folder import CATALOGUE, read_settings
+from rosepo.lm.model.model_folder import check_catalogue
 from rosepo.lm.model.title_embeddings import encode_titles
 from rosepo.oracle.load import load_scorer
 from rosepo.run.manifest import read_manifest
@@ -186,10 +186,7 @@ def _check_inputs(config: Config, paths: RunPaths) -> Catalogue:
     settings = config.pairs
     catalogue = Catalogue.load(paths.examples / ITEMS_FILE)
     if settings.score or settings.asks_policy:
-        read_settings(paths.policy)
-        theirs = Catalogue.load(paths.policy / CATALOGUE)
-        if not np.array_equal(theirs.item_ids, catalogue.item_ids) or theirs.titles != catalogue.titles:
-            raise UserError(f"the model in {paths.policy} was trained on another catalogue: run `rosepo sft` again")
+        check_catalogue(paths.policy, catalogue, "run `rosepo sft` again")
     if settings.score or settings.asks_oracle:
         load_scorer(paths.oracle, catalogue)
     for name in settings.used:

@@ -2,40 +2,32 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rosepo.data.catalogue import Catalogue
 from rosepo.data.example_shards import COLUMNS, example_files
+from rosepo.data.item_columns import flat_items, item_matrix, items_of
+from rosepo.data.random import example_keys
 from rosepo.sampling.strategies.example_batch import Examples
 from rosepo.utils.errors import UserError
 
 
-def examples_of(table: pa.Table, catalogue: Catalogue) -> Examples:
-    """A table of examples (see `read_shard`) as arrays of item indexes, without prompts.
-
-    Raises:
-        UserError: an item that the catalogue does not hold.
-    """
-    columns = {name: table[name].combine_chunks() for name in ("history", "seen")}
-    flat = {name: catalogue.index(column.flatten().to_numpy(zero_copy_only=False)) for name, column in columns.items()}
-    offsets = {name: _offsets(column) for name, column in columns.items()}
+def examples_of(table: pa.Table, n_items: int) -> Examples:
+    """A table of examples (see `read_shard`) over a catalogue of `n_items` items as arrays, without prompts."""
     ids = table["example_id"].to_numpy()
-    made = Examples.of(ids, [], catalogue.index(table["target"].to_numpy()), len(catalogue))
-    candidates = None
-    if "candidates" in table.column_names:
-        candidates = catalogue.index_matrix(table["candidates"])
-    return replace(
-        made,
-        history_items=flat["history"],
-        history_offsets=offsets["history"],
-        seen_items=flat["seen"],
-        seen_offsets=offsets["seen"],
-        candidates=candidates,
+    history_items, history_offsets = flat_items(table, "history")
+    seen_items, seen_offsets = flat_items(table, "seen")
+    return Examples(
+        keys=example_keys(ids),
+        history_items=history_items,
+        history_offsets=history_offsets,
+        targets=items_of(table, "target"),
+        n_items=n_items,
+        seen_items=seen_items,
+        seen_offsets=seen_offsets,
+        candidates=item_matrix(table, "candidates") if "candidates" in table.column_names else None,
         ids=ids,
         users=table["user_id"].to_numpy(),
     )
@@ -57,7 +49,3 @@ def check_columns(examples: Path, candidates: bool) -> None:
         missing = [name for name in (*COLUMNS, "split") if name not in names]
         if missing:
             raise UserError(f"{path} has no column '{missing[0]}': run `rosepo prepare` again")
-
-
-def _offsets(lists: pa.Array) -> np.ndarray:
-    return np.append(0, np.cumsum(lists.value_lengths().to_numpy(zero_copy_only=False))).astype(np.int64)

@@ -5,17 +5,17 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 
+from rosepo.utils.list_columns import list_column
+
 
 def lists(arrays: list[np.ndarray]) -> pa.ListArray:
     """One list<int32> entry an array."""
-    offsets = np.cumsum([0, *(len(array) for array in arrays)]).astype(np.int32)
-    return pa.ListArray.from_arrays(offsets, pa.array(np.concatenate(arrays), type=pa.int32()))
+    return list_column(pa.array(np.concatenate(arrays), type=pa.int32()), np.array([len(array) for array in arrays]))
 
 
 def nested(rows: list[list[np.ndarray]]) -> pa.ListArray:
     """One list<list<int32>> entry a row."""
-    offsets = np.cumsum([0, *(len(row) for row in rows)]).astype(np.int32)
-    return pa.ListArray.from_arrays(offsets, lists([array for row in rows for array in row]))
+    return list_column(lists([array for row in rows for array in row]), np.array([len(row) for row in rows]))
 
 
 def fixed(values: np.ndarray) -> pa.FixedSizeListArray:
@@ -25,5 +25,4 @@ def fixed(values: np.ndarray) -> pa.FixedSizeListArray:
 
 def matrix(values: np.ndarray, kind: pa.DataType) -> pa.ListArray:
     """One list entry a row of a matrix."""
-    offsets = (np.arange(len(values) + 1) * values.shape[1]).astype(np.int32)
-    return pa.ListArray.from_arrays(offsets, pa.array(values.ravel(), type=kind))
+    return list_column(pa.array(values.ravel(), type=kind), np.full(len(values), values.shape[1]))

@@ -20,7 +20,7 @@ import rosepo
 from rosepo.config import AlignConfig, Config
 from rosepo.data.catalogue import Catalogue
 from rosepo.data.example_shards import VALIDATION_FILE, planned_users, shards_of
-from rosepo.lm.model.model_folder import CATALOGUE, load_builder, read_settings
+from rosepo.lm.model.model_folder import check_catalogue, load_builder, read_settings
 from rosepo.run.manifest import read_manifest
 from rosepo.run.paths import RunPaths, of_round
 from rosepo.run.resources import stage_use_gpu
@@ -181,8 +181,9 @@ def _searched(config: Config, paths: RunPaths) -> HeldOut | None:
     users = config.align.validation_users
     if not users:
         return None
-    catalogue = Catalogue.load(paths.policy / CATALOGUE)
-    return held_out(paths.examples, load_builder(paths.policy), catalogue, users, "align.validation_users")
+    # Groups carry tokens; examples carry item indexes, which mean the same titles in one catalogue alone.
+    check_catalogue(paths.policy, Catalogue.load(paths.examples / "_items.parquet"), "run `rosepo sft` again")
+    return held_out(paths.examples, load_builder(paths.policy), users, "align.validation_users")
 
 
 def _window(config: Config, paths: RunPaths, share: float, users_a_group: float) -> int:

@@ -75,29 +75,29 @@ def sft_task(config: Config, paths: RunPaths) -> SftTask:
     else:
         tokenizer = load_tokenizer(config.model.path, config.model.revision)
     builder = PromptBuilder(tokenizer, catalogue.titles, config.model.template, config.model.max_length)
-    plan = _plan(config, paths, builder, catalogue)
+    plan = _plan(config, paths, builder)
     extra = ("candidates",) if builder.lists_candidates else ()
     examples = sample_examples(paths.examples, "validation", VALIDATION_EXAMPLES, config.seed, extra)
-    validation = validation_batches(examples, builder, catalogue, config.sft)
+    validation = validation_batches(examples, builder, config.sft)
     check_best(config.sft, "sft", bool(validation), f"{paths.examples} holds no validation examples; leave it out")
-    held = held_out(paths.examples, builder, catalogue, config.sft.validation_users, "sft.validation_users")
+    held = held_out(paths.examples, builder, config.sft.validation_users, "sft.validation_users")
     made_from = [config.model.model_dump(mode="json"), plan.n_rows, read_manifest(paths.examples)]
     origin = origin_of(config.sft, rosepo.__version__, config.seed, *made_from)
     return SftTask(config, catalogue, plan, validation, held, origin)
 
 
-def _plan(config: Config, paths: RunPaths, builder: PromptBuilder, catalogue: Catalogue) -> FeedPlan:
+def _plan(config: Config, paths: RunPaths, builder: PromptBuilder) -> FeedPlan:
     """Rows of whole trajectories or, where prompts list candidates, of one example each."""
     sft = config.sft
     encoder: Encoder
     columns: tuple[str, ...]
     if builder.lists_candidates:
-        check_room(paths.examples, builder, catalogue)
+        check_room(paths.examples, builder)
         folder, columns, places = paths.examples, COLUMNS, training_rows(paths.examples)
-        n_rows, encoder = len(places), ExampleEncoder(builder, catalogue, sft.pack_tokens)
+        n_rows, encoder = len(places), ExampleEncoder(builder, sft.pack_tokens)
     else:
         folder, columns, places = paths.examples / "_trajectories", ("items", "n_targets"), None
-        n_rows, encoder = len(ParquetRows(folder)), TrajectoryEncoder(builder, catalogue, sft.pack_tokens)
+        n_rows, encoder = len(ParquetRows(folder)), TrajectoryEncoder(builder, sft.pack_tokens)
     return FeedPlan(
         folder=folder,
         columns=columns,
@@ -169,11 +169,9 @@ class SftTask:
         )
 
 
-def validation_batches(
-    examples: pa.Table, builder: PromptBuilder, catalogue: Catalogue, train: TrainConfig
-) -> list[Arrays]:
+def validation_batches(examples: pa.Table, builder: PromptBuilder, train: TrainConfig) -> list[Arrays]:
     """Examples (columns as `example_rows` reads them) as micro-batches, one completion a row."""
-    rows = example_rows(examples, builder, catalogue) if len(examples) else []
+    rows = example_rows(examples, builder) if len(examples) else []
     return collated(rows, -(-len(rows) // train.micro_batch_size), train.pack_tokens) if rows else []
 
 

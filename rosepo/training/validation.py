@@ -16,7 +16,7 @@ import pyarrow as pa
 import torch
 import torch.distributed as dist
 
-from rosepo.data.catalogue import Catalogue
+from rosepo.data.item_columns import item_lists, items_of
 from rosepo.data.prompts import PromptBuilder
 from rosepo.data.random import example_keys
 from rosepo.data.seen import read_split
@@ -42,7 +42,7 @@ _PER_USER = 8
 """Examples a user that are looked at to find one example of enough users."""
 
 
-def held_out(examples: Path, builder: PromptBuilder, catalogue: Catalogue, users: int, key: str) -> HeldOut | None:
+def held_out(examples: Path, builder: PromptBuilder, users: int, key: str) -> HeldOut | None:
     """One validation example of each of at most `users` users, those with the smallest hash; None for no users.
 
     Args:
@@ -59,9 +59,8 @@ def held_out(examples: Path, builder: PromptBuilder, catalogue: Catalogue, users
     order = np.argsort(example_keys(table["example_id"].to_pylist()), kind="stable")
     first = np.unique(table["user_id"].to_numpy()[order].astype(str), return_index=True)[1]
     table = table.take(pa.array(np.sort(order[np.sort(first)[:users]])))
-    histories, seen = (catalogue.index_lists(table[name]) for name in ("history", "seen"))
-    prompts = [builder.prompt(history)[0] for history in histories]
-    return HeldOut(builder, prompts, seen, catalogue.index(table["target"].to_numpy()))
+    prompts = [builder.prompt(history)[0] for history in item_lists(table, "history")]
+    return HeldOut(builder, prompts, item_lists(table, "seen"), items_of(table, "target"))
 
 
 class Validator:

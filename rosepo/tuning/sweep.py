@@ -16,6 +16,7 @@ from typing import Any
 import pyarrow as pa
 
 from rosepo.config import Config
+from rosepo.data.catalogue import Catalogue
 from rosepo.data.seen import read_split
 from rosepo.run.paths import RunPaths
 from rosepo.run.resources import TRIAL_CPUS, stage_use_gpu
@@ -39,7 +40,10 @@ def sweep(config: Config, paths: RunPaths, out: Path) -> dict[str, Any]:
         UserError: settings that `align` refuses; before the first trial.
         StageError: no trial came to an end.
     """
+    from rosepo.lm.model.model_folder import check_catalogue
+
     check_space(config)
+    check_catalogue(paths.sft, Catalogue.load(paths.examples / "_items.parquet"), "run `rosepo sft` again")
     use_gpu = stage_use_gpu(config, "sweep")
     settings = trial_settings(config)
     if config.pairs.rounds > 1:
@@ -161,7 +165,7 @@ def _measure(model_folder: Path, config: Config, paths: RunPaths, gpu: bool = Fa
     examples = pa.concat_tables(read_split(paths.examples, "validation", config.sweep.max_examples, extra))
     if not len(examples):
         raise StageError(f"{paths.examples} holds no validation example to measure trials on")
-    batch = Batch.of(examples, recommender.catalogue)
+    batch = Batch.of(examples)
     items, _, _ = rank_batch(recommender, Decoder(model, recommender.builder, config.evaluate.beams), batch, 10)
     figures = accuracy(target_ranks(items, batch.targets))
     return {key: float(figures[key].mean()) for key in _MEASURED}

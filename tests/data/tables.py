@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rosepo.config import Config, parse_config
+from rosepo.data.catalogue import Catalogue
 from rosepo.data.prepare.examples import bucket_tables, lay_out
 from rosepo.data.prepare.log import LocalBlocks
 from rosepo.data.prepare.prepare import Filtered, filter_log
@@ -60,8 +61,20 @@ def all_interactions(config: Config) -> pa.Table:
     return pa.concat_tables(tables).drop_columns("row")
 
 
+def with_ids(rows: list[dict[str, Any]], catalogue: Catalogue) -> list[dict[str, Any]]:
+    """The rows of a run's table with item ids where it has item indexes."""
+    ids = catalogue.item_ids.tolist()
+
+    def decoded(name: str, value: Any) -> Any:
+        if name == "target":
+            return ids[value]
+        return [ids[item] for item in value] if name in ("history", "candidates", "items") else value
+
+    return [{name: decoded(name, value) for name, value in row.items()} for row in rows]
+
+
 def prepared(config: Config) -> tuple[list[dict[str, Any]], list[dict[str, Any]], Filtered]:
-    """Rows of examples and trajectories, computed without Ray."""
+    """Rows of examples and trajectories, computed without Ray, with item ids."""
     blocks = LocalBlocks(plan_reading(config.data, "interactions"), Progress("reading", None))
     filtered = filter_log(config, blocks, read_items(config.data))
     examples: list[dict[str, Any]] = []
@@ -70,4 +83,4 @@ def prepared(config: Config) -> tuple[list[dict[str, Any]], list[dict[str, Any]]
         first, second = bucket_tables(lay_out(bucket, filtered.recipe), filtered.recipe)
         examples += first.to_pylist()
         shared += second.to_pylist()
-    return examples, shared, filtered
+    return with_ids(examples, filtered.catalogue), with_ids(shared, filtered.catalogue), filtered

@@ -11,6 +11,7 @@ import pytest
 
 from rosepo.data.example_shards import LEAST_GROUPS, most_seen, plan_shards, read_shard
 from rosepo.utils.errors import UserError
+from tests.helpers import run_table
 
 
 def write_examples(folder: Path, users: list[tuple[str, int]], files: int = 1, row_group: int = 4) -> pa.Table:
@@ -21,7 +22,7 @@ def write_examples(folder: Path, users: list[tuple[str, int]], files: int = 1, r
             split = "train" if position <= count else "test"
             rows.append({"example_id": f"{user}:{position}", "user_id": user, "split": split, "position": position,
                          "history": list(range(position)), "target": position})  # fmt: skip
-    table = pa.Table.from_pylist(rows)
+    table = run_table(rows)
     last = np.cumsum([count + 1 for _, count in users])
     bounds = [0, *(int(last[len(users) * number // files - 1]) for number in range(1, files)), len(table)]
     for number in range(files):

@@ -18,6 +18,7 @@ from rosepo.data.seen import SEQUENCES, read_split, with_seen
 from rosepo.utils.console import Progress
 from rosepo.utils.errors import UserError
 from tests.data.tables import config_for, random_rows, titles, write_data
+from tests.helpers import run_table
 
 
 def write_prepared(folder: Path, rows: int, seed: int, text: bool, **prepare: object) -> None:
@@ -56,16 +57,16 @@ def test_seen_is_the_whole_past_and_ends_with_the_history(
 
 
 def test_a_table_without_sequences_is_taken_at_its_word(tmp_path: Path) -> None:
-    table = pa.table({"user_id": [1], "position": [5], "history": [[3, 4]]})
+    table = run_table([{"user_id": 1, "position": 5, "history": [3, 4]}])
     assert with_seen(table, tmp_path / "part-00000.parquet")["seen"].to_pylist() == [[3, 4]]
 
 
 @pytest.mark.parametrize("sequence", [(2, [7, 8, 9, 3, 4, 6]), (1, [7, 8])])
 def test_sequences_of_another_table_are_refused(tmp_path: Path, sequence: tuple[int, list[int]]) -> None:
     (tmp_path / SEQUENCES).mkdir()
-    rows = pa.table({"user_id": [sequence[0]], "items": [sequence[1]]})
+    rows = run_table([{"user_id": sequence[0], "items": sequence[1]}])
     pq.write_table(rows, tmp_path / SEQUENCES / "part-00000.parquet")
-    table = pa.table({"user_id": [1], "position": [5], "history": [[3, 4]]})
+    table = run_table([{"user_id": 1, "position": 5, "history": [3, 4]}])
     with pytest.raises(UserError, match="rosepo prepare"):
         with_seen(table, tmp_path / "part-00000.parquet")
 

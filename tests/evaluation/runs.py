@@ -19,7 +19,7 @@ from rosepo.report.run_report import write_report
 from rosepo.run.paths import RunPaths
 from rosepo.run.stages import STAGES
 from rosepo.utils.files import digest
-from tests.helpers import tiny_catalogue, tiny_model, tiny_tokenizer
+from tests.helpers import run_table, tiny_catalogue, tiny_model, tiny_tokenizer
 from tests.manifests import write_manifest
 
 
@@ -38,16 +38,15 @@ def write_examples(root: Path, catalogue: Catalogue, users: int = 24, seed: int 
     (folder / "_trajectories").mkdir(parents=True)
     rows, trajectories = [], []
     for user in range(users):
-        items = rng.choice(catalogue.item_ids, size=int(rng.integers(4, 10)), replace=False).tolist()
+        items = rng.choice(len(catalogue), size=int(rng.integers(4, 10)), replace=False).tolist()
         trajectories.append((user, items[:-2], len(items) - 3))
         for position in range(1, len(items)):
             split = {len(items) - 1: "test", len(items) - 2: "validation"}.get(position, "train")
             rows.append((f"{user}:{position}", user, split, position, items[:position], items[position]))
     names = ("example_id", "user_id", "split", "position", "history", "target")
-    pq.write_table(pa.table(dict(zip(names, map(list, zip(*rows))))), folder / "part-00000.parquet")
-    columns = dict(zip(("user_id", "items", "n_targets"), map(list, zip(*trajectories))))
-    columns["n_targets"] = pa.array(columns["n_targets"], pa.int32())
-    pq.write_table(pa.table(columns), folder / "_trajectories" / "part-00000.parquet")
+    pq.write_table(run_table([dict(zip(names, row)) for row in rows]), folder / "part-00000.parquet")
+    columns = run_table([dict(zip(("user_id", "items", "n_targets"), row)) for row in trajectories])
+    pq.write_table(columns, folder / "_trajectories" / "part-00000.parquet")
     catalogue.save(folder / "_items.parquet")
 
 

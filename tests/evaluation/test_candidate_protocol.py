@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -21,7 +20,7 @@ from rosepo.lm.model.scratch import train_tokenizer
 from rosepo.lm.rows.batch import collate
 from rosepo.lm.rows.logps import LogpsModel
 from rosepo.lm.rows.rows import group_row
-from tests.helpers import tiny_catalogue, tiny_model
+from tests.helpers import run_table, tiny_catalogue, tiny_model
 
 LONG = "Dr. Strangelove or: How I Learned to Stop Worrying and Love the Bomb"
 
@@ -84,8 +83,7 @@ def test_hits_over_all_answers_are_hits_over_valid_ones_times_their_share(rows: 
 
 
 def write_lists(folder: Path, rows: list[tuple[str, int, list[int]]]) -> None:
-    splits, targets, lists = map(list, zip(*rows))
-    table = pa.table({"split": splits, "target": targets, "candidates": pa.array(lists, pa.list_(pa.int64()))})
+    table = run_table([dict(zip(("split", "target", "candidates"), row)) for row in rows])
     folder.mkdir()
     half = len(table) // 2
     pq.write_table(table.slice(0, half), folder / "part-00000.parquet")
@@ -93,11 +91,11 @@ def write_lists(folder: Path, rows: list[tuple[str, int, list[int]]]) -> None:
 
 
 def test_probes_learn_from_other_lists_and_know_nothing_of_those_they_are_measured_on(tmp_path: Path) -> None:
-    catalogue = tiny_catalogue(10)  # ids 100, 101, …; falling popularity
+    catalogue = tiny_catalogue(10)  # falling popularity
     rng = np.random.default_rng(0)
     rows = []
     for row in range(400):
-        others = rng.permutation(10)[:4] + 100
+        others = rng.permutation(10)[:4]
         target = int(others[2])  # in training always in the third slot
         if row % 2:
             others[[0, 2]] = others[[2, 0]]  # in the test lists always in the first
@@ -105,7 +103,7 @@ def test_probes_learn_from_other_lists_and_know_nothing_of_those_they_are_measur
     write_lists(tmp_path / "examples", rows)
     probes = learn_probes(tmp_path / "examples", "test", catalogue)
     assert probes.slots.tolist() == [0, 0, 200, 0]
-    candidates = np.array([items for split, _, items in rows if split == "test"]) - 100
+    candidates = np.array([items for split, _, items in rows if split == "test"])
     targets = candidates[:, 0]
     found = probes.series(candidates, targets)
     assert set(found["slot"].tolist()) == {0.0}
@@ -120,20 +118,20 @@ def test_a_slot_that_follows_from_the_target_is_found_by_the_probe_of_items_in_s
     for row in range(600):
         items = rng.permutation(10)[:4]
         target = int(items[0])
-        listed = [int(item) + 100 for item in items[1:]]
-        listed.insert(target % 4, target + 100)  # shuffled by a generator seeded with the target
-        rows.append(("train" if row < 400 else "test", target + 100, listed))
+        listed = items[1:].tolist()
+        listed.insert(target % 4, target)  # shuffled by a generator seeded with the target
+        rows.append(("train" if row < 400 else "test", target, listed))
     write_lists(tmp_path / "examples", rows)
     probes = learn_probes(tmp_path / "examples", "test", catalogue)
     tested = [row for row in rows if row[0] == "test"]
-    candidates, targets = np.array([row[2] for row in tested]) - 100, np.array([row[1] for row in tested]) - 100
+    candidates, targets = np.array([row[2] for row in tested]), np.array([row[1] for row in tested])
     found = {name: float(values.mean()) for name, values in probes.series(candidates, targets).items()}
     assert found["item_slot"] > 0.6
     assert found["slot"] < 0.45
 
 
 def test_candidates_that_a_rule_cannot_tell_apart_share_the_hit(tmp_path: Path) -> None:
-    write_lists(tmp_path / "examples", [("train", 100, [100, 101]), ("validation", 101, [101, 102])])
+    write_lists(tmp_path / "examples", [("train", 0, [0, 1]), ("validation", 1, [1, 2])])
     probes = learn_probes(tmp_path / "examples", "test", tiny_catalogue(40))
     assert probes.slots.tolist() == [2, 0]
     count = tiny_catalogue(40).train_count
@@ -144,10 +142,10 @@ def test_candidates_that_a_rule_cannot_tell_apart_share_the_hit(tmp_path: Path) 
 
 
 def test_parts_without_other_lists_are_passed_over_and_no_other_list_tells_nothing(tmp_path: Path) -> None:
-    write_lists(tmp_path / "examples", [("train", 100, [100, 101]), ("test", 101, [101, 102])])  # a part each
+    write_lists(tmp_path / "examples", [("train", 0, [0, 1]), ("test", 1, [1, 2])])  # a part each
     probes = learn_probes(tmp_path / "examples", "test", tiny_catalogue(5))
     assert (probes.slots.tolist(), probes.pair_counts.tolist()) == ([1, 0], [1])
-    write_lists(tmp_path / "alone", [("test", 100, [100, 101]), ("test", 101, [102, 101])])
+    write_lists(tmp_path / "alone", [("test", 0, [0, 1]), ("test", 1, [2, 1])])
     probes = learn_probes(tmp_path / "alone", "test", tiny_catalogue(5))
     found = probes.series(np.array([[0, 1], [2, 1]]), np.array([0, 1]))
     for name in ("slot", "item_slot"):
@@ -155,7 +153,7 @@ def test_parts_without_other_lists_are_passed_over_and_no_other_list_tells_nothi
 
 
 def test_slots_in_which_equally_many_targets_stood_share_the_hit(tmp_path: Path) -> None:
-    rows = [("train", 100, [100, 101, 102]), ("train", 101, [100, 101, 102]), ("test", 102, [100, 102, 101])]
+    rows = [("train", 0, [0, 1, 2]), ("train", 1, [0, 1, 2]), ("test", 2, [0, 2, 1])]
     write_lists(tmp_path / "examples", rows)
     probes = learn_probes(tmp_path / "examples", "test", tiny_catalogue(5))
     assert probes.slots.tolist() == [1, 1, 0]

@@ -64,8 +64,8 @@ def test_language_models_rank_by_the_likelihood_of_whole_titles(evaluated: tuple
     inputs, out = evaluated
     recommender = load_recommender(inputs.sft)
     catalogue, builder = recommender.catalogue, recommender.builder
-    _, ranked = read_rankings(out / "rankings" / "sft.parquet", catalogue)
-    batch = next(read_batches(out / "_examples.parquet", catalogue))
+    _, ranked = read_rankings(out / "rankings" / "sft.parquet")
+    batch = next(read_batches(out / "_examples.parquet"))
     for row in range(2):
         prompt = builder.prompt(batch.histories[row])[0]
         scores = np.full(len(catalogue), -np.inf)
@@ -125,12 +125,11 @@ def test_a_round_that_is_missing_is_named_with_what_to_run(
 
 def test_the_choice_of_examples_depends_on_their_ids_alone(tmp_path: Path) -> None:
     inputs = tiny_run(tmp_path, models=False)
-    catalogue = Catalogue.load(inputs.examples / "_items.parquet")
     assert write_examples(inputs.examples, "test", 10, 4, tmp_path / "ten.parquet") == 10
     write_examples(inputs.examples, "test", 5, 3, tmp_path / "five.parquet")
     write_examples(inputs.examples, "test", None, 7, tmp_path / "all.parquet")
     ten, five, every = (
-        [one for batch in read_batches(tmp_path / f"{name}.parquet", catalogue) for one in batch.example_ids]
+        [one for batch in read_batches(tmp_path / f"{name}.parquet") for one in batch.example_ids]
         for name in ("ten", "five", "all")
     )
     assert set(five) < set(ten) < set(every)

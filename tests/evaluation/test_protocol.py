@@ -20,7 +20,7 @@ from rosepo.lm.model.model_folder import load_recommender, read_settings, save_p
 from rosepo.run.paths import RunPaths
 from rosepo.utils.errors import UserError
 from tests.evaluation.runs import rank_in_process, tiny_config, write_examples
-from tests.helpers import tiny_catalogue, tiny_model, tiny_tokenizer
+from tests.helpers import tiny_catalogue, tiny_model, tiny_tokenizer, with_candidates
 
 LISTING = ("model.template.candidates=true", "prepare.candidates=4")
 
@@ -34,9 +34,9 @@ def listing_run(root: Path, config: Config) -> RunPaths:
     lists = []
     for user, target in zip(table["user_id"].to_pylist(), table["target"].to_pylist(), strict=True):
         own = {item for row in table.to_pylist() if row["user_id"] == user for item in (*row["history"], row["target"])}
-        free = np.setdiff1d(catalogue.item_ids, list(own))
+        free = np.setdiff1d(np.arange(len(catalogue)), list(own))
         lists.append(rng.permutation([target, *rng.choice(free, 3, replace=False)]).tolist())
-    pq.write_table(table.append_column("candidates", pa.array(lists)), path)
+    pq.write_table(with_candidates(table, lists), path)
     tokenizer = tiny_tokenizer(30)
     for seed, name in enumerate(("sft", "aligned")):
         save_policy(root / name, tiny_model(seed=seed), tokenizer, catalogue, config, stage=name)
@@ -94,11 +94,11 @@ def check_protocol(found: dict[str, Any]) -> None:
 def check_answers(folder: Path, run: RunPaths, examples: list[dict[str, Any]]) -> None:
     """Two answers of the SFT model are what the prompt with its candidates makes of it."""
     recommender = load_recommender(run.sft)
-    builder, catalogue = recommender.builder, recommender.catalogue
+    builder = recommender.builder
     written = {row["example_id"]: row for row in pq.read_table(folder / "sft.parquet").to_pylist()}
     assert set(written) == {row["example_id"] for row in examples}
     for row in examples[::7]:
-        prompt, _ = builder.prompt(catalogue.index(row["history"]), candidates=catalogue.index(row["candidates"]))
+        prompt, _ = builder.prompt(row["history"], candidates=row["candidates"])
         (tokens,) = greedy_answers(
             recommender.model, [prompt], builder.eos_id, answer_limit(recommender.model, builder)
         )
@@ -140,8 +140,10 @@ def test_listed_entries_of_others_that_are_no_candidates_are_told(
     """A list over the whole catalogue competes with lists of candidates, and its reader should know."""
     examples = pq.read_table(listed.examples / "part-00000.parquet", filters=[("split", "==", "test")]).to_pylist()
     rows = [{"example_id": row["example_id"], "items": [*row["candidates"], row["history"][0]]} for row in examples]
-    rows[0]["items"][0] = next(item for item in range(100, 130) if item not in
+    rows[0]["items"][0] = next(item for item in range(30) if item not in
                                (*examples[0]["history"], *examples[0]["candidates"]))  # fmt: skip
+    ids = tiny_catalogue(30).item_ids.tolist()
+    rows = [{**row, "items": [ids[item] for item in row["items"]]} for row in rows]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "x.parquet")
     metrics = evaluated(
         tiny_config(*LISTING, f"evaluate.predictions=[{tmp_path / 'x.parquet'}]"), listed, tmp_path / "o"

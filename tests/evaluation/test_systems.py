@@ -92,6 +92,16 @@ def test_a_killed_evaluation_goes_on_from_its_parts_and_ends_with_the_same_metri
     assert not list(killed.glob(".evaluation.*"))
 
 
+def as_lists(rankings: Path, path: Path, key: str = "example_id") -> Path:
+    """Rankings of `tiny_run` as a system of others would give them."""
+    ids = tiny_catalogue(30).item_ids.tolist()
+    rows = [
+        {key: row[key], "items": [ids[item] for item in row["items"]]} for row in pq.read_table(rankings).to_pylist()
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    return path
+
+
 def test_another_evaluation_takes_over_what_the_last_one_ranked(tmp_path: Path, in_process: None) -> None:
     root = tiny_run(tmp_path).root
     finished(root, tiny_config(), *STAGES)
@@ -99,7 +109,8 @@ def test_another_evaluation_takes_over_what_the_last_one_ranked(tmp_path: Path, 
     before = inodes(root / "evaluation")
     run_stages(plan_run(tiny_config("evaluate.bootstrap=200"), root, ["evaluate"], overwrite=True))
     assert inodes(root / "evaluation") == before
-    fed = f"evaluate.predictions=[fed={root}/evaluation/rankings/popular.parquet]"
+    lists = as_lists(root / "evaluation" / "rankings" / "popular.parquet", tmp_path / "lists.parquet")
+    fed = f"evaluate.predictions=[fed={lists}]"
     # Nothing is lost: no --overwrite.
     run_stages(plan_run(tiny_config("evaluate.bootstrap=200", fed), root, ["evaluate"]))
     assert metrics_of(root)["models"]["fed"] == metrics_of(root)["models"]["popular"]
@@ -124,15 +135,14 @@ def test_a_refused_evaluation_leaves_the_run_as_it_was(tmp_path: Path, in_proces
 
 
 def test_parts_of_another_origin_and_broken_ones_are_made_again(paths: RunPaths, tmp_path: Path) -> None:
-    catalogue = Catalogue.load(paths.examples / "_items.parquet")
     examples, folder = tmp_path / "examples.parquet", tmp_path / "rankings" / "x.parquet"
     write_examples(paths.examples, "test", None, 8, examples)
     parts = plan_parts(examples)
     assert [(part.first, part.batches, part.rows) for part in parts] == [(0, 1, 8), (1, 1, 8), (2, 1, 8)]
     assert open_rankings(folder, parts, "now") == parts
-    for part, batch in zip(parts, read_batches(examples, catalogue), strict=True):
+    for part, batch in zip(parts, read_batches(examples), strict=True):
         items = np.tile(np.arange(20), (8, 1))
-        write_part(folder, part, [rankings_table(batch, catalogue, items, items)])
+        write_part(folder, part, [rankings_table(batch, items, items)])
     assert open_rankings(folder, parts, "now") == []
     (folder / parts[1].name).write_bytes((folder / parts[1].name).read_bytes()[:-20])
     (folder / ".part-00000.parquet.1234.tmp").touch()
@@ -150,16 +160,15 @@ def test_many_examples_make_parts_of_many_batches(tmp_path: Path) -> None:
 
 
 def test_a_place_without_an_item_is_kept_on_disk(paths: RunPaths, tmp_path: Path) -> None:
-    catalogue = Catalogue.load(paths.examples / "_items.parquet")
     write_examples(paths.examples, "test", 2, 8, tmp_path / "examples.parquet")
-    batch = next(read_batches(tmp_path / "examples.parquet", catalogue))
+    batch = next(read_batches(tmp_path / "examples.parquet"))
     items = np.full((2, 20), -1)
     items[0, :3] = [4, -2, batch.targets[0]]
     (part,) = plan_parts(tmp_path / "examples.parquet")
     folder = tmp_path / "x.parquet"
     folder.mkdir()
-    write_part(folder, part, [rankings_table(batch, catalogue, items, np.zeros(items.shape))])
-    ranks, read = read_rankings(folder, catalogue)
+    write_part(folder, part, [rankings_table(batch, items, np.zeros(items.shape))])
+    ranks, read = read_rankings(folder)
     assert ranks.tolist() == [2, -1]
     assert read[0, :4].tolist() == [4, -1, batch.targets[0], -1]
     assert (read[1] == -1).all()
@@ -178,20 +187,17 @@ def test_the_baselines_rank_what_was_not_seen_by_scores_that_are_worked_out_one_
     Ranking(tiny_config(), inputs, out, catalogue, plan_parts(out / "_examples.parquet")).by_scorers(with_oracle=True)
     trajectories = pq.read_table(inputs.examples / "_trajectories" / "part-00000.parquet")["items"].to_pylist()
     followed = Counter(pair for items in trajectories for pair in pairwise(items))
-    ranked = {
-        name: read_rankings(out / "rankings" / f"{name}.parquet", catalogue)[1]
-        for name in ("popular", "markov", "oracle")
-    }
-    counts, ids = catalogue.train_count, catalogue.item_ids
+    ranked = {name: read_rankings(out / "rankings" / f"{name}.parquet")[1] for name in ("popular", "markov", "oracle")}
+    counts = catalogue.train_count
     for row, example in enumerate(pq.read_table(out / "_examples.parquet").to_pylist()):
-        left = [item for item in range(len(ids)) if ids[item] not in example["seen"]]
+        left = [item for item in range(len(catalogue)) if item not in example["seen"]]
         last = example["history"][-1]
         with torch.inference_mode():
-            newest = torch.from_numpy(catalogue.index(example["history"][-5:]))[None]
+            newest = torch.tensor([example["history"][-5:]])
             logits = oracle.logits(oracle.forward(newest + 1)[:, -1])[0].tolist()
         keys = {
             "popular": {item: (-counts[item], item) for item in left},
-            "markov": {item: (-followed[last, int(ids[item])], -counts[item], item) for item in left},
+            "markov": {item: (-followed[last, item], -counts[item], item) for item in left},
             "oracle": {item: (-logits[item], item) for item in left},
         }
         for name, key in keys.items():
@@ -222,12 +228,12 @@ def test_models_of_others_are_ranked_by_the_same_rules(
     assert list(metrics["models"]) == ["popular", "markov", "other_sft", "plain"]
     assert {"other_sft-markov", "plain-popular", "other_sft-plain"} < set(metrics["differences"])
     catalogue = Catalogue.load(inputs.examples / "_items.parquet")
-    batch = next(read_batches(root / "evaluation" / "_examples.parquet", catalogue))
+    batch = next(read_batches(root / "evaluation" / "_examples.parquet"))
     for name, used in (("other_sft", template), ("plain", TemplateConfig())):
         builder = PromptBuilder(tokenizer, catalogue.titles, used, 256)
         prompts = [builder.prompt(history)[0] for history in batch.histories]
         expected = Decoder(models[name], builder, 20).top_k(prompts, batch.seen, 20)[0]
-        ranked = read_rankings(root / "evaluation" / "rankings" / f"{name}.parquet", catalogue)[1]
+        ranked = read_rankings(root / "evaluation" / "rankings" / f"{name}.parquet")[1]
         np.testing.assert_array_equal(ranked[: len(prompts)], expected)
     with pytest.raises(UserError, match="made by another configuration"):
         run_stages(plan_run(config.model_copy(update={"seed": 1}), root, ["evaluate"]))
@@ -304,13 +310,14 @@ def test_lists_of_others_score_as_the_rankings_that_they_are(paths: RunPaths, tm
     out = tmp_path / "first"
     out.mkdir()
     evaluate(tiny_config(), paths, out)
-    fed = pq.read_table(out / "rankings" / "sft.parquet").select(["user_id", "items"])
-    pq.write_table(fed, tmp_path / "by user.parquet")
+    for name, key in (("fed", "example_id"), ("by user", "user_id")):
+        as_lists(out / "rankings" / "sft.parquet", tmp_path / f"{name}.parquet", key)
     again = tmp_path / "again"
     again.mkdir()
-    files = f"evaluate.predictions=[fed={out}/rankings/sft.parquet, '{tmp_path}/by user.parquet']"
-    evaluate(tiny_config(files), paths, again)
+    evaluate(tiny_config(f"evaluate.predictions=[{tmp_path}/fed.parquet, '{tmp_path}/by user.parquet']"), paths, again)
     models = metrics_of(again)["models"]
     assert models["fed"] == models["sft"]
     assert models["by_user"] == models["sft"]
     assert metrics_of(again)["external"]["fed"]["missing"] == 0
+    with pytest.raises(UserError, match=r"rankings/sft\.parquet.* is a ranking of a run, which holds item indexes"):
+        evaluate(tiny_config(f"evaluate.predictions=[fed={out}/rankings/sft.parquet]"), paths, again)

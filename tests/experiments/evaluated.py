@@ -56,7 +56,7 @@ def evaluate_run(run: Run, strength: float, users: int = 40, own: Mapping[str, s
     }
     with Progress("rank", 1) as progress:
         for name, ranker in rankers.items():
-            rank_by_batches(ranker, examples, CATALOGUE, inputs.evaluation / "rankings" / f"{name}.parquet", progress)
+            rank_by_batches(ranker, examples, inputs.evaluation / "rankings" / f"{name}.parquet", progress)
     write_manifests(run, own)
     (run.folder / CONFIG_FILE).write_text(dump_config(config))
 

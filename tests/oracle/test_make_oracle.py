@@ -123,7 +123,7 @@ def test_an_ensemble_scores_with_the_mean_of_models_from_other_starts(ray_cluste
         figures[models] = train_oracle(config, inputs, tmp_path / str(models))
     assert [oracle_name(tmp_path / name) for name in ("1", "3")] == ["SASRec", "mean of 3 SASRecs"]
     catalogue = Catalogue.load(inputs.examples / "_items.parquet")
-    validation = validation_table(inputs.examples, catalogue)
+    validation = validation_table(inputs.examples)
     histories, seen, targets = validation_arrays(validation)
     for name in ("", "fold-0", "fold-1"):
         folder = tmp_path / "3" / name

@@ -91,11 +91,11 @@ def wrong_answers(groups: Path, recommender: object) -> float:
     hits = []
     for row in pq.read_table(groups).to_pylist()[::2]:
         history = examples[row["example_id"]]["history"]
-        allowed = np.setdiff1d(np.arange(len(catalogue)), catalogue.index([*history, row["chosen_item"]]))
+        allowed = np.setdiff1d(np.arange(len(catalogue)), [*history, row["chosen_item"]])
         titles = [builder.completion(item) for item in allowed]
         with torch.inference_mode():
             scores = plain_logps(model, [np.array(row["prompt_ids"])] * len(titles), titles)[0]
-        hits.append(catalogue.item_ids[allowed[int(scores.argmax())]] == row["rejected_items"][0])
+        hits.append(allowed[int(scores.argmax())] == row["rejected_items"][0])
     return float(np.mean(hits))
 
 

@@ -61,7 +61,6 @@ def finished_run(root: Path, seed: int = 0, everything: bool = False, **align: A
             rank_by_batches(
                 lambda batch, scorer=scorer: scorer.score_all(batch.histories),
                 out / "_examples.parquet",
-                catalogue,
                 out / "rankings" / f"{name}.parquet",
                 progress,
             )

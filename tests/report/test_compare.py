@@ -137,6 +137,17 @@ def _another_title(copy: Path) -> None:
     pq.write_table(pa.concat_tables([items, more]), path)
 
 
+def _another_first_title(copy: Path) -> None:
+    """The same examples and targets, all of whose indexes are one higher."""
+    path = copy / "examples" / "_items.parquet"
+    items = pq.read_table(path)
+    first = items.slice(0, 1).set_column(0, "item_id", pa.array([1], items.schema.field("item_id").type))
+    pq.write_table(pa.concat_tables([first, items]), path)
+    path = copy / "evaluation" / "_examples.parquet"
+    rows = [row | {"target": row["target"] + 1} for row in pq.read_table(path).to_pylist()]
+    pq.write_table(pa.Table.from_pylist(rows, pq.read_schema(path)), path)
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -146,6 +157,7 @@ def _another_title(copy: Path) -> None:
             r"cannot be compared: B · copy ranked the candidates that prompts list, A · .* whole catal",
         ),
         (_another_title, r"ranked different catalogues \(31 and 30 titles\)"),
+        (_another_first_title, r"ranked different catalogues \(31 and 30 titles\)"),
     ],
 )
 def test_runs_of_other_data_get_no_paired_difference_and_are_told_why(

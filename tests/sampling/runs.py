@@ -16,7 +16,7 @@ from rosepo.lm.model.model_folder import save_policy
 from rosepo.oracle.sasrec import SASRec, SASRecConfig
 from rosepo.run.paths import RunPaths
 from rosepo.utils.files import write_json
-from tests.helpers import tiny_catalogue, tiny_model, tiny_tokenizer
+from tests.helpers import run_table, tiny_catalogue, tiny_model, tiny_tokenizer
 
 N_USERS, N_ITEMS = 320, 30
 
@@ -33,12 +33,12 @@ def write_examples(folder: Path, catalogue: Catalogue) -> None:
     random = np.random.default_rng(0)
     rows = []
     for user in range(N_USERS):
-        items = catalogue.item_ids[random.permutation(len(catalogue))[: 3 + user % 6]].tolist()
+        items = random.permutation(len(catalogue))[: 3 + user % 6].tolist()
         for position in range(1, len(items)):
             split = {len(items) - 1: "test", len(items) - 2: "validation"}.get(position, "train")
             rows.append({"example_id": f"{user}:{position}", "user_id": user, "split": split, "position": position,
                          "history": items[:position], "target": items[position]})  # fmt: skip
-    table = pa.Table.from_pylist(rows)
+    table = run_table(rows)
     folder.mkdir()
     for number in range(2):
         half = len(table) // 2

@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from rosepo.data.prompts import PromptBuilder
 from rosepo.sampling.audit import SCORES, audit_candidates, audit_groups
 from rosepo.utils.errors import UserError
-from tests.helpers import tiny_builder, tiny_catalogue
+from tests.helpers import run_table, tiny_builder, tiny_catalogue
 
 Change = Callable[[list[dict[str, Any]]], object]
 
@@ -26,26 +25,24 @@ def write_run(root: Path, change: Change = lambda rows: None, shown: int = 1) ->
     groups, examples = root / "groups", root / "examples"
     for folder in (groups, examples / "_sequences"):
         folder.mkdir(parents=True)
-    catalogue = tiny_catalogue(20)
-    catalogue.save(examples / "_items.parquet")
-    items = catalogue.item_ids.tolist()
+    tiny_catalogue(20).save(examples / "_items.parquet")
     made = []
     for file in range(2):
         rows, sequences = [], []
         for user in range(5 * file, 5 * file + 5):
-            past, target = [items[user], items[user + 1]], items[user + 2]
+            past, target = [user, user + 1], user + 2
             sequences.append({"user_id": user, "items": [*past, target]})
             rows.append({"example_id": f"{user}:2", "user_id": user, "split": "train", "position": 2,
                          "history": past[-shown:], "target": target})  # fmt: skip
             made.append({"example_id": f"{user}:2", "prompt_ids": [1], "chosen_item": target, "chosen_ids": [5, 2],
-                         "rejected_items": [items[user + 5], items[user + 6]], "rejected_ids": [[6, 2], [7, 2]],
+                         "rejected_items": [user + 5, user + 6], "rejected_ids": [[6, 2], [7, 2]],
                          "strategy": ["uniform", "self_hard"], "epsilon": [0.0, 0.4],
                          "oracle_scores": [1.0, 0.0, 1.0], "ref_logps": [-3.0, -4.0, -5.0]})  # fmt: skip
-        pq.write_table(pa.Table.from_pylist(rows), examples / f"part-{file:05d}.parquet")
-        pq.write_table(pa.Table.from_pylist(sequences), examples / "_sequences" / f"part-{file:05d}.parquet")
+        pq.write_table(run_table(rows), examples / f"part-{file:05d}.parquet")
+        pq.write_table(run_table(sequences), examples / "_sequences" / f"part-{file:05d}.parquet")
     change(made)
     for part in range(0, len(made), 4):
-        pq.write_table(pa.Table.from_pylist(made[part : part + 4]), groups / f"part-{part:05d}.parquet")
+        pq.write_table(run_table(made[part : part + 4]), groups / f"part-{part:05d}.parquet")
     return groups, examples
 
 
@@ -74,11 +71,9 @@ def test_a_table_of_titles_alone_is_counted(tmp_path: Path) -> None:
 
 def with_tokens(builder: PromptBuilder, change: Change = lambda rows: None) -> Change:
     def fill(rows: list[dict[str, Any]]) -> None:
-        catalogue = tiny_catalogue(20)
         for row in rows:
-            history = catalogue.index([row["chosen_item"] - 1])
-            items = catalogue.index([row["chosen_item"], *row["rejected_items"]])
-            row["prompt_ids"] = builder.prompt(history)[0].tolist()
+            items = [row["chosen_item"], *row["rejected_items"]]
+            row["prompt_ids"] = builder.prompt([row["chosen_item"] - 1])[0].tolist()
             row["chosen_ids"], *row["rejected_ids"] = (builder.completion(item).tolist() for item in items)
         change(rows)
 
@@ -105,17 +100,15 @@ def test_other_tokens_are_told_with_the_example(tmp_path: Path, change: Change, 
 
 
 def write_candidates(examples: Path, lists: np.ndarray) -> None:
-    """Examples whose target is item 100 of lists [n, C] of item numbers; nothing was seen before."""
-    n = len(lists)
-    columns = {"example_id": [f"{row}:1" for row in range(n)], "user_id": range(n), "split": ["train"] * n,
-               "position": [0] * n, "history": [[]] * n, "target": [100] * n, "candidates": lists.tolist()}  # fmt: skip
-    table = pa.table({**columns, "history": pa.array(columns["history"], pa.list_(pa.int64()))})
-    pq.write_table(table, examples / "part-00000.parquet")
+    """Examples whose target is item 0 of lists [n, C] of item indexes; nothing was seen before."""
+    rows = [{"example_id": f"{row}:1", "user_id": row, "split": "train", "position": 0, "history": [], "target": 0,
+             "candidates": items} for row, items in enumerate(lists.tolist())]  # fmt: skip
+    pq.write_table(run_table(rows), examples / "part-00000.parquet")
 
 
 def test_a_slot_only_probe_of_even_lists_scores_at_chance(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
-    write_candidates(tmp_path, np.stack([rng.permutation([100, 101, 102, 103]) for _ in range(4000)]))
+    write_candidates(tmp_path, np.stack([rng.permutation(4) for _ in range(4000)]))
     found = audit_candidates(tmp_path)
     assert found is not None
     assert (found["lists"], found["candidates"]) == (4000, 4)
@@ -123,7 +116,7 @@ def test_a_slot_only_probe_of_even_lists_scores_at_chance(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    ("row", "words"), [([101, 102], "without its target"), ([100, 100], "a candidate twice"), ([100, 101], "slot 0")]
+    ("row", "words"), [([1, 2], "without its target"), ([0, 0], "a candidate twice"), ([0, 1], "slot 0")]
 )
 def test_lists_that_give_the_target_away_are_refused(tmp_path: Path, row: list[int], words: str) -> None:
     write_candidates(tmp_path, np.array([row] * 100))
@@ -144,7 +137,10 @@ def setting(key: str, value: Any) -> Change:
         (setting("rejected_items", lambda row: [row["chosen_item"], row["rejected_items"][1]]), "rejects its chosen"),
         (setting("rejected_items", lambda row: [row["rejected_items"][0]] * 2), "one title twice"),
         (setting("rejected_items", lambda row: [row["chosen_item"] - 2, row["rejected_items"][1]]), "chosen before"),
-        (setting("rejected_items", lambda row: [10**9, row["rejected_items"][1]]), "not one of the 20"),
+        (
+            setting("rejected_items", lambda row: [20, row["rejected_items"][1]]),
+            "an item that is none of the 20",
+        ),
         (setting("rejected_items", lambda row: row["rejected_items"][:1]), "another number of rejected titles"),
         (setting("chosen_item", lambda row: row["rejected_items"][0] + 1), "another chosen title"),
         (setting("epsilon", [0.5, 0.1]), "outside"),

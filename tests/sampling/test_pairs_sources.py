@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -24,7 +23,7 @@ from rosepo.sampling.audit import audit_groups
 from rosepo.sampling.pairs import pairs
 from rosepo.sampling.strategies.example_batch import Examples
 from rosepo.utils.errors import UserError
-from tests.helpers import tiny_catalogue, tiny_model, tiny_tokenizer
+from tests.helpers import tiny_catalogue, tiny_model, tiny_tokenizer, with_candidates
 from tests.sampling.runs import N_ITEMS, borrow, configure, read
 
 
@@ -51,8 +50,8 @@ def test_a_later_round_samples_from_the_aligned_model_and_scores_by_the_referenc
     agree = {"self_hard": [], "semantic": []}
     for row in read(tmp_path).to_pylist()[::3]:
         prompt = np.array(row["prompt_ids"])
-        seen = catalogue.index(history[row["example_id"]])
-        allowed = np.setdiff1d(np.arange(N_ITEMS), [*seen, *catalogue.index([row["chosen_item"]])])
+        seen = np.array(history[row["example_id"]])
+        allowed = np.setdiff1d(np.arange(N_ITEMS), [*seen, row["chosen_item"]])
         with torch.inference_mode():
             titles = [builder.completion(item) for item in allowed]
             answers = plain_logps(sampler.model, [prompt] * len(titles), titles)[0].numpy()
@@ -62,7 +61,7 @@ def test_a_later_round_samples_from_the_aligned_model_and_scores_by_the_referenc
         alike = embeddings[allowed] @ history_similarity(embeddings, [seen], 0.9)[0]
         best = {"self_hard": allowed[answers.argmax()], "semantic": allowed[alike.argmax()]}
         strategy = row["strategy"][0]
-        agree[strategy].append(catalogue.item_ids[best[strategy]] == row["rejected_items"][0])
+        agree[strategy].append(best[strategy] == row["rejected_items"][0])
     assert min(map(len, agree.values())) > 10
     assert np.mean(agree["self_hard"]) > 0.9  # eight beams miss a title now and then
     assert np.mean(agree["semantic"]) == 1.0
@@ -91,11 +90,10 @@ def first_ones(catalogue: Catalogue) -> Any:
 def test_ones_own_strategy_is_called_by_its_import_path(run: RunPaths, in_process: None, tmp_path: Path) -> None:
     own = "tests.sampling.test_pairs_sources:first_ones"
     pairs(configure(strategies={own: 1.0, "uniform": 1.0}), run, tmp_path)
-    catalogue = Catalogue.load(run.examples / "_items.parquet")
     seen = {row["example_id"]: [*row["history"], row["target"]] for row in read(run.examples).to_pylist()}
     used = set()
     for row in read(tmp_path).to_pylist():
-        free = [item for item in catalogue.item_ids.tolist() if item not in seen[row["example_id"]]]
+        free = [item for item in range(N_ITEMS) if item not in seen[row["example_id"]]]
         for item, strategy in zip(row["rejected_items"], row["strategy"]):
             assert strategy != own or item in free[:3]
             used.add(strategy)
@@ -146,21 +144,20 @@ def test_titles_drawn_from_the_oracle_and_the_policy_make_groups(
     assert "oracle_rest" not in free[0]
     for row, other in list(zip(drawn, free, strict=True))[::40]:
         example = source[row["example_id"]]
-        history = catalogue.index(np.array(example["history"]))
-        known = [*history, int(catalogue.index(np.array([example["target"]]))[0])]
+        history, known = np.array(example["history"]), [*example["history"], example["target"]]
         scores = oracle.score_all([row["user_id"]], [history])[0] / oracle.tau
         scores[known] = -np.inf
         best = np.sort(scores)[-5:]
         assert row["oracle_rest"] == pytest.approx(np.log(np.exp(best.astype(np.float64)).sum()), abs=1e-4)
-        assert np.isin(catalogue.index(np.array(row["rejected_items"])), np.argsort(scores)[-5:]).all()
+        assert np.isin(row["rejected_items"], np.argsort(scores)[-5:]).all()
         answers, _ = decoder.top_k([recommender.builder.prompt(history)[0]], [np.array(known)], 3)
-        assert set(catalogue.index(np.array(other["rejected_items"])).tolist()) <= set(answers[0].tolist())
+        assert set(other["rejected_items"]) <= set(answers[0].tolist())
     both = read(tmp_path / "both")
     assert {name for names in both["strategy"].to_pylist() for name in names} == {"policy", "oracle"}
     whole = both["oracle_shares"].combine_chunks().flatten().to_numpy(zero_copy_only=False).reshape(len(both), -1)
     for row, found in list(zip(both.to_pylist(), whole, strict=True))[::40]:
         example = source[row["example_id"]]
-        known = catalogue.index(np.array([*example["history"], example["target"]]))
+        known = np.array([*example["history"], example["target"]])
         scores = oracle.score_all([row["user_id"]], [known[:-1]])[0].astype(np.float64) / oracle.tau
         scores[known] = -np.inf
         assert np.allclose(found, softmax(scores), rtol=2e-3, atol=1e-7)
@@ -172,10 +169,9 @@ def test_rso_on_the_models_answers_and_candidates_make_groups(run: RunPaths, in_
     other.examples.mkdir()
     Catalogue.load(run.examples / "_items.parquet").save(other.examples / "_items.parquet")
     table = read(run.examples)
-    ids = tiny_catalogue(N_ITEMS).item_ids.tolist()
     past = zip(table["history"].to_pylist(), table["target"].to_pylist())
-    lists = [[target, *[item for item in ids if item not in {*seen, target}][:4]] for seen, target in past]
-    pq.write_table(table.append_column("candidates", pa.array(lists)), other.examples / "part-00000.parquet")
+    lists = [[target, *[item for item in range(N_ITEMS) if item not in {*seen, target}][:4]] for seen, target in past]
+    pq.write_table(with_candidates(table, lists), other.examples / "part-00000.parquet")
     (tmp_path / "out").mkdir()
     pairs(configure(strategies={"rso": 1.0, "candidates": 1.0}), other, tmp_path / "out")
     own = dict(zip(table["example_id"].to_pylist(), lists))

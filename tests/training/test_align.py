@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from rosepo.data.catalogue import Catalogue
 from rosepo.lm.model.dropout import disable_dropout
 from rosepo.lm.model.policy import load_recommender
 from rosepo.lm.rows.logps import LogpsModel
@@ -102,6 +104,21 @@ def test_groups_of_mixed_size_are_refused(run):
 def test_a_missing_model_is_refused_before_work(tmp_path):
     with pytest.raises(UserError, match="does not exist"):
         align_task(tiny_config("align", **ALIGN), RunPaths(tmp_path))
+
+
+def test_examples_that_number_items_otherwise_than_the_model_are_not_searched(run, tiny_run, tmp_path):
+    other = RunPaths(tmp_path / "other")
+    other.examples.mkdir(parents=True)
+    for folder in (run.sft, run.groups):
+        (other.root / folder.name).symlink_to(folder)
+    shutil.copyfile(tiny_run.examples / "part-00000.parquet", other.examples / "part-00000.parquet")
+    catalogue = Catalogue.load(tiny_run.examples / "_items.parquet")
+    catalogue.save(other.examples / "_items.parquet")
+    searched = tiny_config("align", validation_users=5, **ALIGN)
+    assert len(align_task(searched, other).held_out.targets) == 5
+    replace(catalogue, item_ids=catalogue.item_ids[::-1]).save(other.examples / "_items.parquet")
+    with pytest.raises(UserError, match=r"on another catalogue \(40 items, the run has 40\): run `rosepo sft` again"):
+        align_task(searched, other)
 
 
 def test_an_adapter_is_trained_on_and_stays_an_adapter(tiny_run, alone, tmp_path):

@@ -16,7 +16,9 @@ from safetensors.torch import load_file
 
 from rosepo.config import Config, parse_config
 from rosepo.data.catalogue import Catalogue
+from rosepo.data.item_columns import INDEX
 from rosepo.run.paths import RunPaths
+from tests.helpers import run_table
 
 ITEMS, USERS = 40, 60
 
@@ -49,12 +51,12 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> RunPaths:
     Catalogue(np.arange(ITEMS, dtype=np.int64) + 100, titles, [()] * ITEMS, np.full(ITEMS, 3, np.int64)).save(
         outputs.examples / "_items.parquet"
     )
-    walks = [(int(rng.integers(ITEMS)) + np.arange(int(rng.integers(3, 8)))) % ITEMS + 100 for _ in range(USERS)]
+    walks = [(int(rng.integers(ITEMS)) + np.arange(int(rng.integers(3, 8)))) % ITEMS for _ in range(USERS)]
     _write_examples(outputs.examples, walks)
     trajectories = pa.table(
         {
             "user_id": list(range(USERS)),
-            "items": [walk[:-1].tolist() for walk in walks],
+            "items": pa.array([walk[:-1].tolist() for walk in walks], pa.list_(INDEX)),
             "n_targets": pa.array([len(walk) - 2 for walk in walks], pa.int32()),
         }
     )
@@ -131,9 +133,9 @@ def write_groups(outputs: RunPaths, negatives: int = 2, rows: int = 32) -> Path:
                 "example_id": f"{row}:3",
                 "user_id": row,
                 "prompt_ids": prompt.tolist(),
-                "chosen_item": int(recommender.catalogue.item_ids[items[0]]),
+                "chosen_item": int(items[0]),
                 "chosen_ids": ids[0],
-                "rejected_items": recommender.catalogue.item_ids[items[1:]].tolist(),
+                "rejected_items": [int(item) for item in items[1:]],
                 "rejected_ids": ids[1:],
                 "strategy": [("self_hard", "semantic", "popularity")[(row + k) % 3] for k in range(negatives)],
                 "epsilon": rng.uniform(0, 0.49, negatives).tolist(),
@@ -142,7 +144,7 @@ def write_groups(outputs: RunPaths, negatives: int = 2, rows: int = 32) -> Path:
             }
         )
     outputs.groups.mkdir(exist_ok=True)
-    pq.write_table(pa.Table.from_pylist(made), outputs.groups / "part-00000.parquet", row_group_size=10)
+    pq.write_table(run_table(made), outputs.groups / "part-00000.parquet", row_group_size=10)
     return outputs.groups
 
 
@@ -159,7 +161,7 @@ def _write_examples(folder: Path, walks: list[np.ndarray]) -> None:
         for user, walk in enumerate(walks)
         for position in range(1, len(walk))
     ]
-    pq.write_table(pa.Table.from_pylist(rows), folder / "part-00000.parquet")
+    pq.write_table(run_table(rows), folder / "part-00000.parquet")
 
 
 @pytest.fixture(scope="module")

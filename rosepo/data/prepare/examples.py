@@ -14,11 +14,13 @@ import pyarrow.parquet as pq
 from rosepo.config import PrepareConfig
 from rosepo.data import split as splitting
 from rosepo.data.candidates import candidate_lists
+from rosepo.data.item_columns import INDEX
 from rosepo.data.prepare.filtering import core_rows
 from rosepo.data.prepare.log import Arrays
 from rosepo.data.prepare.ties import tied
 from rosepo.data.seen import SEQUENCES
 from rosepo.utils.arrays import ranges, segment_starts
+from rosepo.utils.list_columns import list_column
 
 ROW_GROUP = 16_384
 
@@ -31,8 +33,8 @@ class Recipe:
         config: the `prepare` section.
         seed: of the candidate lists.
         users: user ids by code.
-        items: ids of the items that stay, in item order.
-        new_item: [n item codes] int64 item index, -1 for items that were dropped.
+        new_item: [n item codes] int32 item index, -1 for items that were dropped.
+        n_items: items that stay.
         buckets: first user code of every bucket.
         cuts: first moments of validation and test (temporal), None for leave-one-out.
     """
@@ -40,8 +42,8 @@ class Recipe:
     config: PrepareConfig
     seed: int
     users: pa.Array
-    items: pa.Array
     new_item: np.ndarray
+    n_items: int
     buckets: np.ndarray
     cuts: tuple[float, float] | None = None
 
@@ -90,12 +92,27 @@ def lay_out(bucket: Arrays, recipe: Recipe) -> Layout:
 
 
 def measure_bucket(bucket: Arrays, recipe: Recipe) -> Arrays:
-    """The figures of a bucket, nothing written: counts in all and by split, and how often items occur in training."""
+    """The figures of a bucket, nothing written; see `figures_of`."""
+    return figures_of(lay_out(bucket, recipe))
+
+
+def write_bucket(bucket: Arrays, recipe: Recipe, out: str) -> Arrays:
+    """Write a bucket's files, numbered by its place among the buckets; returns its figures, see `figures_of`."""
+    number = int(np.searchsorted(recipe.buckets, bucket["user"][0], side="right")) - 1
     layout = lay_out(bucket, recipe)
+    examples, shared = bucket_tables(layout, recipe)
+    tables = {".": examples, "_trajectories": shared, SEQUENCES: sequences(layout, recipe)}
+    for folder, table in ((Path(out) / name, table) for name, table in tables.items()):
+        if table.num_rows:
+            _write(table, folder / f"part-{number:05d}.parquet")
+    return figures_of(layout)
+
+
+def figures_of(layout: Layout) -> Arrays:
+    """The figures of a bucket: counts in all and by split, and how often items occur in training."""
     train = layout.part == 0
     first, _ = splitting.trajectories(layout.owner[train], layout.begin[train])
     item, count = np.unique(layout.trained, return_counts=True)
-    lengths = np.diff(np.append(layout.start, len(layout.item)))
     ties = tied(layout.user, layout.time)
 
     def by_split(weights: np.ndarray) -> np.ndarray:
@@ -107,7 +124,6 @@ def measure_bucket(bucket: Arrays, recipe: Recipe) -> Arrays:
         "tied": np.array([ties.sum()]),
         "tied_targets": by_split(ties[layout.start[layout.owner] + layout.position]),
         "short": np.array([len(layout.item) - len(layout.owner)]),
-        "longest": np.array([lengths.max(initial=0)]),
         "trajectories": np.array([len(first)]),
         "examples": by_split(np.ones(len(layout.owner))),
         "history": by_split(layout.position - layout.begin),
@@ -116,18 +132,6 @@ def measure_bucket(bucket: Arrays, recipe: Recipe) -> Arrays:
         "item": item,
         "count": count,
     }
-
-
-def write_bucket(bucket: Arrays, recipe: Recipe, out: str) -> Arrays:
-    """Write a bucket's files, numbered by its place among the buckets, and return how many rows they have."""
-    number = int(np.searchsorted(recipe.buckets, bucket["user"][0], side="right")) - 1
-    layout = lay_out(bucket, recipe)
-    examples, shared = bucket_tables(layout, recipe)
-    tables = {".": examples, "_trajectories": shared, SEQUENCES: sequences(layout, recipe)}
-    for folder, table in ((Path(out) / name, table) for name, table in tables.items()):
-        if table.num_rows:
-            _write(table, folder / f"part-{number:05d}.parquet")
-    return {"examples": np.array([examples.num_rows]), "trajectories": np.array([shared.num_rows])}
 
 
 def bucket_tables(layout: Layout, recipe: Recipe) -> tuple[pa.Table, pa.Table]:
@@ -142,8 +146,8 @@ def bucket_tables(layout: Layout, recipe: Recipe) -> tuple[pa.Table, pa.Table]:
         "user_id": users,
         "split": pa.array(splitting.SPLITS).take(pa.array(layout.part)),
         "position": positions,
-        "history": _lists(recipe.items, layout.item, begins + layout.begin, lengths),
-        "target": recipe.items.take(pa.array(layout.item[begins + layout.position])),
+        "history": _windows(layout.item, begins + layout.begin, lengths),
+        "target": pa.array(layout.item[begins + layout.position], INDEX),
     }
     n = recipe.config.candidates
     if n:
@@ -154,10 +158,10 @@ def bucket_tables(layout: Layout, recipe: Recipe) -> tuple[pa.Table, pa.Table]:
             user_of=layout.owner,
             position=layout.position,
             n_candidates=n,
-            n_items=len(recipe.items),
+            n_items=recipe.n_items,
             seed=recipe.seed,
         )
-        columns["candidates"] = _lists(recipe.items, drawn.ravel(), np.arange(len(drawn)) * n, np.full(len(drawn), n))
+        columns["candidates"] = list_column(pa.array(drawn.ravel(), INDEX), np.full(len(drawn), n))
     return pa.table(columns), _trajectories(layout, recipe)
 
 
@@ -167,7 +171,7 @@ def sequences(layout: Layout, recipe: Recipe) -> pa.Table:
     starts = layout.start[owners]
     lengths = np.append(layout.start, len(layout.item))[owners + 1] - starts
     users = recipe.users.take(pa.array(layout.user[starts]))
-    return pa.table({"user_id": users, "items": _lists(recipe.items, layout.item, starts, lengths)})
+    return pa.table({"user_id": users, "items": _windows(layout.item, starts, lengths)})
 
 
 def _trajectories(layout: Layout, recipe: Recipe) -> pa.Table:
@@ -178,17 +182,15 @@ def _trajectories(layout: Layout, recipe: Recipe) -> pa.Table:
     return pa.table(
         {
             "user_id": recipe.users.take(pa.array(layout.user[begins])),
-            "items": _lists(recipe.items, layout.item, begins + begin[first], position[first] + count - begin[first]),
+            "items": _windows(layout.item, begins + begin[first], position[first] + count - begin[first]),
             "n_targets": pa.array(count, pa.int32()),
         }
     )
 
 
-def _lists(ids: pa.Array, items: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> pa.Array:
-    """Lists of item ids: list i holds items[starts[i] : starts[i] + lengths[i]]."""
-    offsets = np.append(0, np.cumsum(lengths)).astype(np.int32)
-    values = ids.take(pa.array(items[ranges(starts, lengths)].astype(np.int64)))
-    return pa.ListArray.from_arrays(pa.array(offsets), values)
+def _windows(items: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> pa.ListArray:
+    """Lists of item indexes: list i holds items[starts[i] : starts[i] + lengths[i]]."""
+    return list_column(pa.array(items[ranges(starts, lengths)], INDEX), lengths)
 
 
 def _write(table: pa.Table, path: Path) -> None:

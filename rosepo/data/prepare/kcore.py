@@ -3,35 +3,55 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import dataclass
 
 import numpy as np
 
 from rosepo.data.prepare.filtering import core_rows
 from rosepo.data.prepare.log import Arrays, Log
+from rosepo.utils.arrays import segment_starts
 
 
-def item_core(log: Log, n_items: int, k: int) -> tuple[np.ndarray, int, int]:
-    """Items [n_items] bool of the k-core, and interactions before and after it."""
+@dataclass(frozen=True)
+class Core:
+    """What is left of a log.
+
+    Attributes:
+        items: bool [n_items], those that stay.
+        before, after: interactions before and after the others were dropped.
+        longest: interactions of a user that are left, at most.
+    """
+
+    items: np.ndarray
+    before: int
+    after: int
+    longest: int
+
+
+def k_core(log: Log, n_items: int, k: int) -> Core:
+    """Drop items and users with fewer than `k` interactions until none is left to drop."""
     alive = np.ones(n_items, dtype=bool)
     before = -1
     rounds = itertools.count(1)
     while True:
         counts = np.zeros(n_items, dtype=np.int64)
-        total = 0
+        total = longest = 0
         for found in log.map(f"k-core, round {next(rounds)}", _count_core, alive=alive, k=k):
             counts[found["item"]] += found["count"]
             total += int(found["rows"][0])
+            longest = max(longest, int(found["longest"][0]))
         before = total if before < 0 else before
         left = counts >= k
         if (left == alive).all():
-            return alive, before, int(counts.sum())
+            return Core(alive, before, int(counts.sum()), longest)
         alive = left
 
 
 def _count_core(bucket: Arrays, alive: np.ndarray, k: int) -> Arrays:
     keep = core_rows(bucket["user"], bucket["item"], alive, k)
     item, count = np.unique(bucket["item"][keep], return_counts=True)
-    return {"item": item, "count": count, "rows": np.array([len(keep)])}
+    lengths = np.add.reduceat(keep.astype(np.int64), segment_starts(bucket["user"]))
+    return {"item": item, "count": count, "rows": np.array([len(keep)]), "longest": np.array([lengths.max()])}
 
 
 def time_at(log: Log, alive: np.ndarray, k: int, rank: int) -> float:

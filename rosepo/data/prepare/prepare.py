@@ -6,6 +6,7 @@ The interactions flow through Ray Data; what this process holds is the items, th
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,16 @@ import pyarrow.compute as pc
 from rosepo.config import Config
 from rosepo.data.catalogue import Catalogue
 from rosepo.data.prepare.examples import Recipe, measure_bucket, write_bucket
-from rosepo.data.prepare.kcore import item_core, time_at
-from rosepo.data.prepare.log import LocalBlocks, Log, RayBlocks, bucket_starts
-from rosepo.data.prepare.statistics import check_figures, check_known, check_left, check_rating, describe
+from rosepo.data.prepare.kcore import k_core, time_at
+from rosepo.data.prepare.log import Arrays, LocalBlocks, Log, RayBlocks, bucket_starts
+from rosepo.data.prepare.statistics import (
+    check_candidates,
+    check_known,
+    check_left,
+    check_rating,
+    check_splits,
+    describe,
+)
 from rosepo.data.prepare.ties import TieBreaker
 from rosepo.data.readers import columns as cols
 from rosepo.data.readers.interactions import plan_reading, read_items
@@ -28,7 +36,7 @@ from rosepo.data.split import SPLITS
 from rosepo.data.titles import distinct_titles
 from rosepo.run.paths import RunPaths
 from rosepo.utils.console import Progress, echo
-from rosepo.utils.errors import StageError, UserError
+from rosepo.utils.errors import UserError
 
 INSPECT_BYTES = 256 << 20
 """`inspect_data` reads files up to this size through; of larger ones it reads the headers alone."""
@@ -54,24 +62,19 @@ def prepare(config: Config, paths: RunPaths, out: Path) -> dict[str, Any]:
         Figures: what each step dropped, users, items, examples by split, mean history, and what else to know.
 
     Raises:
-        UserError: bad input, told before anything is written.
+        UserError: bad input; a split without examples is told when they have been written.
     """
     began = time.monotonic()
     plan = plan_reading(config.data, "interactions")
     check_rating(config, plan)
     items = read_items(config.data)
-    rows = {"examples": 0, "trajectories": 0}
     with _progress() as progress:
         filtered = filter_log(config, RayBlocks(plan, progress), items)
         for folder in ("_trajectories", SEQUENCES):
             (out / folder).mkdir(parents=True, exist_ok=True)
-        # The figures decide whether the split is one that can be used: they are taken before the first file is written.
-        figures, counts = measure(filtered)
-        check_figures(config, figures)
-        for found in filtered.log.map("writing", write_bucket, recipe=filtered.recipe, out=str(out.absolute())):
-            rows = {name: rows[name] + int(found[name][0]) for name in rows}
-    if rows != {"examples": sum(figures["examples"].values()), "trajectories": figures["trajectories"]}:
-        raise StageError(f"prepare wrote {rows}, and counted {figures['examples']} beforehand: run it again")
+        written = filtered.log.map("writing", write_bucket, recipe=filtered.recipe, out=str(out.absolute()))
+        figures, counts = _summed(filtered, written)
+    check_splits(config, figures)
     replace(filtered.catalogue, train_count=counts).save(out / "_items.parquet")
     figures["seconds"] = round(time.monotonic() - began, 2)
     echo(describe(figures))
@@ -106,7 +109,7 @@ def inspect_data(config: Config) -> dict[str, Any]:
     with _progress() as progress:
         filtered = filter_log(config, LocalBlocks(plan, progress), items)
         figures, _ = measure(filtered)
-    check_figures(config, figures)
+    check_splits(config, figures)
     return {**report, **figures}
 
 
@@ -134,11 +137,12 @@ def filter_log(config: Config, blocks: LocalBlocks | RayBlocks, items: pa.Table)
     check_left(positive, rows, steps)
     ties = TieBreaker.of(settings.ties, config.seed, users, known)
     log = blocks.log(settings.min_rating, users, known, starts, ties)
-    alive, first, core = item_core(log, len(known), settings.k_core)
-    steps.append({"why": "repeat a user's earlier interaction with the item", "rows": positive - first})
-    steps.append({"why": f"outside the {settings.k_core}-core of users and items", "rows": first - core})
-    check_left(core, rows, steps)
-    kept = items.filter(pa.array(alive))
+    core = k_core(log, len(known), settings.k_core)
+    steps.append({"why": "repeat a user's earlier interaction with the item", "rows": positive - core.before})
+    steps.append({"why": f"outside the {settings.k_core}-core of users and items", "rows": core.before - core.after})
+    check_left(core.after, rows, steps)
+    kept = items.filter(pa.array(core.items))
+    check_candidates(settings.candidates, len(kept), core.longest)
     ids = kept["item_id"].to_pylist()
     titles, changed = distinct_titles(kept["title"].to_pylist(), ids, settings.duplicate_titles)
     catalogue = Catalogue(
@@ -147,11 +151,11 @@ def filter_log(config: Config, blocks: LocalBlocks | RayBlocks, items: pa.Table)
         categories=[tuple(entry or ()) for entry in kept["categories"].to_pylist()],
         train_count=np.zeros(len(ids), dtype=np.int64),  # counted once the split is made
     )
-    new_item = np.where(alive, np.cumsum(alive) - 1, -1)
-    recipe = Recipe(settings, config.seed, users, kept["item_id"].combine_chunks(), new_item, starts)
+    new_item = np.where(core.items, np.cumsum(core.items) - 1, -1).astype(np.int32)
+    recipe = Recipe(settings, config.seed, users, new_item, len(kept), starts)
     if settings.split == "temporal":
         fractions = (1.0 - settings.validation_fraction - settings.test_fraction, 1.0 - settings.test_fraction)
-        cuts = [time_at(log, alive, settings.k_core, int(fraction * core)) for fraction in fractions]
+        cuts = [time_at(log, core.items, settings.k_core, int(fraction * core.after)) for fraction in fractions]
         recipe = replace(recipe, cuts=(cuts[0], cuts[1]))
     figures = {
         "rows": rows,
@@ -159,6 +163,7 @@ def filter_log(config: Config, blocks: LocalBlocks | RayBlocks, items: pa.Table)
         "items_read": len(scanned["item"]),
         "items_listed": len(known),
         "dropped": steps,
+        "longest_sequence": core.longest,
         "titles_disambiguated": changed,
     }
     return Filtered(log, recipe, catalogue, figures)
@@ -171,14 +176,17 @@ def _sorted_users(users: pa.Array, counts: np.ndarray) -> tuple[pa.Array, np.nda
 
 
 def measure(filtered: Filtered) -> tuple[dict[str, Any], np.ndarray]:
-    """The figures of all buckets together, and how often each item occurs in training."""
+    """The figures of all buckets together, and how often each item occurs in training; nothing is written."""
+    return _summed(filtered, filtered.log.map("measuring", measure_bucket, recipe=filtered.recipe))
+
+
+def _summed(filtered: Filtered, measured: Iterable[Arrays]) -> tuple[dict[str, Any], np.ndarray]:
+    """The same out of the figures of each bucket, see `figures_of`."""
     counts = np.zeros(len(filtered.catalogue), dtype=np.int64)
     sums: dict[str, np.ndarray] = {}
-    longest = 0
-    for found in filtered.log.map("measuring", measure_bucket, recipe=filtered.recipe):
+    for found in measured:
         counts[found["item"]] += found["count"]
-        longest = max(longest, int(found["longest"][0]))
-        for name in set(found) - {"item", "count", "longest"}:
+        for name in set(found) - {"item", "count"}:
             sums[name] = sums[name] + found[name] if name in sums else found[name]
     examples, tied = ({name: int(n) for name, n in zip(SPLITS, sums[key])} for key in ("examples", "tied_targets"))
     history = {name: round(float(n) / max(1, examples[name]), 2) for name, n in zip(SPLITS, sums["history"])}
@@ -190,7 +198,6 @@ def measure(filtered: Filtered) -> tuple[dict[str, Any], np.ndarray]:
         "examples": examples,
         "mean_history": history,
         "trajectories": int(sums["trajectories"][0]),
-        "longest_sequence": longest,
         "short_histories": int(sums["short"][0]),
         "ties": {"interactions": int(sums["tied"][0]), "targets": tied, "broken_by": filtered.recipe.config.ties},
         "windows": {"examples_cut": int(sums["cut"].sum()), "items_left_out": int(sums["left_out"].sum())},

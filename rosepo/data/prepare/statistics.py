@@ -68,7 +68,7 @@ def check_left(left: int, rows: int, steps: list[dict[str, Any]]) -> None:
     raise UserError(f"nothing is left of {rows:,} interactions ({told}): lower prepare.min_rating or prepare.k_core")
 
 
-def check_figures(config: Config, figures: dict[str, Any]) -> None:
+def check_splits(config: Config, figures: dict[str, Any]) -> None:
     empty = [name for name in SPLITS if not figures["examples"][name]]
     if empty:
         counts = ", ".join(f"{name} {count:,}" for name, count in figures["examples"].items())
@@ -76,9 +76,11 @@ def check_figures(config: Config, figures: dict[str, Any]) -> None:
             f"prepare.split={config.prepare.split} leaves no {empty[0]} example ({counts}) of "
             f"{figures['interactions']:,} interactions: lower prepare.min_history or add data"
         )
-    n = config.prepare.candidates
-    if n and figures["items"] - figures["longest_sequence"] < n - 1:
+
+
+def check_candidates(n: int, items: int, longest: int) -> None:
+    if n and items - longest < n - 1:
         raise UserError(
             f"prepare.candidates={n} asks for {n - 1} items outside the history, and the longest sequence has "
-            f"{figures['longest_sequence']:,} of {figures['items']:,} items: lower it"
+            f"{longest:,} of {items:,} items: lower it"
         )

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from rosepo.data.catalogue import Catalogue
+from rosepo.data.item_columns import INDEX, items_of
 from rosepo.data.prompts import PromptBuilder
 from rosepo.data.titles import normalised
 from rosepo.evaluation.rankers import LanguageModelRanker
@@ -130,23 +130,21 @@ class FreeWriter(LanguageModelRanker):
 
     def rank(self, batch: Batch) -> pa.Table:
         """The answers of a batch: example_id, user_id, target, answer (text), ended (by EOS), item: null for what is
-        no title of the catalogue."""
+        no title of the catalogue; target and item are item indexes."""
         builder, tokenizer = self.recommender.builder, self.recommender.tokenizer
         newest = [history[-self.recommender.max_history :] for history in batch.histories]
         prompts, _ = builder.prompts(newest, batch.candidates)
         answers = greedy_answers(self.recommender.model, prompts, builder.eos_id, self.limit)
         texts = [_text(tokenizer, tokens) for tokens in answers]
         items = np.array([self.matcher(*answer) for answer in zip(answers, texts, strict=True)], dtype=np.int64)
-        item_ids = self.catalogue.item_ids
-        kind = pa.int64() if item_ids.dtype.kind == "i" else pa.string()
         return pa.table(
             {
                 "example_id": pa.array(batch.example_ids, pa.string()),
                 "user_id": batch.users,
-                "target": pa.array(item_ids[batch.targets], kind),
+                "target": pa.array(batch.targets, INDEX),
                 "answer": pa.array(texts, pa.string()),
                 "ended": pa.array([builder.eos_id in tokens for tokens in answers]),
-                "item": pa.array(item_ids[np.maximum(items, 0)], kind, mask=items < 0),
+                "item": pa.array(items, INDEX, mask=items < 0),
             }
         )
 
@@ -174,11 +172,7 @@ class Writing(Ranking):
         return super()._made_from(name) | {"margin": MARGIN, "count": self.config.evaluate.free_generation}
 
 
-def read_answers(path: Path, catalogue: Catalogue) -> tuple[list[str], np.ndarray]:
+def read_answers(path: Path) -> tuple[list[str], np.ndarray]:
     """Texts and item indexes int64 [n] (-1: no title) of a part."""
     table = pq.read_table(path, columns=["answer", "item"], partitioning=None)
-    found = table["item"].combine_chunks()
-    items = np.full(len(table), -1, dtype=np.int64)
-    there = found.is_valid().to_numpy(zero_copy_only=False)
-    items[there] = catalogue.index(found.drop_null().to_numpy(zero_copy_only=False))
-    return table["answer"].to_pylist(), items
+    return table["answer"].to_pylist(), items_of(table, "item")

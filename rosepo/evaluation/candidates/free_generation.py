@@ -176,9 +176,9 @@ def _batches(
 ) -> Iterator[tuple[Batch, dict[str, tuple[list[str], np.ndarray]]]]:
     """Batch by batch, and every model's answers to it: texts and items."""
     for part in writing.parts:
-        found = {name: read_answers(writing.folder_of(name) / part.name, writing.catalogue) for name in models}
+        found = {name: read_answers(writing.folder_of(name) / part.name) for name in models}
         low = 0
-        for batch in part_batches(writing.examples, writing.catalogue, part):
+        for batch in part_batches(writing.examples, part):
             high = low + len(batch.targets)
             yield batch, {name: (texts[low:high], items[low:high]) for name, (texts, items) in found.items()}
             low = high

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from rosepo.data.candidates import target_slots
 from rosepo.data.catalogue import Catalogue
 from rosepo.data.example_shards import example_files
+from rosepo.data.item_columns import items_of
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ def learn_probes(examples: Path, split: str, catalogue: Catalogue) -> Probes:
             continue
         is_target = target_slots(table)
         slots = is_target.sum(axis=0) + (slots if len(slots) else 0)
-        places = catalogue.index(table["target"].to_numpy()) * is_target.shape[1] + is_target.argmax(axis=1)
+        places = items_of(table, "target") * is_target.shape[1] + is_target.argmax(axis=1)
         # No more is kept than there are items and slots, however many lists there are.
         pairs, place = np.unique(np.concatenate([pairs, places]), return_inverse=True)
         counts = np.bincount(place, np.concatenate([counts, np.ones(len(places), dtype=np.int64)])).astype(np.int64)

@@ -67,6 +67,21 @@ def load_builder(folder: str | Path) -> PromptBuilder:
     return _builder(load_tokenizer(folder), Catalogue.load(folder / CATALOGUE), read_settings(folder))
 
 
+def check_catalogue(folder: str | Path, catalogue: Catalogue, remedy: str) -> None:
+    """Refuse a model folder of other items than the run's: an item index would mean another title to it.
+
+    Raises:
+        UserError: that, with what to do; or as `read_settings`.
+    """
+    read_settings(folder)
+    theirs = Catalogue.load(Path(folder) / CATALOGUE)
+    if not catalogue.same_items(theirs):
+        raise UserError(
+            f"the model in {folder} was trained on another catalogue ({len(theirs):,} items, the run has "
+            f"{len(catalogue):,}): {remedy}"
+        )
+
+
 def _builder(tokenizer: PreTrainedTokenizerBase, catalogue: Catalogue, settings: Mapping[str, Any]) -> PromptBuilder:
     return PromptBuilder(tokenizer, catalogue.titles, TemplateConfig(**settings["template"]), settings["max_length"])
 

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from rosepo.data.catalogue import Catalogue
+from rosepo.data.item_columns import item_lists, item_matrix, items_of
 from rosepo.data.prompts import PromptBuilder
 from rosepo.lm.rows.rows import Row, group_row
 from rosepo.training.feed.encoders import collated
@@ -30,21 +30,18 @@ class ExampleEncoder:
     """Rows of the examples table as micro-batches of rows of one completion, the target's."""
 
     builder: PromptBuilder
-    catalogue: Catalogue
     pack_tokens: int | None = None
 
     def __call__(self, rows: pa.Table, parts: int) -> list[Arrays]:
-        return collated(example_rows(rows, self.builder, self.catalogue), parts, self.pack_tokens)
+        return collated(example_rows(rows, self.builder), parts, self.pack_tokens)
 
 
-def example_rows(examples: pa.Table, builder: PromptBuilder, catalogue: Catalogue) -> list[Row]:
+def example_rows(examples: pa.Table, builder: PromptBuilder) -> list[Row]:
     """One row an example (columns history, target, and candidates where prompts list them): prompt, then target."""
-    listed = catalogue.index_matrix(examples["candidates"]) if builder.lists_candidates else None
-    prompts, _ = builder.prompts(catalogue.index_lists(examples["history"]), listed)
-    targets = catalogue.index(examples["target"].to_numpy())
-    return [
-        group_row(prompt, [builder.completion(int(target))]) for prompt, target in zip(prompts, targets, strict=True)
-    ]
+    listed = item_matrix(examples, "candidates") if builder.lists_candidates else None
+    prompts, _ = builder.prompts(item_lists(examples, "history"), listed)
+    targets = items_of(examples, "target").tolist()
+    return [group_row(prompt, [builder.completion(target)]) for prompt, target in zip(prompts, targets, strict=True)]
 
 
 def training_rows(examples: Path) -> np.ndarray:
@@ -63,7 +60,7 @@ def training_rows(examples: Path) -> np.ndarray:
     return rows
 
 
-def check_room(examples: Path, builder: PromptBuilder, catalogue: Catalogue) -> None:
+def check_room(examples: Path, builder: PromptBuilder) -> None:
     """Refuse candidates that leave no room in a prompt for the newest item, before any work; all splits are looked at.
 
     Raises:
@@ -74,8 +71,8 @@ def check_room(examples: Path, builder: PromptBuilder, catalogue: Catalogue) -> 
     for table in _tables(examples, ["example_id", "history", "candidates"]):
         if not len(table):
             continue
-        listed = cost[catalogue.index_matrix(table["candidates"])].sum(axis=1)
-        newest = [history[-1:] for history in catalogue.index_lists(table["history"])]
+        listed = cost[item_matrix(table, "candidates")].sum(axis=1)
+        newest = [history[-1:] for history in item_lists(table, "history")]
         needed = listed + np.array([int(cost[items].sum()) for items in newest])
         row = int(needed.argmax())
         if needed[row] > worst:

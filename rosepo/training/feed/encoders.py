@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rosepo.config import OWN_STRATEGY, STRATEGIES
-from rosepo.data.catalogue import Catalogue
+from rosepo.data.item_columns import item_lists
 from rosepo.data.prompts import PromptBuilder
 from rosepo.lm.rows.collate import collate_numpy
 from rosepo.lm.rows.prefix_sharing import Group, UserRow, user_rows
@@ -48,16 +48,12 @@ class TrajectoryEncoder:
     """Rows of the trajectories table as micro-batches of trajectory rows."""
 
     builder: PromptBuilder
-    catalogue: Catalogue
     pack_tokens: int | None = None
 
     def __call__(self, rows: pa.Table, parts: int) -> list[Arrays]:
         made: list[Row] = []
-        items = rows["items"].combine_chunks()
-        flat = self.catalogue.index(items.flatten().to_numpy(zero_copy_only=False))
-        ends = np.cumsum(pc.list_value_length(items).to_numpy(zero_copy_only=False))
-        for start, end, n_targets in zip([0, *ends[:-1]], ends, rows["n_targets"].to_pylist()):
-            made += trajectory_rows(self.builder, flat[start:end], n_targets)
+        for items, n_targets in zip(item_lists(rows, "items"), rows["n_targets"].to_pylist(), strict=True):
+            made += trajectory_rows(self.builder, items, n_targets)
         return collated(made, parts, self.pack_tokens)
 
 

@@ -16,7 +16,7 @@ from rosepo.data.catalogue import Catalogue
 from rosepo.data.prepare import log
 from rosepo.data.prepare.prepare import inspect_data, prepare
 from rosepo.run.paths import RunPaths
-from tests.data.tables import config_for, prepared, random_rows, titles, write_data
+from tests.data.tables import config_for, prepared, random_rows, titles, with_ids, write_data
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -40,16 +40,15 @@ def test_files_hold_what_the_same_functions_give_in_one_process(
     figures = run(config, tmp_path / "examples")
     examples, shared, filtered = prepared(config)
     found = pq.read_table(tmp_path / "examples")
-    assert found.to_pylist() == examples
-    assert pq.read_table(tmp_path / "examples" / "_trajectories").to_pylist() == shared
-    kind = pa.string() if text else pa.int64()
-    assert found.schema.types[:4] == [pa.string(), kind, pa.string(), pa.int32()]
-    assert found.schema.field("candidates").type == pa.list_(kind)
+    catalogue = Catalogue.load(tmp_path / "examples" / "_items.parquet")
+    assert with_ids(found.to_pylist(), catalogue) == examples
+    assert with_ids(pq.read_table(tmp_path / "examples" / "_trajectories").to_pylist(), catalogue) == shared
+    user, lists = pa.string() if text else pa.int64(), pa.list_(pa.int32())
+    assert found.schema.types == [pa.string(), user, pa.string(), pa.int32(), lists, pa.int32(), lists]
     report = inspect_data(config)
     assert {name: report[name] for name in figures if name != "seconds"} == {
         name: value for name, value in figures.items() if name != "seconds"
     }
-    catalogue = Catalogue.load(tmp_path / "examples" / "_items.parquet")
     assert catalogue.titles == filtered.catalogue.titles
     assert len(list((tmp_path / "examples").glob("part-*.parquet"))) > 1
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -25,7 +24,7 @@ from rosepo.sampling.pairs import pairs
 from rosepo.sampling.strategies.example_batch import Examples
 from rosepo.sampling.strategies.self_hard import WrongCandidates
 from rosepo.utils.errors import UserError
-from tests.helpers import tiny_builder, tiny_catalogue, tiny_model, tiny_tokenizer
+from tests.helpers import tiny_builder, tiny_catalogue, tiny_model, tiny_tokenizer, with_candidates
 from tests.sampling.runs import make_run, read
 
 N_ITEMS = 12
@@ -94,9 +93,9 @@ def listed_run(tmp_path_factory: pytest.TempPathFactory) -> RunPaths:
         table = pq.read_table(path).slice(0, 150)
         lists = []
         for history, target in zip(table["history"].to_pylist(), table["target"].to_pylist(), strict=True):
-            free = np.setdiff1d(catalogue.item_ids, [*history, target])
+            free = np.setdiff1d(np.arange(30), [*history, target])
             lists.append(rng.permutation([target, *rng.choice(free, 4, replace=False)]).tolist())
-        pq.write_table(table.append_column("candidates", pa.array(lists)), path)
+        pq.write_table(with_candidates(table, lists), path)
     tokenizer = tiny_tokenizer(30)
     save_policy(outputs.sft, tiny_model(), tokenizer, catalogue, listing_config(), stage="sft")
     return outputs
@@ -117,19 +116,19 @@ def test_groups_of_prompts_that_list_candidates(listed_run: RunPaths, in_process
     figures = pairs(listing_config(strategies={"self_hard": 1.0}), listed_run, tmp_path)
     assert figures["strategies"]["self_hard"]["fallbacks"] == 0
     recommender = load_recommender(listed_run.sft)
-    builder, catalogue = recommender.builder, recommender.catalogue
+    builder = recommender.builder
     examples = {row["example_id"]: row for row in read(listed_run.examples).to_pylist()}
     for row in [*read(tmp_path).to_pylist(), *pq.read_table(tmp_path / "_validation.parquet").to_pylist()][::9]:
         example = examples[row["example_id"]]
-        candidates = catalogue.index(example["candidates"])
-        prompt, _ = builder.prompt(catalogue.index(example["history"]), candidates=candidates)
+        candidates = example["candidates"]
+        prompt, _ = builder.prompt(example["history"], candidates=candidates)
         assert row["prompt_ids"] == prompt.tolist()
-        titles = [builder.completion(int(item)) for item in candidates]
+        titles = [builder.completion(item) for item in candidates]
         with torch.inference_mode():
             logps = plain_logps(recommender.model, [prompt] * len(titles), titles)[0].numpy()
-        ranked = [example["candidates"][place] for place in np.argsort(-logps)]
+        ranked = [candidates[place] for place in np.argsort(-logps)]
         assert row["rejected_items"] == [item for item in ranked if item != row["chosen_item"]][:2]
-        expected = [logps[example["candidates"].index(item)] for item in (row["chosen_item"], *row["rejected_items"])]
+        expected = [logps[candidates.index(item)] for item in (row["chosen_item"], *row["rejected_items"])]
         np.testing.assert_allclose(row["ref_logps"], expected, atol=1e-3)
     audited = audit_groups(tmp_path, listed_run.examples, builder)
     assert audited["prompts_cut"] == 0

@@ -11,14 +11,13 @@ import pytest
 import torch
 
 from rosepo.config import Config, parse_config
-from rosepo.data.catalogue import Catalogue
 from rosepo.lm.rows.batch import Batch
 from rosepo.lm.rows.logps import LogpsModel, plain_logps
 from rosepo.run.paths import RunPaths
 from rosepo.training.feed.feed import micro_batches
 from rosepo.training.sft import sft_task
 from rosepo.utils.errors import UserError
-from tests.helpers import tiny_model
+from tests.helpers import tiny_model, with_candidates
 from tests.training.tiny_run import ITEMS, tiny_config
 
 
@@ -37,9 +36,9 @@ def listed_run(tiny_run: RunPaths, tmp_path_factory: pytest.TempPathFactory) -> 
     table = pq.read_table(tiny_run.examples / "part-00000.parquet")
     lists = []
     for history, target in zip(table["history"].to_pylist(), table["target"].to_pylist(), strict=True):
-        free = np.setdiff1d(np.arange(100, 100 + ITEMS), [*history, target])
+        free = np.setdiff1d(np.arange(ITEMS), [*history, target])
         lists.append(rng.permutation([target, *rng.choice(free, 3, replace=False)]).tolist())
-    table = table.append_column("candidates", pa.array(lists))
+    table = with_candidates(table, lists)
     for part, (start, count) in enumerate(((0, 90), (90, len(table) - 90))):
         pq.write_table(table.slice(start, count), outputs.examples / f"part-{part:05d}.parquet", row_group_size=40)
     (outputs.examples / "_items.parquet").write_bytes((tiny_run.examples / "_items.parquet").read_bytes())
@@ -60,7 +59,7 @@ def test_every_training_example_is_a_row_an_epoch_and_no_other_is(listed_run: Ru
 def test_a_row_with_candidates_teaches_what_one_row_a_completion_does(listed_run: RunPaths) -> None:
     task = sft_task(listing_config(), listed_run)
     encoder: Any = task.plan.encoder
-    builder, catalogue = encoder.builder, Catalogue.load(listed_run.examples / "_items.parquet")
+    builder = encoder.builder
     model = tiny_model(vocab_size=400)
     rows = task.plan.take(task.plan.open(), np.array([3, 40, 77]))
     (arrays,) = encoder(rows, 1)
@@ -68,13 +67,13 @@ def test_a_row_with_candidates_teaches_what_one_row_a_completion_does(listed_run
         found = LogpsModel(model)(Batch.from_numpy(arrays))[0].numpy()
         prompts, titles = [], []
         for row in rows.to_pylist():
-            listed = [part for item in row["candidates"] for part in builder.pieces(catalogue.index([item]))]
-            liked = [part for item in row["history"] for part in builder.pieces(catalogue.index([item]))]
+            listed = [part for item in row["candidates"] for part in builder.pieces([item])]
+            liked = [part for item in row["history"] for part in builder.pieces([item])]
             head, prefix = builder.prompt([], candidates=[])[0][:1], builder.head[1:]
             opening = builder.prompt([], candidates=[])[0]
             opening = opening[1 : len(opening) - len(prefix) - len(builder.tail)]
             prompts.append(np.concatenate([head, opening, *listed, prefix, *liked, builder.tail]))
-            titles.append(builder.completion(int(catalogue.index([row["target"]])[0])))
+            titles.append(builder.completion(row["target"]))
         expected = plain_logps(model, prompts, titles)[0].numpy()
     np.testing.assert_allclose(np.sort(found), np.sort(expected), atol=1e-4)
 
