@@ -21,54 +21,34 @@ from rosepo.utils.errors import StageError, UserError
 
 @dataclass
 class Forecast:
-    """One run: stages by what happens to them.
+    """One run: what happens to the stages that are not up to date.
 
     Attributes:
-        shared: name of the stage to the variant that has made it, or will have by then.
-        seconds: of the stages to be made, as far as they can be told.
-        unknown: stages that were never made before.
+        made: name of a stage to the seconds that it may take; None where it was never made before.
+        shared: name of a stage to the variant that has made it, or will have by then.
         error: why the run cannot be made, in a sentence.
     """
 
     run: Run
-    done: list[str] = field(default_factory=list)
-    made: list[str] = field(default_factory=list)
+    made: dict[str, float | None] = field(default_factory=dict)
     shared: dict[str, str] = field(default_factory=dict)
-    seconds: float = 0.0
-    unknown: list[str] = field(default_factory=list)
     error: str | None = None
 
+    @property
+    def seconds(self) -> float:
+        """Of the stages to be made, as far as they can be told."""
+        return sum(seconds for seconds in self.made.values() if seconds is not None)
 
-class Times:
-    """Seconds of stages that were made before, in a folder of experiments."""
-
-    def __init__(self, out: Path) -> None:
-        self._seconds: dict[tuple[str, ...], list[float]] = {}
-        counted: set[tuple[str, str]] = set()
-        for path in sorted(out.glob("*/seed-*/*/*/_manifest.json")):
-            manifest = find_manifest(path.parent)
-            if manifest is None or (manifest["fingerprint"], manifest["created"]) in counted:
-                continue  # the same stage, linked
-            counted.add((manifest["fingerprint"], manifest["created"]))
-            data, _, variant, _ = path.parent.relative_to(out).parts
-            stage = find_stage(manifest["stage"]).kind
-            for key in _keys(data, variant, stage):
-                self._seconds.setdefault(key, []).append(manifest["seconds"])
-
-    def of(self, run: Run, stage: str) -> float | None:
-        """The median of what is nearest to this stage of this run; None where it was never made."""
-        keys = _keys(run.experiment.data, run.folder.name, stage)
-        return next((median(self._seconds[key]) for key in keys if key in self._seconds), None)
-
-
-def _keys(data: str, variant: str, stage: str) -> list[tuple[str, ...]]:
-    return [(data, variant, stage), (data, stage), (stage,)]
+    @property
+    def unknown(self) -> list[str]:
+        """Stages that were never made before."""
+        return [name for name, seconds in self.made.items() if seconds is None]
 
 
 def forecast(runs: Sequence[Run], out: Path, more: Sequence[str], overwrite: bool) -> list[Forecast]:
     """What each run would take, in order, each after those before it."""
-    times, digests = Times(out), FileDigests()
-    promised: dict[tuple[str, int, str], str] = {}
+    times, digests = _times(out), FileDigests()
+    promised: dict[tuple[Path, str], str] = {}
     found = []
     for run in runs:
         one = Forecast(run)
@@ -79,22 +59,16 @@ def forecast(runs: Sequence[Run], out: Path, more: Sequence[str], overwrite: boo
             one.error = str(error)
             continue
         siblings = run.siblings()
-        for step in plan.stages:
-            name = step.stage.name
-            key = (run.experiment.data, run.seed, step.fingerprint)
-            source = source_of(step, siblings) if step.state != "done" else None
-            if step.state == "done":
-                one.done.append(name)
-            elif source is not None:
-                one.shared[name] = source.parent.name
-            elif key in promised:
-                one.shared[name] = promised[key]
+        for step in plan.left:
+            source = source_of(step, siblings)
+            sharer = source.parent.name if source else promised.get((run.folder.parent, step.fingerprint))
+            if sharer is not None:
+                one.shared[step.stage.name] = sharer
             else:
-                one.made.append(name)
-                seconds = times.of(run, step.stage.kind)
-                one.seconds += seconds or 0.0
-                one.unknown += [name] if seconds is None else []
-            promised.setdefault(key, run.folder.name)
+                keys = _keys(run.experiment.data, run.folder.name, step.stage.kind)
+                one.made[step.stage.name] = next((median(times[key]) for key in keys if key in times), None)
+        for step in plan.stages:
+            promised.setdefault((run.folder.parent, step.fingerprint), run.folder.name)
     return found
 
 
@@ -102,17 +76,17 @@ def as_text(forecasts: Sequence[Forecast]) -> str:
     """The forecasts as a table, and their sum."""
     rows = []
     for one in forecasts:
-        run = one.run
-        where = [run.experiment.data, str(run.seed), run.folder.name]
+        row = [one.run.experiment.data, str(one.run.seed), one.run.folder.name]
         if one.error is not None:
-            rows.append([*where, "cannot be made, see below", "", ""])
+            rows.append([*row, "cannot be made, see below", "", ""])
             continue
-        by_source = {
-            source: [name for name in one.shared if one.shared[name] == source] for source in one.shared.values()
-        }
-        shared = "; ".join(f"{', '.join(names)} of {source}" for source, names in by_source.items())
+        sources: dict[str, list[str]] = {}
+        for name, source in one.shared.items():
+            sources.setdefault(source, []).append(name)
         told = (duration(one.seconds) + (" and more" if one.unknown else "")) if one.seconds else "not known"
-        rows.append([*where, ", ".join(one.made) or "up to date", shared, told if one.made else ""])
+        row += [", ".join(one.made) or "up to date"]
+        row += ["; ".join(f"{', '.join(names)} of {source}" for source, names in sources.items())]
+        rows.append([*row, told if one.made else ""])
     total = sum(one.seconds for one in forecasts)
     unknown = sorted({find_stage(name).kind for one in forecasts for name in one.unknown})
     left = f", and what {', '.join(unknown)} will take, never made here before" if unknown else ""
@@ -120,3 +94,23 @@ def as_text(forecasts: Sequence[Forecast]) -> str:
     errors = [f"  {one.run.label}: {one.error}" for one in forecasts if one.error is not None]
     lines = [table(rows, header=("data", "seed", "run", "to make", "shared", "time")), ""]
     return "\n".join([*lines, f"  {len(forecasts)} runs, {todo} to make: {duration(total)}{left}", *errors])
+
+
+def _times(out: Path) -> dict[tuple[str, ...], list[float]]:
+    """Seconds of stages that were made before in a folder of experiments, by `_keys`."""
+    found: dict[tuple[str, ...], list[float]] = {}
+    counted: set[tuple[str, str]] = set()
+    for path in sorted(out.glob("*/seed-*/*/*/_manifest.json")):
+        manifest = find_manifest(path.parent)
+        if manifest is None or (manifest["fingerprint"], manifest["created"]) in counted:
+            continue  # the same stage, linked
+        counted.add((manifest["fingerprint"], manifest["created"]))
+        data, _, variant, _ = path.parent.relative_to(out).parts
+        for key in _keys(data, variant, find_stage(manifest["stage"]).kind):
+            found.setdefault(key, []).append(manifest["seconds"])
+    return found
+
+
+def _keys(data: str, variant: str, stage: str) -> list[tuple[str, ...]]:
+    """What is nearest to a stage of a run first."""
+    return [(data, variant, stage), (data, stage), (stage,)]

@@ -14,7 +14,6 @@ from rosepo.experiments.runs import FAILURE_FILE, Run, plan_of
 from rosepo.experiments.stage_reuse import link_finished, link_rankings
 from rosepo.pipeline.kept_config import CONFIG_FILE
 from rosepo.pipeline.planning import RunPlan
-from rosepo.run.manifest import find_manifest
 from rosepo.utils.console import echo
 from rosepo.utils.errors import StageError, UserError
 from rosepo.utils.files import now, write_json, write_text
@@ -69,7 +68,8 @@ def make(run: Run, making: Making) -> str | None:
     command = [sys.executable, "-m", "rosepo", "run", "--out", str(run.folder)]
     told = call([*command, *(["--overwrite"] if making.overwrite else [])], run.folder / LOG_FILE, making.lock)
     if told is not None:
-        making.broken |= _first_left(run, plan)
+        left_now = plan_of(run, config, True, making.digests).left
+        making.broken |= {step.fingerprint: run.label for step in left_now[:1]}
         return _failed(run, told)
     _finished(run, plan)
     return None
@@ -79,15 +79,6 @@ def _finished(run: Run, plan: RunPlan) -> None:
     if run.split == "test":
         record_look(run, plan["evaluate"].fingerprint)
     (run.folder / FAILURE_FILE).unlink(missing_ok=True)
-
-
-def _first_left(run: Run, plan: RunPlan) -> dict[str, str]:
-    """Of a run that failed, the fingerprint of the first stage that is not there, and the run's name."""
-    for step in plan.stages:
-        manifest = find_manifest(run.folder / step.stage.folder)
-        if manifest is None or manifest["fingerprint"] != step.fingerprint:
-            return {step.fingerprint: run.label}
-    return {}
 
 
 def _failed(run: Run, error: str) -> str:

@@ -19,13 +19,12 @@ from rosepo.data.readers.digests import FileDigests
 from rosepo.experiments.suite import Experiment, Split
 from rosepo.pipeline.fingerprints import stage_settings
 from rosepo.pipeline.kept_config import CONFIG_FILE, resolve_config
+from rosepo.pipeline.lineage import differ
 from rosepo.pipeline.planning import RunPlan, plan_run
 from rosepo.report.run_metadata import manifests_of
 from rosepo.run.manifest import find_manifest
 from rosepo.run.paths import RunPaths
 from rosepo.run.stages import find_stage, names_of_run
-from rosepo.utils.files import digest
-from rosepo.utils.redaction import redact_tree
 
 FAILURE_FILE = "failure.json"
 _TEST = ".test"
@@ -84,7 +83,7 @@ class Run:
             for key, value in stage_settings(config, find_stage(name)).items():
                 then = manifest["settings"].get(key)
                 # Where the data stands is no matter; what is in it the fingerprints know.
-                if not key.startswith("data.") and digest(redact_tree(value)) != digest(then):
+                if not key.startswith("data.") and differ(then, value):
                     found[key] = f"{key}: {then} → {value}"
         for name, fingerprint in self.manifests["evaluate"]["inputs"].items():
             if name in self.manifests and self.manifests[name]["fingerprint"] != fingerprint:
@@ -109,28 +108,24 @@ def overrides_of(data: str, more: Sequence[str]) -> list[str]:
     """The overrides that concern a data set, without its name in front."""
     found = []
     for override in more:
-        key = override.partition("=")[0]
-        name, colon, _ = key.partition(":")
-        if not colon:
-            found.append(override)
-        elif name == data:
-            found.append(override[len(name) + 1 :])
+        name, colon, _ = override.partition("=")[0].partition(":")
+        if not colon or name == data:
+            found.append(override.removeprefix(f"{data}:"))
     return found
 
 
 def runs_of(experiments: Iterable[Experiment], out: Path, test: bool = False) -> list[Run]:
     """All runs in the order in which they are made: data set by data set, a seed with all its variants after another;
     those on test at the end of each seed."""
-    ordered = list(experiments)
-    seeds: dict[tuple[str, int], None] = {}
-    for data in dict.fromkeys(one.data for one in ordered):
-        of_data = [one.seeds for one in ordered if one.data == data]
-        seeds |= dict.fromkeys((data, seed) for seed in sorted({seed for each in of_data for seed in each}))
+    of_data: dict[str, list[Experiment]] = {}
+    for one in experiments:
+        of_data.setdefault(one.data, []).append(one)
     runs = []
-    for data, seed in seeds:
-        here = [one for one in ordered if one.data == data and seed in one.seeds]
-        runs += [Run(one, seed, "validation", out) for one in here]
-        runs += [Run(one, seed, "test", out) for one in here if test and one.tested]
+    for variants in of_data.values():
+        for seed in sorted({seed for one in variants for seed in one.seeds}):
+            here = [one for one in variants if seed in one.seeds]
+            runs += [Run(one, seed, "validation", out) for one in here]
+            runs += [Run(one, seed, "test", out) for one in here if test and one.tested]
     return runs
 
 

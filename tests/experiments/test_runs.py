@@ -112,17 +112,17 @@ def test_the_forecast_counts_every_stage_once_and_goes_by_what_was_made_before(t
     runs = runs_in(tmp_path, test=True)
     every = list(runs.values())
     nothing = forecast(every, tmp_path / "out", [], False)
-    assert [one.made for one in nothing[:3]] == [
+    assert [[*one.made] for one in nothing[:3]] == [
         [*BELOW, "align", "evaluate"],
         ["align", "evaluate"],
         ["pairs", "align", "evaluate"],
     ]
     assert nothing[1].shared == dict.fromkeys(BELOW, "dpo")
-    assert nothing[3].made == ["evaluate"]  # dpo on test
+    assert [*nothing[3].made] == ["evaluate"]  # dpo on test
     assert "never made here before" in as_text(nothing)
     finish(runs["dpo", 0, "validation"])
     told = forecast(every, tmp_path / "out", [], False)
-    assert (told[0].made, told[0].seconds) == ([], 0.0)
+    assert (told[0].made, told[0].seconds) == ({}, 0.0)
     assert (told[1].seconds, told[2].seconds, told[3].seconds) == (50.0, 80.0, 10.0)
     assert told[6].seconds == sum(SECONDS.values())  # the next seed
     assert not any(one.unknown for one in told)
