@@ -25,9 +25,8 @@ import torch
 from scipy.special import log_softmax
 
 from rosepo.data.catalogue import Catalogue
+from rosepo.evaluation.measured_examples import EXAMPLES_FILE, Batch, read_batches
 from rosepo.evaluation.rankers import rank_batch
-from rosepo.evaluation.rankings import Batch, read_batches
-from rosepo.evaluation.systems import EXAMPLES_FILE
 from rosepo.lm.model.model_folder import Recommender, load_recommender
 from rosepo.lm.titles.beam_search import Decoder
 from rosepo.metrics.ranking import hit_ratio, ndcg

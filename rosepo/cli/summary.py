@@ -11,19 +11,13 @@ from typing import Any
 from rosepo.config import Config
 from rosepo.pipeline.planning import RunPlan
 from rosepo.report.text.format import brackets
+from rosepo.report.text.labels import label
 from rosepo.run.paths import RunPaths, of_round
 from rosepo.run.stages import Stage, find_stage, seconds_in_all, together_with
 from rosepo.utils.console import duration, echo, table
 
 Manifests = Mapping[str, Mapping[str, Any]]
 SHOWN = ("hr@1", "hr@10", "ndcg@10")
-NAMES = {
-    "popular": "most popular",
-    "markov": "Markov chain",
-    "oracle": "oracle",
-    "sft": "SFT",
-    "aligned": "aligned",
-}
 _NEXT = {
     "prepare": ("sft", "oracle"),
     "sft": ("oracle", "pairs"),
@@ -70,8 +64,7 @@ def results_table(metrics: dict[str, Any]) -> str:
     rows = []
     for name, figures in metrics["models"].items():
         cells = [brackets(figures[key], signed=False) for key in SHOWN]
-        kind = f" ({metrics['oracle']})" if name == "oracle" and metrics.get("oracle") else ""
-        rows.append([NAMES.get(name, name) + kind, *cells])
+        rows.append([label(name, metrics), *cells])
     return f"  {title}\n" + table(rows, header=("model", *(key.upper() for key in SHOWN)))
 
 

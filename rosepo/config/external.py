@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 from rosepo.config.base import refuse_credentials
 
-OWN = ("popular", "markov", "oracle", "sft", "aligned", "truth")
-"""Names that a run's own systems have."""
+OWN = ("popular", "markov", "oracle", "sft", "aligned")
+"""A run's own systems, in the order in which they are told."""
+_TAKEN = (*OWN, "truth")
 _ENDINGS = re.compile(r"(\.(parquet|pq|csv|tsv|jsonl|ndjson|json|gz|bz2|zst|lz4))+$", re.IGNORECASE)
 
 
@@ -54,7 +55,7 @@ def external_systems(models: Sequence[str], predictions: Sequence[str]) -> dict[
         if not name:
             raise ValueError(f"evaluate.{kind}: {entry!r} tells no name: write NAME={entry}")
         other = found.get(name)
-        if name in OWN or other is not None:
+        if name in _TAKEN or other is not None:
             whose = "the run's own" if other is None else f"{other.location}, too"
             raise ValueError(
                 f"evaluate.{kind}: {location} would be called '{name}', which is {whose}: give it another name, "

@@ -12,23 +12,18 @@ import numpy as np
 import pyarrow as pa
 
 from rosepo.data.catalogue import Catalogue
-from rosepo.data.titles import normalised
+from rosepo.data.titles import ItemLookup, normalised
 from rosepo.utils.errors import UserError
 
 COLUMNS = ("user_id", "history")
 
 
 class HistoryReader:
-    """Item ids or titles to item indexes.
-
-    Text is a title, compared after normalisation, or an id; a number is an id.
-    """
+    """Item ids or titles to item indexes, see `ItemLookup`."""
 
     def __init__(self, catalogue: Catalogue) -> None:
-        self._titles = {normalised(title): index for index, title in enumerate(catalogue.titles)}
-        self._item_ids = catalogue.item_ids.tolist()
-        self._ids = {str(item): index for index, item in enumerate(self._item_ids)}
-        self._catalogue = catalogue
+        self._lookup = ItemLookup(catalogue.titles, catalogue.item_ids.tolist())
+        self._titles = catalogue.titles
 
     def indexes(self, entries: Sequence[Any], where: str) -> np.ndarray:
         """Item indexes int64 of ids or titles, oldest first.
@@ -40,21 +35,11 @@ class HistoryReader:
         return np.array([self._index(entry, where) for entry in entries], dtype=np.int64)
 
     def _index(self, entry: Any, where: str) -> int:
-        text = str(entry).strip()
-        by_id = self._ids.get(text)
-        by_title = self._titles.get(normalised(text)) if isinstance(entry, str) else None
-        if by_id is not None and by_title is not None and by_id != by_title:
-            raise UserError(
-                f"{where}: {text!r} is the title of item {self._item_ids[by_title]!r} and the id of "
-                f"{self._catalogue.titles[by_id]!r}: write {str(self._item_ids[by_title])!r} for the one, or "
-                f"{self._catalogue.titles[by_id]!r} for the other"
-            )
-        if by_title is not None:
-            return by_title
-        if by_id is not None:
-            return by_id
-        near = difflib.get_close_matches(normalised(text), self._titles, n=3, cutoff=0.5)
-        titles = ", ".join(repr(self._catalogue.titles[self._titles[name]]) for name in near)
+        found = self._lookup.find(entry, where)
+        if found is not None:
+            return found
+        near = difflib.get_close_matches(normalised(str(entry)), self._lookup.by_title, n=3, cutoff=0.5)
+        titles = ", ".join(repr(self._titles[self._lookup.by_title[name]]) for name in near)
         hint = f"the nearest titles are {titles}" if near else "no title comes near it"
         raise UserError(f"{where}: {entry!r} is neither a title nor an item id of the model's catalogue; {hint}")
 

@@ -16,6 +16,36 @@ def normalised(title: str) -> str:
     return re.sub(r"\s+", " ", folded).strip()
 
 
+class ItemLookup:
+    """Items by what people write: an id, or a title, compared after normalisation. A number is an id.
+
+    Args:
+        titles, ids: of the catalogue, in item order.
+    """
+
+    def __init__(self, titles: Sequence[str], ids: Sequence[Any]) -> None:
+        self._titles, self._ids = titles, ids
+        self.by_title = {normalised(title): index for index, title in enumerate(titles)}
+        self.by_id = {str(item): index for index, item in enumerate(ids)}
+
+    def find(self, entry: Any, where: str) -> int | None:
+        """The index of the item; None for what is neither.
+
+        Raises:
+            UserError: text that is the title of one item and the id of another, naming `where` it stands.
+        """
+        text = str(entry).strip()
+        by_id = self.by_id.get(text)
+        by_title = self.by_title.get(normalised(text)) if isinstance(entry, str) else None
+        if by_id is not None and by_title is not None and by_id != by_title:
+            raise UserError(
+                f"{where}: {text!r} is the title of item {self._ids[by_title]!r} and the id of "
+                f"{self._titles[by_id]!r}: write {str(self._ids[by_title])!r} for the one, or "
+                f"{self._titles[by_id]!r} for the other"
+            )
+        return by_id if by_title is None else by_title
+
+
 def distinct_titles(titles: Sequence[str], ids: Sequence[Any], duplicates: str) -> tuple[list[str], int]:
     """Titles without two that are equal after normalisation, and how many were changed.
 

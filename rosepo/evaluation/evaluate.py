@@ -15,13 +15,15 @@ from typing import TYPE_CHECKING, Any
 import pyarrow.parquet as pq
 
 from rosepo.config import Config, folder_or_id
+from rosepo.config.external import OWN
 from rosepo.data.catalogue import Catalogue
 from rosepo.evaluation.candidates.free_generation import free_generation
 from rosepo.evaluation.evaluate_rankings import evaluate_rankings
 from rosepo.evaluation.external_models import check_external_model
+from rosepo.evaluation.measured_examples import EXAMPLES_FILE, plan_parts, write_examples
 from rosepo.evaluation.predictions import read_predictions
-from rosepo.evaluation.rankings import count_cut, plan_parts, write_examples
-from rosepo.evaluation.systems import EXAMPLES_FILE, ITEMS_FILE, Ranking, oracle_name
+from rosepo.evaluation.rankings import count_cut
+from rosepo.evaluation.systems import ITEMS_FILE, Ranking, oracle_name
 from rosepo.utils.console import echo
 from rosepo.utils.files import write_json
 
@@ -29,7 +31,6 @@ if TYPE_CHECKING:
     from rosepo.run.paths import RunPaths
 
 EXPOSURE_FILE, METRICS_FILE = "exposure.parquet", "metrics.json"
-MODELS = ("popular", "markov", "oracle", "sft", "aligned")
 
 
 def evaluate(config: Config, paths: RunPaths, out: Path) -> dict[str, Any]:
@@ -63,7 +64,7 @@ def evaluate(config: Config, paths: RunPaths, out: Path) -> dict[str, Any]:
     ranking = Ranking(config, paths, out, catalogue, plan_parts(examples))
     seconds = ranking.by_scorers(with_oracle=oracle is not None) | ranking.by_models(models)
     ranking.by_predictions(predictions)
-    own = [name for name in MODELS if name not in absent]
+    own = [name for name in OWN if name not in absent]
     metrics, exposure = evaluate_rankings(config, paths, catalogue, examples, ranking.folder, [*own, *external])
     free_generation(ranking, models, metrics)
     metrics["oracle"] = oracle
@@ -84,7 +85,7 @@ def evaluate(config: Config, paths: RunPaths, out: Path) -> dict[str, Any]:
 def _tell_absent(paths: RunPaths, folders: Mapping[str, Path], oracle: str | None) -> list[str]:
     """The run's own systems that are not ranked; those that are not there are said."""
     present = ["popular", "markov", *(["oracle"] if oracle is not None else []), *folders]
-    absent = [name for name in MODELS if name not in present]
+    absent = [name for name in OWN if name not in present]
     if absent:
         echo(f"  not there, so left out: {', '.join(absent)}{_missing_round(paths) if 'aligned' in absent else ''}")
     return absent

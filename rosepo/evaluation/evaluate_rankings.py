@@ -16,8 +16,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rosepo.config import Config
+from rosepo.config.external import OWN
 from rosepo.data.catalogue import Catalogue
-from rosepo.evaluation.rankings import Batch, part_batches, plan_parts, read_part
+from rosepo.evaluation.measured_examples import Batch, part_batches, plan_parts, user_codes
+from rosepo.evaluation.rankings import read_part
 from rosepo.evaluation.user_segments import METRICS, group_figures, user_groups
 from rosepo.metrics import bias
 from rosepo.metrics.bootstrap import Resampled, UserBootstrap, plain
@@ -32,7 +34,6 @@ COMPARED = (
     ("sft", "oracle"), ("sft", "markov"), ("sft", "popular"), ("oracle", "markov"),
 )  # fmt: skip
 """Pairs whose differences get paired intervals; a system of others is compared with each of the run's own."""
-OWN = ("sft", "aligned", "oracle", "markov", "popular")
 POPULARITY = ("log_popularity", "head_share")
 LIKENESS = ("look_alike", "hallucination", "hallucination@1")
 
@@ -80,7 +81,7 @@ def compared(names: Sequence[str]) -> list[tuple[str, str]]:
     """Pairs of systems whose differences are told: of others' systems each with each of the run's own and with those
     behind it."""
     external = [name for name in names if name not in OWN]
-    pairs = [*COMPARED, *itertools.product(external, OWN), *itertools.combinations(external, 2)]
+    pairs = [*COMPARED, *itertools.product(external, reversed(OWN)), *itertools.combinations(external, 2)]
     return [(a, b) for a, b in pairs if a in names and b in names]
 
 
@@ -180,10 +181,3 @@ class ExampleSeries:
 def _n_examples(examples: Path) -> int:
     """Examples in the file."""
     return int(pq.read_metadata(examples).num_rows)
-
-
-def user_codes(examples: Path) -> np.ndarray:
-    """A number for the user of every example: int32 [N], in order of appearance."""
-    users = pq.read_table(examples, columns=["user_id"])["user_id"].combine_chunks()
-    codes: np.ndarray = users.dictionary_encode().indices.to_numpy(zero_copy_only=False)
-    return codes

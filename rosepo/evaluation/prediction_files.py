@@ -20,7 +20,7 @@ from rosepo.data.catalogue import Catalogue
 from rosepo.data.readers.columns import ids, numbers
 from rosepo.data.readers.formats import Header, read_header, read_piece
 from rosepo.data.readers.sources import Source
-from rosepo.data.titles import normalised
+from rosepo.data.titles import ItemLookup, normalised
 from rosepo.evaluation.rankings import NO_ITEM
 from rosepo.utils.errors import UserError
 
@@ -93,9 +93,8 @@ class ItemIndex:
     """
 
     def __init__(self, catalogue: Catalogue, titles: bool, ambiguous: bool) -> None:
-        self._catalogue, self._ambiguous = catalogue, ambiguous
-        self._titles = {normalised(title): index for index, title in enumerate(catalogue.titles)} if titles else {}
-        self._ids = {str(item): index for index, item in enumerate(catalogue.item_ids.tolist())}
+        self._ids, self._ambiguous = catalogue.item_ids.tolist(), ambiguous
+        self._lookup = ItemLookup(catalogue.titles if titles else [], self._ids)
         self.unknown: list[Any] = []
 
     def __call__(self, values: pa.Array, where: str) -> np.ndarray:
@@ -111,28 +110,22 @@ class ItemIndex:
         if not (pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind)):
             raise UserError(f"{where} holds {kind}: give item ids (integers or text) or, in lists, titles")
         coded = values if encoded else values.dictionary_encode()
-        found = [self._look_up(value, where) for value in coded.dictionary.to_pylist()]
+        found = [self._index(value, where) for value in coded.dictionary.to_pylist()]
         table = np.array([*found, NO_ITEM], dtype=np.int32)
         return table[coded.indices.fill_null(len(found)).to_numpy(zero_copy_only=False)]
 
-    def _look_up(self, value: Any, where: str) -> int:
-        text = str(value).strip()
-        by_id = self._ids.get(text)
-        by_title = self._titles.get(normalised(text)) if isinstance(value, str) else None
-        if by_id is not None and by_title not in (None, by_id):
-            raise UserError(
-                f"{where} holds {text!r}, the id of {self._catalogue.titles[by_id]!r} and the title of another item: "
-                "give rows of item_id and rank, which are ids"
-            )
-        if by_title is not None and self._ambiguous:
-            other = self._titles.get(normalised(f"{text} (2)"))
-            if other is not None:
-                both = " and ".join(map(repr, self._catalogue.item_ids[[by_title, other]].tolist()))
-                raise UserError(f"{where} holds {text!r}, the title of several items ({both}): give item ids instead")
-        found = by_id if by_id is not None else by_title
-        if found is None and len(self.unknown) < 3 and value not in self.unknown:
-            self.unknown.append(value)
-        return NO_ITEM if found is None else found
+    def _index(self, value: Any, where: str) -> int:
+        found = self._lookup.find(value, where)
+        if found is None:
+            if len(self.unknown) < 3 and value not in self.unknown:
+                self.unknown.append(value)
+            return NO_ITEM
+        if self._ambiguous and isinstance(value, str):
+            items = [self._lookup.by_title.get(normalised(title)) for title in (value, f"{value} (2)")]
+            if None not in items:
+                both = " and ".join(repr(self._ids[item]) for item in items if item is not None)
+                raise UserError(f"{where}: {value!r} is the title of several items ({both}): give item ids instead")
+        return found
 
 
 def read_headers(sources: Sequence[Source], key: str) -> tuple[list[Header], Shape]:

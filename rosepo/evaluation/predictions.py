@@ -21,15 +21,9 @@ from rosepo.config.external import ExternalSystem
 from rosepo.data.catalogue import Catalogue
 from rosepo.data.readers.columns import codes as places_of
 from rosepo.evaluation.external_models import sources_of
+from rosepo.evaluation.measured_examples import Part, part_batches
 from rosepo.evaluation.prediction_files import ItemIndex, Shape, read_headers, read_rows
-from rosepo.evaluation.rankings import (
-    DEPTH,
-    NO_ITEM,
-    Part,
-    part_batches,
-    rankings_table,
-    write_part,
-)
+from rosepo.evaluation.rankings import DEPTH, NO_ITEM, rankings_table, write_part
 from rosepo.utils.arrays import ranges
 from rosepo.utils.errors import UserError
 

@@ -16,7 +16,8 @@ import pyarrow as pa
 from rosepo.config import ModelConfig
 from rosepo.data.catalogue import Catalogue
 from rosepo.evaluation.baselines import top_k
-from rosepo.evaluation.rankings import DEPTH, Batch, Part, part_batches, plan_parts, rankings_table, write_part
+from rosepo.evaluation.measured_examples import Batch, Part, part_batches
+from rosepo.evaluation.rankings import DEPTH, rankings_table, write_part
 from rosepo.lm.titles.candidate_scores import best_candidates, candidate_logps
 from rosepo.run.ray_session import answers_of_actors
 from rosepo.run.shard_files import lost_actor
@@ -34,16 +35,16 @@ def rank_by_batches(
     examples: Path,
     out: Path,
     progress: Progress,
-    parts: Sequence[Part] | None = None,
+    parts: Sequence[Part],
 ) -> None:
     """Rank all that was not seen, in this process, and write part files into the folder `out`.
 
     Args:
         score: a batch to its scores of the whole catalogue, float [B, n_items].
-        parts: those to make; None makes all.
+        parts: those to make.
     """
     out.mkdir(exist_ok=True)
-    for part in plan_parts(examples) if parts is None else parts:
+    for part in parts:
         tables = []
         for batch in part_batches(examples, part):
             scores = restricted(score(batch), batch.candidates)

@@ -16,9 +16,10 @@ from rosepo.data.catalogue import Catalogue
 from rosepo.data.readers.digests import FileDigests
 from rosepo.evaluation.baselines import Popular, markov
 from rosepo.evaluation.external_models import sources_of
+from rosepo.evaluation.measured_examples import EXAMPLES_FILE, PART_BATCHES, PARTS, Batch, Part
 from rosepo.evaluation.predictions import Predictions
 from rosepo.evaluation.rankers import LanguageModelRanker, RankerSettings, rank_by_batches, rank_by_models
-from rosepo.evaluation.rankings import DEPTH, PART_BATCHES, PARTS, Batch, Part, check_complete, open_rankings
+from rosepo.evaluation.rankings import DEPTH, RANKINGS_FOLDER, check_complete, open_rankings
 from rosepo.oracle.load import load_scorer, read_kind
 from rosepo.run.manifest import read_manifest
 from rosepo.run.resources import stage_use_gpu
@@ -28,7 +29,6 @@ from rosepo.utils.files import digest
 if TYPE_CHECKING:
     from rosepo.run.paths import RunPaths
 
-EXAMPLES_FILE, RANKINGS_FOLDER = "_examples.parquet", "rankings"
 ITEMS_FILE = "_items.parquet"
 FORMAT = 2
 """To be raised with any change that gives other rankings for the same models and settings."""
@@ -88,8 +88,7 @@ class Ranking:
             left = self._left(name, sources)
             before = self._rows - sum(part.rows for part in left)
             with Progress(name, self._rows, "examples", before=before) as progress:
-                examples = self.out / EXAMPLES_FILE
-                rank_by_batches(scorer, examples, self.folder_of(name), progress, left)
+                rank_by_batches(scorer, self.examples, self.folder_of(name), progress, left)
         return {"+".join(scorers): round(time.monotonic() - started, 2)}
 
     def by_models(self, models: Mapping[str, str]) -> dict[str, float]:
@@ -135,7 +134,7 @@ class Ranking:
     def by_predictions(self, predictions: list[Predictions]) -> None:
         """Write the lists of other systems as rankings, and tell what was amiss with them."""
         for one in predictions:
-            one.rank(self.out / EXAMPLES_FILE, self.folder_of(one.name), self.parts)
+            one.rank(self.examples, self.folder_of(one.name), self.parts)
             echo(f"  {one.told()}")
 
     def _left(self, name: str, sources: Mapping[str, Any]) -> list[Part]:

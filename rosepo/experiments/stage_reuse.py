@@ -52,7 +52,7 @@ def link_rankings(run: Run, plan: RunPlan) -> list[str]:
 
     It looks at the origin of what it finds, and makes again what has another.
     """
-    from rosepo.evaluation.systems import RANKINGS_FOLDER
+    from rosepo.evaluation.rankings import RANKINGS_FOLDER
 
     evaluation = plan["evaluate"]
     folder = partial_folder(run.folder / evaluation.stage.folder, evaluation.fingerprint) / RANKINGS_FOLDER

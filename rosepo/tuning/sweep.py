@@ -153,8 +153,8 @@ def _numbered(grid: Any) -> list[tuple[int, Any]]:
 
 def _measure(model_folder: Path, config: Config, paths: RunPaths, gpu: bool = False) -> dict[str, float]:
     """HR@10 and NDCG@10 of a model on the sweep's validation examples."""
+    from rosepo.evaluation.measured_examples import Batch
     from rosepo.evaluation.rankers import rank_batch
-    from rosepo.evaluation.rankings import Batch
     from rosepo.lm.model.policy import load_recommender
     from rosepo.lm.titles.beam_search import Decoder
     from rosepo.metrics.ranking import accuracy, target_ranks

@@ -10,7 +10,8 @@ import torch
 
 from rosepo.data.catalogue import Catalogue
 from rosepo.evaluation.evaluate import evaluate
-from rosepo.evaluation.rankings import read_batches, read_rankings, write_examples
+from rosepo.evaluation.measured_examples import read_batches, write_examples
+from rosepo.evaluation.rankings import read_rankings
 from rosepo.lm.model.model_folder import load_recommender
 from rosepo.oracle.sasrec import SASRec, SASRecConfig
 from rosepo.run.paths import RunPaths

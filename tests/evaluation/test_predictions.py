@@ -16,8 +16,9 @@ import pytest
 from rosepo.config import load_config
 from rosepo.data.catalogue import Catalogue
 from rosepo.evaluation import predictions
+from rosepo.evaluation.measured_examples import plan_parts, write_examples
 from rosepo.evaluation.predictions import Predictions, read_predictions
-from rosepo.evaluation.rankings import plan_parts, read_rankings, write_examples
+from rosepo.evaluation.rankings import read_rankings
 from rosepo.metrics.ranking import target_ranks
 from rosepo.utils.errors import UserError
 from tests.evaluation.runs import tiny_run
@@ -220,11 +221,11 @@ def test_a_title_that_several_items_share_and_text_that_may_mean_two_items_are_r
 ) -> None:
     catalogue = Catalogue(np.array([1, 2, 3]), ["Hamlet", "Hamlet (2)", "1"], [()] * 3, np.array([3, 2, 1]))
     path = jsonl(tmp_path / "x.jsonl", [{"user_id": 1, "items": ["Hamlet"]}])
-    with pytest.raises(UserError, match=r"'Hamlet', the title of several items \(1 and 2\): give item ids"):
+    with pytest.raises(UserError, match=r"'Hamlet' is the title of several items \(1 and 2\): give item ids"):
         read((run[0], catalogue), path, ambiguous=True)
     assert read((run[0], catalogue), path).lists[1, 0] == 0
     path = jsonl(tmp_path / "x.jsonl", [{"user_id": 1, "items": ["1"]}])
-    with pytest.raises(UserError, match=r"'1', the id of 'Hamlet' and the title of another item"):
+    with pytest.raises(UserError, match=r"'1' is the title of item 3 and the id of 'Hamlet': write '3' for the one"):
         read((run[0], catalogue), path)
     for unmistakable in ({"items": [1]}, {"item_id": "1", "rank": 1}):
         path = jsonl(tmp_path / "x.jsonl", [{"user_id": 1, **unmistakable}])

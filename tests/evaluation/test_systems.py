@@ -27,16 +27,9 @@ from rosepo.data.prompts import PromptBuilder
 from rosepo.evaluation import external_models
 from rosepo.evaluation.candidates.free_answers import FreeWriter
 from rosepo.evaluation.evaluate import evaluate
+from rosepo.evaluation.measured_examples import plan_parts, read_batches, write_examples
 from rosepo.evaluation.rankers import LanguageModelRanker, RankerSettings
-from rosepo.evaluation.rankings import (
-    open_rankings,
-    plan_parts,
-    rankings_table,
-    read_batches,
-    read_rankings,
-    write_examples,
-    write_part,
-)
+from rosepo.evaluation.rankings import open_rankings, rankings_table, read_rankings, write_part
 from rosepo.evaluation.systems import Ranking
 from rosepo.lm.model.model_folder import save_policy
 from rosepo.lm.titles.beam_search import Decoder

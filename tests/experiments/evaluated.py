@@ -9,8 +9,8 @@ import numpy as np
 
 from rosepo.config import dump_config
 from rosepo.evaluation.baselines import Popular, markov
+from rosepo.evaluation.measured_examples import Batch, plan_parts, write_examples
 from rosepo.evaluation.rankers import rank_by_batches
-from rosepo.evaluation.rankings import Batch, write_examples
 from rosepo.experiments.runs import Run
 from rosepo.pipeline.fingerprints import stage_settings
 from rosepo.pipeline.kept_config import CONFIG_FILE
@@ -56,7 +56,8 @@ def evaluate_run(run: Run, strength: float, users: int = 40, own: Mapping[str, s
     }
     with Progress("rank", 1) as progress:
         for name, ranker in rankers.items():
-            rank_by_batches(ranker, examples, inputs.evaluation / "rankings" / f"{name}.parquet", progress)
+            folder = inputs.evaluation / "rankings" / f"{name}.parquet"
+            rank_by_batches(ranker, examples, folder, progress, plan_parts(examples))
     write_manifests(run, own)
     (run.folder / CONFIG_FILE).write_text(dump_config(config))
 

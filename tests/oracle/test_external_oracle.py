@@ -183,7 +183,7 @@ def test_a_scorer_of_ones_own_gives_epsilon_and_ranks_the_catalogue(sasrec: Any,
     ranked = {name: pq.read_table(other.evaluation / "rankings" / f"{name}.parquet") for name in ("popular", "oracle")}
     assert ranked["oracle"]["items"].to_pylist() == ranked["popular"]["items"].to_pylist()
     metrics = json.loads((other.evaluation / "metrics.json").read_text())
-    assert f"oracle ({HERE}:by_popularity)" in results_table(metrics)
+    assert f"Oracle ({HERE}:by_popularity)" in results_table(metrics)
     assert f"{HERE}:by_popularity" in drawn(config, other)
 
 

@@ -14,8 +14,8 @@ import pytest
 from rosepo.data.catalogue import Catalogue
 from rosepo.evaluation.baselines import Popular, markov
 from rosepo.evaluation.evaluate_rankings import evaluate_rankings
+from rosepo.evaluation.measured_examples import plan_parts, write_examples
 from rosepo.evaluation.rankers import rank_by_batches
-from rosepo.evaluation.rankings import write_examples
 from rosepo.report.run_report import write_report
 from rosepo.run.paths import RunPaths
 from rosepo.utils.console import Progress
@@ -63,6 +63,7 @@ def finished_run(root: Path, seed: int = 0, everything: bool = False, **align: A
                 out / "_examples.parquet",
                 out / "rankings" / f"{name}.parquet",
                 progress,
+                plan_parts(out / "_examples.parquet"),
             )
     metrics, exposure = evaluate_rankings(
         config, inputs, catalogue, out / "_examples.parquet", out / "rankings", list(scorers)

@@ -19,9 +19,9 @@ import torch
 from rosepo.data.item_columns import INDEX, items_of
 from rosepo.data.prompts import PromptBuilder
 from rosepo.data.titles import normalised
+from rosepo.evaluation.measured_examples import EXAMPLES_FILE, Batch, plan_parts
 from rosepo.evaluation.rankers import LanguageModelRanker
-from rosepo.evaluation.rankings import Batch, plan_parts
-from rosepo.evaluation.systems import EXAMPLES_FILE, Ranking
+from rosepo.evaluation.systems import Ranking
 
 ANSWERS_FOLDER = "answers"
 LEAST_TOKENS = 2**13

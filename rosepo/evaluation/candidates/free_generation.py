@@ -14,8 +14,8 @@ import numpy as np
 
 from rosepo.evaluation.candidates.free_answers import Writing, read_answers
 from rosepo.evaluation.candidates.leakage_probes import learn_probes
-from rosepo.evaluation.evaluate_rankings import compared, user_codes
-from rosepo.evaluation.rankings import Batch, part_batches, write_examples
+from rosepo.evaluation.evaluate_rankings import compared
+from rosepo.evaluation.measured_examples import Batch, part_batches, user_codes, write_examples
 from rosepo.evaluation.systems import Ranking
 from rosepo.metrics.bootstrap import UserBootstrap, plain
 from rosepo.utils.console import echo, table

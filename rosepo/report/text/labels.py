@@ -1,4 +1,4 @@
-"""What models are called in reports, and their colours: the same in every picture, told apart by everyone.
+"""What models are called, and their colours: the same in every picture, told apart by everyone.
 
 Colours are those of Okabe and Ito. A run has five models of its own; any others are called what they were given as.
 """
