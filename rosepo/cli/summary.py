@@ -10,7 +10,7 @@ from typing import Any
 
 from rosepo.config import Config
 from rosepo.pipeline.planning import RunPlan
-from rosepo.report.text.format import brackets
+from rosepo.report.text.format import brackets, measured, number
 from rosepo.report.text.labels import label
 from rosepo.run.paths import RunPaths, of_round
 from rosepo.run.stages import Stage, find_stage, seconds_in_all, together_with
@@ -18,6 +18,14 @@ from rosepo.utils.console import duration, echo, table
 
 Manifests = Mapping[str, Mapping[str, Any]]
 SHOWN = ("hr@1", "hr@10", "ndcg@10")
+ANSWERS = {
+    "hr@1": "HR@1",
+    "hr@1_valid": "HR@1 of valid",
+    "valid_ratio": "ValidRatio",
+    "hr@1_substring": "substring: HR@1",
+    "hr@1_substring_valid": "of valid",
+    "valid_ratio_substring": "ValidRatio",
+}
 _NEXT = {
     "prepare": ("sft", "oracle"),
     "sft": ("oracle", "pairs"),
@@ -34,11 +42,10 @@ def print_summary(plan: RunPlan, manifests: Manifests) -> None:
     Args:
         manifests: of the plan's stages, by name.
     """
-    root, rounds = plan.root, plan.config.pairs.rounds
-    paths = RunPaths(root, rounds)
-    metrics = json.loads(paths.metrics.read_text(encoding="utf-8"))
+    rounds = plan.config.pairs.rounds
+    paths = RunPaths(plan.root, rounds)
     echo("")
-    echo(results_table(metrics))
+    _echo_results(paths)
     echo("")
     if rounds > 1:
         echo(rounds_table(rounds, manifests))
@@ -68,6 +75,21 @@ def results_table(metrics: dict[str, Any]) -> str:
     return f"  {title}\n" + table(rows, header=("model", *(key.upper() for key in SHOWN)))
 
 
+def candidates_table(figures: Mapping[str, Any]) -> str:
+    """Free answers among listed candidates as text: models with their intervals, and the probes beside them."""
+
+    def cell(figure: Mapping[str, float | None]) -> str:
+        return brackets(figure, signed=False) if measured(figure) else number(figure["value"])
+
+    rows = [[label(name), *(cell(found[key]) for key in ANSWERS)] for name, found in figures["models"].items()]
+    rows += [[f"probe: {name}", cell(found), *[""] * (len(ANSWERS) - 1)] for name, found in figures["probes"].items()]
+    title = (
+        f"  free answers out of {figures['n_candidates']} candidates, {figures['n_examples']:,} examples of "
+        f"{figures['n_users']:,} users, 95 % intervals\n"
+    )
+    return title + table(rows, header=("", *ANSWERS.values()))
+
+
 def rounds_table(rounds: int, manifests: Manifests) -> str:
     """Groups and alignment of every round, from the manifests of a run's stages, as text."""
     rows = []
@@ -82,12 +104,19 @@ def print_next(config: Config, root: Path, stage: str) -> None:
     """After a single stage: the commands that go on from it."""
     if stage == "evaluate":
         paths = RunPaths(root)
-        echo(results_table(json.loads(paths.metrics.read_text(encoding="utf-8"))))
+        _echo_results(paths)
         echo(f"  Report  {paths.report}")
         return
     done = find_stage(stage)
     following = " or ".join(f"`rosepo {name} --out {shlex.quote(str(root))}`" for name in _after(done, config))
     echo(f"  Next: {following}")
+
+
+def _echo_results(paths: RunPaths) -> None:
+    metrics = json.loads(paths.metrics.read_text(encoding="utf-8"))
+    echo(results_table(metrics))
+    if "candidates" in metrics:
+        echo(candidates_table(metrics["candidates"]))
 
 
 def _after(done: Stage, config: Config) -> tuple[str, ...]:

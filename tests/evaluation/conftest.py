@@ -9,5 +9,5 @@ from tests.evaluation.runs import rank_in_process
 
 @pytest.fixture
 def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The stage's one actor works in this process, and no report is drawn. Both have tests of their own."""
+    """The stage's one actor works in this process; those on Ray have tests of their own."""
     rank_in_process(monkeypatch.setattr)

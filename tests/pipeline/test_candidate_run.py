@@ -18,9 +18,8 @@ from tests.pipeline.test_whole_run import N_USERS, configure, write_log
 
 STAGES = ["prepare", "sft", "oracle", "pairs", "align", "evaluate"]
 
-pytestmark = (
-    pytest.mark.slow
-)  # its stages one by one: tests/training, sampling and evaluation, test_listed and test_protocol
+# Its stages one by one are held by tests/training, sampling and evaluation/candidates.
+pytestmark = pytest.mark.slow
 
 
 def settings(folder: Path, **evaluate: object) -> Config:

@@ -18,13 +18,11 @@ from rosepo.evaluation.evaluate_rankings import compared
 from rosepo.evaluation.measured_examples import Batch, part_batches, user_codes, write_examples
 from rosepo.evaluation.systems import Ranking
 from rosepo.metrics.bootstrap import UserBootstrap, plain
-from rosepo.utils.console import echo, table
 
 FREE_EXAMPLES_FILE = "_free_examples.parquet"
 SERIES = ("hr@1", "hr@1_valid", "valid_ratio", "hr@1_substring", "hr@1_substring_valid", "valid_ratio_substring")
 PROBES = ""
 """Stands for the probes among the names of systems, none of which is empty."""
-HEADER = ("", "HR@1", "HR@1 of valid", "ValidRatio", "substring: HR@1", "of valid", "ValidRatio")
 
 
 def free_generation(ranking: Ranking, models: Mapping[str, str], metrics: dict[str, Any]) -> None:
@@ -39,7 +37,6 @@ def free_generation(ranking: Ranking, models: Mapping[str, str], metrics: dict[s
     settings = ranking.config.evaluate
     if ranking.config.model.template.candidates:
         metrics["candidates"] = candidate_protocol(Writing.of(ranking), models)
-        echo(protocol_table(metrics["candidates"]))
     elif settings.free_generation and models:
         count = min(settings.free_generation, settings.max_examples or settings.free_generation)
         examples = ranking.out / FREE_EXAMPLES_FILE
@@ -141,25 +138,6 @@ def named_candidate(answer: str, titles: Sequence[str]) -> int:
     answer = answer.strip().lower().strip()
     found = [place for place, title in enumerate(titles) if title.strip().lower().strip() in answer]
     return found[0] if len(found) == 1 else -1
-
-
-def protocol_table(figures: Mapping[str, Any]) -> str:
-    """The candidate protocol as text: models with intervals, and the probes beside them."""
-
-    def cell(figure: Mapping[str, float | None]) -> str:
-        if figure["value"] is None:
-            return "–"
-        return f"{figure['value']:.3f}" + (
-            "" if figure["low"] is None else f" [{figure['low']:.3f}, {figure['high']:.3f}]"
-        )
-
-    rows = [[name, *(cell(found[key]) for key in SERIES)] for name, found in figures["models"].items()]
-    rows += [[f"probe: {name}", cell(found), *[""] * (len(SERIES) - 1)] for name, found in figures["probes"].items()]
-    title = (
-        f"  free answers out of {figures['n_candidates']} candidates, {figures['n_examples']:,} examples of "
-        f"{figures['n_users']:,} users, 95 % intervals\n"
-    )
-    return title + table(rows, header=HEADER)
 
 
 def _rates(hits: np.ndarray, valid: np.ndarray, rule: str) -> dict[str, np.ndarray]:

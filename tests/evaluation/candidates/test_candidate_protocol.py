@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from rosepo.cli.summary import candidates_table
 from rosepo.config import Config
 from rosepo.evaluation.candidates.free_answers import answer_limit, greedy_answers
 from rosepo.evaluation.candidates.free_generation import SERIES
@@ -55,9 +56,7 @@ def evaluated(config: Config, paths: RunPaths, out: Path) -> dict[str, Any]:
     return metrics
 
 
-def test_every_system_is_measured_on_the_candidates_alone(
-    listed: RunPaths, tmp_path: Path, in_process: None, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_every_system_is_measured_on_the_candidates_alone(listed: RunPaths, tmp_path: Path, in_process: None) -> None:
     config = tiny_config(*LISTING)
     metrics = evaluated(config, listed, tmp_path / "out")
     assert metrics["protocol"] == "candidates"
@@ -68,7 +67,7 @@ def test_every_system_is_measured_on_the_candidates_alone(
             assert sorted(row["items"]) == sorted(lists[row["example_id"]])
         assert metrics["models"][name]["hr@5"]["value"] == 1.0
     check_protocol(metrics["candidates"])
-    told = capsys.readouterr().err
+    told = candidates_table(metrics["candidates"])
     assert "free answers out of 4 candidates, 12 examples of 12 users" in told
     assert "probe: slot" in told
     check_answers(tmp_path / "out" / "answers", listed, examples)

@@ -1,11 +1,8 @@
-"""Figures of the candidate protocol: pure functions of answers, lists and targets."""
+"""Figures of free answers: pure functions of answers and lists; what a model that has learned writes."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 import torch
 from hypothesis import given
@@ -14,13 +11,12 @@ from hypothesis import strategies as st
 from rosepo.config import ScratchConfig, TemplateConfig
 from rosepo.data.prompts import PromptBuilder
 from rosepo.evaluation.candidates.free_answers import TitleMatcher, answer_limit, greedy_answers
-from rosepo.evaluation.candidates.free_generation import SERIES, answer_series, named_candidate, protocol_table
-from rosepo.evaluation.candidates.leakage_probes import learn_probes
+from rosepo.evaluation.candidates.free_generation import SERIES, answer_series, named_candidate
 from rosepo.lm.model.scratch import train_tokenizer
 from rosepo.lm.rows.batch import collate
 from rosepo.lm.rows.logps import LogpsModel
 from rosepo.lm.rows.rows import group_row
-from tests.helpers import run_table, tiny_catalogue, tiny_model
+from tests.helpers import tiny_model
 
 LONG = "Dr. Strangelove or: How I Learned to Stop Worrying and Love the Bomb"
 
@@ -80,102 +76,6 @@ def test_hits_over_all_answers_are_hits_over_valid_ones_times_their_share(rows: 
         assert ((found[f"hr@1{rule}"] == 0) | (found[f"valid_ratio{rule}"] == 1)).all()
     # Titles of which none is part of another: both rules agree.
     np.testing.assert_array_equal(found["hr@1"], found["hr@1_substring"])
-
-
-def write_lists(folder: Path, rows: list[tuple[str, int, list[int]]]) -> None:
-    table = run_table([dict(zip(("split", "target", "candidates"), row)) for row in rows])
-    folder.mkdir()
-    half = len(table) // 2
-    pq.write_table(table.slice(0, half), folder / "part-00000.parquet")
-    pq.write_table(table.slice(half), folder / "part-00001.parquet")
-
-
-def test_probes_learn_from_other_lists_and_know_nothing_of_those_they_are_measured_on(tmp_path: Path) -> None:
-    catalogue = tiny_catalogue(10)  # falling popularity
-    rng = np.random.default_rng(0)
-    rows = []
-    for row in range(400):
-        others = rng.permutation(10)[:4]
-        target = int(others[2])  # in training always in the third slot
-        if row % 2:
-            others[[0, 2]] = others[[2, 0]]  # in the test lists always in the first
-        rows.append(("test" if row % 2 else "train", target, others.tolist()))
-    write_lists(tmp_path / "examples", rows)
-    probes = learn_probes(tmp_path / "examples", "test", catalogue)
-    assert probes.slots.tolist() == [0, 0, 200, 0]
-    candidates = np.array([items for split, _, items in rows if split == "test"])
-    targets = candidates[:, 0]
-    found = probes.series(candidates, targets)
-    assert set(found["slot"].tolist()) == {0.0}
-    assert set(found["chance"].tolist()) == {0.25}
-    np.testing.assert_array_equal(found["popularity"], candidates.argmin(axis=1) == 0)
-    assert probes.series(candidates, candidates[:, 2])["slot"].mean() == 1.0
-
-
-def test_a_slot_that_follows_from_the_target_is_found_by_the_probe_of_items_in_slots(tmp_path: Path) -> None:
-    catalogue, rng = tiny_catalogue(10), np.random.default_rng(1)
-    rows = []
-    for row in range(600):
-        items = rng.permutation(10)[:4]
-        target = int(items[0])
-        listed = items[1:].tolist()
-        listed.insert(target % 4, target)  # shuffled by a generator seeded with the target
-        rows.append(("train" if row < 400 else "test", target, listed))
-    write_lists(tmp_path / "examples", rows)
-    probes = learn_probes(tmp_path / "examples", "test", catalogue)
-    tested = [row for row in rows if row[0] == "test"]
-    candidates, targets = np.array([row[2] for row in tested]), np.array([row[1] for row in tested])
-    found = {name: float(values.mean()) for name, values in probes.series(candidates, targets).items()}
-    assert found["item_slot"] > 0.6
-    assert found["slot"] < 0.45
-
-
-def test_candidates_that_a_rule_cannot_tell_apart_share_the_hit(tmp_path: Path) -> None:
-    write_lists(tmp_path / "examples", [("train", 0, [0, 1]), ("validation", 1, [1, 2])])
-    probes = learn_probes(tmp_path / "examples", "test", tiny_catalogue(40))
-    assert probes.slots.tolist() == [2, 0]
-    count = tiny_catalogue(40).train_count
-    equal = np.flatnonzero(count == count[-1])[:3]
-    found = probes.series(np.array([equal, equal]), equal[:2])
-    np.testing.assert_allclose(found["popularity"], [1 / 3, 1 / 3])
-    np.testing.assert_allclose(found["item_slot"], [1 / 3, 1 / 3])  # none of them was a target
-
-
-def test_parts_without_other_lists_are_passed_over_and_no_other_list_tells_nothing(tmp_path: Path) -> None:
-    write_lists(tmp_path / "examples", [("train", 0, [0, 1]), ("test", 1, [1, 2])])  # a part each
-    probes = learn_probes(tmp_path / "examples", "test", tiny_catalogue(5))
-    assert (probes.slots.tolist(), probes.pair_counts.tolist()) == ([1, 0], [1])
-    write_lists(tmp_path / "alone", [("test", 0, [0, 1]), ("test", 1, [2, 1])])
-    probes = learn_probes(tmp_path / "alone", "test", tiny_catalogue(5))
-    found = probes.series(np.array([[0, 1], [2, 1]]), np.array([0, 1]))
-    for name in ("slot", "item_slot"):
-        np.testing.assert_array_equal(found[name], [0.5, 0.5])
-
-
-def test_slots_in_which_equally_many_targets_stood_share_the_hit(tmp_path: Path) -> None:
-    rows = [("train", 0, [0, 1, 2]), ("train", 1, [0, 1, 2]), ("test", 2, [0, 2, 1])]
-    write_lists(tmp_path / "examples", rows)
-    probes = learn_probes(tmp_path / "examples", "test", tiny_catalogue(5))
-    assert probes.slots.tolist() == [1, 1, 0]
-    found = probes.series(np.array([[0, 2, 1], [0, 1, 2]]), np.array([2, 2]))
-    np.testing.assert_array_equal(found["slot"], [0.5, 0.0])
-
-
-def test_the_table_names_every_rate_and_every_probe() -> None:
-    figure = {"value": 0.25, "low": 0.2, "high": 0.31}
-    shown = protocol_table(
-        {
-            "n_examples": 1200,
-            "n_users": 700,
-            "n_candidates": 20,
-            "models": {"sft": dict.fromkeys(SERIES, figure) | {"hr@1_valid": dict.fromkeys(figure, None)}},
-            "probes": {"slot": figure, "popularity": figure},
-        }
-    )
-    assert "out of 20 candidates, 1,200 examples of 700 users" in shown
-    assert "0.250 [0.200, 0.310]" in shown
-    assert "probe: slot" in shown
-    assert "ValidRatio" in shown
 
 
 @pytest.mark.slow
