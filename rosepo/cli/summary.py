@@ -93,10 +93,10 @@ def candidates_table(figures: Mapping[str, Any]) -> str:
 def rounds_table(rounds: int, manifests: Manifests) -> str:
     """Groups and alignment of every round, from the manifests of a run's stages, as text."""
     rows = []
-    for number in range(1, rounds + 1):
-        groups, aligned = (manifests[of_round(kind, number)]["figures"] for kind in ("pairs", "align"))
+    for turn in range(1, rounds + 1):
+        groups, aligned = (manifests[of_round(kind, turn)]["figures"] for kind in ("pairs", "align"))
         shown = [groups.get(key, "") for key in ("groups", "epsilon_mean")]
-        rows.append([number, *shown, *(aligned.get(key, "") for key in ("steps", "loss", "accuracy", "margin"))])
+        rows.append([turn, *shown, *(aligned.get(key, "") for key in ("steps", "loss", "accuracy", "margin"))])
     return table(rows, header=("round", "groups", "mean ε", "steps", "loss", "accuracy", "margin"))
 
 
