@@ -61,7 +61,7 @@ def test_every_command_refuses_a_run_of_another_format(old: Path, command: list[
     before = contents(old)
     paths = {"OLD": str(old), "OLD/groups": str(old / "groups"), "COPY": str(old.parent / "copy")}
     code, told = call(*(paths.get(word, word) for word in command))
-    (line,) = told.splitlines()
+    *_, line = told.splitlines()
     made = f"error: {old / folder} was made by an older rosepo ({OLD_VERSION}) in a format that is not read here: "
     assert (code, line.startswith(made), remedy in line) == (2, True, True), line
     assert contents(old) == before

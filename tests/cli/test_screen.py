@@ -12,7 +12,7 @@ import pytest
 
 from rosepo.config import dump_config
 from rosepo.pipeline.fingerprints import stage_settings
-from rosepo.run.manifest import MANIFEST
+from rosepo.run.manifest import FORMAT, MANIFEST
 from rosepo.run.paths import RunPaths
 from rosepo.run.stages import find_stage
 from rosepo.utils.files import now, write_json
@@ -36,7 +36,7 @@ def prepared(tiny_run: RunPaths, tmp_path: Path) -> Path:
         epochs=0.2,
     )
     shutil.copytree(tiny_run.examples, tmp_path / "run" / "examples")
-    manifest = {"fingerprint": "made", "settings": stage_settings(config, find_stage("prepare"))}
+    manifest = {"format": FORMAT, "fingerprint": "made", "settings": stage_settings(config, find_stage("prepare"))}
     write_json(tmp_path / "run" / "examples" / MANIFEST, {**manifest, "created": now(), "seconds": 0})
     (tmp_path / "run.yaml").write_text(dump_config(config))
     return tmp_path

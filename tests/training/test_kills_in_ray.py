@@ -23,7 +23,7 @@ from torch import Tensor
 from rosepo.cli.exit_codes import EXIT_INTERRUPTED
 from rosepo.config import Config, dump_config
 from rosepo.pipeline.fingerprints import stage_settings
-from rosepo.run.manifest import MANIFEST, read_manifest
+from rosepo.run.manifest import FORMAT, MANIFEST, read_manifest
 from rosepo.run.paths import RunPaths
 from rosepo.run.stages import find_stage
 from rosepo.training.checkpoint.checkpoint_files import FOLDER, newest_checkpoint
@@ -70,7 +70,8 @@ def prepared(run: RunPaths, root: Path, config: Config) -> Path:
     """A run's folder with the settings, in which `prepare` is done."""
     shutil.copytree(run.examples, root / "examples")
     made = {
-        "fingerprint": "made", "settings": stage_settings(config, find_stage("prepare")), "created": now(), "seconds": 0
+        "format": FORMAT, "fingerprint": "made", "settings": stage_settings(config, find_stage("prepare")),
+        "created": now(), "seconds": 0,
     }  # fmt: skip
     write_json(root / "examples" / MANIFEST, made)
     (root / "job.yaml").write_text(dump_config(config))
