@@ -15,13 +15,13 @@ ROOT = Path(__file__).resolve().parents[1]
 FLOORS = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"][0]["layers"]
 DOZEN = 12
 WITH_RAY = {
-    "data": {"prepare/log", "readers/interactions"},
+    "data": {"prepare/counting", "prepare/log", "readers/interactions"},
     "evaluation": {"recommend"},
     "oracle": {"fit"},
     "pipeline": {"streaming"},
     "run": {"ray_session"},
     "training": {"feed/feed", "trainer"},
-    "tuning": {"sweep"},
+    "tuning": {"sweep", "trial_progress"},
 }
 """Files that import Ray, by folder; docs/architecture.md names them too."""
 
