@@ -9,11 +9,11 @@ from pydantic import Field, model_validator
 
 from rosepo.config.base import Section
 from rosepo.config.data import DataConfig, PrepareConfig
+from rosepo.config.evaluation import EvaluateConfig, RangeConfig, RayConfig, RecommendConfig, SweepConfig
 from rosepo.config.losses import LOSSES, SMOOTHINGS
 from rosepo.config.model import ModelConfig
 from rosepo.config.oracle import OracleConfig
 from rosepo.config.pairs import PairsConfig
-from rosepo.config.stages import EvaluateConfig, RangeConfig, RayConfig, RecommendConfig, SweepConfig
 from rosepo.config.training import AlignConfig, SftConfig
 
 MOST_NEGATIVES = 15

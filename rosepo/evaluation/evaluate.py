@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow.parquet as pq
 
 from rosepo.config import Config, folder_or_id
-from rosepo.config.external import OWN
+from rosepo.config.evaluation import OWN
 from rosepo.data.catalogue import Catalogue
 from rosepo.evaluation.candidates.free_generation import free_generation
 from rosepo.evaluation.evaluate_rankings import evaluate_rankings

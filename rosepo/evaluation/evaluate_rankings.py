@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rosepo.config import Config
-from rosepo.config.external import OWN
+from rosepo.config.evaluation import OWN
 from rosepo.data.catalogue import Catalogue
 from rosepo.evaluation.measured_examples import Batch, part_batches, plan_parts, user_codes
 from rosepo.evaluation.rankings import read_part

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rosepo.config import EvaluateConfig, ModelConfig
-from rosepo.config.external import ExternalSystem
+from rosepo.config.evaluation import ExternalSystem
 from rosepo.data.catalogue import Catalogue
 from rosepo.data.readers.sources import Source, find_sources
 from rosepo.utils.console import echo

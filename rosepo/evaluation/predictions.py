@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from rosepo.config.external import ExternalSystem
+from rosepo.config.evaluation import ExternalSystem
 from rosepo.data.catalogue import Catalogue
 from rosepo.data.readers.columns import codes as places_of
 from rosepo.evaluation.external_models import sources_of
