@@ -19,8 +19,8 @@ from rosepo.sampling.strategies.example_batch import Examples
 from rosepo.sampling.strategies.make import make_strategies
 from rosepo.sampling.strategies.mixture import Rejected, sample_rejected
 from rosepo.sampling.strategies.protocol import StrategyInputs
-from rosepo.sampling.tables import fixed, lists, matrix, nested
 from rosepo.sampling.tally import Tally
+from rosepo.utils.list_columns import fixed, lists, matrix, nested
 from rosepo.utils.quiet import quiet_worker
 
 if TYPE_CHECKING:
