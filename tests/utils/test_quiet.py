@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 WORK = """
 import logging, os, sys, warnings
 from pathlib import Path
@@ -35,6 +37,12 @@ noisy("ray.train").error("an error that comes as an exception too")
 noisy("users.scorer").warning("a notice of the user's own code")
 del _Logged
 """
+
+
+@pytest.fixture(autouse=True)
+def unasked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands that other tests ran in this process name a log for all that is started from here."""
+    monkeypatch.delenv("ROSEPO_DEBUG_LOG", raising=False)
 
 
 def test_notices_go_to_the_log_and_errors_to_the_screen_too(tmp_path: Path) -> None:
