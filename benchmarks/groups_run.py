@@ -17,6 +17,7 @@ from benchmarks.reference import groups as random_groups
 from rosepo.config import Config, parse_config
 from rosepo.data.catalogue import Catalogue
 from rosepo.lm.model.policy import save_policy, train_tokenizer
+from rosepo.lm.model.record import model_record
 from rosepo.lm.rows.logps import LogpsModel
 from rosepo.lm.titles.title_scores import reference_logps
 from rosepo.run.paths import RunPaths
@@ -61,7 +62,7 @@ def write_model(outputs: RunPaths) -> None:
     tokenizer = train_tokenizer(titles, counts, synthetic.SHAPE)
     catalogue = Catalogue(np.arange(ITEMS), titles, [()] * ITEMS, counts)
     model = synthetic.model(synthetic.SHAPE.vocab_size)
-    save_policy(outputs.sft, model, tokenizer, catalogue, settings(), stage="sft")
+    save_policy(outputs.sft, model, tokenizer, catalogue, model_record(settings(), "sft"))
 
 
 def write_groups(outputs: RunPaths, groups: Groups, users: Sequence[int] | None = None) -> None:

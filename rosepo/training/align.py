@@ -21,6 +21,7 @@ from rosepo.config import AlignConfig, Config
 from rosepo.data.catalogue import Catalogue
 from rosepo.data.example_shards import VALIDATION_FILE, planned_users, shards_of
 from rosepo.lm.model.model_folder import check_catalogue, load_builder, read_settings
+from rosepo.lm.model.record import ModelRecord, model_record
 from rosepo.run.manifest import read_manifest
 from rosepo.run.paths import RunPaths, of_round
 from rosepo.run.resources import stage_use_gpu
@@ -107,7 +108,7 @@ def align_task(
     train = config.align
     columns = columns_read(config)
     table = groups_table(columns, paths, train.loss) if growing is None else growing.open(columns)
-    branchings = trie_targets_of(config, paths.reference)
+    branchings = trie_targets_of(paths.reference) if config.learns_whole else None
     encoder: Encoder = GroupEncoder(train.pack_tokens, branchings)
     rows, offsets, users_a_group = min(len(table), max_groups or len(table)), None, 1.0
     if config.trajectories:
@@ -140,20 +141,32 @@ def align_task(
     sources = (paths.policy, paths.reference, *groups)
     made_from = [read_manifest(folder) for folder in sources]
     return AlignTask(
-        config,
-        start,
-        reference,
-        plan,
-        probed,
-        paths.round,
-        validation_file(config, paths.groups, growing),
-        value,
-        tracker_of(train),
-        _searched(config, paths),
-        origin_of(train, rosepo.__version__, config.seed, paths.round, rows, *made_from),
-        moments,
+        train=train,
+        seed=config.seed,
+        record=_record(config, paths, value),
+        start=start,
+        reference=reference,
+        plan=plan,
+        probed=probed,
         probed_rows=first,
+        round=paths.round,
+        validation_file=validation_file(config, paths.groups, growing),
+        learns_whole=config.learns_whole,
+        epsilon_value=value,
+        tracker=tracker_of(train),
+        held_out=_searched(config, paths),
+        origin=origin_of(train, rosepo.__version__, config.seed, paths.round, rows, *made_from),
+        moments=moments,
     )
+
+
+def _record(config: Config, paths: RunPaths, epsilon_value: float | None) -> ModelRecord:
+    """What the model's folder says of how it was made."""
+    figures = {} if epsilon_value is None else {"epsilon_value": epsilon_value}
+    if paths.round == 1:
+        return model_record(config, "align", figures=figures)
+    reference = "the model of the round before" if paths.reference == paths.policy else "the SFT model"
+    return model_record(config, "align", paths.round, figures, {"round": paths.round, "reference": reference})
 
 
 def _maker(round: int) -> str:

@@ -14,12 +14,13 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor, nn
 
-from rosepo.config import LOSSES, AlignConfig, Config, TrainConfig
+from rosepo.config import LOSSES, AlignConfig
 from rosepo.config.losses import INPUTS, LossEntry
 from rosepo.data.catalogue import Catalogue
 from rosepo.lm.model.dropout import disable_dropout, training_dropout
 from rosepo.lm.model.model_folder import CATALOGUE, load_builder
 from rosepo.lm.model.policy import load_policy, load_tokenizer, save_policy
+from rosepo.lm.model.record import ModelRecord
 from rosepo.lm.rows.logps import LogpsModel, sharing_obstacle
 from rosepo.objectives.likelihood import chosen_nll, drawn_weights
 from rosepo.objectives.rewards import Metrics, reward_margins
@@ -29,7 +30,7 @@ from rosepo.training.feed.feed import Arrays, FeedPlan
 from rosepo.training.feed.reference_check import check_reference
 from rosepo.training.feed.trie_targets import TrieTargets
 from rosepo.training.metric_log import Sums
-from rosepo.training.sft import card_figures, storage_dtype
+from rosepo.training.sft import card_figures, compute_dtype, storage_dtype
 from rosepo.training.task import HeldOut, Loss
 from rosepo.utils.errors import UserError
 from rosepo.utils.imports import find_callable
@@ -51,7 +52,9 @@ class AlignTask:
         probed_rows: and their rows of the table, int64 [n], looked up when `verify` is called.
     """
 
-    config: Config
+    train: AlignConfig
+    seed: int
+    record: ModelRecord
     start: Path
     reference: Path
     plan: FeedPlan
@@ -59,6 +62,8 @@ class AlignTask:
     round: int = 1
     validation_file: Path | None = None
     """Groups that are held out; they too may not be made yet."""
+    learns_whole: bool = False
+    """The oracle's whole distribution, at the branchings of the titles' trie."""
     epsilon_value: float | None = None
     """The one epsilon of smoothing by `constant`, `zero` and `spa`."""
     tracker: RunningQuantile | None = None
@@ -76,20 +81,12 @@ class AlignTask:
         return self.__dict__ | {"plan": replace(self.plan, instead={}, offsets=None)}
 
     @property
-    def train(self) -> TrainConfig:
-        return self.settings
-
-    @cached_property
-    def settings(self) -> AlignConfig:
-        return self.config.align
-
-    @property
     def entry(self) -> LossEntry:
-        return LOSSES[self.settings.loss]
+        return LOSSES[self.train.loss]
 
     @cached_property
     def objective(self) -> Callable[..., tuple[Tensor, Metrics]]:
-        return find_callable(self.entry.function, f"align.loss={self.settings.loss}")
+        return find_callable(self.entry.function, f"align.loss={self.train.loss}")
 
     @property
     def metric_names(self) -> tuple[str, ...]:
@@ -97,39 +94,32 @@ class AlignTask:
         return (*_OVERALL, *by_strategy, "spa_threshold", *self.entry.metrics)
 
     @property
-    def seed(self) -> int:
-        return self.config.seed
-
-    @property
     def keeps_moments(self) -> bool:
         # The next round goes on with them; how many rounds there will be is not known for good.
-        return self.settings.optimizer == "sft"
+        return self.train.optimizer == "sft"
 
     @property
     def figures(self) -> dict[str, Any]:
         """What is known of the training without it."""
         known: dict[str, Any] = {"groups": self.plan.n_table_rows}
-        if self.config.trajectories:
+        if self.plan.offsets is not None:
             known["users"] = self.plan.n_rows
-        if self.settings.smoothing is not None:
-            known["epsilon_kind"] = self.settings.smoothing
+        if self.train.smoothing is not None:
+            known["epsilon_kind"] = self.train.smoothing
         return known if self.epsilon_value is None else known | {"epsilon_value": self.epsilon_value}
 
     def build(self) -> nn.Module:
         if self.tracker is not None:
             self.tracker.restart()
-        bfloat16 = self.train.precision == "bfloat16"
-        self._built = model = load_policy(
-            self.start, trainable=True, compute_dtype=torch.bfloat16 if bfloat16 else None
-        )
-        if not self.settings.dropout:
+        train, model_config = self.train, self.record.model
+        self._built = model = load_policy(self.start, trainable=True, compute_dtype=compute_dtype(train))
+        if not train.dropout:
             disable_dropout(model)
-        elif self.config.model.path is None:
-            training_dropout(model, self.config.model.scratch_config.dropout)
-        obstacle = sharing_obstacle(model, self.config.model.max_length) if self.config.learns_whole else None
+        elif model_config.path is None:
+            training_dropout(model, model_config.scratch_config.dropout)
+        obstacle = sharing_obstacle(model, model_config.max_length) if self.learns_whole else None
         if obstacle is not None:
             raise UserError(f"pairs.oracle_whole=true takes rows that share their prompts: {obstacle}; leave it out")
-        train = self.train
         checkpointing = train.activation_checkpointing
         return LogpsModel(model, attention=train.attention, activation_checkpointing=checkpointing).train()
 
@@ -139,7 +129,7 @@ class AlignTask:
         if self.entry.reference_free:
             return
         probed = self._look_up() if self.probed is None else self.probed
-        remedy = f"run `rosepo pairs{self._option}` again"
+        remedy = f"run `rosepo pairs{'' if self.round == 1 else f' --round {self.round}'}` again"
         if self.reference == self.start:
             check_reference(probed, self.reference, remedy, logps, self.train.precision)
         else:
@@ -155,7 +145,7 @@ class AlignTask:
         table = pq.read_table(self.validation_file) if growing is None else growing.read(name)
         table = table.select([column for column in table.column_names if column in self.plan.columns])
         parts = -(-len(table) // self.train.micro_batch_size)
-        encoder = GroupEncoder(self.train.pack_tokens, trie_targets_of(self.config, self.reference))
+        encoder = GroupEncoder(self.train.pack_tokens, trie_targets_of(self.reference) if self.learns_whole else None)
         return [part for part in encoder(table, parts) if part]
 
     def _look_up(self) -> pa.Table:
@@ -163,20 +153,20 @@ class AlignTask:
         return self.plan.open().take(self.probed_rows)
 
     def loss(self, logps: Tensor, counts: Tensor, arrays: Arrays) -> Loss:
-        align, groups = self.settings, int(arrays["units"])
+        train, groups = self.train, int(arrays["units"])
         strategy = _tensor(arrays, "strategy", logps.device) if self.entry.reads_rejected else None
         size = 1 if strategy is None else 1 + strategy.shape[1]
         policy = logps[: groups * size].view(groups, size)
         inputs = self._inputs(policy, counts, arrays)
-        strength = {"beta": align.beta} if self.entry.preference else {}
-        options = {argument: align.option(option.key) for argument, option in self.entry.options.items()}
+        strength = {"beta": train.beta} if self.entry.preference else {}
+        options = {argument: train.option(option.key) for argument, option in self.entry.options.items()}
         learned = _at_branchings(policy, logps[groups * size :]) if "entropy" in arrays else policy
         losses, metrics = self.objective(learned, **inputs, **strength, **options)
         if "entropy" in arrays:
             least = (inputs["weights"] * _tensor(arrays, "entropy", losses.device)).sum(dim=1)
             metrics |= {"target_kl": losses.detach() - least}
-        if align.sft_weight > 0:
-            losses = losses + align.sft_weight * chosen_nll(policy)
+        if train.sft_weight > 0:
+            losses = losses + train.sft_weight * chosen_nll(policy)
         if "epsilon" in inputs:
             metrics |= {"epsilon": inputs["epsilon"]}
         sums = _sums(policy.detach(), strategy, metrics)
@@ -197,8 +187,8 @@ class AlignTask:
                 inputs[name] = self._epsilon(_tensor(arrays, "epsilon", policy.device), policy, inputs["ref_logps"])
             elif name == "targets":
                 scores = _tensor(arrays, "oracle_scores", policy.device)
-                mix = self.settings.target_mix
-                inputs[name] = oracle_targets(scores, self.settings.target_min, inputs["ref_logps"], mix)
+                mix = self.train.target_mix
+                inputs[name] = oracle_targets(scores, self.train.target_min, inputs["ref_logps"], mix)
             elif name == "weights":
                 scores, rest = (_tensor(arrays, column, policy.device) for column in ("oracle_scores", "oracle_rest"))
                 inputs[name] = drawn_weights(scores, rest)
@@ -211,39 +201,21 @@ class AlignTask:
     def _epsilon(self, stored: Tensor, policy: Tensor, reference: Tensor) -> Tensor:
         """Epsilon [G, K] of pairs whose epsilon in the table is `stored`, from both models' log-probabilities."""
         if self.epsilon_value is None:
-            return clamp_epsilon(stored, self.settings.epsilon_max)
+            return clamp_epsilon(stored, self.train.epsilon_max)
         fixed = torch.full_like(stored, self.epsilon_value)
         if self.tracker is None:
             return fixed
-        return fixed * self.tracker.below(reward_margins(policy, reference, self.settings.beta))
+        return fixed * self.tracker.below(reward_margins(policy, reference, self.train.beta))
 
     def save(self, weights: dict[str, Tensor], folder: Path, figures: dict[str, Any]) -> None:
-        save_policy(
-            folder,
-            self._built,
-            load_tokenizer(self.start),
-            Catalogue.load(self.start / CATALOGUE),
-            self.config,
-            stage="align",
-            state_dict=storage_dtype(weights, self.config, self.train),
-            figures=card_figures(figures) | self._round_facts(),
-            command=f"rosepo align{self._option} --config config.yaml --out RUN",
-        )
-
-    @property
-    def _option(self) -> str:
-        return "" if self.round == 1 else f" --round {self.round}"
-
-    def _round_facts(self) -> dict[str, Any]:
-        """What the model card says of a round after the first."""
-        moved = self.reference == self.start
-        reference = "the model of the round before" if moved else "the SFT model"
-        return {"round": self.round, "reference": reference} if self.round > 1 else {}
+        tokenizer, catalogue = load_tokenizer(self.start), Catalogue.load(self.start / CATALOGUE)
+        weights, figures = storage_dtype(weights, self.record.model, self.train), card_figures(figures)
+        save_policy(folder, self._built, tokenizer, catalogue, self.record, state_dict=weights, figures=figures)
 
 
-def trie_targets_of(config: Config, model: Path) -> TrieTargets | None:
-    """The titles of a model's catalogue, where the oracle's whole distribution is learned at their branchings."""
-    return TrieTargets(load_builder(model)) if config.learns_whole else None
+def trie_targets_of(model: Path) -> TrieTargets:
+    """The titles of a model's catalogue, at whose branchings the oracle's whole distribution is learned."""
+    return TrieTargets(load_builder(model))
 
 
 def _at_branchings(policy: Tensor, others: Tensor) -> Tensor:

@@ -20,12 +20,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 import rosepo
-from rosepo.config import Config, TrainConfig
+from rosepo.config import Config, ModelConfig, SftConfig, TrainConfig
 from rosepo.data.catalogue import Catalogue
 from rosepo.data.prompts import PromptBuilder
 from rosepo.lm.model.dropout import training_dropout
 from rosepo.lm.model.policy import initial_policy, load_tokenizer, save_policy
 from rosepo.lm.model.quantized import check_quantization
+from rosepo.lm.model.record import ModelRecord, model_record
 from rosepo.lm.model.scratch import train_tokenizer
 from rosepo.lm.rows.logps import LogpsModel
 from rosepo.run.manifest import read_manifest
@@ -83,7 +84,7 @@ def sft_task(config: Config, paths: RunPaths) -> SftTask:
     held = held_out(paths.examples, builder, config.sft.validation_users, "sft.validation_users")
     made_from = [config.model.model_dump(mode="json"), plan.n_rows, read_manifest(paths.examples)]
     origin = origin_of(config.sft, rosepo.__version__, config.seed, *made_from)
-    return SftTask(config, catalogue, plan, validation, held, origin)
+    return SftTask(config.sft, config.seed, model_record(config, "sft"), catalogue, plan, validation, held, origin)
 
 
 def _plan(config: Config, paths: RunPaths, builder: PromptBuilder) -> FeedPlan:
@@ -115,7 +116,9 @@ def _plan(config: Config, paths: RunPaths, builder: PromptBuilder) -> FeedPlan:
 class SftTask:
     """Supervised fine-tuning, as the training loop knows it."""
 
-    config: Config
+    train: SftConfig
+    seed: int
+    record: ModelRecord
     catalogue: Catalogue
     plan: FeedPlan
     validation: list[Arrays]
@@ -129,22 +132,14 @@ class SftTask:
     _built: Any = None
 
     @property
-    def train(self) -> TrainConfig:
-        return self.config.sft
-
-    @property
-    def seed(self) -> int:
-        return self.config.seed
-
-    @property
     def keeps_moments(self) -> bool:
-        return self.config.sft.keep_optimizer
+        return self.train.keep_optimizer
 
     def build(self) -> nn.Module:
-        self._built = model, _ = initial_policy(self.config, self.catalogue)
-        if self.config.model.path is None:
-            training_dropout(model, self.config.model.scratch_config.dropout)
-        train = self.train
+        train, model_config = self.train, self.record.model
+        self._built = model, _ = initial_policy(model_config, self.catalogue, self.seed, compute_dtype(train))
+        if model_config.path is None:
+            training_dropout(model, model_config.scratch_config.dropout)
         checkpointing = train.activation_checkpointing
         return LogpsModel(model, attention=train.attention, activation_checkpointing=checkpointing).train()
 
@@ -157,16 +152,8 @@ class SftTask:
 
     def save(self, weights: dict[str, Tensor], folder: Path, figures: dict[str, Any]) -> None:
         model, tokenizer = self._built
-        save_policy(
-            folder,
-            model,
-            tokenizer,
-            self.catalogue,
-            self.config,
-            stage="sft",
-            state_dict=storage_dtype(weights, self.config, self.train),
-            figures=card_figures(figures),
-        )
+        weights, figures = storage_dtype(weights, self.record.model, self.train), card_figures(figures)
+        save_policy(folder, model, tokenizer, self.catalogue, self.record, state_dict=weights, figures=figures)
 
 
 def validation_batches(examples: pa.Table, builder: PromptBuilder, train: TrainConfig) -> list[Arrays]:
@@ -191,9 +178,14 @@ def sample_examples(folder: Path, split: str, count: int, seed: int, extra: tupl
     return rows.take(np.sort(rng.permutation(len(rows))[:count]))
 
 
-def storage_dtype(weights: dict[str, Tensor], config: Config, train: TrainConfig) -> dict[str, Tensor]:
+def compute_dtype(train: TrainConfig) -> torch.dtype | None:
+    """What a quantized base is multiplied in; None: in float32."""
+    return torch.bfloat16 if train.precision == "bfloat16" else None
+
+
+def storage_dtype(weights: dict[str, Tensor], model: ModelConfig, train: TrainConfig) -> dict[str, Tensor]:
     """Weights as they are stored: float32, but bfloat16 for a pretrained model trained in it, as such models come."""
-    if config.model.path is None or train.precision == "float32":
+    if model.path is None or train.precision == "float32":
         return weights
     small: dict[int, Tensor] = {}
     for weight in weights.values():

@@ -14,6 +14,7 @@ from rosepo.config import Config, load_config
 from rosepo.data.catalogue import Catalogue
 from rosepo.evaluation import rankers, systems
 from rosepo.lm.model.model_folder import save_policy
+from rosepo.lm.model.record import model_record
 from rosepo.pipeline.fingerprints import stage_settings
 from rosepo.report.run_report import write_report
 from rosepo.run.paths import RunPaths
@@ -58,7 +59,7 @@ def tiny_run(root: Path, models: bool = True, n_items: int = 30, users: int = 24
         tokenizer = tiny_tokenizer(n_items)
         for seed, name in enumerate(("sft", "aligned")):
             model = tiny_model(vocab_size=len(tokenizer), seed=seed)
-            save_policy(root / name, model, tokenizer, catalogue, tiny_config(), stage=name)
+            save_policy(root / name, model, tokenizer, catalogue, model_record(tiny_config(), name))
     return RunPaths(root)
 
 

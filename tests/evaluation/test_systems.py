@@ -32,6 +32,7 @@ from rosepo.evaluation.rankers import LanguageModelRanker, RankerSettings
 from rosepo.evaluation.rankings import open_rankings, rankings_table, read_rankings, write_part
 from rosepo.evaluation.systems import Ranking
 from rosepo.lm.model.model_folder import save_policy
+from rosepo.lm.model.record import model_record
 from rosepo.lm.titles.beam_search import Decoder
 from rosepo.oracle.sasrec import SASRec, SASRecConfig
 from rosepo.pipeline.kept_config import CONFIG_FILE, resolve_config
@@ -212,7 +213,7 @@ def test_models_of_others_are_ranked_by_the_same_rules(
     models = {"other_sft": tiny_model(vocab_size=len(tokenizer), seed=4), "plain": tiny_model(vocab_size=600, seed=5)}
     options = ("separator=' / '", "prefix=''", "suffix=' next: '")
     theirs = tiny_config(*(f"model.template.{option}" for option in options))
-    save_policy(other, models["other_sft"], tokenizer, tiny_catalogue(30), theirs, stage="sft")
+    save_policy(other, models["other_sft"], tokenizer, tiny_catalogue(30), model_record(theirs, "sft"))
     models["plain"].save_pretrained(plain)
     tokenizer.save_pretrained(plain)
     config = tiny_config("evaluate.models=[other/sft, plain]", "model.max_length=10000")
@@ -239,7 +240,7 @@ def test_a_model_of_another_catalogue_and_one_that_is_none_are_refused(tmp_path:
     inputs = tiny_run(tmp_path / "run", models=False)
     inputs.evaluation.mkdir()
     tokenizer = tiny_tokenizer(29)
-    save_policy(tmp_path / "x", tiny_model(), tokenizer, tiny_catalogue(29), tiny_config(), stage="sft")
+    save_policy(tmp_path / "x", tiny_model(), tokenizer, tiny_catalogue(29), model_record(tiny_config(), "sft"))
     with pytest.raises(UserError, match=r"trained on another catalogue \(29 items, the run has 30\)"):
         evaluate(tiny_config(f"evaluate.models=[{tmp_path / 'x'}]"), inputs, inputs.evaluation)
     with pytest.raises(UserError, match=r"^evaluate\.models=/nowhere/m is neither a model folder"):

@@ -13,6 +13,7 @@ import torch
 from rosepo.config import Config, parse_config
 from rosepo.data.catalogue import Catalogue
 from rosepo.lm.model.model_folder import save_policy
+from rosepo.lm.model.record import model_record
 from rosepo.oracle.sasrec import SASRec, SASRecConfig
 from rosepo.run.paths import RunPaths
 from rosepo.utils.files import write_json
@@ -56,7 +57,9 @@ def make_run(root: Path) -> RunPaths:
     """A run's folder with examples, an untrained policy and an untrained oracle."""
     outputs, catalogue = RunPaths(root), tiny_catalogue(N_ITEMS)
     write_examples(outputs.examples, catalogue)
-    save_policy(outputs.sft, tiny_model(max_length=128), tiny_tokenizer(N_ITEMS), catalogue, configure(), stage="sft")
+    save_policy(
+        outputs.sft, tiny_model(max_length=128), tiny_tokenizer(N_ITEMS), catalogue, model_record(configure(), "sft")
+    )
     torch.manual_seed(0)
     save_oracle(outputs, SASRec(SASRecConfig(n_items=N_ITEMS, hidden_size=16)), catalogue.item_ids)
     return outputs

@@ -14,6 +14,7 @@ from scipy.special import softmax
 from rosepo.data.catalogue import Catalogue
 from rosepo.data.random import Draws
 from rosepo.lm.model.model_folder import load_recommender, save_policy
+from rosepo.lm.model.record import model_record
 from rosepo.lm.model.title_embeddings import encode_titles, history_similarity
 from rosepo.lm.rows.logps import plain_logps
 from rosepo.lm.titles.beam_search import Decoder
@@ -32,7 +33,11 @@ def aligned(run: RunPaths) -> Path:
     """Another model, as the first round's alignment would leave it."""
     model = tiny_model(max_length=128, seed=1)
     save_policy(
-        RunPaths(run.root).aligned, model, tiny_tokenizer(N_ITEMS), tiny_catalogue(N_ITEMS), configure(), stage="align"
+        RunPaths(run.root).aligned,
+        model,
+        tiny_tokenizer(N_ITEMS),
+        tiny_catalogue(N_ITEMS),
+        model_record(configure(), "align"),
     )
     return RunPaths(run.root).aligned
 
@@ -202,7 +207,7 @@ def test_a_second_run_reads_the_references_log_probabilities_and_a_changed_model
     assert tables[0].equals(tables[1])
     other = borrow(run, tmp_path / "run", "examples", "oracle")
     model = tiny_model(max_length=128, seed=1)
-    save_policy(other.sft, model, tiny_tokenizer(N_ITEMS), tiny_catalogue(N_ITEMS), configure(), stage="sft")
+    save_policy(other.sft, model, tiny_tokenizer(N_ITEMS), tiny_catalogue(N_ITEMS), model_record(configure(), "sft"))
     (tmp_path / "out-2").mkdir()
     figures = pairs(config, other, tmp_path / "out-2")
     assert figures["reference"] == {"computed": figures["groups"], "from_cache": 0}

@@ -14,6 +14,7 @@ import torch
 
 from rosepo.config import parse_config
 from rosepo.lm.model.model_folder import SETTINGS, save_policy
+from rosepo.lm.model.record import model_record
 from rosepo.sampling.reference_cache import ReferenceCache, open_cache, reference_key
 from rosepo.utils.errors import UserError
 from tests.helpers import tiny_catalogue, tiny_model, tiny_tokenizer
@@ -72,7 +73,9 @@ def test_missing_and_extra_rows_are_errors_that_name_the_file(tmp_path: Path, ro
 @pytest.fixture
 def reference(tmp_path: Path) -> Path:
     config = parse_config({"model": {"max_length": 128}})
-    save_policy(tmp_path / "sft", tiny_model(max_length=128), tiny_tokenizer(), tiny_catalogue(), config, stage="sft")
+    save_policy(
+        tmp_path / "sft", tiny_model(max_length=128), tiny_tokenizer(), tiny_catalogue(), model_record(config, "sft")
+    )
     return tmp_path / "sft"
 
 
@@ -81,11 +84,11 @@ def test_a_model_that_changed_by_one_weight_has_another_key(reference: Path, tmp
     assert reference_key(reference) == before
     config = parse_config({"model": {"max_length": 128}})
     model = tiny_model(max_length=128)
-    save_policy(tmp_path / "same", model, tiny_tokenizer(), tiny_catalogue(), config, stage="align")
+    save_policy(tmp_path / "same", model, tiny_tokenizer(), tiny_catalogue(), model_record(config, "align"))
     assert reference_key(tmp_path / "same") == before
     with torch.no_grad():
         next(model.parameters()).view(-1)[0] += 1e-3
-    save_policy(tmp_path / "other", model, tiny_tokenizer(), tiny_catalogue(), config, stage="sft")
+    save_policy(tmp_path / "other", model, tiny_tokenizer(), tiny_catalogue(), model_record(config, "sft"))
     assert reference_key(tmp_path / "other") != before
 
 

@@ -63,7 +63,7 @@ def test_an_error_of_the_training_is_told_in_one_sentence_and_not_tried_again(ra
     task: Any = sft_task(tiny_config(workers=2, retries=2), tiny_run)
     tries, out = tmp_path / "tries", tmp_path / "out"
     tries.mkdir()
-    broken = Broken(task.config, task.catalogue, task.plan, task.validation, tries=tries)
+    broken = Broken(**vars(task), tries=tries)
     with pytest.raises(StageError, match=r"^sft: worker [01] of 2 failed with ValueError: the weights are gone$"):
         fit(broken, out)
     assert len(list(tries.iterdir())) <= 2

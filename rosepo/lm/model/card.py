@@ -8,46 +8,43 @@ from typing import Any
 
 import yaml
 
-from rosepo.config import LOSSES, AlignConfig, Config, TemplateConfig, dump_config
-from rosepo.config.root import shape_of
+from rosepo.config import TemplateConfig
 from rosepo.data.catalogue import Catalogue
+from rosepo.lm.model.record import ModelRecord
 
 
 def model_card(
-    *,
-    stage: str,
-    config: Config,
+    record: ModelRecord,
     catalogue: Catalogue,
+    *,
     max_new_tokens: int,
     adapter: bool = False,
     quantize: str = "none",
     figures: Mapping[str, Any] | None = None,
-    command: str | None = None,
 ) -> str:
     """README.md of a model folder: YAML front matter and Markdown.
 
     Args:
-        stage: `sft` or `align`.
-        config: the whole configuration.
+        record: how it was made.
         catalogue: what it recommends from; its first titles make the example.
         max_new_tokens: tokens of the longest title, EOS included.
         adapter: a PEFT adapter, not a whole model.
         quantize: none, nf4 or int8: how its base is held.
         figures: name → number or text: metrics and counts worth a row each.
-        command: the command that made the model; None names the stage's own.
     """
+    template = record.model.template
     parts = [
-        _front_matter(config, adapter),
-        f"# Recommender ({stage}) by rosepo\n",
+        _front_matter(record, adapter),
+        f"# Recommender ({record.stage}) by rosepo\n",
         f"A causal language model that reads the titles that one person liked and writes the title of the next item. "
-        f"Trained by {_trained_by(stage, config, figures or {})}.\n",
-        _facts(config, catalogue, adapter, quantize),
-        _figures(figures or {}),
+        f"Trained by {record.trained_by}.\n",
+        _facts(record, catalogue, adapter, quantize),
+        _figures({**(figures or {}), **record.facts}),
         f"## Use\n\nPlain {'PEFT' if adapter else 'Transformers'}, without rosepo, in this folder:\n\n"
-        f"```python\n{usage(config.model.template, catalogue.titles[:3], max_new_tokens, adapter, quantize)}```\n\n"
-        f"{_free(config.model.template)}\n",
-        f"## How it was made\n\n```sh\n{command or f'rosepo {stage} --config config.yaml --out RUN'}\n```\n\n"
-        f"with this `config.yaml` (what it does not name is at its default):\n\n```yaml\n{dump_config(config)}```\n",
+        f"```python\n{usage(template, catalogue.titles[:3], max_new_tokens, adapter, quantize)}```\n\n"
+        f"{_free(template)}\n",
+        f"## How it was made\n\n```sh\n{record.command}\n```\n\n"
+        f"with this `config.yaml` (what it does not name is at its default):\n\n```yaml\n{record.config}```\n",
     ]
     return "\n".join(parts)
 
@@ -63,20 +60,6 @@ def _free(template: TemplateConfig) -> str:
         "Free generation may write a title that does not exist. `rosepo recommend` searches the titles of"
         " `catalogue.parquet` alone and leaves the history out."
     )
-
-
-def _trained_by(stage: str, config: Config, figures: Mapping[str, Any]) -> str:
-    if stage == "align":
-        loss = f"{_loss(config.align)} ({shape_of(config, figures)})"
-        kind = "preference optimisation with " if LOSSES[config.align.loss].preference else ""
-        return f"{kind}{loss} after supervised fine-tuning"
-    return "supervised fine-tuning on next titles (completion tokens only)"
-
-
-def _loss(align: AlignConfig) -> str:
-    """The loss by the name that its smoothing has among the losses."""
-    name = align.loss if align.smoothing is None else LOSSES[align.loss].named.get(align.smoothing, align.loss)
-    return LOSSES[name].described
 
 
 def usage(
@@ -172,7 +155,7 @@ def _ids_function(template: TemplateConfig) -> list[str]:
     ]
 
 
-def _front_matter(config: Config, adapter: bool) -> str:
+def _front_matter(record: ModelRecord, adapter: bool) -> str:
     tags = ["recommendation", "sequential-recommendation", "rosepo", "ray", "deepspeed"]
     head: dict[str, Any] = {
         "library_name": "peft" if adapter else "transformers",
@@ -180,15 +163,16 @@ def _front_matter(config: Config, adapter: bool) -> str:
         "tags": [*tags, "lora"] if adapter else tags,
     }
     # The hub takes ids of its own here, not somebody's folder.
-    if config.model.path is not None and not Path(config.model.path).expanduser().exists():
-        head["base_model"] = config.model.path
-    if config.data.dataset is not None:
-        head["datasets"] = [config.data.dataset]
+    base = record.model.path
+    if base is not None and not Path(base).expanduser().exists():
+        head["base_model"] = base
+    if record.data.dataset is not None:
+        head["datasets"] = [record.data.dataset]
     return f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n"
 
 
-def _facts(config: Config, catalogue: Catalogue, adapter: bool, quantize: str) -> str:
-    model, data = config.model, config.data
+def _facts(record: ModelRecord, catalogue: Catalogue, adapter: bool, quantize: str) -> str:
+    model, data = record.model, record.data
     if model.path is None:
         base = "none: a small Llama from random weights, with a tokenizer trained on the catalogue's titles"
     else:
@@ -202,18 +186,18 @@ def _facts(config: Config, catalogue: Catalogue, adapter: bool, quantize: str) -
         "Base model": base,
         "Trained": weights,
         "Data": f"{source}; {len(catalogue):,} items, {int(catalogue.train_count.sum()):,} training interactions",
-        "Prompt": f"{_list_words(config)}prefix `{template.prefix!r}`, each title followed by `{template.separator!r}`,"
+        "Prompt": f"{_list_words(record)}prefix `{template.prefix!r}`, each title followed by `{template.separator!r}`,"
         f" suffix `{template.suffix!r}`; the completion is one title and EOS",
-        "Longest prompt and completion": f"{model.max_length} tokens, at most {config.prepare.max_history} items",
+        "Longest prompt and completion": f"{model.max_length} tokens, at most {record.max_history} items",
     }
     return "\n".join(["| | |", "|---|---|", *(f"| {name} | {_cell(value)} |" for name, value in rows.items()), ""])
 
 
-def _list_words(config: Config) -> str:
-    template = config.model.template
+def _list_words(record: ModelRecord) -> str:
+    template = record.model.template
     if not template.candidates:
         return ""
-    return f"`{template.candidates_prefix!r}` and {config.prepare.candidates} candidates, each followed as titles are; "
+    return f"`{template.candidates_prefix!r}` and {record.candidates} candidates, each followed as titles are; "
 
 
 def _figures(figures: Mapping[str, Any]) -> str:

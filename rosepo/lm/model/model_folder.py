@@ -20,12 +20,13 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedTokenizerBase
 
 import rosepo
-from rosepo.config import Config, TemplateConfig
+from rosepo.config import ModelConfig, TemplateConfig
 from rosepo.data.catalogue import Catalogue
 from rosepo.data.prompts import PromptBuilder
 from rosepo.lm.model.card import model_card
 from rosepo.lm.model.loading import load_policy, load_tokenizer
 from rosepo.lm.model.quantized import SETTINGS, quantization_of
+from rosepo.lm.model.record import ModelRecord
 from rosepo.utils.errors import StageError, UserError
 
 CATALOGUE = "catalogue.parquet"
@@ -115,12 +116,10 @@ def save_policy(
     model: Any,
     tokenizer: PreTrainedTokenizerBase,
     catalogue: Catalogue,
-    config: Config,
+    record: ModelRecord,
     *,
-    stage: str,
     state_dict: Mapping[str, torch.Tensor] | None = None,
     figures: Mapping[str, Any] | None = None,
-    command: str | None = None,
 ) -> None:
     """Write a finished model into a folder, made if need be.
 
@@ -129,21 +128,19 @@ def save_policy(
         model: the causal LM or PEFT model, for its architecture; its weights count where no state_dict is given.
         tokenizer: its tokenizer.
         catalogue: what it recommends from.
-        config: the whole configuration.
-        stage: `sft` or `align`.
+        record: how it was made.
         state_dict: consolidated weights (of ZeRO-3, say) named as in ``model``, or as in a `LogpsModel` around it. For
             an adapter its own weights are enough.
         figures: rows of the model card's metrics.
-        command: for the model card; None names the stage's own.
 
     Raises:
         StageError: weights that are missing, empty or not finite.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    builder = PromptBuilder(tokenizer, catalogue.titles, config.model.template, config.model.max_length)
+    builder = PromptBuilder(tokenizer, catalogue.titles, record.model.template, record.model.max_length)
     adapter = getattr(model, "peft_type", None) is not None
     if adapter:
-        _save_adapter(folder, model, config, state_dict)
+        _save_adapter(folder, model, record.model, state_dict)
     else:
         _save_whole(folder, model, state_dict)
     GenerationConfig(
@@ -157,26 +154,18 @@ def save_policy(
     catalogue.save(folder / CATALOGUE)
     quantize = quantization_of(model)
     settings = {
-        "template": config.model.template.model_dump(),
-        "max_length": config.model.max_length,
-        "max_history": config.prepare.max_history,
-        "base": config.model.path,
-        "revision": config.model.revision,
+        "template": record.model.template.model_dump(),
+        "max_length": record.model.max_length,
+        "max_history": record.max_history,
+        "base": record.model.path,
+        "revision": record.model.revision,
         "quantize": quantize,
-        "stage": stage,
+        "stage": record.stage,
         "version": rosepo.__version__,
     }
     (folder / SETTINGS).write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    card = model_card(
-        stage=stage,
-        config=config,
-        catalogue=catalogue,
-        max_new_tokens=builder.longest_completion,
-        adapter=adapter,
-        quantize=quantize,
-        figures=figures,
-        command=command,
-    )
+    longest = builder.longest_completion
+    card = model_card(record, catalogue, max_new_tokens=longest, adapter=adapter, quantize=quantize, figures=figures)
     (folder / "README.md").write_text(card, encoding="utf-8")
 
 
@@ -195,16 +184,16 @@ def _save_whole(folder: Path, model: Any, state_dict: Mapping[str, torch.Tensor]
     shell.save_pretrained(folder)
 
 
-def _save_adapter(folder: Path, model: Any, config: Config, state_dict: Mapping[str, torch.Tensor] | None) -> None:
-    base = config.model.path
+def _save_adapter(folder: Path, model: Any, config: ModelConfig, state_dict: Mapping[str, torch.Tensor] | None) -> None:
+    base = config.path
     settings = model.active_peft_config
     if base is not None and not settings.base_model_name_or_path:
         settings.base_model_name_or_path = base
     local = Path(settings.base_model_name_or_path or "").expanduser()
     if settings.base_model_name_or_path and local.exists():
         settings.base_model_name_or_path = str(local.resolve())
-    elif config.model.lora is not None:
-        settings.revision = config.model.revision
+    elif config.lora is not None:
+        settings.revision = config.revision
     weights = None if state_dict is None else _named_like(model, state_dict)
     # Without save_embedding_layers PEFT would ask the hub about the base's vocabulary, which nothing here resizes.
     model.save_pretrained(folder, state_dict=weights, save_embedding_layers=False)

@@ -33,10 +33,12 @@ __all__ = [
 ]
 
 
-def initial_policy(config: Config, catalogue: Catalogue) -> tuple[Any, PreTrainedTokenizerBase]:
+def initial_policy(
+    config: ModelConfig, catalogue: Catalogue, seed: int, compute_dtype: torch.dtype | None = None
+) -> tuple[Any, PreTrainedTokenizerBase]:
     """The model that supervised fine-tuning starts from, float32 on the CPU, and its tokenizer.
 
-    A function of config, catalogue and seed.
+    A function of its arguments. `compute_dtype`: of a quantized base, see `load_policy`.
 
     From scratch: a random Llama and a tokenizer trained on the catalogue. Otherwise the model of ``model.path``, with a
     fresh adapter where ``model.lora`` asks for one; an adapter that is given by path is trained on.
@@ -46,33 +48,32 @@ def initial_policy(config: Config, catalogue: Catalogue) -> tuple[Any, PreTraine
         UserError: a model that cannot be loaded, is too short for ``model.max_length``, lacks tokens of its tokenizer,
             or has no such LoRA targets.
     """
-    model_config = config.model
-    if model_config.path is None:
-        scratch = model_config.scratch_config
+    if config.path is None:
+        scratch = config.scratch_config
         tokenizer: PreTrainedTokenizerBase = train_tokenizer(
-            catalogue.titles, catalogue.train_count, scratch, model_config.template
+            catalogue.titles, catalogue.train_count, scratch, config.template
         )
-        return scratch_model(scratch, tokenizer, model_config.max_length, config.seed), tokenizer
-    _check_adapter_use(model_config)
-    tokenizer = load_tokenizer(model_config.path, model_config.revision)
-    lora, bfloat16 = model_config.lora, config.sft.precision == "bfloat16"
+        return scratch_model(scratch, tokenizer, config.max_length, seed), tokenizer
+    _check_adapter_use(config)
+    tokenizer = load_tokenizer(config.path, config.revision)
+    lora = config.lora
     model = load_policy(
-        model_config.path,
-        model_config.revision,
+        config.path,
+        config.revision,
         trainable=True,
         quantize="none" if lora is None else lora.quantize,
-        compute_dtype=torch.bfloat16 if bfloat16 else None,
+        compute_dtype=compute_dtype,
     )
-    check_length(model.config, model_config)
+    check_length(model.config, config)
     rows = model.get_input_embeddings().num_embeddings
     if len(tokenizer) > rows:
         raise UserError(
-            f"model.path={model_config.path}: the tokenizer has {len(tokenizer)} tokens, the model {rows} embeddings;"
+            f"model.path={config.path}: the tokenizer has {len(tokenizer)} tokens, the model {rows} embeddings;"
             " they do not belong together"
         )
     if lora is not None:
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(config.seed)
+            torch.manual_seed(seed)
             model = add_adapter(model, lora)
     return model, tokenizer
 

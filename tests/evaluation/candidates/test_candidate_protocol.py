@@ -18,6 +18,7 @@ from rosepo.evaluation.candidates.free_generation import SERIES
 from rosepo.evaluation.evaluate import evaluate
 from rosepo.evaluation.recommend import recommend
 from rosepo.lm.model.model_folder import load_recommender, read_settings, save_policy
+from rosepo.lm.model.record import model_record
 from rosepo.run.paths import RunPaths
 from rosepo.utils.errors import UserError
 from tests.evaluation.runs import rank_in_process, tiny_config, write_examples
@@ -40,7 +41,7 @@ def listing_run(root: Path, config: Config) -> RunPaths:
     pq.write_table(with_candidates(table, lists), path)
     tokenizer = tiny_tokenizer(30)
     for seed, name in enumerate(("sft", "aligned")):
-        save_policy(root / name, tiny_model(seed=seed), tokenizer, catalogue, config, stage=name)
+        save_policy(root / name, tiny_model(seed=seed), tokenizer, catalogue, model_record(config, name))
     return RunPaths(root)
 
 
@@ -112,7 +113,7 @@ def test_models_of_others_are_measured_on_candidates_whatever_they_are_called(
 ) -> None:
     """One that reads the lists, by the name of what stands beside it in the figures, and one that knows none."""
     tokenizer, bare = tiny_tokenizer(30), tmp_path / "bare"
-    save_policy(bare, tiny_model(seed=0), tokenizer, tiny_catalogue(30), tiny_config(), stage="sft")
+    save_policy(bare, tiny_model(seed=0), tokenizer, tiny_catalogue(30), model_record(tiny_config(), "sft"))
     config = tiny_config(*LISTING, f"evaluate.models=[probes={listed.sft}, {bare}]")
     found = evaluated(config, listed, tmp_path / "out")["candidates"]
     assert set(found["probes"]) == {"chance", "slot", "item_slot", "popularity"}

@@ -10,6 +10,7 @@ from transformers import BitsAndBytesConfig
 from rosepo.config import TemplateConfig, parse_config
 from rosepo.lm.model.card import model_card, usage
 from rosepo.lm.model.quantized import quantization_config
+from rosepo.lm.model.record import model_record
 from tests.helpers import tiny_builder, tiny_catalogue, tiny_tokenizer
 
 
@@ -25,13 +26,11 @@ def test_the_card_names_base_data_template_metrics_and_command() -> None:
         }
     )
     card = model_card(
-        stage="align",
-        config=config,
-        catalogue=tiny_catalogue(),
+        model_record(config, "align", round=2),
+        tiny_catalogue(),
         max_new_tokens=9,
         adapter=True,
         figures={"hr@10": 0.21341, "examples": 26_800, "dtype": "bfloat16"},
-        command="rosepo align --config mine.yaml --out run",
     )
     head = front_matter(card)
     assert head["base_model"] == "someone/base"
@@ -44,15 +43,15 @@ def test_the_card_names_base_data_template_metrics_and_command() -> None:
         "30 items",
         "| hr@10 | 0.2134 |",
         "| examples | 26,800 |",
-        "--config mine.yaml",
+        "rosepo align --round 2 --config config.yaml",
         "someone/base",
     ):
         assert part in card
 
 
 def card_of(align: dict[str, object], figures: dict[str, object] | None = None) -> str:
-    config = parse_config({"align": align})
-    return model_card(stage="align", config=config, catalogue=tiny_catalogue(), max_new_tokens=9, figures=figures)
+    record = model_record(parse_config({"align": align}), "align", figures=figures)
+    return model_card(record, tiny_catalogue(), max_new_tokens=9)
 
 
 def test_a_loss_is_credited_to_what_its_smoothing_makes_of_it() -> None:
@@ -76,9 +75,8 @@ def test_the_card_of_an_adapter_on_a_quantized_base_says_so_and_loads_it_so(monk
     monkeypatch.setattr("rosepo.lm.model.quantized.check_quantization", lambda quantize: None)
     for quantize in ("nf4", "int8"):
         config = parse_config({"model": {"path": "someone/base", "lora": {"rank": 8, "quantize": quantize}}})
-        card = model_card(
-            stage="sft", config=config, catalogue=tiny_catalogue(), max_new_tokens=9, adapter=True, quantize=quantize
-        )
+        record = model_record(config, "sft")
+        card = model_card(record, tiny_catalogue(), max_new_tokens=9, adapter=True, quantize=quantize)
         assert f"LoRA adapter of rank 8, on a base in {quantize} |" in card
         script = card.split("```python\n")[1].split("```")[0]
         scope: dict[str, Any] = {"torch": torch, "BitsAndBytesConfig": BitsAndBytesConfig}
@@ -91,7 +89,7 @@ def test_the_card_of_an_adapter_on_a_quantized_base_says_so_and_loads_it_so(monk
 
 def test_a_local_base_stays_out_of_the_front_matter(tmp_path: object) -> None:
     config = parse_config({"model": {"path": str(tmp_path)}})
-    card = model_card(stage="sft", config=config, catalogue=tiny_catalogue(), max_new_tokens=9)
+    card = model_card(model_record(config, "sft"), tiny_catalogue(), max_new_tokens=9)
     assert "base_model" not in front_matter(card)
     assert "datasets" not in front_matter(card)
     assert str(tmp_path) in card

@@ -17,6 +17,7 @@ from rosepo.config import Config, parse_config
 from rosepo.lm.model.dropout import training_dropout
 from rosepo.lm.model.loading import load_policy, load_tokenizer
 from rosepo.lm.model.policy import initial_policy, load_recommender, save_policy, validate_model
+from rosepo.lm.model.record import model_record
 from rosepo.lm.rows.batch import collate
 from rosepo.lm.rows.logps import LogpsModel, plain_logps
 from rosepo.lm.rows.rows import trajectory_rows
@@ -49,21 +50,23 @@ def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
     folder, config = tmp_path_factory.mktemp("trained"), configure(scratch=SCRATCH)
-    model, tokenizer = initial_policy(config, CATALOGUE)
+    model, tokenizer = initial_policy(config.model, CATALOGUE, config.seed)
     training_dropout(model, 0.3)
-    save_policy(folder, model, tokenizer, CATALOGUE, config, stage="sft", figures={"hr@10": 0.21, "steps": 1200})
+    save_policy(
+        folder, model, tokenizer, CATALOGUE, model_record(config, "sft"), figures={"hr@10": 0.21, "steps": 1200}
+    )
     return folder, model.eval()
 
 
 @pytest.fixture(scope="module")
 def adapter(pretrained: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
     folder, config = tmp_path_factory.mktemp("adapter"), configure(path=str(pretrained), lora={"rank": 4})
-    model, tokenizer = initial_policy(config, CATALOGUE)
+    model, tokenizer = initial_policy(config.model, CATALOGUE, config.seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
                 parameter.normal_(generator=torch.Generator().manual_seed(len(name)))
-    save_policy(folder, model, tokenizer, CATALOGUE, config, stage="align")
+    save_policy(folder, model, tokenizer, CATALOGUE, model_record(config, "align"))
     return folder, model.eval()
 
 
@@ -124,21 +127,21 @@ def test_an_adapter_comes_back_on_its_base(adapter: tuple[Path, Any], pretrained
 
 
 def test_an_adapter_given_by_path_is_trained_on_and_takes_no_second_one(adapter: tuple[Path, Any]) -> None:
-    model, _ = initial_policy(configure(path=str(adapter[0])), CATALOGUE)
+    model, _ = initial_policy(configure(path=str(adapter[0])).model, CATALOGUE, 0)
     assert any(parameter.requires_grad for parameter in model.parameters())
     with pytest.raises(UserError, match="adapter already"):
-        initial_policy(configure(path=str(adapter[0]), lora={}), CATALOGUE)
+        initial_policy(configure(path=str(adapter[0]), lora={}).model, CATALOGUE, 0)
     assert validate_model(configure(path=str(adapter[0])))["adapter"] == "given"
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_consolidated_weights_of_a_wrapped_model_get_plain_names(dtype: torch.dtype, tmp_path: Path) -> None:
     config = configure(scratch=SCRATCH)
-    model, tokenizer = initial_policy(config, CATALOGUE)
+    model, tokenizer = initial_policy(config.model, CATALOGUE, config.seed)
     state = {name: value.to(dtype) for name, value in LogpsModel(model).state_dict().items()}
     # Tied weights may come once or twice.
     del state["model.lm_head.weight"]
-    save_policy(tmp_path, model, tokenizer, CATALOGUE, config, stage="sft", state_dict=state)
+    save_policy(tmp_path, model, tokenizer, CATALOGUE, model_record(config, "sft"), state_dict=state)
     assert json.loads((tmp_path / "config.json").read_text())["dtype"] == str(dtype).removeprefix("torch.")
     loaded = load_policy(tmp_path, dtype=dtype)
     assert torch.equal(logits(loaded), logits(LogpsModel(model).to(dtype).eval().model))
@@ -147,13 +150,13 @@ def test_consolidated_weights_of_a_wrapped_model_get_plain_names(dtype: torch.dt
 
 def test_consolidated_weights_of_an_adapter_are_enough_without_the_base(pretrained: Path, tmp_path: Path) -> None:
     config = configure(path=str(pretrained), lora={"rank": 2})
-    model, tokenizer = initial_policy(config, CATALOGUE)
+    model, tokenizer = initial_policy(config.model, CATALOGUE, config.seed)
     state = {name: value for name, value in LogpsModel(model).state_dict().items() if "lora_" in name}
-    save_policy(tmp_path, model, tokenizer, CATALOGUE, config, stage="sft", state_dict=state)
+    save_policy(tmp_path, model, tokenizer, CATALOGUE, model_record(config, "sft"), state_dict=state)
     assert torch.equal(logits(load_policy(tmp_path)), logits(model.eval()))
     without = {name: value for name, value in state.items() if "lora_B" not in name}
     with pytest.raises(StageError, match="0 B matrices"):
-        save_policy(tmp_path, model, tokenizer, CATALOGUE, config, stage="sft", state_dict=without)
+        save_policy(tmp_path, model, tokenizer, CATALOGUE, model_record(config, "sft"), state_dict=without)
 
 
 @pytest.mark.parametrize(
@@ -168,11 +171,11 @@ def test_consolidated_weights_of_an_adapter_are_enough_without_the_base(pretrain
 )
 def test_broken_weights_are_never_written(harm: Any, words: str, tmp_path: Path) -> None:
     config = configure(scratch=SCRATCH)
-    model, tokenizer = initial_policy(config, CATALOGUE)
+    model, tokenizer = initial_policy(config.model, CATALOGUE, config.seed)
     state = dict(model.state_dict())
     harm(state)
     with pytest.raises(StageError, match=words):
-        save_policy(tmp_path, model, tokenizer, CATALOGUE, config, stage="sft", state_dict=state)
+        save_policy(tmp_path, model, tokenizer, CATALOGUE, model_record(config, "sft"), state_dict=state)
     assert not list(tmp_path.glob("*.safetensors"))
 
 
@@ -211,7 +214,7 @@ def test_folders_that_are_no_models_are_named_with_a_remedy(pretrained: Path, tm
 def test_a_tokenizer_that_would_come_back_changed_is_refused(tmp_path: Path) -> None:
     # Transformers loads a Qwen2 folder with Qwen2's own way of splitting text, whatever tokenizer was saved there.
     with pytest.raises(StageError, match=r"reads '.*' differently"):
-        save_policy(tmp_path, tiny_model("qwen2"), tiny_tokenizer(), CATALOGUE, configure(), stage="sft")
+        save_policy(tmp_path, tiny_model("qwen2"), tiny_tokenizer(), CATALOGUE, model_record(configure(), "sft"))
 
 
 def test_a_hub_model_in_the_cache_loads_without_a_connection(pretrained: Path, tmp_path: Path) -> None:
@@ -248,19 +251,19 @@ def test_a_tokenizer_without_padding_pads_with_eos_and_one_without_eos_is_refuse
 
 def test_prompts_longer_than_the_model_are_refused_before_its_weights_are_read(pretrained: Path) -> None:
     config = configure(path=str(pretrained), max_length=512)
-    for check in (validate_model, lambda config: initial_policy(config, CATALOGUE)):
+    for check in (validate_model, lambda config: initial_policy(config.model, CATALOGUE, config.seed)):
         with pytest.raises(UserError, match=r"max_length=512 is above the 256 .* lower it to 256"):
             check(config)
 
 
 def test_validate_counts_parameters_without_weights(pretrained: Path, tmp_path: Path) -> None:
     facts = validate_model(configure(path=str(pretrained), lora={"rank": 2}))
-    model, _ = initial_policy(configure(path=str(pretrained), lora={"rank": 2}), CATALOGUE)
+    model, _ = initial_policy(configure(path=str(pretrained), lora={"rank": 2}).model, CATALOGUE, 0)
     assert facts["parameters"] == tiny_model("qwen3").num_parameters()
     assert facts["trainable_parameters"] == sum(p.numel() for p in model.parameters() if p.requires_grad)
     assert (facts["max_positions"], facts["vocabulary"], facts["shared_prefix"]) == (256, len(tiny_tokenizer()), True)
     json.dumps(facts)
-    scratch, _ = initial_policy(configure(scratch=SCRATCH), CATALOGUE)
+    scratch, _ = initial_policy(configure(scratch=SCRATCH).model, CATALOGUE, 0)
     assert validate_model(configure(scratch=SCRATCH))["parameters"] == scratch.num_parameters()
     with pytest.raises(UserError, match="target_modules"):
         validate_model(configure(path=str(pretrained), lora={"target_modules": ["nothing_like_it"]}))
@@ -280,16 +283,16 @@ def test_a_model_without_shared_rows_cannot_learn_the_whole_distribution(pretrai
 
 def test_initial_weights_are_a_function_of_the_seed(pretrained: Path) -> None:
     for model in ({"scratch": SCRATCH}, {"path": str(pretrained), "lora": {"rank": 2}}):
-        first, again = (initial_policy(configure(**model), CATALOGUE)[0].state_dict() for _ in range(2))
+        first, again = (initial_policy(configure(**model).model, CATALOGUE, 0)[0].state_dict() for _ in range(2))
         assert all(torch.equal(first[name], again[name]) for name in first)
 
 
 @pytest.mark.skipif(not STORIES.is_dir(), reason="the stories260K folder is not here")
 def test_stories260k_works_by_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = configure(path=str(STORIES), max_length=512)
-    model, tokenizer = initial_policy(config, CATALOGUE)
+    model, tokenizer = initial_policy(config.model, CATALOGUE, config.seed)
     assert validate_model(config)["parameters"] == model.num_parameters() == 260_032
-    save_policy(tmp_path, model, tokenizer, CATALOGUE, config, stage="sft")
+    save_policy(tmp_path, model, tokenizer, CATALOGUE, model_record(config, "sft"))
     recommender = load_recommender(tmp_path)
     (row,) = trajectory_rows(recommender.builder, [3, 1, 4], 1)
     prompt = recommender.builder.prompt([3, 1])[0]

@@ -71,8 +71,8 @@ def test_a_model_of_images_and_text_is_measured_by_its_language_model(tmp_path: 
     facts = validate_model(configure(tmp_path))
     assert (facts["hidden_size"], facts["layers"], facts["max_positions"]) == (32, 2, 256)
     assert facts["parameters"] == model.num_parameters()
-    initial_policy(configure(tmp_path), CATALOGUE)
-    for check in (validate_model, lambda config: initial_policy(config, CATALOGUE)):
+    initial_policy(configure(tmp_path).model, CATALOGUE, 0)
+    for check in (validate_model, lambda config: initial_policy(config.model, CATALOGUE, config.seed)):
         with pytest.raises(UserError, match=r"max_length=512 is above the 256"):
             check(configure(tmp_path, max_length=512))
     AutoConfig.for_model(

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from rosepo.config import Config, parse_config
 from rosepo.data.random import stream
 from rosepo.lm.model.model_folder import load_recommender, save_policy
+from rosepo.lm.model.record import model_record
 from rosepo.lm.rows.logps import plain_logps
 from rosepo.run.paths import RunPaths
 from rosepo.sampling.audit import audit_groups
@@ -97,7 +98,7 @@ def listed_run(tmp_path_factory: pytest.TempPathFactory) -> RunPaths:
             lists.append(rng.permutation([target, *rng.choice(free, 4, replace=False)]).tolist())
         pq.write_table(with_candidates(table, lists), path)
     tokenizer = tiny_tokenizer(30)
-    save_policy(outputs.sft, tiny_model(), tokenizer, catalogue, listing_config(), stage="sft")
+    save_policy(outputs.sft, tiny_model(), tokenizer, catalogue, model_record(listing_config(), "sft"))
     return outputs
 
 

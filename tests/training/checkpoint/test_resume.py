@@ -234,7 +234,7 @@ def test_rows_that_cannot_be_shared_are_told_of_once(
     task = sft_task(config_of(1, epochs=0.4, validate_every=1), tiny_run)
     assert "plain_rows" not in fit_in_process(task, tmp_path / "shared")
     assert "one row a completion" not in capsys.readouterr().err
-    other = Unshared(task.config, task.catalogue, task.plan, task.validation)
+    other = Unshared(**vars(task))
     figures = fit_in_process(other, tmp_path / "plain")
     assert figures["plain_rows"].startswith("model type novel is not one of ")
     told = capsys.readouterr().err
