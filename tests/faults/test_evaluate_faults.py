@@ -14,8 +14,6 @@ from tests.evaluation.runs import tiny_config, tiny_run
 from tests.faults.rankers import DeadlyRanker
 from tests.faults.strategies import SCRATCH
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.fixture(scope="module")
 def paths(tmp_path_factory: pytest.TempPathFactory) -> RunPaths:
@@ -29,21 +27,30 @@ def evaluated(paths: RunPaths, out: Path, deaths: int, actors: int) -> str:
     return (out / "metrics.json").read_text()
 
 
-def test_a_killed_actor_costs_its_part_and_a_deadly_part_leaves_the_others(
-    paths: RunPaths,
-    ray_cluster: None,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+@pytest.fixture(scope="module")
+def undisturbed(paths: RunPaths, ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> str:
+    return evaluated(paths, tmp_path_factory.mktemp("undisturbed"), deaths=0, actors=2)
+
+
+@pytest.fixture(autouse=True)
+def deadly(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Ranking, "actor", DeadlyRanker)
-    undisturbed = evaluated(paths, tmp_path / "a", deaths=0, actors=2)
-    assert evaluated(paths, tmp_path / "b", deaths=1, actors=2) == undisturbed
+
+
+def test_a_killed_actor_costs_its_part_and_nothing_else(paths: RunPaths, undisturbed: str, tmp_path: Path) -> None:
+    assert evaluated(paths, tmp_path, deaths=1, actors=2) == undisturbed
+    assert (SCRATCH / "deaths").read_text() == "0"
+
+
+@pytest.mark.slow
+def test_a_part_that_kills_every_actor_leaves_the_others(
+    paths: RunPaths, undisturbed: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(StageError, match=r"^a ranking actor died.* of 6 parts are finished and kept: run the same"):
-        evaluated(paths, tmp_path / "c", deaths=100, actors=1)
-    kept = {path: path.stat().st_ino for path in (tmp_path / "c").rglob("part-*.parquet")}
-    assert not (tmp_path / "c" / "rankings" / "aligned.parquet" / "part-00001.parquet").exists()
+        evaluated(paths, tmp_path, deaths=100, actors=1)
+    parts = {path: path.stat().st_ino for path in tmp_path.rglob("part-*.parquet")}
+    assert not (tmp_path / "rankings" / "aligned.parquet" / "part-00001.parquet").exists()
     capsys.readouterr()
-    assert evaluated(paths, tmp_path / "c", deaths=0, actors=1) == undisturbed
+    assert evaluated(paths, tmp_path, deaths=0, actors=1) == undisturbed
     assert "goes on from" in capsys.readouterr().err
-    assert kept.items() <= {path: path.stat().st_ino for path in (tmp_path / "c").rglob("part-*.parquet")}.items()
+    assert parts.items() <= {path: path.stat().st_ino for path in tmp_path.rglob("part-*.parquet")}.items()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -49,6 +50,7 @@ def forked_ranks(world: int, function: Callable[..., None], *arguments: Any) -> 
 
 def _forked(rank: int, world: int, store: str, function: Callable[..., None], arguments: tuple[Any, ...]) -> None:
     torch.set_num_threads(1)
+    gc.freeze()  # DeepSpeed collects garbage a dozen times an engine: not through all that has been imported
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
     dist.init_process_group("gloo", store=dist.FileStore(store, world), rank=rank, world_size=world)
     function(rank, *arguments)

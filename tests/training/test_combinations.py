@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import itertools
 import json
 from pathlib import Path
@@ -90,8 +89,6 @@ def train_steps(train: TrainConfig, lora: bool, rank: int, world: int, micro: in
 
 def train_all(rank: int, out: str) -> None:
     prepare_process()
-    # DeepSpeed collects garbage a dozen times an engine, through all that Transformers has imported.
-    gc.freeze()
     for combination in TAKEN:
         result = train_steps(settings(**combination), combination["lora"], rank, 2, MICRO)
         if result is not None:

@@ -1,6 +1,7 @@
 """What becomes of a training when a worker of Ray Train, or the whole job, is killed.
 
-Two minutes each; tests/training/checkpoint/test_resume.py kills ranks without Ray, at every stage, in seconds.
+Up to two minutes each, of which CI runs the shortest; tests/training/checkpoint/test_resume.py kills ranks without Ray,
+at every stage, in seconds.
 """
 
 from __future__ import annotations
@@ -36,8 +37,6 @@ from tests.training.kills import config_of, train_rank_of
 from tests.training.ranks import forked_ranks
 from tests.training.tiny_run import assert_same_training, lines
 
-pytestmark = pytest.mark.slow
-
 DEADLY_CALL = 26
 """Call of the loss, looks at validation not counted, in which the worker is killed: the thirteenth step of sixteen."""
 
@@ -61,9 +60,7 @@ class Deadly(SftTask):
 def deadly(config: Config, run: RunPaths, scratch: Path, deaths: int) -> Deadly:
     task = sft_task(config, run)
     (scratch / "deaths").write_text(str(deaths))
-    return Deadly(
-        config, task.catalogue, task.plan, task.validation, task.held_out, task.origin, deaths=scratch / "deaths"
-    )
+    return Deadly(**vars(task), deaths=scratch / "deaths")
 
 
 def prepared(run: RunPaths, root: Path, config: Config) -> Path:
@@ -83,7 +80,7 @@ def wait_for_checkpoint(job: subprocess.Popen[bytes], root: Path) -> None:
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize("kind", ["full", "lora"])
+@pytest.mark.parametrize("kind", ["full", pytest.param("lora", marks=pytest.mark.slow)])
 def test_a_killed_worker_is_started_again_and_the_training_ends_as_one_never_stopped(
     kind: str,
     ray_cluster: None,
@@ -107,6 +104,7 @@ def test_a_killed_worker_is_started_again_and_the_training_ends_as_one_never_sto
     assert figures["rows"] == 120
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_command_ends_its_workers_and_leaves_no_stage(
     how: signal.Signals, tiny_run: RunPaths, tmp_path: Path
@@ -128,6 +126,7 @@ def test_an_interrupted_command_ends_its_workers_and_leaves_no_stage(
     assert not (root / "sft").exists()
 
 
+@pytest.mark.slow
 def test_the_same_command_goes_on_after_the_whole_job_was_killed(tiny_run: RunPaths, tmp_path: Path) -> None:
     config = config_of(1, epochs=15, checkpoint_every=10, log_every=10, validate_every=60)
     whole = tmp_path / "whole"
