@@ -19,8 +19,9 @@ experiments: $(READY)
 ## What CI runs.
 test: lint pytest
 
+## Two processes: one has the tests that share a Ray cluster, the other begins with the rest.
 pytest: $(READY)
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadgroup
 
 ## Tests that CI leaves out because they take minutes.
 test-slow: $(READY)
