@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 Fraction = Annotated[float, Field(gt=0.0, lt=1.0, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
@@ -28,6 +28,16 @@ class Section(BaseModel):
     """Base of every section: immutable, closed to unknown keys, documented field by field."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, use_attribute_docstrings=True)
+
+    def faults(self) -> Iterator[str]:
+        """What does not go together in these settings, a sentence each with its remedy; the first one is told."""
+        yield from ()
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        for fault in self.faults():
+            raise ValueError(fault)
+        return self
 
 
 def nearest(name: str, known: Sequence[str]) -> str:
