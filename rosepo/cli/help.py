@@ -71,21 +71,14 @@ _HELP = {
 }
 
 
-_SECTIONS = {
-    "prepare": ("data", "prepare"),
-    "sft": ("model", "sft"),
-    "oracle": ("oracle",),
-    "pairs": ("pairs",),
-    "align": ("align",),
-    "sweep": ("sweep",),
-    "evaluate": ("evaluate",),
-}
+_BESIDE = {"prepare": "data", "sft": "model"}
+"""A section that a stage has beside the one of its name."""
 
 
 def stage_help(name: str) -> str:
     """A command's help: what it does, then its settings with their defaults, read from the configuration itself."""
     paragraphs = [inspect.cleandoc(_HELP[name])]
-    for section in _SECTIONS[name]:
+    for section in filter(None, (_BESIDE.get(name), name)):
         model = Config.model_fields[section].annotation
         assert isinstance(model, type)
         assert issubclass(model, Section)

@@ -19,8 +19,7 @@ from rosepo.data.readers.digests import FileDigests
 from rosepo.experiments.suite import Experiment, Split
 from rosepo.pipeline.fingerprints import stage_settings
 from rosepo.pipeline.kept_config import CONFIG_FILE, resolve_config
-from rosepo.pipeline.lineage import differ
-from rosepo.pipeline.planning import RunPlan, plan_run
+from rosepo.pipeline.planning import RunPlan, differ, plan_run
 from rosepo.report.run_metadata import manifests_of
 from rosepo.run.manifest import find_manifest
 from rosepo.run.paths import RunPaths

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -16,13 +16,16 @@ from typing import Any, Literal
 from rosepo.config import Config
 from rosepo.data.readers.digests import FileDigests
 from rosepo.pipeline.fingerprints import files_read, fingerprint, stage_settings
-from rosepo.pipeline.lineage import SHOWN, Lineage, differ, differences
-from rosepo.run.manifest import REMADE, of_this_format
+from rosepo.run.manifest import REMADE, check_format, find_manifest, of_this_format
 from rosepo.run.paths import of_round
 from rosepo.run.stages import Stage, check_rounds, find_stage, stages_of
 from rosepo.utils.errors import UserError
+from rosepo.utils.files import digest
+from rosepo.utils.redaction import redact_tree
 
 _OVERWRITE = "use another --out, or --overwrite to make it again"
+_SHOWN = 4
+"""Differences that a message names."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,91 @@ class RunPlan:
         left = {plan.stage.name: plan for plan in self.left} if self.config.pairs.stream else {}
         pairs = {name: of_round("pairs", plan.stage.round) for name, plan in left.items() if plan.stage.kind == "align"}
         return {name: left[sampling] for name, sampling in pairs.items() if sampling in left}
+
+
+class Lineage:
+    """The manifests in a run's folder as they were when they were first asked for; each is read once."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._manifests: dict[str, dict[str, Any] | None] = {}
+        self._sound: set[str] = set()
+
+    def find(self, stage: Stage) -> dict[str, Any] | None:
+        """The manifest of a finished stage of whatever format, None where there is none."""
+        if stage.name not in self._manifests:
+            self._manifests[stage.name] = find_manifest(self.root / stage.folder)
+        return self._manifests[stage.name]
+
+    def read(self, stage: Stage, remedy: str = REMADE) -> dict[str, Any] | None:
+        """The same, of this format.
+
+        Raises:
+            UserError: see `check_format`.
+        """
+        manifest = self.find(stage)
+        if manifest is not None:
+            check_format(manifest, self.root / stage.folder, remedy)
+        return manifest
+
+    def check_input(self, config: Config, needed: Stage, reader: str, digests: FileDigests) -> None:
+        """Refuse what the stage `needed` left where it is not there, or not of this configuration and its inputs.
+
+        Args:
+            reader: the stage that reads it.
+
+        Raises:
+            UserError: naming the folder and what differs.
+        """
+        folder, manifest = self.root / needed.folder, self.read(needed)
+        if manifest is None:
+            raise UserError(
+                f"{reader} reads {folder}, which is not there: run `rosepo {needed.command}` or `rosepo run` first"
+            )
+        changed = differences(manifest["settings"], stage_settings(config, needed))
+        if needed.name != "prepare":  # the log may be gone by now, and its examples do
+            changed += differences(manifest["files"], digests.of(files_read(config, needed)))
+        if changed:
+            raise UserError(
+                f"{reader} reads {folder}, which was made by another configuration ({'; '.join(changed[:_SHOWN])}): "
+                f"use that configuration, or run `rosepo {needed.command}` again"
+            )
+        self.check_origin(needed, reader)
+
+    def check_origin(self, stage: Stage, reader: str) -> None:
+        """Refuse what a stage left where it was made from something else than what stands in the run's folder now,
+        however far back.
+
+        Args:
+            reader: the stage or command that reads it.
+
+        Raises:
+            UserError: naming the folder that is stale and the one that was made again.
+        """
+        if stage.name in self._sound:
+            return
+        self._sound.add(stage.name)
+        manifest = self.read(stage) or {}
+        for name, made_from in manifest.get("inputs", {}).items():
+            source = find_stage(name)
+            now_there = self.read(source)
+            if now_there is not None and now_there["fingerprint"] != made_from:
+                raise UserError(
+                    f"{reader} reads {self.root / stage.folder}, which was made before {self.root / source.folder} was "
+                    f"made again: run `rosepo {stage.command} --overwrite`, or `rosepo run --overwrite`, first"
+                )
+            self.check_origin(source, reader)
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """What differs between two mappings of which the first was read from a manifest, `key: old → new`."""
+    keys = sorted({*old, *new})
+    return [f"{key}: {old.get(key)} → {new.get(key)}" for key in keys if differ(old.get(key), new.get(key))]
+
+
+def differ(old: Any, new: Any) -> bool:
+    """Whether two values differ in what a manifest holds of them."""
+    return digest(redact_tree(old)) != digest(redact_tree(new))
 
 
 def plan_run(
@@ -139,27 +227,19 @@ class _Planner:
         inputs = {name: fingerprints[name] for name in (*stage.needs, *stage.uses) if name in fingerprints}
         files = self.digests.of(files_read(self.config, stage))
         manifest = self.lineage.find(stage) if self.overwrite else self.lineage.read(stage, _OVERWRITE)
-        plan = StagePlan(
-            stage,
-            "missing",
-            settings,
-            inputs,
-            files,
-            fingerprint=fingerprint(stage, settings, inputs, files),
-            found=None if manifest is None else manifest["fingerprint"],
-        )
+        asked = fingerprint(stage, settings, inputs, files)
         if manifest is None:
             self._check_free(stage)
-            return plan
-        if plan.found == plan.fingerprint:
-            return replace(plan, state="done")
-        if not self.overwrite and not _only_adds(manifest, plan):
+            return StagePlan(stage, "missing", settings, inputs, files, asked, None)
+        found = manifest["fingerprint"]
+        plan = StagePlan(stage, "done" if found == asked else "replace", settings, inputs, files, asked, found)
+        if plan.state == "replace" and not self.overwrite and not _only_adds(manifest, plan):
             changed = differences(manifest["settings"], settings) or ["what it was made from"]
             raise UserError(
                 f"{self.lineage.root / stage.folder} was made by another configuration "
-                f"({'; '.join(changed[:SHOWN])}): {_OVERWRITE}"
+                f"({'; '.join(changed[:_SHOWN])}): {_OVERWRITE}"
             )
-        return replace(plan, state="replace")
+        return plan
 
     def _check_inputs(self, stage: Stage) -> None:
         """Refuse what a stage reads and this command does not make, where it is not what the stage would read."""

@@ -9,15 +9,14 @@ from typing import Any
 
 from rosepo.config import Config, located
 from rosepo.pipeline.kept_config import keeping_config
-from rosepo.pipeline.lineage import Lineage
-from rosepo.pipeline.planning import RunPlan, StagePlan
+from rosepo.pipeline.planning import Lineage, RunPlan, StagePlan
 from rosepo.run.folders import continuing, partial_folder, replacing
 from rosepo.run.manifest import FORMAT, MANIFEST, find_manifest, git_revision, versions
 from rosepo.run.paths import RunPaths
 from rosepo.run.stages import Stage, StageFunction, find_stage, paths_of, seconds_in_all, stages_of
 from rosepo.utils.console import duration, echo
 from rosepo.utils.errors import UserError
-from rosepo.utils.files import copy_file, now, write_json
+from rosepo.utils.files import now, write_json, write_text
 from rosepo.utils.memory import MemoryMonitor
 from rosepo.utils.redaction import command_line, redact_tree
 
@@ -69,7 +68,7 @@ def draw_report(config: Config, root: Path) -> Path:
 def _publish(plan: RunPlan, evaluated: StagePlan) -> None:
     """Put an evaluation's metrics and the report that is drawn of them at the top of the run's folder."""
     paths = RunPaths(plan.root)
-    copy_file(paths.evaluation / paths.metrics.name, paths.metrics)
+    write_text(paths.metrics, (paths.evaluation / paths.metrics.name).read_text(encoding="utf-8"))
     if evaluated.state != "done" or not paths.report.is_file():
         _draw(plan.config, plan.root, evaluated.stage)
 
