@@ -11,7 +11,6 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic.fields import FieldInfo
 
 from rosepo.config import LOSSES, STRATEGIES, Config, Section
-from rosepo.config.options import OpenSection
 from rosepo.config.strategies import ASKED
 
 _HELP = {
@@ -83,8 +82,7 @@ def stage_help(name: str) -> str:
         assert isinstance(model, type)
         assert issubclass(model, Section)
         lines = [_setting(key, field) for key, field in model.model_fields.items()]
-        if issubclass(model, OpenSection):
-            lines += [_line(key, found.kind, found.default, found.about) for key, found in model.options().items()]
+        lines += [_line(key, found.kind, found.default, found.about) for key, found in model.options().items()]
         paragraphs.append("\b\n" + "\n".join([f"Settings (--set {section}.KEY=VALUE), with their defaults:", *lines]))
     if name in _TABLES:
         paragraphs.append("\b\n" + "\n".join(_TABLES[name]()))

@@ -8,8 +8,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field
 
-from rosepo.config.base import ActorsConfig, Count, NonNegative, nearest, word
-from rosepo.config.options import OpenSection, Option
+from rosepo.config.base import ActorsConfig, Count, NonNegative, OpenSection, Option, nearest, word
 from rosepo.config.strategies import STRATEGIES, Asked, Needs, strategies_with, strategy_options
 
 

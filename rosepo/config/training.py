@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from rosepo.config.base import Count, Gpu, NonNegative, Positive, Section
+from rosepo.config.base import Count, Gpu, NonNegative, OpenSection, Option, Positive, Section
 from rosepo.config.losses import (
     LOSSES,
     SMOOTHINGS,
@@ -17,7 +17,6 @@ from rosepo.config.losses import (
     loss_settings,
     losses_with,
 )
-from rosepo.config.options import OpenSection, Option
 
 Epsilon = Annotated[float, Field(ge=0.0, lt=0.5, allow_inf_nan=False)]
 
