@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 
@@ -25,10 +25,6 @@ class Estimate:
     value: float
     low: float
     high: float
-
-    def as_dict(self) -> dict[str, float]:
-        """`{"value", "low", "high"}`."""
-        return {"value": self.value, "low": self.low, "high": self.high}
 
 
 @dataclass(frozen=True)
@@ -119,5 +115,5 @@ def _draw_users(rng: np.random.Generator, rows: int, n_users: int) -> np.ndarray
 
 
 def plain(estimate: Estimate) -> dict[str, float | None]:
-    """As `Estimate.as_dict`, for JSON: None where there is no number."""
-    return {key: value if math.isfinite(value) else None for key, value in estimate.as_dict().items()}
+    """`{"value", "low", "high"}` for JSON: None where there is no number."""
+    return {key: value if math.isfinite(value) else None for key, value in asdict(estimate).items()}

@@ -80,11 +80,15 @@ class RunPlan:
         return {name: left[sampling] for name, sampling in pairs.items() if sampling in left}
 
 
-class Lineage:
-    """The manifests in a run's folder as they were when they were first asked for; each is read once."""
+class Planner:
+    """Plans stage by stage, from the manifests in a run's folder as they were when they were first asked for.
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    Args: as of `plan_run`.
+    """
+
+    def __init__(self, config: Config, root: Path, overwrite: bool = False, digests: FileDigests | None = None) -> None:
+        self.config, self.root, self.overwrite = config, root, overwrite
+        self.digests = digests or FileDigests()
         self._manifests: dict[str, dict[str, Any] | None] = {}
         self._sound: set[str] = set()
 
@@ -105,7 +109,7 @@ class Lineage:
             check_format(manifest, self.root / stage.folder, remedy)
         return manifest
 
-    def check_input(self, config: Config, needed: Stage, reader: str, digests: FileDigests) -> None:
+    def check_input(self, needed: Stage, reader: str) -> None:
         """Refuse what the stage `needed` left where it is not there, or not of this configuration and its inputs.
 
         Args:
@@ -119,9 +123,9 @@ class Lineage:
             raise UserError(
                 f"{reader} reads {folder}, which is not there: run `rosepo {needed.command}` or `rosepo run` first"
             )
-        changed = differences(manifest["settings"], stage_settings(config, needed))
+        changed = differences(manifest["settings"], stage_settings(self.config, needed))
         if needed.name != "prepare":  # the log may be gone by now, and its examples do
-            changed += differences(manifest["files"], digests.of(files_read(config, needed)))
+            changed += differences(manifest["files"], self.digests.of(files_read(self.config, needed)))
         if changed:
             raise UserError(
                 f"{reader} reads {folder}, which was made by another configuration ({'; '.join(changed[:_SHOWN])}): "
@@ -152,6 +156,44 @@ class Lineage:
                     f"made again: run `rosepo {stage.command} --overwrite`, or `rosepo run --overwrite`, first"
                 )
             self.check_origin(source, reader)
+
+    def plan(self, stage: Stage, fingerprints: Mapping[str, str], wanted: Collection[str]) -> StagePlan:
+        """What is to be done for a stage.
+
+        Args:
+            fingerprints: of those before it, as they will be by then.
+            wanted: names of those that the command makes.
+        """
+        self._check_inputs(stage, wanted)
+        folder, settings = self.root / stage.folder, stage_settings(self.config, stage)
+        inputs = {name: fingerprints[name] for name in (*stage.needs, *stage.uses) if name in fingerprints}
+        files = self.digests.of(files_read(self.config, stage))
+        manifest = self.find(stage) if self.overwrite else self.read(stage, _OVERWRITE)
+        asked = fingerprint(stage, settings, inputs, files)
+        if manifest is None:
+            if folder.exists() and any(folder.iterdir()):
+                raise UserError(
+                    f"{folder} holds files that no finished stage of rosepo wrote: move them away or use another --out"
+                )
+            return StagePlan(stage, "missing", settings, inputs, files, asked, None)
+        found = manifest["fingerprint"]
+        plan = StagePlan(stage, "done" if found == asked else "replace", settings, inputs, files, asked, found)
+        if plan.state == "replace" and not self.overwrite and not _only_adds(manifest, plan):
+            changed = differences(manifest["settings"], settings) or ["what it was made from"]
+            raise UserError(f"{folder} was made by another configuration ({'; '.join(changed[:_SHOWN])}): {_OVERWRITE}")
+        return plan
+
+    def _check_inputs(self, stage: Stage, wanted: Collection[str]) -> None:
+        """Refuse what a stage reads and this command does not make, where it is not what the stage would read."""
+        remedy = "use another --out, or move it away" if self.overwrite else REMADE
+        for name in (*stage.needs, *stage.uses):
+            if name in wanted:
+                continue
+            needed = find_stage(name)
+            there = self.read(needed, remedy) is not None
+            # An old sweep is only told about: it may be of other settings.
+            if name != "sweep" and (there or name in stage.needs):
+                self.check_input(needed, stage.name)
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
@@ -186,79 +228,27 @@ def plan_run(
     """
     _check_root(root)
     check_rounds(config, names)
-    lineage = Lineage(root)
-    wanted = {*names, *_streamed_with(config, lineage, names)}
-    planner = _Planner(config, lineage, wanted, overwrite, digests or FileDigests())
+    planner = Planner(config, root, overwrite, digests)
+    wanted = {*names, *_streamed_with(planner, names)}
     plans: list[StagePlan] = []
     manifests: dict[str, dict[str, Any]] = {}
     fingerprints: dict[str, str] = {}
     for stage in stages_of(config).values():
-        found = lineage.find(stage)
+        found = planner.find(stage)
         if found is not None and of_this_format(found):
             manifests[stage.name] = found
             fingerprints[stage.name] = found["fingerprint"]
         if stage.name in wanted:
-            plans.append(planner.plan(stage, fingerprints))
+            plans.append(planner.plan(stage, fingerprints, wanted))
             fingerprints[stage.name] = plans[-1].fingerprint
     return RunPlan(config, root, tuple(plans), manifests)
 
 
-def _streamed_with(config: Config, lineage: Lineage, names: Sequence[str]) -> list[str]:
+def _streamed_with(planner: Planner, names: Sequence[str]) -> list[str]:
     """With `pairs.stream`, the sampling of groups that a named alignment trains on and that are not there."""
-    alignments = [stage for stage in map(find_stage, names) if stage.kind == "align"] if config.pairs.stream else []
-    sampling = [of_round("pairs", stage.round) for stage in alignments]
-    return [name for name in sampling if lineage.find(find_stage(name)) is None]
-
-
-@dataclass(frozen=True)
-class _Planner:
-    """Decides stage by stage; `wanted`: the names of those that this command makes."""
-
-    config: Config
-    lineage: Lineage
-    wanted: Collection[str]
-    overwrite: bool
-    digests: FileDigests
-
-    def plan(self, stage: Stage, fingerprints: Mapping[str, str]) -> StagePlan:
-        """What is to be done for a stage; `fingerprints`: of those before it, as they will be by then."""
-        self._check_inputs(stage)
-        settings = stage_settings(self.config, stage)
-        inputs = {name: fingerprints[name] for name in (*stage.needs, *stage.uses) if name in fingerprints}
-        files = self.digests.of(files_read(self.config, stage))
-        manifest = self.lineage.find(stage) if self.overwrite else self.lineage.read(stage, _OVERWRITE)
-        asked = fingerprint(stage, settings, inputs, files)
-        if manifest is None:
-            self._check_free(stage)
-            return StagePlan(stage, "missing", settings, inputs, files, asked, None)
-        found = manifest["fingerprint"]
-        plan = StagePlan(stage, "done" if found == asked else "replace", settings, inputs, files, asked, found)
-        if plan.state == "replace" and not self.overwrite and not _only_adds(manifest, plan):
-            changed = differences(manifest["settings"], settings) or ["what it was made from"]
-            raise UserError(
-                f"{self.lineage.root / stage.folder} was made by another configuration "
-                f"({'; '.join(changed[:_SHOWN])}): {_OVERWRITE}"
-            )
-        return plan
-
-    def _check_inputs(self, stage: Stage) -> None:
-        """Refuse what a stage reads and this command does not make, where it is not what the stage would read."""
-        remedy = "use another --out, or move it away" if self.overwrite else REMADE
-        for name in (*stage.needs, *stage.uses):
-            if name in self.wanted:
-                continue
-            needed = find_stage(name)
-            there = self.lineage.read(needed, remedy) is not None
-            # An old sweep is only told about: it may be of other settings.
-            if name != "sweep" and (there or name in stage.needs):
-                self.lineage.check_input(self.config, needed, stage.name, self.digests)
-
-    def _check_free(self, stage: Stage) -> None:
-        folder = self.lineage.root / stage.folder
-        if folder.exists() and any(folder.iterdir()):
-            raise UserError(
-                f"{folder} holds files that no finished stage of rosepo wrote: move them away or use another --out"
-            )
+    alignments = [stage for stage in map(find_stage, names) if stage.kind == "align"]
+    sampling = [of_round("pairs", stage.round) for stage in alignments if planner.config.pairs.stream]
+    return [name for name in sampling if planner.find(find_stage(name)) is None]
 
 
 def _only_adds(manifest: Mapping[str, Any], plan: StagePlan) -> bool:

@@ -174,8 +174,9 @@ def check_rounds(config: Config, names: Sequence[str]) -> None:
     Raises:
         UserError: naming the round and `pairs.rounds`.
     """
+    there = stages_of(config)
     for name in names:
-        if name not in stages_of(config):
+        if name not in there:
             raise UserError(
                 f"{name} is a round beyond pairs.rounds={config.pairs.rounds}: lower --round, or "
                 f"--set pairs.rounds={find_stage(name).round}"
