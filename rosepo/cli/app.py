@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 import rosepo
-from rosepo.cli.exit_codes import exit_on_error
+from rosepo.cli.exit_codes import ends_clearly
 from rosepo.cli.help import stage_help
 from rosepo.cli.options import (
     ConfigOption,
@@ -43,6 +43,8 @@ app = typer.Typer(
 
 
 def _stage_command(name: str) -> None:
+    @app.command(name, help=stage_help(name))
+    @ends_clearly()
     def command(
         out: OutOption,
         config: ConfigOption = None,
@@ -50,12 +52,12 @@ def _stage_command(name: str) -> None:
         overwrite: OverwriteOption = False,
         debug: DebugOption = False,
     ) -> None:
-        exit_on_error(lambda: run_named(out, config, set_ or [], [name], overwrite, debug), debug, out)
-
-    app.command(name, help=stage_help(name))(command)
+        run_named(resolve(out, config, set_), out, name, overwrite, debug)
 
 
 def _round_command(name: str) -> None:
+    @app.command(name, help=stage_help(name))
+    @ends_clearly()
     def command(
         out: OutOption,
         config: ConfigOption = None,
@@ -64,12 +66,11 @@ def _round_command(name: str) -> None:
         overwrite: OverwriteOption = False,
         debug: DebugOption = False,
     ) -> None:
-        exit_on_error(lambda: run_named(out, config, set_ or [], [of_round(name, round)], overwrite, debug), debug, out)
-
-    app.command(name, help=stage_help(name))(command)
+        run_named(resolve(out, config, set_), out, of_round(name, round), overwrite, debug)
 
 
 @app.command("check")
+@ends_clearly(keeps_log=False)
 def check(
     config: ConfigOption = None,
     out: OutOption = Path("runs/rosepo"),
@@ -87,19 +88,16 @@ def check(
     Reads the configuration and the files, counts what the filters would keep, measures token lengths, compares the
     resources asked for with the cluster's, and estimates steps and memory.
     """
+    from rosepo.cli.check import check_groups, run_check
 
-    def work() -> None:
-        from rosepo.cli.check import check_groups, run_check
-
-        if groups is not None:
-            check_groups(groups)
-            return
-        run_check(resolve(out, config, set_ or [], interactions, items), out)
-
-    exit_on_error(work, debug)
+    if groups is not None:
+        check_groups(groups)
+    else:
+        run_check(resolve(out, config, set_, interactions, items), out)
 
 
 @app.command("prepare", help=stage_help("prepare"))
+@ends_clearly()
 def prepare(
     out: OutOption,
     config: ConfigOption = None,
@@ -109,10 +107,7 @@ def prepare(
     overwrite: OverwriteOption = False,
     debug: DebugOption = False,
 ) -> None:
-    def work() -> None:
-        run_named(out, config, set_ or [], ["prepare"], overwrite, debug, interactions, items)
-
-    exit_on_error(work, debug, out)
+    run_named(resolve(out, config, set_, interactions, items), out, "prepare", overwrite, debug)
 
 
 for _name in ("sft", "oracle", "pairs", "align", "sweep"):
@@ -120,6 +115,7 @@ for _name in ("sft", "oracle", "pairs", "align", "sweep"):
 
 
 @app.command("evaluate", help=stage_help("evaluate"))
+@ends_clearly()
 def evaluate(
     out: OutOption,
     config: ConfigOption = None,
@@ -146,15 +142,13 @@ def evaluate(
     overwrite: OverwriteOption = False,
     debug: DebugOption = False,
 ) -> None:
-    def work() -> None:
-        external = {"models": model, "predictions": predictions}
-        settings = [f"evaluate.{key}=[{', '.join(map(quoted, found))}]" for key, found in external.items() if found]
-        run_named(out, config, [*settings, *(set_ or [])], ["evaluate"], overwrite, debug)
-
-    exit_on_error(work, debug, out)
+    external = {"models": model, "predictions": predictions}
+    settings = [f"evaluate.{key}=[{', '.join(map(quoted, found))}]" for key, found in external.items() if found]
+    run_named(resolve(out, config, [*settings, *(set_ or [])]), out, "evaluate", overwrite, debug)
 
 
 @app.command("run")
+@ends_clearly()
 def run(
     out: OutOption,
     config: ConfigOption = None,
@@ -168,8 +162,7 @@ def run(
 
     Example: rosepo run --config jobs/configs/demo.yaml --out runs/demo
     """
-
-    exit_on_error(lambda: run_whole(out, config, set_ or [], overwrite, debug, interactions, items), debug, out)
+    run_whole(resolve(out, config, set_, interactions, items), out, overwrite, debug)
 
 
 app.command("recommend")(recommend)

@@ -38,12 +38,15 @@ def run_check(config: Config, root: Path) -> None:
     data = check_before_run(config)
     from rosepo.data.prepare.prepare import describe
 
+    files = data["files"]
+    told = [
+        ["interactions", files[0] if len(files) == 1 else f"{files[0]} and {len(files) - 1} more"],
+        ["columns", ", ".join(f"{field}={column}" for field, column in data["columns"].items())],
+        ["size", f"{data['bytes'] / 2**20:,.1f} MiB"],
+    ]
     echo("data")
-    echo(table([[name, location] for name, location in _files(data)]))
-    if data["exact"]:
-        echo(describe(data))
-    else:
-        echo(f"  {data['note']}")
+    echo(table(told))
+    echo(describe(data) if data["exact"] else f"  {data['note']}")
     echo("model")
     model = _model(config, data)
     echo(table(list(model["shown"].items())))
@@ -85,14 +88,6 @@ def check_groups(groups: Path) -> None:
             f"{lists['probe']:.1%} ({1 / lists['candidates']:.1%} is chance)"
         )
     echo("no fault found")
-
-
-def _files(data: dict[str, Any]) -> list[tuple[str, str]]:
-    files = data["files"]
-    shown = [("interactions", files[0] if len(files) == 1 else f"{files[0]} and {len(files) - 1} more")]
-    shown.append(("columns", ", ".join(f"{field}={column}" for field, column in data["columns"].items())))
-    shown.append(("size", f"{data['bytes'] / 2**20:,.1f} MiB"))
-    return shown
 
 
 def _model(config: Config, data: dict[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import sys
@@ -16,30 +17,39 @@ from rosepo.utils.quiet import DEBUG_LOG, quiet_libraries
 EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED = 2, 1, 130
 
 
-def exit_on_error(work: Callable[[], Any], debug: bool, out: Path | None = None) -> None:
-    """Run a command; turn its failures into one clear line and an exit code (0 done, 2 bad input, 1 failed).
+def ends_clearly(keeps_log: bool = True) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Turn the failures of a command into one clear line and an exit code (0 done, 2 bad input, 1 failed).
+
+    With its option `--debug` it shows tracebacks, and what libraries say.
 
     Args:
-        debug: show tracebacks, and what libraries say.
-        out: the folder that keeps what libraries say otherwise; None for a command that writes none.
+        keeps_log: what libraries say otherwise is kept in its folder `--out`; of other commands it is not kept.
     """
-    if not debug:
-        quiet_libraries(Path(os.devnull) if out is None else out / DEBUG_LOG)
-    try:
-        work()
-    except (UserError, StageError) as error:
-        if debug:
-            raise
-        echo(f"error: {error}")
-        sys.exit(EXIT_BAD_INPUT if isinstance(error, UserError) else EXIT_FAILED)
-    except KeyboardInterrupt:
-        echo("interrupted: no stage was left half-written; run the same command again to go on")
-        sys.exit(EXIT_INTERRUPTED)
-    except Exception as error:
-        if debug:
-            raise
-        echo(f"error: {_headline(error)} (--debug shows where)")
-        sys.exit(EXIT_FAILED)
+
+    def around(work: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(work)
+        def command(debug: bool, **options: Any) -> None:
+            if not debug:
+                quiet_libraries(options["out"] / DEBUG_LOG if keeps_log else Path(os.devnull))
+            try:
+                work(debug=debug, **options)
+            except (UserError, StageError) as error:
+                if debug:
+                    raise
+                echo(f"error: {error}")
+                sys.exit(EXIT_BAD_INPUT if isinstance(error, UserError) else EXIT_FAILED)
+            except KeyboardInterrupt:
+                echo("interrupted: no stage was left half-written; run the same command again to go on")
+                sys.exit(EXIT_INTERRUPTED)
+            except Exception as error:
+                if debug:
+                    raise
+                echo(f"error: {_headline(error)} (--debug shows where)")
+                sys.exit(EXIT_FAILED)
+
+        return command
+
+    return around
 
 
 def _headline(error: BaseException) -> str:

@@ -11,7 +11,6 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic.fields import FieldInfo
 
 from rosepo.config import LOSSES, STRATEGIES, Config, Section
-from rosepo.config.options import OpenSection
 from rosepo.config.strategies import ASKED
 
 _HELP = {
@@ -71,27 +70,19 @@ _HELP = {
 }
 
 
-_SECTIONS = {
-    "prepare": ("data", "prepare"),
-    "sft": ("model", "sft"),
-    "oracle": ("oracle",),
-    "pairs": ("pairs",),
-    "align": ("align",),
-    "sweep": ("sweep",),
-    "evaluate": ("evaluate",),
-}
+_BESIDE = {"prepare": "data", "sft": "model"}
+"""A section that a stage has beside the one of its name."""
 
 
 def stage_help(name: str) -> str:
     """A command's help: what it does, then its settings with their defaults, read from the configuration itself."""
     paragraphs = [inspect.cleandoc(_HELP[name])]
-    for section in _SECTIONS[name]:
+    for section in filter(None, (_BESIDE.get(name), name)):
         model = Config.model_fields[section].annotation
         assert isinstance(model, type)
         assert issubclass(model, Section)
         lines = [_setting(key, field) for key, field in model.model_fields.items()]
-        if issubclass(model, OpenSection):
-            lines += [_line(key, found.kind, found.default, found.about) for key, found in model.options().items()]
+        lines += [_line(key, found.kind, found.default, found.about) for key, found in model.options().items()]
         paragraphs.append("\b\n" + "\n".join([f"Settings (--set {section}.KEY=VALUE), with their defaults:", *lines]))
     if name in _TABLES:
         paragraphs.append("\b\n" + "\n".join(_TABLES[name]()))

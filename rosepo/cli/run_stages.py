@@ -17,7 +17,11 @@ _JOB_COPY = "working_dir_files"
 
 
 def resolve(
-    out: Path, config: Path | None, overrides: Sequence[str], interactions: str | None = None, items: str | None = None
+    out: Path,
+    config: Path | None,
+    overrides: Sequence[str] | None = None,
+    interactions: str | None = None,
+    items: str | None = None,
 ) -> Config:
     """The configuration of a command: a file, the one kept in `out`, or the defaults; then the overrides.
 
@@ -27,7 +31,7 @@ def resolve(
     from rosepo.pipeline.kept_config import resolve_config
 
     files = [f"data.{k}={quoted(v)}" for k, v in (("interactions", interactions), ("items", items)) if v is not None]
-    return resolve_config(out, config, [*files, *overrides])
+    return resolve_config(out, config, [*files, *(overrides or ())])
 
 
 def quoted(text: str) -> str:
@@ -37,41 +41,22 @@ def quoted(text: str) -> str:
     return yaml.safe_dump(text, default_style='"').strip()
 
 
-def run_named(
-    out: Path,
-    config: Path | None,
-    overrides: Sequence[str],
-    names: Sequence[str],
-    overwrite: bool,
-    debug: bool,
-    interactions: str | None = None,
-    items: str | None = None,
-) -> None:
-    """Run the named stages and say what to run next."""
+def run_named(config: Config, out: Path, name: str, overwrite: bool, debug: bool) -> None:
+    """Run the named stage and say what to run next."""
     from rosepo.cli.summary import print_next
 
-    settings = resolve(out, config, overrides, interactions, items)
-    make(settings, out, names, overwrite, debug)
-    print_next(settings, out, names[-1])
+    make(config, out, [name], overwrite, debug)
+    print_next(config, out, name)
 
 
-def run_whole(
-    out: Path,
-    config: Path | None,
-    overrides: Sequence[str],
-    overwrite: bool,
-    debug: bool,
-    interactions: str | None = None,
-    items: str | None = None,
-) -> None:
+def run_whole(config: Config, out: Path, overwrite: bool, debug: bool) -> None:
     """Run all stages that the configuration has, and sum up what came of it."""
     from rosepo.cli.summary import print_summary
     from rosepo.pipeline.preflight import check_before_run
     from rosepo.run.stages import names_of_run
 
-    settings = resolve(out, config, overrides, interactions, items)
-    check_before_run(settings)
-    plan, manifests = make(settings, out, names_of_run(settings), overwrite, debug)
+    check_before_run(config)
+    plan, manifests = make(config, out, names_of_run(config), overwrite, debug)
     print_summary(plan, manifests)
 
 

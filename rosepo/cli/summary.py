@@ -44,35 +44,26 @@ def print_summary(plan: RunPlan, manifests: Manifests) -> None:
     """
     rounds = plan.config.pairs.rounds
     paths = RunPaths(plan.root, rounds)
-    echo("")
-    _echo_results(paths)
-    echo("")
-    if rounds > 1:
-        echo(rounds_table(rounds, manifests))
-        echo("")
-    echo(_times(plan, manifests))
-    echo("")
-    echo(f"  Report   {paths.report}  (self-contained: open it in a browser; report.md beside it)")
-    echo(f"  Metrics  {paths.metrics}")
-    echo(f"  Model    {paths.aligned}  (loads in plain Transformers)")
-    echo("")
-    echo("  Try next:")
-    for command in _suggestions(plan.config, paths):
-        echo(f"    {command}")
+    parts = [_results(paths), *([rounds_table(rounds, manifests)] if rounds > 1 else []), _times(plan, manifests)]
+    parts.append(
+        f"  Report   {paths.report}  (self-contained: open it in a browser; report.md beside it)\n"
+        f"  Metrics  {paths.metrics}\n"
+        f"  Model    {paths.aligned}  (loads in plain Transformers)"
+    )
+    parts.append("\n    ".join(["  Try next:", *_suggestions(plan.config, paths)]))
+    echo("\n" + "\n\n".join(parts))
 
 
 def results_table(metrics: dict[str, Any]) -> str:
     """Models against metrics, each with its 95 % interval, as text."""
-    title = (
-        f"{metrics['split']} split, {metrics['n_examples']:,} examples of {metrics['n_users']:,} users, 95 % intervals"
-    )
-    if metrics.get("protocol") == "candidates":
-        title += ", every example among its own candidates"
-    rows = []
-    for name, figures in metrics["models"].items():
-        cells = [brackets(figures[key], signed=False) for key in SHOWN]
-        rows.append([label(name, metrics), *cells])
-    return f"  {title}\n" + table(rows, header=("model", *(key.upper() for key in SHOWN)))
+    among = ", every example among its own candidates" if metrics.get("protocol") == "candidates" else ""
+    n = f"{metrics['n_examples']:,} examples of {metrics['n_users']:,} users"
+    rows = [
+        [label(name, metrics), *(brackets(figures[key], signed=False) for key in SHOWN)]
+        for name, figures in metrics["models"].items()
+    ]
+    shown = table(rows, header=("model", *(key.upper() for key in SHOWN)))
+    return f"  {metrics['split']} split, {n}, 95 % intervals{among}\n{shown}"
 
 
 def candidates_table(figures: Mapping[str, Any]) -> str:
@@ -104,19 +95,17 @@ def print_next(config: Config, root: Path, stage: str) -> None:
     """After a single stage: the commands that go on from it."""
     if stage == "evaluate":
         paths = RunPaths(root)
-        _echo_results(paths)
-        echo(f"  Report  {paths.report}")
+        echo(f"{_results(paths)}\n  Report  {paths.report}")
         return
     done = find_stage(stage)
     following = " or ".join(f"`rosepo {name} --out {shlex.quote(str(root))}`" for name in _after(done, config))
     echo(f"  Next: {following}")
 
 
-def _echo_results(paths: RunPaths) -> None:
+def _results(paths: RunPaths) -> str:
     metrics = json.loads(paths.metrics.read_text(encoding="utf-8"))
-    echo(results_table(metrics))
-    if "candidates" in metrics:
-        echo(candidates_table(metrics["candidates"]))
+    candidates = [candidates_table(metrics["candidates"])] if "candidates" in metrics else []
+    return "\n".join([results_table(metrics), *candidates])
 
 
 def _after(done: Stage, config: Config) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from rosepo.cli.exit_codes import exit_on_error
+from rosepo.cli.exit_codes import ends_clearly
 from rosepo.cli.options import ConfigOption, DebugOption, OutOption, OverwriteOption, SetOption
 from rosepo.cli.run_stages import check_job, resolve
 from rosepo.config import Config
@@ -17,6 +17,7 @@ from rosepo.utils.console import echo
 from rosepo.utils.errors import UserError
 
 
+@ends_clearly(keeps_log=False)
 def recommend(
     model: Annotated[
         str | None, typer.Option("--model", "-m", help="Model folder that rosepo wrote, e.g. runs/demo/aligned.")
@@ -40,31 +41,25 @@ def recommend(
 
     Example: rosepo recommend --out runs/demo --history "Gravity (2013)" --history "Her (2013)" --set recommend.k=5
     """
+    from rosepo.config import load_config
+    from rosepo.evaluation.recommend import recommend as answer
 
-    def work() -> None:
-        from rosepo.config import load_config
-        from rosepo.evaluation.recommend import recommend as answer
-
-        settings = resolve(out, config, set_ or []) if out is not None else load_config(config, set_ or [])
-        answer(settings, _model_of(settings, model, out), history or [], file, output, as_json)
-
-    exit_on_error(work, debug)
+    settings = resolve(out, config, set_) if out is not None else load_config(config, set_ or [])
+    answer(settings, _model_of(settings, model, out), history or [], file, output, as_json)
 
 
+@ends_clearly(keeps_log=False)
 def report(out: OutOption, debug: DebugOption = False) -> None:
     """Draw report.html and report.md of a run again, from what it measured; nothing is ranked or trained again.
 
     Example: rosepo report --out runs/demo
     """
+    from rosepo.pipeline.runner import draw_report
 
-    def work() -> None:
-        from rosepo.pipeline.runner import draw_report
-
-        echo(f"  Report  {draw_report(resolve(out, None, []), out)}")
-
-    exit_on_error(work, debug)
+    echo(f"  Report  {draw_report(resolve(out, None), out)}")
 
 
+@ends_clearly(keeps_log=False)
 def compare(
     runs: Annotated[
         list[Path], typer.Argument(metavar="RUNS...", help="Folders of runs that were evaluated, two at least.")
@@ -83,15 +78,12 @@ def compare(
 
     Example: rosepo compare runs/dpo runs/rosepo --out compare.html
     """
+    from rosepo.report.compare import compare as write
 
-    def work() -> None:
-        from rosepo.report.compare import compare as write
-
-        write(runs, out, base)
-
-    exit_on_error(work, debug)
+    write(runs, out, base)
 
 
+@ends_clearly()
 def experiments(
     suites: Annotated[list[Path], typer.Argument(help="Files of suites, as in jobs/configs/experiments/.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of all runs: DATA/seed-SEED/VARIANT in it.")],
@@ -125,16 +117,12 @@ def experiments(
 
     Example: rosepo experiments jobs/configs/experiments/essential.yaml --out runs/experiments --dry-run
     """
+    from rosepo.experiments.command import Chosen
+    from rosepo.experiments.command import experiments as make
 
-    def work() -> None:
-        from rosepo.experiments.command import Chosen
-        from rosepo.experiments.command import experiments as make
-
-        check_job(out)
-        chosen = Chosen(only or [], data or [], _numbers(seeds), test)
-        make(suites, out, chosen, set_ or [], overwrite=overwrite, dry_run=dry_run, tables=tables)
-
-    exit_on_error(work, debug, out)
+    check_job(out)
+    chosen = Chosen(only or [], data or [], _numbers(seeds), test)
+    make(suites, out, chosen, set_ or [], overwrite=overwrite, dry_run=dry_run, tables=tables)
 
 
 def _model_of(config: Config, model: str | None, out: Path | None) -> str:

@@ -6,7 +6,7 @@ nothing starts with a configuration that cannot work.
 
 from rosepo.config.base import Section
 from rosepo.config.data import ColumnsConfig, DataConfig, PrepareConfig
-from rosepo.config.evaluation import EvaluateConfig, RangeConfig, RayConfig, RecommendConfig, SweepConfig
+from rosepo.config.evaluation import EvaluateConfig, RangeConfig, RayConfig, RecommendConfig
 from rosepo.config.losses import LOSSES
 from rosepo.config.model import LoraConfig, ModelConfig, ScratchConfig, TemplateConfig
 from rosepo.config.oracle import OracleConfig
@@ -14,7 +14,7 @@ from rosepo.config.pairs import PairsConfig
 from rosepo.config.reading import dump_config, folder_or_id, load_config, located, parse_config
 from rosepo.config.root import Config
 from rosepo.config.strategies import OWN_STRATEGY, STRATEGIES
-from rosepo.config.training import AlignConfig, SftConfig, TrainConfig
+from rosepo.config.training import AlignConfig, TrainConfig
 
 __all__ = [
     "LOSSES",
@@ -35,8 +35,6 @@ __all__ = [
     "RecommendConfig",
     "ScratchConfig",
     "Section",
-    "SftConfig",
-    "SweepConfig",
     "TemplateConfig",
     "TrainConfig",
     "dump_config",

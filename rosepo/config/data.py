@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from rosepo.config.base import Count, Fraction, Section, refuse_credentials
 
@@ -34,17 +35,15 @@ class DataConfig(Section):
     """`auto` goes by the file's ending and, for CSV, by its header."""
     columns: ColumnsConfig = ColumnsConfig()
 
-    @model_validator(mode="after")
-    def _one_source(self) -> DataConfig:
+    def faults(self) -> Iterator[str]:
         files = [name for name in ("interactions", "items") if getattr(self, name) is not None]
         if self.dataset is not None and files:
-            raise ValueError(f"data.dataset={self.dataset} excludes data.{files[0]}: give one or the other")
+            yield f"data.dataset={self.dataset} excludes data.{files[0]}: give one or the other"
         for name in files:
             refuse_credentials(f"data.{name}", getattr(self, name))
         if len(files) == 1:
             missing = "items" if files == ["interactions"] else "interactions"
-            raise ValueError(f"data.{files[0]} is given without data.{missing}: both are needed")
-        return self
+            yield f"data.{files[0]} is given without data.{missing}: both are needed"
 
 
 class PrepareConfig(Section):
@@ -75,16 +74,12 @@ class PrepareConfig(Section):
     duplicate_titles: Literal["disambiguate", "refuse"] = "refuse"
     """Two items with one normalised title: append ` (2)`, ` (3)`, … in item order, or stop."""
 
-    @model_validator(mode="after")
-    def _rules(self) -> PrepareConfig:
+    def faults(self) -> Iterator[str]:
         if self.validation_fraction + self.test_fraction >= 1.0:
-            raise ValueError("prepare.validation_fraction + prepare.test_fraction must stay below 1")
+            yield "prepare.validation_fraction + prepare.test_fraction must stay below 1"
         if self.split != "temporal" and self.model_fields_set & {"validation_fraction", "test_fraction"}:
-            raise ValueError(
-                "prepare.validation_fraction and prepare.test_fraction are used by prepare.split=temporal alone"
-            )
+            yield "prepare.validation_fraction and prepare.test_fraction are used by prepare.split=temporal alone"
         if self.max_history < self.min_history:
-            raise ValueError(f"prepare.max_history={self.max_history} is below prepare.min_history={self.min_history}")
+            yield f"prepare.max_history={self.max_history} is below prepare.min_history={self.min_history}"
         if self.candidates == 1:
-            raise ValueError("prepare.candidates=1 would hold the target alone: use 0 or at least 2")
-        return self
+            yield "prepare.candidates=1 would hold the target alone: use 0 or at least 2"

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from rosepo.config.base import ActorsConfig, Count, Section, nearest, refuse_credentials
 from rosepo.config.training import SAME_RESULT, AlignConfig
@@ -109,10 +109,9 @@ class EvaluateConfig(ActorsConfig):
         """The systems of `models` and `predictions` by name."""
         return external_systems(self.models, self.predictions)
 
-    @model_validator(mode="after")
-    def _external(self) -> EvaluateConfig:
+    def faults(self) -> Iterator[str]:
         external_systems(self.models, self.predictions)
-        return self
+        return super().faults()
 
 
 class RangeConfig(Section):
@@ -122,13 +121,9 @@ class RangeConfig(Section):
     high: float
     log: bool = False
 
-    @model_validator(mode="after")
-    def _order(self) -> RangeConfig:
+    def faults(self) -> Iterator[str]:
         if not self.low < self.high or (self.log and self.low <= 0):
-            raise ValueError(
-                f"sweep range low={self.low} high={self.high} log={self.log}: low < high, and low > 0 for log"
-            )
-        return self
+            yield f"sweep range low={self.low} high={self.high} log={self.log}: low < high, and low > 0 for log"
 
 
 class SweepConfig(Section):
@@ -151,20 +146,16 @@ class SweepConfig(Section):
     """`process`: every trial trains inside its own process (starts fast). `trainer`: every trial is a TorchTrainer with
     align.workers workers, for models that one process cannot hold."""
 
-    @model_validator(mode="after")
-    def _keys(self) -> SweepConfig:
+    def faults(self) -> Iterator[str]:
         for key in self.parameters or {}:
             section, _, name = key.partition(".")
             if section != "align" or name not in AlignConfig.known_keys():
                 known = [f"align.{field}" for field in AlignConfig.known_keys()]
-                raise ValueError(
-                    f"sweep.parameters has no key '{key}' to search{nearest(key, known)}: keys of align.* alone"
-                )
+                yield f"sweep.parameters has no key '{key}' to search{nearest(key, known)}: keys of align.* alone"
             if name in SAME_RESULT:
-                raise ValueError(f"sweep.parameters.{key} changes no result: leave it out of sweep.parameters")
+                yield f"sweep.parameters.{key} changes no result: leave it out of sweep.parameters"
         if self.parameters is not None and not self.parameters:
-            raise ValueError("sweep.parameters is empty: name at least one align.* key")
-        return self
+            yield "sweep.parameters is empty: name at least one align.* key"
 
 
 class RecommendConfig(ActorsConfig):
@@ -176,11 +167,9 @@ class RecommendConfig(ActorsConfig):
     k: Count = 10
     beams: Count = 20
 
-    @model_validator(mode="after")
-    def _beams(self) -> RecommendConfig:
+    def faults(self) -> Iterator[str]:
         if self.beams < self.k:
-            raise ValueError(f"recommend.beams={self.beams} is below recommend.k={self.k}")
-        return self
+            yield f"recommend.beams={self.beams} is below recommend.k={self.k}"
 
 
 class RayConfig(Section):

@@ -22,8 +22,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
-from rosepo.config.base import Positive, nearest
-from rosepo.config.options import Option
+from rosepo.config.base import Option, Positive, nearest
 
 Settings = Mapping[str, Any]
 """Values by key: those of `align`, and `oracle_whole` of `pairs`."""

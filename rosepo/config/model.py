@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from rosepo.config.base import Count, Positive, Rate, Section
 
@@ -22,13 +23,9 @@ class ScratchConfig(Section):
     """False lets merges cross spaces: frequent titles become one or two tokens."""
     dropout: Rate = 0.3
 
-    @model_validator(mode="after")
-    def _heads(self) -> ScratchConfig:
+    def faults(self) -> Iterator[str]:
         if self.hidden_size % (2 * self.heads):
-            raise ValueError(
-                f"model.scratch.hidden_size={self.hidden_size} must be a multiple of 2 * heads={2 * self.heads}"
-            )
-        return self
+            yield f"model.scratch.hidden_size={self.hidden_size} must be a multiple of 2 * heads={2 * self.heads}"
 
 
 class LoraConfig(Section):
@@ -60,11 +57,9 @@ class TemplateConfig(Section):
     candidates_prefix: str = "Choose from:\n"
     """Opens the list of candidates, which stands before `prefix`."""
 
-    @model_validator(mode="after")
-    def _separator(self) -> TemplateConfig:
+    def faults(self) -> Iterator[str]:
         if not self.separator:
-            raise ValueError("model.template.separator is empty: titles would run into one another")
-        return self
+            yield "model.template.separator is empty: titles would run into one another"
 
 
 class ModelConfig(Section):
@@ -81,15 +76,13 @@ class ModelConfig(Section):
     """Tokens of prompt and completion together; over-long prompts lose their oldest items."""
     template: TemplateConfig = TemplateConfig()
 
-    @model_validator(mode="after")
-    def _one_model(self) -> ModelConfig:
+    def faults(self) -> Iterator[str]:
         if self.path is not None and self.scratch is not None:
-            raise ValueError(f"model.path={self.path} excludes model.scratch: give one or the other")
+            yield f"model.path={self.path} excludes model.scratch: give one or the other"
         if self.path is None and self.revision is not None:
-            raise ValueError("model.revision needs model.path")
+            yield "model.revision needs model.path"
         if self.path is None and self.lora is not None:
-            raise ValueError("model.lora needs a pretrained model.path: a model from scratch has no base to adapt")
-        return self
+            yield "model.lora needs a pretrained model.path: a model from scratch has no base to adapt"
 
     @property
     def scratch_config(self) -> ScratchConfig:

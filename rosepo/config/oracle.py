@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import Literal
-
-from pydantic import model_validator
 
 from rosepo.config.base import Count, Gpu, NonNegative, Positive, Rate, Section
 
@@ -47,27 +46,22 @@ class OracleConfig(Section):
     max_seconds: Positive | None = None
     """Also stop after this long; None trains to the end."""
 
-    @model_validator(mode="after")
-    def _kind(self) -> OracleConfig:
-        if self.kind == "sasrec":
-            if self.scorer is not None:
-                raise ValueError("oracle.scorer is used by oracle.kind=scorer alone, and oracle.kind is sasrec")
-            return self
-        if self.scorer is None:
-            raise ValueError("oracle.kind=scorer needs oracle.scorer: set it")
-        unused = sorted(self.model_fields_set - {"kind", "scorer", "tau"})
-        if unused:
-            raise ValueError(
+    def faults(self) -> Iterator[str]:
+        if self.kind == "scorer":
+            yield from self._faults_of_scorer(self.scorer)
+        elif self.scorer is not None:
+            yield "oracle.scorer is used by oracle.kind=scorer alone, and oracle.kind is sasrec"
+        if self.hidden_size % self.heads:
+            yield f"oracle.hidden_size={self.hidden_size} must be a multiple of oracle.heads={self.heads}"
+
+    def _faults_of_scorer(self, scorer: str | None) -> Iterator[str]:
+        if scorer is None:
+            yield "oracle.kind=scorer needs oracle.scorer: set it"
+        elif unused := sorted(self.model_fields_set - {"kind", "scorer", "tau"}):
+            yield (
                 f"oracle.{' and oracle.'.join(unused)} {'is' if len(unused) == 1 else 'are'} used by "
                 "oracle.kind=sasrec alone: leave out what oracle.kind=scorer does not use "
                 "(--set 'oracle={kind: scorer, …}' replaces the whole section)"
             )
-        if not re.fullmatch(r"[\w.]+:\w+", self.scorer):
-            raise ValueError(f"oracle.scorer={self.scorer} is not an import path: write module:callable")
-        return self
-
-    @model_validator(mode="after")
-    def _heads(self) -> OracleConfig:
-        if self.hidden_size % self.heads:
-            raise ValueError(f"oracle.hidden_size={self.hidden_size} must be a multiple of oracle.heads={self.heads}")
-        return self
+        elif not re.fullmatch(r"[\w.]+:\w+", scorer):
+            yield f"oracle.scorer={scorer} is not an import path: write module:callable"

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field
 
-from rosepo.config.base import ActorsConfig, Count, NonNegative, nearest, word
-from rosepo.config.options import OpenSection, Option
+from rosepo.config.base import ActorsConfig, Count, NonNegative, OpenSection, Option, nearest, word
 from rosepo.config.strategies import STRATEGIES, Asked, Needs, strategies_with, strategy_options
 
 
@@ -109,53 +108,43 @@ class PairsConfig(ActorsConfig, OpenSection):
         """Whether a strategy needs the oracle's scores."""
         return bool(self.asking("oracle"))
 
-    @model_validator(mode="after")
-    def _rounds(self) -> PairsConfig:
+    def faults(self) -> Iterator[str]:
         if self.rounds == 1 and "reference" in self.model_fields_set:
-            raise ValueError(
+            yield (
                 f"pairs.reference={self.reference} is used by the rounds after the first: leave it out, or set "
                 "pairs.rounds above 1"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _strategies(self) -> PairsConfig:
         for name in self.strategies:
             if name not in STRATEGIES and not re.fullmatch(r"[\w.]+:\w+", name):
-                raise ValueError(
+                yield (
                     f"pairs.strategies has no '{name}'{nearest(name, [*STRATEGIES])}; known: "
                     f"{', '.join(STRATEGIES)}, or module:callable"
                 )
         if not self.used:
-            raise ValueError("pairs.strategies needs at least one weight above 0")
+            yield "pairs.strategies needs at least one weight above 0"
         for key in sorted(self.model_fields_set):
             users = strategies_with(key)
             if users and self.needs.keys().isdisjoint(users):
-                raise ValueError(f"pairs.{key} is used by the strategy {' or '.join(users)} alone, which has no weight")
+                yield f"pairs.{key} is used by the strategy {' or '.join(users)} alone, which has no weight"
         if not self.score and "reference_cache" in self.model_fields_set:
-            raise ValueError("pairs.reference_cache is used by pairs.score=true alone: leave it out")
+            yield "pairs.reference_cache is used by pairs.score=true alone: leave it out"
         if not self.score and self.oracle_whole:
-            raise ValueError(
-                "pairs.oracle_whole=true is read by align, and pairs.score=false leaves nothing to align: drop it"
-            )
+            yield "pairs.oracle_whole=true is read by align, and pairs.score=false leaves nothing to align: drop it"
         if not self.score and self.stream:
-            raise ValueError("pairs.stream=true streams groups into align, which reads none of pairs.score=false")
+            yield "pairs.stream=true streams groups into align, which reads none of pairs.score=false"
         if not self.score and self.rounds > 1:
-            raise ValueError(f"pairs.rounds={self.rounds} aligns in between, which pairs.score=false leaves no way to")
+            yield f"pairs.rounds={self.rounds} aligns in between, which pairs.score=false leaves no way to"
         for key, top in self.tops.items():
             if top < (self.negatives or 1):
-                raise ValueError(
-                    f"pairs.{key}={top} holds fewer titles than pairs.negatives={self.negatives} draws: raise it"
-                )
+                yield f"pairs.{key}={top} holds fewer titles than pairs.negatives={self.negatives} draws: raise it"
         searching = self.asking("search")
         if self.engine == "vllm" and searching:
-            raise ValueError(
+            yield (
                 f"pairs.strategies.{searching[0]} draws among the model's best titles of the catalogue, which "
                 "pairs.engine=vllm does not search for: leave pairs.engine out"
             )
         if "engine" in self.model_fields_set and not self.asks_policy:
-            raise ValueError(
+            yield (
                 "pairs.engine is used where the model's own answers are rejected (self_hard, or rso with"
                 " rso_from=self_hard), which has no weight: give it one, or leave pairs.engine out"
             )
-        return self

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_origin
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from rosepo.config.base import Section, nearest
-from rosepo.config.options import OpenSection
+from rosepo.config.base import Section
 from rosepo.config.pairs import PairsConfig
 from rosepo.config.root import Config
 from rosepo.utils.errors import UserError
@@ -52,7 +51,7 @@ def parse(kind: type[SectionT], tree: Mapping[str, Any], source: str) -> Section
     try:
         return kind.model_validate(dict(tree))
     except ValidationError as error:
-        raise UserError("\n".join(f"{source}: {line}" for line in _explain(error, kind))) from error
+        raise UserError("\n".join(f"{source}: {line}" for line in _explain(error))) from error
 
 
 def located(config: Config) -> Config:
@@ -134,38 +133,18 @@ def _assign(tree: dict[str, Any], keys: list[str], value: Any, told: str) -> Non
     node[keys[-1]] = value
 
 
-def _explain(error: ValidationError, root: type[Section]) -> list[str]:
-    """A sentence a fault, of what was read as a `root`."""
+def _explain(error: ValidationError) -> list[str]:
+    """A sentence a fault."""
     lines = []
     for fault in error.errors():
         where = ".".join(str(part) for part in fault["loc"])
         if fault["type"] == "default_factory_not_called":
             continue  # a default that depends on another key: there is a fault in that section, which is told
-        if fault["type"] == "extra_forbidden":
-            known = _known_keys(root, fault["loc"][:-1])
-            lines.append(f"unknown key '{where}'{nearest(str(fault['loc'][-1]), known)}")
+        if fault["type"] == "unknown_key":
+            lines.append(f"unknown key '{where}'{fault['msg'].removeprefix('is unknown')}")
         else:
             message = fault["msg"].removeprefix("Value error, ")
             value = fault.get("input")
             shown = "" if isinstance(value, (dict, BaseModel)) else f" (got {value!r})"
             lines.append(f"{where}: {message}{shown}" if where and fault["type"] != "value_error" else message)
     return lines
-
-
-def _known_keys(root: type[Section], location: tuple[int | str, ...]) -> list[str]:
-    model: Any = root
-    key = False
-    for part in location:
-        if key:  # of a mapping, or the place in a list: no field
-            key = False
-            continue
-        field = model.model_fields.get(str(part)) if isinstance(model, type) and issubclass(model, BaseModel) else None
-        if field is None:
-            return []
-        types = [arg for arg in getattr(field.annotation, "__args__", ()) if isinstance(arg, type)]
-        sections = [arg for arg in types if issubclass(arg, BaseModel)]
-        model = next(iter(sections or types), field.annotation)
-        key = bool(sections) and get_origin(field.annotation) in (dict, tuple)
-    if isinstance(model, type) and issubclass(model, OpenSection):
-        return model.known_keys()
-    return list(model.model_fields) if isinstance(model, type) and issubclass(model, BaseModel) else []

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from rosepo.config.base import Section
 from rosepo.config.data import DataConfig, PrepareConfig
@@ -36,13 +36,90 @@ class Config(Section):
     recommend: RecommendConfig = RecommendConfig()
     ray: RayConfig = RayConfig()
 
-    @model_validator(mode="after")
-    def _quantized(self) -> Config:
+    def faults(self) -> Iterator[str]:
         quantize = "none" if self.model.lora is None else self.model.lora.quantize
         obstacle = self.quantized_obstacle(quantize)
         if obstacle is not None:
-            raise ValueError(f"model.lora.quantize={quantize}: {obstacle}")
-        return self
+            yield f"model.lora.quantize={quantize}: {obstacle}"
+        asking = self.pairs.asking("candidates")
+        if asking and self.prepare.candidates < 2:
+            yield (
+                f"pairs.strategies.{asking[0]} draws from every example's own candidate list: set prepare.candidates to"
+                " at least 2"
+            )
+        yield from self._faults_of_listing()
+        if LOSSES[self.align.loss].reference_free and "reference" in self.pairs.model_fields_set:
+            yield (
+                f"pairs.reference={self.pairs.reference} is not used: align.loss={self.align.loss} knows no reference; "
+                "leave it out"
+            )
+        if "weights" in LOSSES[self.align.loss].inputs and self.pairs.used != ("oracle",):
+            yield (
+                f"align.loss={self.align.loss} learns the oracle's distribution from titles that were drawn from it, "
+                f"and from no others (pairs.strategies has {', '.join(self.pairs.used)}): "
+                "set pairs.strategies={oracle: 1}"
+            )
+        if self.align.optimizer == "sft" and not self.sft.keep_optimizer:
+            yield (
+                "align.optimizer=sft goes on with the optimizer's state of sft, which sft.keep_optimizer=false does "
+                "not keep: set sft.keep_optimizer=true, or use align.optimizer=fresh"
+            )
+        if self.align.dropout and self.model.path is None and not self.model.scratch_config.dropout:
+            yield (
+                "align.dropout=true keeps the dropout of fine-tuning, and model.scratch.dropout is 0: raise that, or "
+                "leave align.dropout out"
+            )
+        align = self.align
+        constant = align.smoothing == "constant" and align.epsilon_value is None
+        if self.pairs.stream and (constant or align.smoothing == "shuffled"):
+            key = "epsilon" if LOSSES[align.loss].takes_epsilon else "loss"
+            remedy = "set align.epsilon_value, or " if constant else ""
+            yield (
+                f"align.{key}={getattr(align, key)} reads the whole table before the first step, which "
+                f"pairs.stream=true trains ahead of: {remedy}use pairs.stream=false"
+            )
+
+    def _faults_of_listing(self) -> Iterator[str]:
+        template, setting = self.model.template, "model.template.candidates=true"
+        if not template.candidates:
+            if "candidates_prefix" in template.model_fields_set:
+                yield f"model.template.candidates_prefix is used by {setting} alone: set that too, or leave it out"
+            return
+        if self.prepare.candidates < 2:
+            yield (
+                f"{setting} lists every example's own candidates in its prompt, and prepare.candidates=0 writes none: "
+                "set it to 20, say"
+            )
+        if self.align.rows == "trajectory":
+            yield (
+                "align.rows=trajectory shares prompts that are prefixes of one another, and no two prompts with "
+                f"candidates of their own are ({setting}): use align.rows=group"
+            )
+        if "row_tokens" in self.align.model_fields_set:
+            yield f"align.row_tokens is for users' trajectories, and under {setting} rows are groups: leave it out"
+        if self.pairs.engine == "vllm":
+            yield (
+                f"pairs.engine=vllm writes freely, and under {setting} the policy's wrong answers are its candidates, "
+                "each of which is scored: leave pairs.engine out"
+            )
+        searching = self.pairs.asking("search")
+        if searching:
+            yield (
+                f"pairs.strategies.{searching[0]} draws from the whole catalogue, and under {setting} prompts ask for "
+                "one of their candidates: use self_hard, which draws among those"
+            )
+        if self.evaluate.free_generation:
+            yield (
+                f"evaluate.free_generation is for prompts without candidates; under {setting} every example is answered"
+                " freely: leave it out"
+            )
+        for train in (self.sft, self.align):
+            if train.validation_users:
+                yield (
+                    f"{train.section}.validation_users={train.validation_users} search the catalogue, and under "
+                    f"{setting} prompts ask for one of their candidates: use {train.section}.best_metric="
+                    "validation_loss, or leave both out"
+                )
 
     def quantized_obstacle(self, quantize: str) -> str | None:
         """What stands against a base that is held as none, nf4 or int8, with its remedy; None for nothing."""
@@ -58,64 +135,6 @@ class Config(Section):
                 " out"
             )
         return None
-
-    @model_validator(mode="after")
-    def _candidates(self) -> Config:
-        asking = self.pairs.asking("candidates")
-        if asking and self.prepare.candidates < 2:
-            raise ValueError(
-                f"pairs.strategies.{asking[0]} draws from every example's own candidate list: set prepare.candidates to"
-                " at least 2"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _listed(self) -> Config:
-        template, setting = self.model.template, "model.template.candidates=true"
-        if not template.candidates:
-            if "candidates_prefix" in template.model_fields_set:
-                raise ValueError(
-                    f"model.template.candidates_prefix is used by {setting} alone: set that too, or leave it out"
-                )
-            return self
-        if self.prepare.candidates < 2:
-            raise ValueError(
-                f"{setting} lists every example's own candidates in its prompt, and prepare.candidates=0 writes none: "
-                "set it to 20, say"
-            )
-        if self.align.rows == "trajectory":
-            raise ValueError(
-                "align.rows=trajectory shares prompts that are prefixes of one another, and no two prompts with "
-                f"candidates of their own are ({setting}): use align.rows=group"
-            )
-        if "row_tokens" in self.align.model_fields_set:
-            raise ValueError(
-                f"align.row_tokens is for users' trajectories, and under {setting} rows are groups: leave it out"
-            )
-        if self.pairs.engine == "vllm":
-            raise ValueError(
-                f"pairs.engine=vllm writes freely, and under {setting} the policy's wrong answers are its candidates, "
-                "each of which is scored: leave pairs.engine out"
-            )
-        searching = self.pairs.asking("search")
-        if searching:
-            raise ValueError(
-                f"pairs.strategies.{searching[0]} draws from the whole catalogue, and under {setting} prompts ask for "
-                "one of their candidates: use self_hard, which draws among those"
-            )
-        if self.evaluate.free_generation:
-            raise ValueError(
-                f"evaluate.free_generation is for prompts without candidates; under {setting} every example is answered"
-                " freely: leave it out"
-            )
-        for train in (self.sft, self.align):
-            if train.validation_users:
-                raise ValueError(
-                    f"{train.section}.validation_users={train.validation_users} search the catalogue, and under "
-                    f"{setting} prompts ask for one of their candidates: use {train.section}.best_metric="
-                    "validation_loss, or leave both out"
-                )
-        return self
 
     def negatives(self, allowed: int) -> int:
         """K, rejected titles a group (`pairs.negatives`), where the catalogue has `allowed` for every one of them."""
@@ -138,56 +157,6 @@ class Config(Section):
     def reads_candidates(self) -> bool:
         """Whether sampling reads the examples' candidates: to list them in prompts, or to reject them."""
         return self.model.template.candidates or bool(self.pairs.asking("candidates"))
-
-    @model_validator(mode="after")
-    def _reference(self) -> Config:
-        if LOSSES[self.align.loss].reference_free and "reference" in self.pairs.model_fields_set:
-            raise ValueError(
-                f"pairs.reference={self.pairs.reference} is not used: align.loss={self.align.loss} knows no reference; "
-                "leave it out"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _drawn(self) -> Config:
-        if "weights" in LOSSES[self.align.loss].inputs and self.pairs.used != ("oracle",):
-            raise ValueError(
-                f"align.loss={self.align.loss} learns the oracle's distribution from titles that were drawn from it, "
-                f"and from no others (pairs.strategies has {', '.join(self.pairs.used)}): "
-                "set pairs.strategies={oracle: 1}"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _optimizer(self) -> Config:
-        if self.align.optimizer == "sft" and not self.sft.keep_optimizer:
-            raise ValueError(
-                "align.optimizer=sft goes on with the optimizer's state of sft, which sft.keep_optimizer=false does "
-                "not keep: set sft.keep_optimizer=true, or use align.optimizer=fresh"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _dropout(self) -> Config:
-        if self.align.dropout and self.model.path is None and not self.model.scratch_config.dropout:
-            raise ValueError(
-                "align.dropout=true keeps the dropout of fine-tuning, and model.scratch.dropout is 0: raise that, or "
-                "leave align.dropout out"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _stream(self) -> Config:
-        align = self.align
-        constant = align.smoothing == "constant" and align.epsilon_value is None
-        if self.pairs.stream and (constant or align.smoothing == "shuffled"):
-            key = "epsilon" if LOSSES[align.loss].takes_epsilon else "loss"
-            remedy = "set align.epsilon_value, or " if constant else ""
-            raise ValueError(
-                f"align.{key}={getattr(align, key)} reads the whole table before the first step, which "
-                f"pairs.stream=true trains ahead of: {remedy}use pairs.stream=false"
-            )
-        return self
 
     @property
     def sweep_parameters(self) -> dict[str, tuple[Any, ...] | RangeConfig]:

@@ -18,8 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from rosepo.config.base import Count, NonNegative, Positive
-from rosepo.config.options import Option
+from rosepo.config.base import Count, NonNegative, Option, Positive
 
 Asked = Literal["policy", "search", "oracle", "catalogue", "embeddings", "candidates"]
 ASKED: dict[Asked, str] = {

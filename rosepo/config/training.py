@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from rosepo.config.base import Count, Gpu, NonNegative, Positive, Section
+from rosepo.config.base import Count, Gpu, NonNegative, OpenSection, Option, Positive, Section
 from rosepo.config.losses import (
     LOSSES,
     SMOOTHINGS,
@@ -17,7 +17,6 @@ from rosepo.config.losses import (
     loss_settings,
     losses_with,
 )
-from rosepo.config.options import OpenSection, Option
 
 Epsilon = Annotated[float, Field(ge=0.0, lt=0.5, allow_inf_nan=False)]
 
@@ -93,33 +92,22 @@ class TrainConfig(Section):
     """Times that lost workers are started again; an error in the training itself is never tried again."""
     section: ClassVar[str] = "train"
 
-    @model_validator(mode="after")
-    def _offloaded(self) -> TrainConfig:
-        least = {"none": 0, "optimizer": 1, "parameters": 3}[self.offload]
+    def faults(self) -> Iterator[str]:
+        name, least = self.section, {"none": 0, "optimizer": 1, "parameters": 3}[self.offload]
         if self.zero_stage < least:
-            raise ValueError(
-                f"{self.section}.offload={self.offload} needs {self.section}.zero_stage={least}"
+            yield (
+                f"{name}.offload={self.offload} needs {name}.zero_stage={least}"
                 f"{'' if least == 3 else ' or above'}, and it is {self.zero_stage}: raise it, or leave offload out"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _best(self) -> TrainConfig:
-        name = self.section
         if self.patience is not None and self.best_metric is None:
-            raise ValueError(
-                f"{name}.patience={self.patience} waits for a better {name}.best_metric, which is unset: set it too"
-            )
+            yield f"{name}.patience={self.patience} waits for a better {name}.best_metric, which is unset: set it too"
         if self.best_metric in ("hr@10", "ndcg@10") and not self.validation_users:
-            raise ValueError(
+            yield (
                 f"{name}.best_metric={self.best_metric} is measured on {name}.validation_users, of which there are 0: "
                 "set it to 100, say"
             )
         if self.checkpoint_every == 0 and "keep_checkpoints" in self.model_fields_set:
-            raise ValueError(
-                f"{name}.keep_checkpoints is not used beside {name}.checkpoint_every=0: leave one of them out"
-            )
-        return self
+            yield f"{name}.keep_checkpoints is not used beside {name}.checkpoint_every=0: leave one of them out"
 
 
 class SftConfig(TrainConfig):
@@ -200,38 +188,29 @@ class AlignConfig(TrainConfig, OpenSection):
         given = kind == "constant" and self.epsilon_value is not None
         return kind is not None and "epsilon_max" in SMOOTHINGS[kind].settings and not given
 
-    @model_validator(mode="after")
-    def _rows(self) -> AlignConfig:
+    def faults(self) -> Iterator[str]:
+        yield from super().faults()
         if "row_tokens" in self.model_fields_set and self.rows == "group":
-            raise ValueError("align.row_tokens is used by align.rows=trajectory alone: leave it out, or set that")
-        return self
-
-    @model_validator(mode="after")
-    def _loss(self) -> AlignConfig:
+            yield "align.row_tokens is used by align.rows=trajectory alone: leave it out, or set that"
         loss = LOSSES[self.loss]
         if loss.without_sft and self.sft_weight == 0.0:
-            raise ValueError(f"align.loss={self.loss} with align.sft_weight=0 {loss.without_sft}")
+            yield f"align.loss={self.loss} with align.sft_weight=0 {loss.without_sft}"
         if "beta" in self.model_fields_set and not loss.preference:
-            raise ValueError(
-                f"align.beta is not used by align.loss={self.loss}, which compares no titles: leave it out"
-            )
+            yield f"align.beta is not used by align.loss={self.loss}, which compares no titles: leave it out"
         for key in loss_settings():
             if key in self.model_fields_set and getattr(self, key) is not None:
-                self._check_used(key)
+                yield from self._unused(key)
         if loss.check is not None:
             loss.check({key: self.option(key) for key in self.used_options()})
-        return self
 
-    def _check_used(self, key: str) -> None:
-        """Refuse a key that was set and has no say. Raises ValueError, with the remedy."""
+    def _unused(self, key: str) -> Iterator[str]:
+        """Why a key that was set has no say."""
         users = losses_with(key)
         if self.loss not in users:
             named = " or ".join(filter(None, [", ".join(users[:-1]), users[-1]]))
-            raise ValueError(
-                f"align.{key} is used by align.loss={named} alone, not by {self.loss}: leave it out, or set that"
-            )
+            yield f"align.{key} is used by align.loss={named} alone, not by {self.loss}: leave it out, or set that"
         kinds = [kind for kind, smoothing in SMOOTHINGS.items() if key in smoothing.settings]
         if LOSSES[self.loss].takes_epsilon and kinds and self.epsilon not in kinds:
-            raise ValueError(f"align.{key} is used by align.epsilon={' or '.join(kinds)}, not by {self.epsilon}")
+            yield f"align.{key} is used by align.epsilon={' or '.join(kinds)}, not by {self.epsilon}"
         if key == "epsilon_max" and not self.clamps_epsilon:
-            raise ValueError("align.epsilon_max is not used beside align.epsilon_value: leave one of them out")
+            yield "align.epsilon_max is not used beside align.epsilon_value: leave one of them out"

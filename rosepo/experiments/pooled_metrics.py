@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -19,10 +20,11 @@ from rosepo.evaluation.evaluate_rankings import ExampleSeries
 from rosepo.evaluation.measured_examples import EXAMPLES_FILE
 from rosepo.evaluation.rankings import RANKINGS_FOLDER
 from rosepo.evaluation.systems import ITEMS_FILE
+from rosepo.experiments.suite import Metric
 from rosepo.metrics.bootstrap import Estimate, Resampled, UserBootstrap
 from rosepo.run.paths import RunPaths
 
-METRICS = ("hr@1", "hr@10", "ndcg@10", "log_popularity", "head_share", "hallucination")
+METRICS: tuple[Metric, ...] = get_args(Metric)
 TRUTH = "truth"
 
 Series = dict[str, np.ndarray]

@@ -19,8 +19,7 @@ from rosepo.data.readers.digests import FileDigests
 from rosepo.experiments.suite import Experiment, Split
 from rosepo.pipeline.fingerprints import stage_settings
 from rosepo.pipeline.kept_config import CONFIG_FILE, resolve_config
-from rosepo.pipeline.lineage import differ
-from rosepo.pipeline.planning import RunPlan, plan_run
+from rosepo.pipeline.planning import RunPlan, differences, plan_run
 from rosepo.report.run_metadata import manifests_of
 from rosepo.run.manifest import find_manifest
 from rosepo.run.paths import RunPaths
@@ -78,17 +77,16 @@ class Run:
             UserError: settings that do not go together, or stages that were made by a rosepo of another format.
         """
         config = self.config(more)
-        found: dict[str, str] = {}
+        found: list[str] = []
         for name, manifest in self.manifests.items():
-            for key, value in stage_settings(config, find_stage(name)).items():
-                then = manifest["settings"].get(key)
-                # Where the data stands is no matter; what is in it the fingerprints know.
-                if not key.startswith("data.") and differ(then, value):
-                    found[key] = f"{key}: {then} → {value}"
+            settings = stage_settings(config, find_stage(name))
+            # Where the data stands is no matter; what is in it the fingerprints know.
+            now = {key: value for key, value in settings.items() if not key.startswith("data.")}
+            found += differences({key: manifest["settings"].get(key) for key in now}, now)
         for name, fingerprint in self.manifests["evaluate"]["inputs"].items():
             if name in self.manifests and self.manifests[name]["fingerprint"] != fingerprint:
-                found[name] = f"{name} was made again after the evaluation"
-        return [*found.values()]
+                found.append(f"{name} was made again after the evaluation")
+        return list(dict.fromkeys(found))
 
     def siblings(self) -> list[Path]:
         """Folders of runs on the same data with the same seed."""

@@ -5,7 +5,6 @@ The truth (the items people really chose) is popular too and resembles their his
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -95,8 +94,3 @@ def likeness(embeddings: np.ndarray, profiles: np.ndarray, items: np.ndarray) ->
     """Similarity float64 [N, k] of items int64 [N, k] (-1 gives 0) to the profiles of `history_similarity`."""
     picked = np.einsum("nd,nkd->nk", profiles, embeddings[np.maximum(items, 0)]).astype(np.float64)
     return np.where(items >= 0, picked, 0.0)
-
-
-def merge(batches: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """Series of consecutive batches, end to end."""
-    return {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]} if batches else {}

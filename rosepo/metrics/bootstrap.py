@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 
 _CELLS = 2**24
 """Weights held at once (resamples × users): 128 MiB."""
+_TAIL = (1.0 - 0.95) / 2.0
+"""Share of the draws below an interval, and above it."""
 
 
 @dataclass(frozen=True)
@@ -24,17 +26,12 @@ class Estimate:
     low: float
     high: float
 
-    def as_dict(self) -> dict[str, float]:
-        """`{"value", "low", "high"}`."""
-        return {"value": self.value, "low": self.low, "high": self.high}
-
 
 @dataclass(frozen=True)
 class Resampled:
     """Series by name, each its mean and the means under every draw; all under the same draws."""
 
     series: Mapping[Hashable, tuple[float, np.ndarray]]
-    level: float
 
     def mean(self, name: Hashable) -> Estimate:
         """The mean of a series and its interval."""
@@ -48,8 +45,7 @@ class Resampled:
     def _estimate(self, mean: float, draws: np.ndarray) -> Estimate:
         if not np.isfinite(draws).any():
             return Estimate(mean, float("nan"), float("nan"))
-        tail = (1.0 - self.level) / 2.0
-        low, high = np.nanquantile(draws, [tail, 1.0 - tail])
+        low, high = np.nanquantile(draws, [_TAIL, 1.0 - _TAIL])
         return Estimate(mean, float(low), float(high))
 
 
@@ -60,13 +56,12 @@ class UserBootstrap:
         users: [N] user of every example, any comparable dtype.
         resamples: draws behind an interval.
         seed: of the draws; equal arguments give equal intervals.
-        level: share of the draws inside an interval.
     """
 
-    def __init__(self, users: np.ndarray, resamples: int = 1000, seed: int = 0, level: float = 0.95) -> None:
+    def __init__(self, users: np.ndarray, resamples: int = 1000, seed: int = 0) -> None:
         names, self._codes = np.unique(users, return_inverse=True)
         self.n_users, self.n_examples = len(names), len(users)
-        self.resamples, self.seed, self.level = resamples, seed, level
+        self.resamples, self.seed = resamples, seed
 
     def resample(self, values: Mapping[Hashable, np.ndarray] | Iterable[tuple[Hashable, np.ndarray]]) -> Resampled:
         """Draw once for every series float [N]; NaN marks an example that a series does not count.
@@ -88,7 +83,7 @@ class UserBootstrap:
             if not whole:
                 counts.append(np.bincount(codes, minlength=self.n_users).astype(np.float64))
         means, draws = self._resampled(np.stack(sums, axis=1), np.stack(counts, axis=1), np.array(counted_by))
-        return Resampled({name: (float(means[i]), draws[:, i]) for i, name in enumerate(names)}, self.level)
+        return Resampled({name: (float(means[i]), draws[:, i]) for i, name in enumerate(names)})
 
     def _resampled(self, sums: np.ndarray, counts: np.ndarray, by: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Means [M] and their resampled values [resamples, M].
@@ -120,5 +115,5 @@ def _draw_users(rng: np.random.Generator, rows: int, n_users: int) -> np.ndarray
 
 
 def plain(estimate: Estimate) -> dict[str, float | None]:
-    """As `Estimate.as_dict`, for JSON: None where there is no number."""
-    return {key: value if math.isfinite(value) else None for key, value in estimate.as_dict().items()}
+    """`{"value", "low", "high"}` for JSON: None where there is no number."""
+    return {key: value if math.isfinite(value) else None for key, value in asdict(estimate).items()}

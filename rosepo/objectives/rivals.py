@@ -129,9 +129,9 @@ def best_tau(margins: Tensor, tau_min: float, tau_max: float, rho: float) -> Ten
     """The tau in [tau_min, tau_max] that minimises ``-tau log sigmoid(d / tau) + rho tau``, shape and dtype of margins.
 
     The derivative is ``H(sigmoid(d / tau)) + rho`` with H the entropy of a coin in nats, and the objective is convex.
-    So all minima lie at one ``|d| / tau = z``, the root of H(sigmoid(z)) = -rho: Newton's steps find z once instead of
-    every pair's tau, and what is left is the projection onto the bounds. (The paper takes projected Newton steps in tau
-    for every pair; this shortcut to where they lead is ours.)
+    So all minima lie at one ``|d| / tau = z``, the root of H(sigmoid(z)) = -rho: z is found once instead of every
+    pair's tau, and what is left is the projection onto the bounds. (The paper takes projected Newton steps in tau for
+    every pair; this shortcut to where they lead is ours.)
     """
     root = _entropy_root(rho)
     best = margins.abs() / root if root > 0 else torch.full_like(margins, tau_max)
@@ -146,15 +146,10 @@ def _entropy_root(rho: float) -> float:
     low, high = 0.0, 1.0
     while _entropy(high) > -rho:
         low, high = high, 2 * high
-    z = (low + high) / 2
-    for _ in range(100):
-        excess = _entropy(z) + rho
-        low, high = (z, high) if excess > 0 else (low, z)
-        # Newton's step (H' = -z sigmoid(z) sigmoid(-z)), or half of the bracket where it would leave it.
-        slope = -z * math.exp(-z) / (1 + math.exp(-z)) ** 2
-        step = z - excess / slope if slope else low
-        z = step if low < step < high else (low + high) / 2
-    return z
+    for _ in range(60):  # halves, until doubles have no number in between
+        z = (low + high) / 2
+        low, high = (z, high) if _entropy(z) > -rho else (low, z)
+    return (low + high) / 2
 
 
 def _entropy(z: float) -> float:

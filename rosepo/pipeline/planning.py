@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -16,13 +16,16 @@ from typing import Any, Literal
 from rosepo.config import Config
 from rosepo.data.readers.digests import FileDigests
 from rosepo.pipeline.fingerprints import files_read, fingerprint, stage_settings
-from rosepo.pipeline.lineage import SHOWN, Lineage, differ, differences
-from rosepo.run.manifest import REMADE, of_this_format
+from rosepo.run.manifest import REMADE, check_format, find_manifest, of_this_format
 from rosepo.run.paths import of_round
 from rosepo.run.stages import Stage, check_rounds, find_stage, stages_of
 from rosepo.utils.errors import UserError
+from rosepo.utils.files import digest
+from rosepo.utils.redaction import redact_tree
 
 _OVERWRITE = "use another --out, or --overwrite to make it again"
+_SHOWN = 4
+"""Differences that a message names."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,133 @@ class RunPlan:
         return {name: left[sampling] for name, sampling in pairs.items() if sampling in left}
 
 
+class Planner:
+    """Plans stage by stage, from the manifests in a run's folder as they were when they were first asked for.
+
+    Args: as of `plan_run`.
+    """
+
+    def __init__(self, config: Config, root: Path, overwrite: bool = False, digests: FileDigests | None = None) -> None:
+        self.config, self.root, self.overwrite = config, root, overwrite
+        self.digests = digests or FileDigests()
+        self._manifests: dict[str, dict[str, Any] | None] = {}
+        self._sound: set[str] = set()
+
+    def find(self, stage: Stage) -> dict[str, Any] | None:
+        """The manifest of a finished stage of whatever format, None where there is none."""
+        if stage.name not in self._manifests:
+            self._manifests[stage.name] = find_manifest(self.root / stage.folder)
+        return self._manifests[stage.name]
+
+    def read(self, stage: Stage, remedy: str = REMADE) -> dict[str, Any] | None:
+        """The same, of this format.
+
+        Raises:
+            UserError: see `check_format`.
+        """
+        manifest = self.find(stage)
+        if manifest is not None:
+            check_format(manifest, self.root / stage.folder, remedy)
+        return manifest
+
+    def check_input(self, needed: Stage, reader: str) -> None:
+        """Refuse what the stage `needed` left where it is not there, or not of this configuration and its inputs.
+
+        Args:
+            reader: the stage that reads it.
+
+        Raises:
+            UserError: naming the folder and what differs.
+        """
+        folder, manifest = self.root / needed.folder, self.read(needed)
+        if manifest is None:
+            raise UserError(
+                f"{reader} reads {folder}, which is not there: run `rosepo {needed.command}` or `rosepo run` first"
+            )
+        changed = differences(manifest["settings"], stage_settings(self.config, needed))
+        if needed.name != "prepare":  # the log may be gone by now, and its examples do
+            changed += differences(manifest["files"], self.digests.of(files_read(self.config, needed)))
+        if changed:
+            raise UserError(
+                f"{reader} reads {folder}, which was made by another configuration ({'; '.join(changed[:_SHOWN])}): "
+                f"use that configuration, or run `rosepo {needed.command}` again"
+            )
+        self.check_origin(needed, reader)
+
+    def check_origin(self, stage: Stage, reader: str) -> None:
+        """Refuse what a stage left where it was made from something else than what stands in the run's folder now,
+        however far back.
+
+        Args:
+            reader: the stage or command that reads it.
+
+        Raises:
+            UserError: naming the folder that is stale and the one that was made again.
+        """
+        if stage.name in self._sound:
+            return
+        self._sound.add(stage.name)
+        manifest = self.read(stage) or {}
+        for name, made_from in manifest.get("inputs", {}).items():
+            source = find_stage(name)
+            now_there = self.read(source)
+            if now_there is not None and now_there["fingerprint"] != made_from:
+                raise UserError(
+                    f"{reader} reads {self.root / stage.folder}, which was made before {self.root / source.folder} was "
+                    f"made again: run `rosepo {stage.command} --overwrite`, or `rosepo run --overwrite`, first"
+                )
+            self.check_origin(source, reader)
+
+    def plan(self, stage: Stage, fingerprints: Mapping[str, str], wanted: Collection[str]) -> StagePlan:
+        """What is to be done for a stage.
+
+        Args:
+            fingerprints: of those before it, as they will be by then.
+            wanted: names of those that the command makes.
+        """
+        self._check_inputs(stage, wanted)
+        folder, settings = self.root / stage.folder, stage_settings(self.config, stage)
+        inputs = {name: fingerprints[name] for name in (*stage.needs, *stage.uses) if name in fingerprints}
+        files = self.digests.of(files_read(self.config, stage))
+        manifest = self.find(stage) if self.overwrite else self.read(stage, _OVERWRITE)
+        asked = fingerprint(stage, settings, inputs, files)
+        if manifest is None:
+            if folder.exists() and any(folder.iterdir()):
+                raise UserError(
+                    f"{folder} holds files that no finished stage of rosepo wrote: move them away or use another --out"
+                )
+            return StagePlan(stage, "missing", settings, inputs, files, asked, None)
+        found = manifest["fingerprint"]
+        plan = StagePlan(stage, "done" if found == asked else "replace", settings, inputs, files, asked, found)
+        if plan.state == "replace" and not self.overwrite and not _only_adds(manifest, plan):
+            changed = differences(manifest["settings"], settings) or ["what it was made from"]
+            raise UserError(f"{folder} was made by another configuration ({'; '.join(changed[:_SHOWN])}): {_OVERWRITE}")
+        return plan
+
+    def _check_inputs(self, stage: Stage, wanted: Collection[str]) -> None:
+        """Refuse what a stage reads and this command does not make, where it is not what the stage would read."""
+        remedy = "use another --out, or move it away" if self.overwrite else REMADE
+        for name in (*stage.needs, *stage.uses):
+            if name in wanted:
+                continue
+            needed = find_stage(name)
+            there = self.read(needed, remedy) is not None
+            # An old sweep is only told about: it may be of other settings.
+            if name != "sweep" and (there or name in stage.needs):
+                self.check_input(needed, stage.name)
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """What differs between two mappings of which the first was read from a manifest, `key: old → new`."""
+    keys = sorted({*old, *new})
+    return [f"{key}: {old.get(key)} → {new.get(key)}" for key in keys if differ(old.get(key), new.get(key))]
+
+
+def differ(old: Any, new: Any) -> bool:
+    """Whether two values differ in what a manifest holds of them."""
+    return digest(redact_tree(old)) != digest(redact_tree(new))
+
+
 def plan_run(
     config: Config,
     root: Path,
@@ -98,87 +228,27 @@ def plan_run(
     """
     _check_root(root)
     check_rounds(config, names)
-    lineage = Lineage(root)
-    wanted = {*names, *_streamed_with(config, lineage, names)}
-    planner = _Planner(config, lineage, wanted, overwrite, digests or FileDigests())
+    planner = Planner(config, root, overwrite, digests)
+    wanted = {*names, *_streamed_with(planner, names)}
     plans: list[StagePlan] = []
     manifests: dict[str, dict[str, Any]] = {}
     fingerprints: dict[str, str] = {}
     for stage in stages_of(config).values():
-        found = lineage.find(stage)
+        found = planner.find(stage)
         if found is not None and of_this_format(found):
             manifests[stage.name] = found
             fingerprints[stage.name] = found["fingerprint"]
         if stage.name in wanted:
-            plans.append(planner.plan(stage, fingerprints))
+            plans.append(planner.plan(stage, fingerprints, wanted))
             fingerprints[stage.name] = plans[-1].fingerprint
     return RunPlan(config, root, tuple(plans), manifests)
 
 
-def _streamed_with(config: Config, lineage: Lineage, names: Sequence[str]) -> list[str]:
+def _streamed_with(planner: Planner, names: Sequence[str]) -> list[str]:
     """With `pairs.stream`, the sampling of groups that a named alignment trains on and that are not there."""
-    alignments = [stage for stage in map(find_stage, names) if stage.kind == "align"] if config.pairs.stream else []
-    sampling = [of_round("pairs", stage.round) for stage in alignments]
-    return [name for name in sampling if lineage.find(find_stage(name)) is None]
-
-
-@dataclass(frozen=True)
-class _Planner:
-    """Decides stage by stage; `wanted`: the names of those that this command makes."""
-
-    config: Config
-    lineage: Lineage
-    wanted: Collection[str]
-    overwrite: bool
-    digests: FileDigests
-
-    def plan(self, stage: Stage, fingerprints: Mapping[str, str]) -> StagePlan:
-        """What is to be done for a stage; `fingerprints`: of those before it, as they will be by then."""
-        self._check_inputs(stage)
-        settings = stage_settings(self.config, stage)
-        inputs = {name: fingerprints[name] for name in (*stage.needs, *stage.uses) if name in fingerprints}
-        files = self.digests.of(files_read(self.config, stage))
-        manifest = self.lineage.find(stage) if self.overwrite else self.lineage.read(stage, _OVERWRITE)
-        plan = StagePlan(
-            stage,
-            "missing",
-            settings,
-            inputs,
-            files,
-            fingerprint=fingerprint(stage, settings, inputs, files),
-            found=None if manifest is None else manifest["fingerprint"],
-        )
-        if manifest is None:
-            self._check_free(stage)
-            return plan
-        if plan.found == plan.fingerprint:
-            return replace(plan, state="done")
-        if not self.overwrite and not _only_adds(manifest, plan):
-            changed = differences(manifest["settings"], settings) or ["what it was made from"]
-            raise UserError(
-                f"{self.lineage.root / stage.folder} was made by another configuration "
-                f"({'; '.join(changed[:SHOWN])}): {_OVERWRITE}"
-            )
-        return replace(plan, state="replace")
-
-    def _check_inputs(self, stage: Stage) -> None:
-        """Refuse what a stage reads and this command does not make, where it is not what the stage would read."""
-        remedy = "use another --out, or move it away" if self.overwrite else REMADE
-        for name in (*stage.needs, *stage.uses):
-            if name in self.wanted:
-                continue
-            needed = find_stage(name)
-            there = self.lineage.read(needed, remedy) is not None
-            # An old sweep is only told about: it may be of other settings.
-            if name != "sweep" and (there or name in stage.needs):
-                self.lineage.check_input(self.config, needed, stage.name, self.digests)
-
-    def _check_free(self, stage: Stage) -> None:
-        folder = self.lineage.root / stage.folder
-        if folder.exists() and any(folder.iterdir()):
-            raise UserError(
-                f"{folder} holds files that no finished stage of rosepo wrote: move them away or use another --out"
-            )
+    alignments = [stage for stage in map(find_stage, names) if stage.kind == "align"]
+    sampling = [of_round("pairs", stage.round) for stage in alignments if planner.config.pairs.stream]
+    return [name for name in sampling if planner.find(find_stage(name)) is None]
 
 
 def _only_adds(manifest: Mapping[str, Any], plan: StagePlan) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 
 from rosepo.config import Config, EvaluateConfig, PairsConfig
 from rosepo.pipeline.planning import RunPlan
-from rosepo.run.ray_session import cluster_cpus, cluster_gpus, joins_cluster, local_cpus
+from rosepo.run.ray_session import cluster_size, joins_cluster, local_cpus
 from rosepo.run.resources import check_together, request_of, stage_use_gpu, use_gpu
 from rosepo.run.stages import find_stage, names_of_run
 from rosepo.utils.errors import UserError
@@ -19,26 +19,19 @@ def check_before_run(config: Config) -> dict[str, Any]:
     Raises:
         UserError: the first fault.
     """
+    import torch
+
     from rosepo.data.prepare.prepare import inspect_data
     from rosepo.lm.model.policy import validate_model
-    from rosepo.oracle.external_oracle import check_external
     from rosepo.sampling.strategies.mixture import check_negatives
-    from rosepo.tuning.search_space import check_space
 
-    if config.sweep.trials > 0:
-        check_space(config)
-    check_external(config.oracle)
-    _check_strategies(config.pairs)
-    _check_systems(config.evaluate)
-    if not config.pairs.score:
-        raise UserError(
-            "pairs.score=false leaves groups without what alignment reads: leave it out, or run `rosepo pairs` alone"
-        )
+    check_named(config, names_of_run(config))
     if not joins_cluster(config.ray):
+        there = local_cpus(config.ray), torch.cuda.device_count()
         for section in asking_stages(config):
-            use_gpu(request_of(config, section), local_cpus(config.ray), _local_gpus())
+            use_gpu(request_of(config, section), *there)
         if config.pairs.stream:
-            check_together(config, local_cpus(config.ray), _local_gpus())
+            check_together(config, *there)
     data = inspect_data(config)
     validate_model(config)
     if data["exact"]:
@@ -65,8 +58,8 @@ def check_named(config: Config, names: Sequence[str]) -> None:
         _check_systems(config.evaluate)
     if not config.pairs.score and kinds & {"align", "sweep"}:
         raise UserError(
-            "pairs.score=false leaves groups without what alignment reads: run `rosepo pairs --overwrite` with "
-            "--set pairs.score=true first"
+            "pairs.score=false leaves groups without what alignment reads: leave it out and make them again, `rosepo "
+            "pairs --overwrite --set pairs.score=true`, or run `rosepo pairs` alone"
         )
     if "sweep" in names:
         if config.sweep.trials == 0:
@@ -85,7 +78,7 @@ def check_resources(plan: RunPlan) -> None:
         if kind in asking:
             stage_use_gpu(plan.config, kind)
     if plan.streamed:
-        check_together(plan.config, cluster_cpus(), cluster_gpus())
+        check_together(plan.config, *cluster_size())
 
 
 def asking_stages(config: Config) -> list[str]:
@@ -100,7 +93,6 @@ def _check_strategies(pairs: PairsConfig) -> None:
     Raises:
         UserError: a strategy that cannot be imported, or an encoder that is neither a folder nor on the hub.
     """
-    from rosepo.lm.model.loading import find_source
     from rosepo.lm.model.title_embeddings import BUILT_IN
     from rosepo.utils.imports import find_callable
 
@@ -108,10 +100,7 @@ def _check_strategies(pairs: PairsConfig) -> None:
         if ":" in name:
             find_callable(name, "pairs.strategies")
     if pairs.asking("embeddings") and pairs.encoder not in BUILT_IN:
-        try:
-            find_source(pairs.encoder)
-        except UserError as error:
-            raise UserError(str(error).replace("model.path", "pairs.encoder")) from error
+        _check_model(pairs.encoder, "pairs.encoder")
 
 
 def _check_systems(evaluate: EvaluateConfig) -> None:
@@ -122,19 +111,19 @@ def _check_systems(evaluate: EvaluateConfig) -> None:
     """
     from rosepo.evaluation.external_models import sources_of
     from rosepo.evaluation.prediction_files import read_headers
-    from rosepo.lm.model.loading import find_source
 
     for system in evaluate.external.values():
         if system.kind == "predictions":
             read_headers(sources_of(system), system.key)
-            continue
-        try:
-            find_source(system.location)
-        except UserError as error:
-            raise UserError(str(error).replace("model.path", system.key)) from error
+        else:
+            _check_model(system.location, system.key)
 
 
-def _local_gpus() -> int:
-    import torch
+def _check_model(path: str, key: str) -> None:
+    """Raises UserError for a model, named by a key of the configuration, that is neither a folder nor on the hub."""
+    from rosepo.lm.model.loading import find_source
 
-    return torch.cuda.device_count()
+    try:
+        find_source(path)
+    except UserError as error:
+        raise UserError(str(error).replace("model.path", key)) from error

@@ -9,15 +9,14 @@ from typing import Any
 
 from rosepo.config import Config, located
 from rosepo.pipeline.kept_config import keeping_config
-from rosepo.pipeline.lineage import Lineage
-from rosepo.pipeline.planning import RunPlan, StagePlan
+from rosepo.pipeline.planning import Planner, RunPlan, StagePlan
 from rosepo.run.folders import continuing, partial_folder, replacing
 from rosepo.run.manifest import FORMAT, MANIFEST, find_manifest, git_revision, versions
 from rosepo.run.paths import RunPaths
 from rosepo.run.stages import Stage, StageFunction, find_stage, paths_of, seconds_in_all, stages_of
 from rosepo.utils.console import duration, echo
 from rosepo.utils.errors import UserError
-from rosepo.utils.files import copy_file, now, write_json
+from rosepo.utils.files import now, write_json, write_text
 from rosepo.utils.memory import MemoryMonitor
 from rosepo.utils.redaction import command_line, redact_tree
 
@@ -62,14 +61,14 @@ def draw_report(config: Config, root: Path) -> Path:
         UserError: nothing was evaluated there, or what was measured has been made again since.
     """
     evaluated = stages_of(config)["evaluate"]
-    Lineage(root).check_origin(evaluated, "report")
+    Planner(config, root).check_origin(evaluated, "report")
     return _draw(config, root, evaluated)
 
 
 def _publish(plan: RunPlan, evaluated: StagePlan) -> None:
     """Put an evaluation's metrics and the report that is drawn of them at the top of the run's folder."""
     paths = RunPaths(plan.root)
-    copy_file(paths.evaluation / paths.metrics.name, paths.metrics)
+    write_text(paths.metrics, (paths.evaluation / paths.metrics.name).read_text(encoding="utf-8"))
     if evaluated.state != "done" or not paths.report.is_file():
         _draw(plan.config, plan.root, evaluated.stage)
 
@@ -83,14 +82,12 @@ def _draw(config: Config, root: Path, evaluated: Stage) -> Path:
 def _make(plan: RunPlan, step: StagePlan, label: str) -> dict[str, Manifest]:
     """Run a stage, and with it the sampling that is streamed into it; returns their manifests by name."""
     pairs = plan.streamed.get(step.stage.name)
-    echo(f"{label}: {step.stage.purpose}{f', while {pairs.stage.name} samples' if pairs else ''}")
-    return {step.stage.name: _run_stage(plan, step)} if pairs is None else _run_streamed(plan, pairs, step)
-
-
-def _run_streamed(plan: RunPlan, pairs: StagePlan, align: StagePlan) -> dict[str, Manifest]:
-    """Run the sampling of a round beside its alignment."""
+    if pairs is None:
+        echo(f"{label}: {step.stage.purpose}")
+        return {step.stage.name: _run_stage(plan, step)}
     from rosepo.pipeline.streaming import align_streamed
 
+    echo(f"{label}: {step.stage.purpose}, while {pairs.stage.name} samples")
     made: dict[str, Manifest] = {}
 
     def sample(function: StageFunction) -> None:
@@ -100,7 +97,7 @@ def _run_streamed(plan: RunPlan, pairs: StagePlan, align: StagePlan) -> dict[str
         folder = partial_folder(paths.root / pairs.stage.folder, pairs.fingerprint)
         return align_streamed(config, paths, out, folder, sample)
 
-    made[align.stage.name] = _run_stage(plan, align, work)
+    made[step.stage.name] = _run_stage(plan, step, work)
     return made
 
 

@@ -18,8 +18,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rosepo.config import Config
 from rosepo.data.example_shards import VALIDATION, VALIDATION_FILE, Shard
 from rosepo.run.paths import RunPaths
-from rosepo.run.ray_session import RESTARTS, cluster_cpus, cluster_gpus
-from rosepo.run.resources import check_together
+from rosepo.run.ray_session import RESTARTS
 from rosepo.run.stages import StageFunction
 from rosepo.sampling.group_files import finished_parts, part_path
 from rosepo.sampling.pairs import Sampling, plan_sampling
@@ -48,11 +47,10 @@ def align_streamed(config: Config, paths: RunPaths, out: Path, folder: Path, pai
         The figures of `align`, and `streamed`.
 
     Raises:
-        UserError, StageError: of either stage, and what does not fit the cluster at once.
+        UserError, StageError: of either stage.
     """
     from rosepo.training.align import align
 
-    check_together(config, cluster_cpus(), cluster_gpus())
     maker = Production(plan_sampling(config, paths), folder, pairs)
     try:
         figures = align(config, paths, out, maker=maker)

@@ -24,10 +24,8 @@ BIAS = {
 }
 """Titles, and what they are."""
 GROUPED = {
-    "hr@10": ("HR@10", ""),
-    "ndcg@10": ("NDCG@10", ""),
-    "log_popularity": ("Mean log-popularity", ""),
-    "hallucination": ("Semantic hallucination", ""),
+    **{key: (ACCURACY[key], "") for key in ("hr@10", "ndcg@10")},
+    **{key: (BIAS[key][0], "") for key in ("log_popularity", "hallucination")},
 }
 """The same of what is told of groups of users."""
 GROUPINGS = {

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
+
 from rosepo.utils.errors import UserError
 
 
@@ -101,7 +103,8 @@ def _lock(directory: Path, folder: Path) -> int:
 def _remove_stale(folder: Path) -> None:
     """What processes that are no more left beside `folder`."""
     for stale in folder.parent.glob(f".{folder.name}.*.tmp"):
-        if not _alive(stale.name.split(".")[-2]):
+        pid = stale.name.split(".")[-2]
+        if not (pid.isdigit() and psutil.pid_exists(int(pid))):
             shutil.rmtree(stale, ignore_errors=True)
 
 
@@ -111,13 +114,3 @@ def _take_place(aside: Path, folder: Path) -> None:
         folder.replace(old)
     aside.replace(folder)
     shutil.rmtree(old, ignore_errors=True)
-
-
-def _alive(pid: str) -> bool:
-    try:
-        os.kill(int(pid), 0)
-    except (ValueError, ProcessLookupError):
-        return False
-    except PermissionError:
-        return True
-    return True

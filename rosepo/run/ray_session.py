@@ -102,18 +102,12 @@ def _core_muted() -> Iterator[None]:
         os.close(nowhere)
 
 
-def cluster_cpus() -> float:
-    """CPUs of the running session."""
+def cluster_size() -> tuple[float, float]:
+    """CPUs and GPUs of the running session."""
     import ray
 
-    return float(ray.cluster_resources().get("CPU", 0.0))
-
-
-def cluster_gpus() -> float:
-    """GPUs of the running session."""
-    import ray
-
-    return float(ray.cluster_resources().get("GPU", 0.0))
+    there = ray.cluster_resources()
+    return there.get("CPU", 0.0), there.get("GPU", 0.0)
 
 
 def work_dataset(rows: Sequence[dict[str, Any]]) -> Dataset:

@@ -6,17 +6,15 @@ checked beforehand, here alone.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from rosepo.config import Config, TrainConfig
-from rosepo.config.base import Section
+from rosepo.config import Config
 from rosepo.utils.errors import UserError
 
 FEED_CPUS = 0.25
 """CPUs that the Ray Data actor feeding one training worker asks for."""
 TRIAL_CPUS = 0.5
 """CPUs that a trial of a sweep asks for itself, while its trainer's workers run."""
-_COUNTS = {"sft": "workers", "align": "workers", "oracle": "workers", "pairs": "actors", "evaluate": "actors"}
 
 
 @dataclass(frozen=True)
@@ -28,7 +26,7 @@ class ResourceRequest:
         count_key, each_key: dotted keys that say how many, and what each takes.
         count: processes.
         cpus_each: CPUs that each asks Ray for.
-        data_each: CPUs for Ray Data beside each.
+        data_each: CPUs for the Ray Data actor that feeds each.
         gpus_each: GPUs that each takes where it takes any.
         gpu_key: dotted key that says whether it does.
         gpu: auto, yes or no.
@@ -52,6 +50,12 @@ class ResourceRequest:
         return self.count * (self.cpus_each + self.data_each)
 
     @property
+    def told(self) -> str:
+        """How many CPUs, for messages."""
+        beside = f" and {self.data_each:g} beside each" if self.data_each else ""
+        return f"{self.count_key}={self.count} × {self.cpus_each:g}{beside}"
+
+    @property
     def gpus(self) -> int:
         """GPUs that must be there at once, where any are used."""
         return self.count * self.gpus_each
@@ -60,22 +64,21 @@ class ResourceRequest:
 def request_of(config: Config, section: str) -> ResourceRequest:
     """What a section of the configuration asks for: sft, oracle, pairs, align, evaluate, recommend or sweep."""
     if section == "sweep":
-        return _sweep_request(config)
-    settings = getattr(config, section)
-    count = _COUNTS.get(section, "actors")
-    each = "cpus_per_worker" if count == "workers" else "cpus_per_actor"
-    data = FEED_CPUS if section in ("sft", "align") else 0.0
+        return _request_of_trials(config)
+    settings, trains = getattr(config, section), section in ("sft", "align")
+    count, each = ("workers", "cpus_per_worker") if trains or section == "oracle" else ("actors", "cpus_per_actor")
+    flex = trains and settings.attention == "flex"  # FlexAttention has no backward pass on CPUs
     return ResourceRequest(
         section,
         count_key=f"{section}.{count}",
         each_key=f"{section}.{each}",
         count=getattr(settings, count),
         cpus_each=getattr(settings, each),
-        data_each=data,
+        data_each=FEED_CPUS if trains else 0.0,
         gpus_each=1,
         gpu_key=f"{section}.gpu",
         gpu=settings.gpu,
-        only_gpu=_only_gpu(section, settings),
+        only_gpu=(f"{section}.attention=flex", f"{section}.attention=auto") if flex else None,
     )
 
 
@@ -87,12 +90,10 @@ def use_gpu(need: ResourceRequest, cpus: float, gpus: float) -> bool:
     """
     if need.cpus > cpus + 1e-6:
         most = int(cpus / (need.cpus_each + need.data_each))
-        beside = f", and {need.data_each:g} beside each for Ray Data" if need.data_each else ""
         remedy = f"set {need.count_key}={most}" if most else f"lower {need.each_key}"
         raise UserError(
-            f"{need.section} needs {need.cpus:g} CPUs ({need.count_key}={need.count} × "
-            f"{need.cpus_each:g}{beside}) and the cluster has {cpus:g}: {remedy}, or give Ray more CPUs "
-            "(ray.num_cpus where it is started here)"
+            f"{need.section} needs {need.cpus:g} CPUs ({need.told}) and the cluster has {cpus:g}: {remedy}, or give "
+            "Ray more CPUs (ray.num_cpus where it is started here)"
         )
     if need.gpu == "no" or (need.gpu == "auto" and gpus == 0):
         if need.only_gpu is not None:
@@ -120,7 +121,7 @@ def check_together(config: Config, cpus: float, gpus: float) -> None:
     with_gpus = [need for need in needs if use_gpu(need, cpus, gpus)]
     asked = sum(need.cpus for need in needs)
     if asked > cpus + 1e-6:
-        sums = " + ".join(_sum(need) for need in needs)
+        sums = " + ".join(need.told for need in needs)
         raise UserError(
             f"pairs.stream=true runs pairs and align at once, which needs {asked:g} CPUs ({sums}), and the cluster has "
             f"{cpus:g}: lower {needs[0].each_key}, {needs[0].count_key} or {needs[1].count_key}, give Ray more CPUs "
@@ -135,37 +136,17 @@ def check_together(config: Config, cpus: float, gpus: float) -> None:
         )
 
 
-def _sum(need: ResourceRequest) -> str:
-    beside = f" and {need.data_each:g} beside each" if need.data_each else ""
-    return f"{need.count_key}={need.count} × {need.cpus_each:g}{beside}"
-
-
 def stage_use_gpu(config: Config, section: str) -> bool:
     """`use_gpu` of a section on the running session."""
-    from rosepo.run.ray_session import cluster_cpus, cluster_gpus
+    from rosepo.run.ray_session import cluster_size
 
-    return use_gpu(request_of(config, section), cluster_cpus(), cluster_gpus())
-
-
-def _sweep_request(config: Config) -> ResourceRequest:
-    align, trials = request_of(config, "align"), config.sweep.concurrent
-    alone = config.sweep.mode == "process"
-    return ResourceRequest(
-        "sweep",
-        count_key="sweep.concurrent",
-        each_key=align.each_key if alone else align.count_key,
-        count=trials,
-        # Beside the workers of its trainer a trial holds half a CPU of its own.
-        cpus_each=align.cpus_each if alone else TRIAL_CPUS + align.cpus,
-        data_each=0.0,
-        gpus_each=1 if alone else align.count,
-        gpu_key=align.gpu_key,
-        gpu=align.gpu,
-        only_gpu=align.only_gpu,
-    )
+    return use_gpu(request_of(config, section), *cluster_size())
 
 
-def _only_gpu(section: str, settings: Section) -> tuple[str, str] | None:
-    # FlexAttention has no backward pass on CPUs.
-    flex = isinstance(settings, TrainConfig) and settings.attention == "flex"
-    return (f"{section}.attention=flex", f"{section}.attention=auto") if flex else None
+def _request_of_trials(config: Config) -> ResourceRequest:
+    align = request_of(config, "align")
+    trials = replace(align, section="sweep", count_key="sweep.concurrent", count=config.sweep.concurrent, data_each=0.0)
+    if config.sweep.mode == "process":
+        return trials
+    # Beside the workers of its trainer a trial holds half a CPU of its own.
+    return replace(trials, each_key=align.count_key, cpus_each=TRIAL_CPUS + align.cpus, gpus_each=align.count)

@@ -25,10 +25,10 @@ class Stage:
         name: the command; in later rounds followed by the round, as in `pairs-2`.
         folder: where it writes, below the run's folder.
         needs: stages that must be there.
-        uses: stages that are read where they are there.
         sections: parts of the configuration that its result depends on.
         function: `module:callable`, imported when it is run.
         purpose: what it does, for the person who watches.
+        uses: stages that are read where they are there.
         in_parts: goes on from what a run that did not end well has finished: parts, or a training's checkpoint.
         without: settings of those sections that its result does not depend on.
         round: of pairs and alignment that it belongs to; of the last one for what reads them all.
@@ -37,10 +37,10 @@ class Stage:
     name: str
     folder: str
     needs: tuple[str, ...]
-    uses: tuple[str, ...]
     sections: tuple[str, ...]
     function: str
     purpose: str
+    uses: tuple[str, ...] = ()
     in_parts: bool = False
     without: tuple[str, ...] = ()
     round: int = 1
@@ -62,79 +62,69 @@ class Stage:
         return function
 
 
-def _stage(
-    name: str,
-    folder: str,
-    needs: str,
-    sections: str,
-    function: str,
-    purpose: str,
-    uses: str = "",
-    without: str = "",
-    in_parts: bool = False,
-) -> Stage:
-    needed, used, settings, unused = (tuple(words.split()) for words in (needs, uses, sections, without))
-    return Stage(name, folder, needed, used, settings, function, purpose, in_parts, unused)
-
-
 STAGES: dict[str, Stage] = {
     stage.name: stage
     for stage in (
-        _stage(
-            "prepare", "examples", "", "data prepare", "rosepo.data.prepare.prepare:prepare", "interactions to examples"
-        ),
-        _stage(
-            "sft",
-            "sft",
+        Stage(
             "prepare",
-            "model sft",
-            "rosepo.training.sft:sft",
-            "fine-tune the language model on next titles",
+            "examples",
+            needs=(),
+            sections=("data", "prepare"),
+            function="rosepo.data.prepare.prepare:prepare",
+            purpose="interactions to examples",
+        ),
+        Stage(
+            "sft",
+            "sft",
+            needs=("prepare",),
+            sections=("model", "sft"),
+            function="rosepo.training.sft:sft",
+            purpose="fine-tune the language model on next titles",
             in_parts=True,
         ),
-        _stage(
+        Stage(
             "oracle",
             "oracle",
-            "prepare",
-            "oracle",
-            "rosepo.oracle.make_oracle:make_oracle",
-            "fit the preference oracle",
+            needs=("prepare",),
+            sections=("oracle",),
+            function="rosepo.oracle.make_oracle:make_oracle",
+            purpose="fit the preference oracle",
         ),
-        _stage(
+        Stage(
             "pairs",
             "groups",
-            "prepare sft oracle",
-            "pairs",
-            "rosepo.sampling.pairs:pairs",
-            "sample rejected titles",
-            without="pairs.rounds pairs.reference pairs.stream",
+            needs=("prepare", "sft", "oracle"),
+            sections=("pairs",),
+            function="rosepo.sampling.pairs:pairs",
+            purpose="sample rejected titles",
             in_parts=True,
+            without=("pairs.rounds", "pairs.reference", "pairs.stream"),
         ),
-        _stage(
+        Stage(
             "align",
             "aligned",
-            "prepare sft pairs",
-            "align",
-            "rosepo.training.align:align",
-            "align with preferences",
+            needs=("prepare", "sft", "pairs"),
+            sections=("align",),
+            function="rosepo.training.align:align",
+            purpose="align with preferences",
             in_parts=True,
         ),
-        _stage(
+        Stage(
             "sweep",
             "sweep",
-            "prepare sft pairs",
-            "align sweep evaluate.beams",
-            "rosepo.tuning.sweep:sweep",
-            "search alignment settings",
+            needs=("prepare", "sft", "pairs"),
+            sections=("align", "sweep", "evaluate.beams"),
+            function="rosepo.tuning.sweep:sweep",
+            purpose="search alignment settings",
         ),
-        _stage(
+        Stage(
             "evaluate",
             "evaluation",
-            "prepare",
-            "evaluate pairs.encoder pairs.semantic_decay pairs.rounds model.template.candidates",
-            "rosepo.evaluation.evaluate:evaluate",
-            "rank the catalogue, write the report",
-            uses="sft oracle pairs align sweep",
+            needs=("prepare",),
+            uses=("sft", "oracle", "pairs", "align", "sweep"),
+            sections=("evaluate", "pairs.encoder", "pairs.semantic_decay", "pairs.rounds", "model.template.candidates"),
+            function="rosepo.evaluation.evaluate:evaluate",
+            purpose="rank the catalogue, write the report",
             in_parts=True,
         ),
     )
@@ -184,8 +174,9 @@ def check_rounds(config: Config, names: Sequence[str]) -> None:
     Raises:
         UserError: naming the round and `pairs.rounds`.
     """
+    there = stages_of(config)
     for name in names:
-        if name not in stages_of(config):
+        if name not in there:
             raise UserError(
                 f"{name} is a round beyond pairs.rounds={config.pairs.rounds}: lower --round, or "
                 f"--set pairs.rounds={find_stage(name).round}"

@@ -72,12 +72,17 @@ class Trial:
 
     def run(self, number: int, settings: dict[str, Any]) -> dict[str, float]:
         """Align with the settings, measure, and keep the training curve."""
+        from rosepo.training.align import align, align_in_process
+
         quiet_worker()
         config = with_settings(self.config, settings)
         folder = self.folder(number)
         folder.mkdir(parents=True)
         try:
-            figures = self._align(config, folder)
+            if config.sweep.mode == "trainer":
+                figures = align(config, self.paths, folder, max_groups=config.sweep.max_groups)
+            else:
+                figures = align_in_process(config, self.paths, folder, max_groups=config.sweep.max_groups, gpu=self.gpu)
             measured = _measure(folder, config, self.paths, self.gpu and config.sweep.mode == "process")
             kept = self.out / "curves"
             kept.mkdir(exist_ok=True)
@@ -89,13 +94,6 @@ class Trial:
     def folder(self, number: int) -> Path:
         """Where a trial trains."""
         return self.out / f"trial-{number:03d}"
-
-    def _align(self, config: Config, folder: Path) -> dict[str, Any]:
-        from rosepo.training.align import align, align_in_process
-
-        if config.sweep.mode == "trainer":
-            return align(config, self.paths, folder, max_groups=config.sweep.max_groups)
-        return align_in_process(config, self.paths, folder, max_groups=config.sweep.max_groups, gpu=self.gpu)
 
 
 def _run_trials(
@@ -114,9 +112,12 @@ def _run_trials(
 
     # Tune's own handler would turn Ctrl-C into a normal end with unfinished trials, and stay for the next stages.
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
+    # The workers of a trainer ask for theirs on their own.
+    asked = {"CPU": config.align.cpus_per_worker} | ({"GPU": 1.0} if use_gpu else {})
+    asked = {"CPU": TRIAL_CPUS} if config.sweep.mode == "trainer" else asked
     told = TrialProgress(len(settings), trial.folder, _MEASURED)
     tuner = tune.Tuner(
-        tune.with_resources(run, _trial_resources(config, use_gpu)),
+        tune.with_resources(run, asked),
         param_space={"number": tune.grid_search(list(range(len(settings))))},
         # A process that ran a trial runs the next one too: its imports take longer than a small trial.
         tune_config=tune.TuneConfig(max_concurrent_trials=config.sweep.concurrent, reuse_actors=True),
@@ -129,7 +130,9 @@ def _run_trials(
     finally:
         shutil.rmtree(storage, ignore_errors=True)
     results: list[dict[str, Any]] = []
-    for number, result in sorted(_numbered(grid), key=lambda pair: pair[0]):
+    ended: list[Any] = [grid[place] for place in range(len(grid))]
+    for result in sorted(ended, key=lambda result: int(result.config["number"])):
+        number = int(result.config["number"])
         row: dict[str, Any] = {"trial": number, "settings": settings[number]}
         if result.error is not None:
             row["error"] = str(result.error).strip().splitlines()[-1]
@@ -137,18 +140,6 @@ def _run_trials(
             row |= {key: (result.metrics or {})[key] for key in (*_MEASURED, "loss", "seconds")}
         results.append(row)
     return results
-
-
-def _trial_resources(config: Config, use_gpu: bool) -> dict[str, float]:
-    """What a trial asks Ray for itself; the workers of a trainer ask on their own."""
-    if config.sweep.mode == "trainer":
-        return {"CPU": TRIAL_CPUS}
-    return {"CPU": config.align.cpus_per_worker} | ({"GPU": 1.0} if use_gpu else {})
-
-
-def _numbered(grid: Any) -> list[tuple[int, Any]]:
-    found = [grid[place] for place in range(len(grid))]
-    return [(int(result.config["number"]), result) for result in found]
 
 
 def _measure(model_folder: Path, config: Config, paths: RunPaths, gpu: bool = False) -> dict[str, float]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -34,13 +33,6 @@ def write_text(path: Path, text: str) -> None:
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     aside.write_text(text, encoding="utf-8")
     aside.replace(path)
-
-
-def copy_file(source: Path, target: Path) -> None:
-    """Copy aside, then rename."""
-    aside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    shutil.copyfile(source, aside)
-    aside.replace(target)
 
 
 def now() -> str:

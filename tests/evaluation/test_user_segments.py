@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -78,7 +80,7 @@ def test_a_group_has_the_figures_of_its_examples_alone() -> None:
     drawn = UserBootstrap(users[members], 100, 3).resample({key: series["sft"][key][members] for key in keys})
     for key in keys:
         figure = group["models"]["sft"][key]
-        assert {name: figure[name] for name in ("value", "low", "high")} == pytest.approx(drawn.mean(key).as_dict())
+        assert {name: figure[name] for name in ("value", "low", "high")} == pytest.approx(asdict(drawn.mean(key)))
         difference = series["aligned"][key][members].mean() - np.nanmean(series["sft"][key][members])
         assert group["differences"]["aligned-sft"][key]["value"] == pytest.approx(difference)
     assert group["models"]["aligned"]["log_popularity"]["truth"] == pytest.approx(

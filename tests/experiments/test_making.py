@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from rosepo.experiments import making
-from rosepo.experiments.making import Making, make
+from rosepo.experiments.command import Making, make
 from rosepo.experiments.provenance import TEST_LOG, looked_at
 from rosepo.experiments.results import write_results
 from rosepo.experiments.runs import Run, plan_of
@@ -29,7 +28,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
         given.append(command)
         return "it diverged"
 
-    monkeypatch.setattr(making, "call", call)
+    monkeypatch.setattr("rosepo.experiments.command.call", call)
     return given
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from rosepo.evaluation.rankers import rank_by_batches
 from rosepo.report.run_report import write_report
 from rosepo.run.paths import RunPaths
 from rosepo.utils.console import Progress
-from rosepo.utils.files import copy_file, write_json
+from rosepo.utils.files import write_json
 from tests.evaluation import runs
 from tests.manifests import write_manifest
 
@@ -73,7 +74,7 @@ def finished_run(root: Path, seed: int = 0, everything: bool = False, **align: A
     _write_groups(inputs)
     _write_logs(inputs)
     _write_manifests(inputs, align)
-    copy_file(out / "metrics.json", root / "metrics.json")
+    shutil.copyfile(out / "metrics.json", root / "metrics.json")
     write_report(config, inputs)
     return inputs
 

@@ -9,8 +9,7 @@ import pytest
 
 from rosepo.cli.help import stage_help
 from rosepo.config import STRATEGIES, dump_config, load_config
-from rosepo.config.base import Count
-from rosepo.config.options import Option
+from rosepo.config.base import Count, Option
 from rosepo.config.strategies import StrategyEntry
 from rosepo.data.random import Draws
 from rosepo.pipeline.fingerprints import stage_settings

@@ -10,9 +10,8 @@ from torch import Tensor
 
 from rosepo.cli.help import stage_help
 from rosepo.config import LOSSES, dump_config, load_config
-from rosepo.config.base import Positive
+from rosepo.config.base import Option, Positive
 from rosepo.config.losses import LossEntry
-from rosepo.config.options import Option
 from rosepo.config.root import shape_of
 from rosepo.objectives.rewards import Metrics, log_ratios, pair_margins, reward_metrics
 from rosepo.pipeline.fingerprints import stage_settings

@@ -99,7 +99,9 @@ def _of_alignment(metrics: Mapping[str, Any]) -> tuple[tuple[str, str], list[str
     def figures(key: str) -> tuple[Figure, Figure, Figure]:
         return models["sft"][key], models["aligned"][key], difference[key]
 
-    accuracy = [_accuracy(key.upper(), *figures(key)) for key in ACCURACY]
+    accuracy = [
+        _Claim(key.upper(), key.upper(), difference[key], _went(key.upper(), *figures(key))) for key in ACCURACY
+    ]
     bias = [_popularity(*figures("log_popularity")), _look_alikes(*figures("hallucination"))]
     clear = [f"{key.upper()} {brackets(difference[key])}" for key in OTHER_ACCURACY if sign(difference.get(key, {}))]
     others = f"Of the other figures of accuracy, clear of zero too: {joined(clear)}." if clear else ""
@@ -156,10 +158,6 @@ def _free_answers(found: Mapping[str, Any]) -> str:
         return ""
     before, after = (found["models"][name]["hr@1"] for name in ("sft", "aligned"))
     return _went("HR@1 of free answers", before, after, difference)
-
-
-def _accuracy(name: str, before: Figure, after: Figure, difference: Figure) -> _Claim:
-    return _Claim(name, name, difference, _went(name, before, after, difference))
 
 
 def _popularity(before: Figure, after: Figure, difference: Figure) -> _Claim:

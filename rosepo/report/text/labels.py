@@ -35,12 +35,12 @@ def label(name: str, metrics: Mapping[str, Any] | None = None) -> str:
     return NAMES.get(name, name) + (f" ({kind})" if kind else "")
 
 
-def short(text: str, length: int = SHORT) -> str:
+def short(text: str) -> str:
     """A label that fits a picture: the end of a long one, which tells paths and versions apart, is kept too."""
-    if len(text) <= length:
+    if len(text) <= SHORT:
         return text
-    tail = (length - 1) // 3
-    return f"{text[: length - 1 - tail]}…{text[-tail:]}"
+    tail = (SHORT - 1) // 3
+    return f"{text[: SHORT - 1 - tail]}…{text[-tail:]}"
 
 
 def colours_of(names: Iterable[str]) -> dict[str, str]:
