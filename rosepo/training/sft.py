@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 import rosepo
-from rosepo.config import Config, ModelConfig, SftConfig, TrainConfig
+from rosepo.config import Config, ModelConfig, TrainConfig
+from rosepo.config.training import SftConfig
 from rosepo.data.catalogue import Catalogue
 from rosepo.data.prompts import PromptBuilder
 from rosepo.lm.model.dropout import training_dropout
