@@ -11,6 +11,8 @@ import pyarrow.parquet as pq
 
 from rosepo.utils.errors import UserError
 
+ITEMS_FILE = "_items.parquet"
+"""What holds it, in the folder of the examples."""
 COLUMNS = ("item_id", "title", "categories", "train_count")
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 import rosepo
 from rosepo.config import Config
-from rosepo.data.catalogue import Catalogue
+from rosepo.data.catalogue import ITEMS_FILE, Catalogue
 from rosepo.data.readers.digests import FileDigests
 from rosepo.evaluation.baselines import Popular, markov
 from rosepo.evaluation.external_models import sources_of
@@ -29,7 +29,6 @@ from rosepo.utils.files import digest
 if TYPE_CHECKING:
     from rosepo.run.paths import RunPaths
 
-ITEMS_FILE = "_items.parquet"
 FORMAT = 2
 """To be raised with any change that gives other rankings for the same models and settings."""
 

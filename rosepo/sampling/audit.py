@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from scipy.stats import chisquare
 
 from rosepo.data.candidates import target_slots
-from rosepo.data.catalogue import Catalogue
+from rosepo.data.catalogue import ITEMS_FILE, Catalogue
 from rosepo.data.example_shards import example_files
 from rosepo.data.item_columns import flat_items, item_lists, item_matrix, items_of
 from rosepo.data.prompts import PromptBuilder
@@ -53,7 +53,7 @@ def audit_groups(groups: Path, examples: Path, builder: PromptBuilder | None = N
     files = sorted(groups.glob("part-*.parquet"))
     if not files:
         raise UserError(f"{groups} holds no groups (part-*.parquet): run `rosepo pairs` first")
-    n_items = len(Catalogue.load(examples / "_items.parquet"))
+    n_items = len(Catalogue.load(examples / ITEMS_FILE))
     sources = _sources(examples, builder is not None and builder.lists_candidates)
     source = next(sources)
     sums: dict[str, list[float]] = {}

@@ -19,7 +19,7 @@ import pyarrow as pa
 
 import rosepo
 from rosepo.config import Config
-from rosepo.data.catalogue import Catalogue
+from rosepo.data.catalogue import ITEMS_FILE, Catalogue
 from rosepo.data.example_shards import Shard, most_seen, shards_of
 from rosepo.data.random import round_seed
 from rosepo.lm.model.model_folder import check_catalogue
@@ -40,7 +40,6 @@ from rosepo.sampling.validation_groups import validation_examples, validation_sh
 from rosepo.utils.errors import StageError, UserError
 from rosepo.utils.files import digest
 
-ITEMS_FILE = "_items.parquet"
 MOST_WHOLE = 1 << 16
 """Titles of a catalogue whose whole distribution a group can keep: 128 KiB of it."""
 

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rosepo.config import Config
-from rosepo.data.catalogue import Catalogue
+from rosepo.data.catalogue import ITEMS_FILE, Catalogue
 from rosepo.data.prepare.examples import Recipe, measure_bucket, write_bucket
 from rosepo.data.prepare.kcore import k_core, time_at
 from rosepo.data.prepare.log import Arrays, LocalBlocks, Log, RayBlocks, bucket_starts
@@ -75,7 +75,7 @@ def prepare(config: Config, paths: RunPaths, out: Path) -> dict[str, Any]:
         written = filtered.log.map("writing", write_bucket, recipe=filtered.recipe, out=str(out.absolute()))
         figures, counts = _summed(filtered, written)
     check_splits(config, figures)
-    replace(filtered.catalogue, train_count=counts).save(out / "_items.parquet")
+    replace(filtered.catalogue, train_count=counts).save(out / ITEMS_FILE)
     figures["seconds"] = round(time.monotonic() - began, 2)
     echo(describe(figures))
     return figures
