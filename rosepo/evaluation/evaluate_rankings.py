@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from rosepo.config import Config
 from rosepo.config.evaluation import OWN
 from rosepo.data.catalogue import Catalogue
-from rosepo.evaluation.measured_examples import Batch, part_batches, plan_parts, user_codes
+from rosepo.evaluation.measured_examples import Batch, Part, batches_beside, plan_parts, user_codes
 from rosepo.evaluation.rankings import read_part
 from rosepo.evaluation.user_segments import METRICS, group_figures, user_groups
 from rosepo.metrics import bias
@@ -125,19 +125,19 @@ class ExampleSeries:
 
     def read(self, examples: Path, rankings: Path) -> None:
         """Fill in all examples, part by part."""
+
+        def found_in(part: Part) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+            return {name: read_part(rankings / f"{name}.parquet" / part.name) for name in self._names}
+
         start = 0
-        for part in plan_parts(examples):
-            found = {name: read_part(rankings / f"{name}.parquet" / part.name) for name in self._names}
+        for batch, found in batches_beside(examples, plan_parts(examples), found_in):
+            here = slice(start, start + len(batch.targets))
             for name, (ranks, _) in found.items():
-                self.ranks[name][start : start + part.rows] = ranks
-            top = {name: items[:, : bias.LIST] for name, (_, items) in found.items()}
-            low = 0
-            for batch in part_batches(examples, part):
-                high = low + len(batch.targets)
-                here = slice(start + low, start + high)
-                self._fill(here, batch, {name: items[low:high].astype(np.int64) for name, items in top.items()})
-                low = high
-            start += part.rows
+                self.ranks[name][here] = ranks
+            self._fill(
+                here, batch, {name: items[:, : bias.LIST].astype(np.int64) for name, (_, items) in found.items()}
+            )
+            start = here.stop
 
     def keys(self, name: str) -> list[str]:
         """Names of a system's series; the truth has no accuracy."""

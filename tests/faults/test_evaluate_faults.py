@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from rosepo.evaluation import systems
 from rosepo.evaluation.evaluate import evaluate
-from rosepo.evaluation.systems import Ranking
 from rosepo.run.paths import RunPaths
 from rosepo.utils.errors import StageError
 from tests.evaluation.runs import tiny_config, tiny_run
@@ -36,7 +36,7 @@ def test_a_killed_actor_costs_its_part_and_a_deadly_part_leaves_the_others(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(Ranking, "actor", DeadlyRanker)
+    monkeypatch.setattr(systems, "LanguageModelRanker", DeadlyRanker)
     undisturbed = evaluated(paths, tmp_path / "a", deaths=0, actors=2)
     assert evaluated(paths, tmp_path / "b", deaths=1, actors=2) == undisturbed
     with pytest.raises(StageError, match=r"^a ranking actor died.* of 6 parts are finished and kept: run the same"):
