@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from rosepo.config import Config
 from rosepo.config.evaluation import OWN
@@ -48,9 +47,9 @@ def evaluate_rankings(
         rankings: folder of the folders `<name>.parquet` of rankings, rows in the examples' order.
         names: of the systems; those that are not the run's own last.
     """
-    series = ExampleSeries(config, paths, catalogue, _n_examples(examples), names)
-    series.read(examples, rankings)
     users = user_codes(examples)
+    series = ExampleSeries(config, paths, catalogue, len(users), names)
+    series.read(examples, rankings)
     bootstrap = UserBootstrap(users, config.evaluate.bootstrap, config.seed)
     drawn = bootstrap.resample(series.all())
     entries: dict[str, dict[str, Any]] = {}
@@ -176,8 +175,3 @@ class ExampleSeries:
         self.lengths[here] = [len(seen) for seen in batch.seen]
         log = self._popularity.log
         self.tastes[here] = [log[seen].mean() if len(seen) else np.nan for seen in batch.seen]
-
-
-def _n_examples(examples: Path) -> int:
-    """Examples in the file."""
-    return int(pq.read_metadata(examples).num_rows)
