@@ -153,7 +153,9 @@ class Done:
 def _run(examples: Path, shards: list[Shard], actors: int) -> Done:
     out = Path(tempfile.mkdtemp(prefix="rosepo-benchmark-groups-"))
     strategies = {"popularity": 1.0, "uniform": 1.0}
-    config = parse_config({"pairs": {"strategies": strategies, "score": False, "actors": actors}})
+    config = parse_config(
+        {"pairs": {"strategies": strategies, "score": False, "actors": actors, "groups_per_user": "all"}}
+    )
     settings = ActorSettings(config, RunPaths(examples.parent), out, None, None, "cpu", "benchmark", negatives=1)
     tally = Tally()
     try:
