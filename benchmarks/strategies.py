@@ -27,11 +27,12 @@ import numpy as np
 import pyarrow as pa
 
 from benchmarks.common import Row
-from rosepo.config import PairsConfig, PrepareConfig, RayConfig
+from rosepo.config import PrepareConfig, RayConfig, parse_config
 from rosepo.data.catalogue import Catalogue
 from rosepo.data.example_shards import MOST_TITLE_GROUPS, Shard, plan_shards, read_shard
 from rosepo.data.prepare.examples import Recipe, write_bucket
 from rosepo.data.prepare.log import make_bucket
+from rosepo.run.paths import RunPaths
 from rosepo.run.ray_session import ray_session
 from rosepo.sampling.pool import run_shards
 from rosepo.sampling.settings import ActorSettings
@@ -41,7 +42,6 @@ USERS, ITEMS, LENGTH = 1_000_000, 1_000_000, 16
 QUICK_USERS = 40_000
 BUCKET_USERS = 4_000
 ACTORS = os.cpu_count() or 1
-PAIRS = PairsConfig(strategies={"popularity": 1.0, "uniform": 1.0}, score=False)
 LOOPED = 20_000
 
 
@@ -80,9 +80,10 @@ def _users(quick: bool) -> int:
 @lru_cache
 def log(quick: bool) -> Path:
     """The examples table, in a folder that goes with the process; as `rosepo prepare` writes it."""
-    folder = Path(tempfile.mkdtemp(prefix="rosepo-benchmark-"))
-    _remove_at_exit(folder)
-    (folder / "_trajectories").mkdir()
+    root = Path(tempfile.mkdtemp(prefix="rosepo-benchmark-"))
+    _remove_at_exit(root)
+    folder = RunPaths(root).examples
+    (folder / "_trajectories").mkdir(parents=True)
     (folder / "_sequences").mkdir()
     chance = np.cumsum(1.0 / np.arange(1, ITEMS + 1))
     chance /= chance[-1]
@@ -151,21 +152,12 @@ class Done:
 
 def _run(examples: Path, shards: list[Shard], actors: int) -> Done:
     out = Path(tempfile.mkdtemp(prefix="rosepo-benchmark-groups-"))
-    nowhere = out / "none"
-    settings = ActorSettings(
-        pairs=PAIRS.model_copy(update={"actors": actors}),
-        seed=0,
-        catalogue=examples / "_items.parquet",
-        policy=nowhere,
-        reference=nowhere,
-        oracle=nowhere,
-        out=out,
-        embeddings=None,
-        cache=None,
-        device="cpu",
-        origin="benchmark",
-        negatives=1,
+    strategies = {"popularity": 1.0, "uniform": 1.0}
+    config = parse_config(
+        {"pairs": {"strategies": strategies, "score": False, "actors": actors, "groups_per_user": "all"}}
     )
+    paths = RunPaths(examples.parent)
+    settings = ActorSettings(config.pairs, config.seed, False, paths, out, None, None, "cpu", "benchmark", negatives=1)
     tally = Tally()
     try:
         with ray_session(RayConfig(num_cpus=max(4, actors + 1))), _watched(out, len(shards)) as peaks:

@@ -15,7 +15,9 @@ from rosepo.config import ScratchConfig, TemplateConfig
 from rosepo.data.catalogue import Catalogue
 from rosepo.data.item_columns import INDEX
 from rosepo.data.prompts import PromptBuilder
+from rosepo.data.random import example_keys
 from rosepo.lm.model.scratch import train_tokenizer
+from rosepo.sampling.strategies.example_batch import Examples
 
 FAMILIES = ("llama", "qwen2", "qwen3", "mistral", "gemma", "gpt2")
 
@@ -61,6 +63,26 @@ def run_table(rows: Sequence[dict[str, Any]]) -> pa.Table:
     for name in set(table.column_names) & set(ITEM_COLUMNS):
         table = table.set_column(table.column_names.index(name), name, table[name].cast(ITEM_COLUMNS[name]))
     return table
+
+
+def examples_of(
+    ids: Sequence[str],
+    histories: Sequence[np.ndarray],
+    targets: np.ndarray,
+    n_items: int,
+    prompts: Sequence[np.ndarray] | None = None,
+    seen: Sequence[np.ndarray] | None = None,
+) -> Examples:
+    """A batch of examples, each of a user of its own; `seen` where histories were cut."""
+    names = np.array(ids, dtype=object)
+    lists = (_flat(histories), _flat(histories if seen is None else seen))
+    targets = np.asarray(targets, dtype=np.int64)
+    return Examples(names, example_keys(names), names, *lists[0], *lists[1], targets, n_items, prompts=prompts)
+
+
+def _flat(lists: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    items = np.concatenate([np.zeros(0, dtype=np.int64), *lists]).astype(np.int64, copy=False)
+    return items, np.cumsum([0, *(len(part) for part in lists)])
 
 
 def with_candidates(table: pa.Table, lists: Sequence[Sequence[int]]) -> pa.Table:

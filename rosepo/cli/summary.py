@@ -128,10 +128,10 @@ def _times(plan: RunPlan, manifests: Manifests) -> str:
 
 
 def _suggestions(config: Config, paths: RunPaths) -> list[str]:
-    from rosepo.data.catalogue import Catalogue
+    from rosepo.data.catalogue import ITEMS_FILE, Catalogue
 
     root = paths.root
-    catalogue = Catalogue.load(paths.examples / "_items.parquet")
+    catalogue = Catalogue.load(paths.examples / ITEMS_FILE)
     popular = catalogue.train_count.argsort(kind="stable")[::-1][:2]
     titles = " ".join(f"--history {shlex.quote(catalogue.titles[item])}" for item in popular)
     out = shlex.quote(str(root))

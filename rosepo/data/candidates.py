@@ -7,10 +7,10 @@ the negatives and the target's slot come from two streams keyed by the seed and 
 from __future__ import annotations
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 
 from rosepo.data.item_columns import item_matrix, items_of
+from rosepo.data.random import STEP, example_keys, mixed
 
 _NEGATIVES, _SLOT = 0x6E656761, 0x736C6F74
 
@@ -35,7 +35,7 @@ def candidate_lists(
         position: [n] of the target in the user's sequence; all items before it, in the window or not, are history.
         n_items: items to draw from; more than the longest history by at least `n_candidates`.
     """
-    key = pd.util.hash_array(np.asarray(example_ids, dtype=object), categorize=False)
+    key = example_keys(example_ids)
     lengths = np.diff(np.append(user_start, len(sequence)))
     owner = np.repeat(np.arange(len(user_start), dtype=np.int64), lengths)
     place = np.arange(len(sequence), dtype=np.int64) - np.repeat(user_start, lengths)
@@ -80,16 +80,9 @@ def _first_in_row(items: np.ndarray) -> np.ndarray:
 
 def _uniform(key: np.ndarray, seed: int, stream: int, draws: int) -> np.ndarray:
     """Floats in [0, 1), [n, draws], a function of key, seed, stream and place (SplitMix64 in counter mode)."""
-    base = _mix(key ^ _mix(np.uint64(seed) + np.uint64(stream << 32)))
-    step = np.arange(1, draws + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-    return (_mix(base[:, None] + step[None, :]) >> np.uint64(11)).astype(np.float64) * 2.0**-53
-
-
-def _mix(value: np.ndarray | np.uint64) -> np.ndarray:
-    with np.errstate(over="ignore"):
-        value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return np.asarray(value ^ (value >> np.uint64(31)))
+    base = mixed(key ^ mixed(np.array([seed + (stream << 32)], dtype=np.uint64)))
+    state = base[:, None] + np.arange(1, draws + 1, dtype=np.uint64) * STEP
+    return (mixed(state) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def target_slots(table: pa.Table) -> np.ndarray:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rosepo.utils.errors import UserError
+from rosepo.utils.imports import find_callable
 
+ITEMS_FILE = "_items.parquet"
+"""What holds it, in the folder of the examples."""
 COLUMNS = ("item_id", "title", "categories", "train_count")
 
 
@@ -75,3 +80,24 @@ class Catalogue:
             categories=[tuple(entry or ()) for entry in table["categories"].to_pylist()],
             train_count=table["train_count"].to_numpy().astype(np.int64),
         )
+
+
+def made_for(catalogue: Catalogue, path: str, key: str, kind: str) -> Callable[..., Any]:
+    """The callable that `module:callable` of the user's own makes for a catalogue.
+
+    Args:
+        key: of the configuration that names it, for messages.
+        kind: what shall be made, for messages.
+
+    Raises:
+        UserError: no such module or callable, it raises, or what it returns is no callable.
+    """
+    maker = find_callable(path, key)
+    try:
+        made = maker(catalogue)
+    except Exception as error:
+        raise UserError(f"{key}: {path} cannot be called with a catalogue: {type(error).__name__}: {error}") from error
+    if not callable(made):
+        raise UserError(f"{key}: {path} returns {type(made).__name__} and not a {kind}")
+    result: Callable[..., Any] = made
+    return result

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from rosepo.config import PairsConfig
-from rosepo.data.seen import with_seen
+from rosepo.data.seen import COLUMNS, example_files, with_seen
 from rosepo.utils.arrays import segment_starts
 from rosepo.utils.errors import UserError
 
@@ -29,7 +29,6 @@ VALIDATION = -1
 """Number of the shard of validation examples."""
 VALIDATION_FILE = "_validation.parquet"
 """What holds its groups, in the folder of the others."""
-COLUMNS = ("example_id", "user_id", "position", "history", "target")
 
 
 @dataclass(frozen=True)
@@ -92,16 +91,22 @@ def planned_users(examples: Path, newest: int | None) -> Iterator[pa.ChunkedArra
         )
 
 
-def example_files(examples: Path) -> list[Path]:
-    """Files of the examples table, in order.
+def check_columns(examples: Path, candidates: bool) -> None:
+    """Refuse examples without a column that sampling reads; `candidates` is one if asked for.
 
     Raises:
-        UserError: there are none.
+        UserError: naming file, column and remedy.
     """
-    files = sorted(examples.glob("part-*.parquet"))
-    if not files:
-        raise UserError(f"{examples} holds no examples (part-*.parquet): run `rosepo prepare` first")
-    return files
+    for path in example_files(examples):
+        names = pq.read_schema(path).names
+        if candidates and "candidates" not in names:
+            raise UserError(
+                f"{path} has no candidate lists, which pairs.strategies.candidates draws from and prompts list under"
+                " model.template.candidates=true: set prepare.candidates to at least 2 and run `rosepo prepare` again"
+            )
+        missing = [name for name in (*COLUMNS, "split") if name not in names]
+        if missing:
+            raise UserError(f"{path} has no column '{missing[0]}': run `rosepo prepare` again")
 
 
 def chosen_rows(path: str, newest: int | None) -> np.ndarray:

@@ -100,14 +100,12 @@ class PromptBuilder:
     def prompt(
         self,
         history: Sequence[int] | np.ndarray,
-        reserve: int | None = None,
         candidates: Sequence[int] | np.ndarray | None = None,
     ) -> tuple[np.ndarray, int]:
         """The prompt of a history, cut from its oldest end where it would leave too little room for the completion.
 
         Args:
             history: item indexes, oldest first.
-            reserve: tokens kept free for the completion; None keeps the longest completion's.
             candidates: item indexes listed before the history; never cut. Given where the template lists them, and
                 nowhere else.
 
@@ -125,14 +123,14 @@ class PromptBuilder:
         if candidates is not None:
             opening = [self._list_head, *self.pieces(candidates), self._prefix]
         fixed = sum(len(part) for part in opening) + len(self.tail)
-        reserved = self.longest_completion if reserve is None else reserve
-        room = self.max_length - reserved - fixed
+        room = self.max_length - self.longest_completion - fixed
         newest_first = np.cumsum((self._lengths[items] + len(self.separator))[::-1])
         kept = int(np.searchsorted(newest_first, room, side="right"))
         if room < 0 or (kept == 0 and len(items)):
             raise UserError(
                 f"model.max_length={self.max_length} has no room for a history item: the template takes {fixed} tokens"
-                f"{' with its candidates' if candidates is not None else ''}, the completion {reserved}: raise it"
+                f"{' with its candidates' if candidates is not None else ''}, the completion "
+                f"{self.longest_completion}: raise it"
             )
         dropped = len(items) - kept
         return np.concatenate([*opening, *self.pieces(items[dropped:]), self.tail]), dropped

@@ -13,6 +13,8 @@ from hashlib import blake2b
 import numpy as np
 import pandas as pd
 
+STEP = np.uint64(0x9E3779B97F4A7C15)
+"""By which splitmix64 goes on."""
 Draws = Callable[[int], np.ndarray]
 """Number of a draw to uniforms float64 [N] in [0, 1), one an example; other numbers give independent ones."""
 
@@ -55,6 +57,13 @@ def gumbel_noise(draws: Draws, items: np.ndarray) -> np.ndarray:
     return -np.log(-np.log((bits + 0.5) * 2.0**-52))  # of a number strictly between 0 and 1
 
 
+def mixed(state: np.ndarray) -> np.ndarray:
+    """What splitmix64 makes of its state after a step; uint64, wrapping around."""
+    state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return state ^ (state >> np.uint64(31))
+
+
 def _salt(text: str) -> np.ndarray:
     """A hash of `text`; uint64 [1]."""
     return np.frombuffer(blake2b(text.encode(), digest_size=8).digest(), dtype="<u8")
@@ -62,7 +71,4 @@ def _salt(text: str) -> np.ndarray:
 
 def _splitmix64(state: np.ndarray) -> np.ndarray:
     """One output of splitmix64 for each state; uint64, wrapping around."""
-    mixed = state + np.uint64(0x9E3779B97F4A7C15)
-    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return mixed ^ (mixed >> np.uint64(31))
+    return mixed(state + STEP)

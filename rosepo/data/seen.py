@@ -10,12 +10,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from rosepo.data.item_columns import INDEX
+from rosepo.data.random import example_keys
 from rosepo.utils.arrays import ranges
 from rosepo.utils.errors import UserError
 
@@ -50,6 +50,18 @@ def with_seen(table: pa.Table, path: Path) -> pa.Table:
     return table.append_column("seen", pa.LargeListArray.from_arrays(offsets, values))
 
 
+def example_files(examples: Path) -> list[Path]:
+    """Files of the examples table, in order.
+
+    Raises:
+        UserError: there are none.
+    """
+    files = sorted(examples.glob("part-*.parquet"))
+    if not files:
+        raise UserError(f"{examples} holds no examples (part-*.parquet): run `rosepo prepare` first")
+    return files
+
+
 def read_split(folder: Path, split: str, limit: int | None = None, extra: tuple[str, ...] = ()) -> Iterator[pa.Table]:
     """The examples of a split, file by file and in order: columns example_id, user_id, history, target, seen, `extra`.
 
@@ -57,25 +69,26 @@ def read_split(folder: Path, split: str, limit: int | None = None, extra: tuple[
         folder: the examples table.
         split: train, validation or test.
         limit: keep this many, those with the smallest hash of example_id.
+        extra: columns that are read too where the table has them.
+
+    Raises:
+        UserError: no files of examples.
     """
-    paths = sorted(folder.glob("part-*.parquet"))
+    paths = example_files(folder)
     threshold = None if limit is None else _threshold(paths, split, limit)
     for path in paths:
         columns = [name for name in (*COLUMNS, *extra) if name in pq.read_schema(path).names]
         table = pq.read_table(path, columns=columns, filters=[("split", "==", split)])
         if threshold is not None:
-            table = table.filter(pa.array(_hashes(table) <= threshold))
-        yield with_seen(table, path).select(["example_id", "user_id", "history", "target", "seen", *extra])
+            table = table.filter(pa.array(example_keys(table["example_id"].to_numpy()) <= threshold))
+        wanted = ("example_id", "user_id", "history", "target", "seen", *extra)
+        table = with_seen(table, path)
+        yield table.select([name for name in wanted if name in table.column_names])
 
 
 def _threshold(paths: Sequence[Path], split: str, limit: int) -> np.uint64 | None:
     """The hash up to which examples are kept; None where there are no more than `limit`."""
     filters = [("split", "==", split)]
-    hashes = [_hashes(pq.read_table(path, columns=["example_id"], filters=filters)) for path in paths]
-    everything = np.concatenate([np.empty(0, dtype=np.uint64), *hashes])
+    ids = [pq.read_table(path, columns=["example_id"], filters=filters)["example_id"].to_numpy() for path in paths]
+    everything = example_keys(np.concatenate(ids))
     return np.partition(everything, limit - 1)[limit - 1] if limit < len(everything) else None
-
-
-def _hashes(table: pa.Table) -> np.ndarray:
-    hashes: np.ndarray = pd.util.hash_array(table["example_id"].to_numpy().astype(object), categorize=False)
-    return hashes

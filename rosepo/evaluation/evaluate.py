@@ -16,14 +16,14 @@ import pyarrow.parquet as pq
 
 from rosepo.config import Config, folder_or_id
 from rosepo.config.evaluation import OWN
-from rosepo.data.catalogue import Catalogue
+from rosepo.data.catalogue import ITEMS_FILE, Catalogue
 from rosepo.evaluation.candidates.free_generation import free_generation
 from rosepo.evaluation.evaluate_rankings import evaluate_rankings
 from rosepo.evaluation.external_models import check_external_model
 from rosepo.evaluation.measured_examples import EXAMPLES_FILE, plan_parts, write_examples
 from rosepo.evaluation.predictions import read_predictions
 from rosepo.evaluation.rankings import count_cut
-from rosepo.evaluation.systems import ITEMS_FILE, Ranking, oracle_name
+from rosepo.evaluation.systems import Ranking, oracle_name
 from rosepo.utils.console import echo
 from rosepo.utils.files import write_json
 

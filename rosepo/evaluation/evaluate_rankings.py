@@ -13,12 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from rosepo.config import Config
 from rosepo.config.evaluation import OWN
 from rosepo.data.catalogue import Catalogue
-from rosepo.evaluation.measured_examples import Batch, part_batches, plan_parts, user_codes
+from rosepo.evaluation.measured_examples import Batch, Part, batches_beside, plan_parts, user_codes
 from rosepo.evaluation.rankings import read_part
 from rosepo.evaluation.user_segments import METRICS, group_figures, user_groups
 from rosepo.metrics import bias
@@ -48,9 +47,9 @@ def evaluate_rankings(
         rankings: folder of the folders `<name>.parquet` of rankings, rows in the examples' order.
         names: of the systems; those that are not the run's own last.
     """
-    series = ExampleSeries(config, paths, catalogue, _n_examples(examples), names)
-    series.read(examples, rankings)
     users = user_codes(examples)
+    series = ExampleSeries(config, paths, catalogue, len(users), names)
+    series.read(examples, rankings)
     bootstrap = UserBootstrap(users, config.evaluate.bootstrap, config.seed)
     drawn = bootstrap.resample(series.all())
     entries: dict[str, dict[str, Any]] = {}
@@ -125,19 +124,19 @@ class ExampleSeries:
 
     def read(self, examples: Path, rankings: Path) -> None:
         """Fill in all examples, part by part."""
+
+        def found_in(part: Part) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+            return {name: read_part(rankings / f"{name}.parquet" / part.name) for name in self._names}
+
         start = 0
-        for part in plan_parts(examples):
-            found = {name: read_part(rankings / f"{name}.parquet" / part.name) for name in self._names}
+        for batch, found in batches_beside(examples, plan_parts(examples), found_in):
+            here = slice(start, start + len(batch.targets))
             for name, (ranks, _) in found.items():
-                self.ranks[name][start : start + part.rows] = ranks
-            top = {name: items[:, : bias.LIST] for name, (_, items) in found.items()}
-            low = 0
-            for batch in part_batches(examples, part):
-                high = low + len(batch.targets)
-                here = slice(start + low, start + high)
-                self._fill(here, batch, {name: items[low:high].astype(np.int64) for name, items in top.items()})
-                low = high
-            start += part.rows
+                self.ranks[name][here] = ranks
+            self._fill(
+                here, batch, {name: items[:, : bias.LIST].astype(np.int64) for name, (_, items) in found.items()}
+            )
+            start = here.stop
 
     def keys(self, name: str) -> list[str]:
         """Names of a system's series; the truth has no accuracy."""
@@ -176,8 +175,3 @@ class ExampleSeries:
         self.lengths[here] = [len(seen) for seen in batch.seen]
         log = self._popularity.log
         self.tastes[here] = [log[seen].mean() if len(seen) else np.nan for seen in batch.seen]
-
-
-def _n_examples(examples: Path) -> int:
-    """Examples in the file."""
-    return int(pq.read_metadata(examples).num_rows)

@@ -5,9 +5,10 @@ Batches are thereby fixed by the data: a ranking does not depend on how many act
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -115,6 +116,18 @@ def read_batches(examples: Path, row_groups: Sequence[int] | None = None) -> Ite
 def part_batches(examples: Path, part: Part) -> Iterator[Batch]:
     """The examples of a part, batch by batch."""
     return read_batches(examples, range(part.first, part.first + part.batches))
+
+
+def batches_beside(
+    examples: Path, parts: Sequence[Part], columns_of: Callable[[Part], Mapping[str, tuple[Any, ...]]]
+) -> Iterator[tuple[Batch, dict[str, Any]]]:
+    """The examples of parts batch by batch, with its rows of the columns that `columns_of` its part has by name."""
+    for part in parts:
+        columns, low = columns_of(part), 0
+        for batch in part_batches(examples, part):
+            rows = slice(low, low + len(batch.targets))
+            yield batch, {name: tuple(column[rows] for column in named) for name, named in columns.items()}
+            low = rows.stop
 
 
 def plan_parts(examples: Path) -> list[Part]:

@@ -5,29 +5,29 @@ Both write the part files of their rankings themselves; what comes back is how m
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 
-from rosepo.config import ModelConfig
+from rosepo.config import Config
 from rosepo.data.catalogue import Catalogue
 from rosepo.evaluation.baselines import top_k
 from rosepo.evaluation.measured_examples import Batch, Part, part_batches
 from rosepo.evaluation.rankings import DEPTH, rankings_table, write_part
 from rosepo.lm.titles.candidate_scores import best_candidates, candidate_logps
-from rosepo.run.ray_session import answers_of_actors
-from rosepo.run.shard_files import lost_actor
 from rosepo.utils.console import Progress
-from rosepo.utils.errors import user_error_from
 from rosepo.utils.quiet import quiet_worker
 
 if TYPE_CHECKING:
     from rosepo.lm.model.model_folder import Recommender
     from rosepo.lm.titles.beam_search import Decoder
+
+Answering = Callable[["Recommender", Config], Callable[[Batch], pa.Table]]
+"""Of a model that is loaded, what answers a batch with a table: `ranking`, or free answers."""
 
 
 def rank_by_batches(
@@ -58,23 +58,22 @@ class RankerSettings:
     """What an actor needs to know.
 
     Attributes:
+        config: of the run; models that rosepo did not train read with its template and lengths.
         models: name to folder or hub id.
         examples: file that `write_examples` wrote.
         catalogue: file of the run's items.
         out: folder of the folders of rankings.
-        beams: of the constrained search.
         device: `cpu` or `cuda`.
-        prompts, max_history: template and lengths of models that rosepo did not train.
+        answering: what is asked of a model.
     """
 
+    config: Config
     models: dict[str, str]
     examples: Path
     catalogue: Path
     out: Path
-    beams: int
     device: str
-    prompts: ModelConfig
-    max_history: int
+    answering: Answering
 
 
 class LanguageModelRanker:
@@ -85,6 +84,7 @@ class LanguageModelRanker:
         self.settings = settings
         self.catalogue = Catalogue.load(settings.catalogue)
         self.held = ""
+        self.answer: Callable[[Batch], pa.Table] | None = None
 
     def __call__(self, work: pa.Table) -> dict[str, list[int]]:
         """Column `model` and those of `Part`: one part file a row is written; column `rows`, its examples."""
@@ -92,77 +92,37 @@ class LanguageModelRanker:
         for row in work.to_pylist():
             name = row.pop("model")
             part = Part(**row)
-            self._hold(name)
+            answer = self._answer_of(name)
             batches = part_batches(self.settings.examples, part)
-            write_part(self.settings.out / f"{name}.parquet", part, [self.rank(batch) for batch in batches])
+            write_part(self.settings.out / f"{name}.parquet", part, [answer(batch) for batch in batches])
             answers["rows"].append(part.rows)
         return answers
 
-    def rank(self, batch: Batch) -> pa.Table:
-        """The rankings of a batch, and `left_out`, the items of each history that did not fit in the prompt."""
-        items, scores, left_out = rank_batch(self.recommender, self.decoder, batch, DEPTH)
+    def _answer_of(self, name: str) -> Callable[[Batch], pa.Table]:
+        if name != self.held or self.answer is None:
+            from rosepo.evaluation.external_models import load_external
+
+            self.answer = None  # or both models would lie in memory while the next one is loaded
+            settings, config = self.settings, self.settings.config
+            path, longest = settings.models[name], config.prepare.max_history
+            recommender = load_external(path, self.catalogue, config.model, longest)
+            recommender.model.to(settings.device)
+            self.answer, self.held = settings.answering(recommender, config), name
+        return self.answer
+
+
+def ranking(recommender: Recommender, config: Config) -> Callable[[Batch], pa.Table]:
+    """A model's rankings of a batch, and `left_out`, the items of each history that did not fit in the prompt."""
+    from rosepo.lm.titles.beam_search import Decoder
+
+    decoder = Decoder(recommender.model, recommender.builder, config.evaluate.beams)
+
+    def answer(batch: Batch) -> pa.Table:
+        items, scores, left_out = rank_batch(recommender, decoder, batch, DEPTH)
         table = rankings_table(batch, items, scores)
         return table.append_column("left_out", pa.array(left_out, pa.int32()))
 
-    def _hold(self, name: str) -> None:
-        if name == self.held:
-            return
-        from rosepo.evaluation.external_models import load_external
-
-        self.release()  # or both would lie in memory while the next one is loaded
-        settings = self.settings
-        self.recommender = load_external(settings.models[name], self.catalogue, settings.prompts, settings.max_history)
-        self.recommender.model.to(settings.device)
-        self.prepare()
-        self.held = name
-
-    def prepare(self) -> None:
-        """Make what the model that is held works with."""
-        from rosepo.lm.titles.beam_search import Decoder
-
-        self.decoder = Decoder(self.recommender.model, self.recommender.builder, self.settings.beams)
-
-    def release(self) -> None:
-        """Let go of the model that is held, and of what works with it."""
-        for name in ("recommender", "decoder"):
-            self.__dict__.pop(name, None)
-        self.held = ""
-
-
-def rank_by_models(
-    work: Sequence[tuple[str, Part]],
-    settings: RankerSettings,
-    actor: type[LanguageModelRanker] = LanguageModelRanker,
-    *,
-    actors: int,
-    cpus_per_actor: float,
-    total: int,
-    on_rows: Callable[[int], None],
-) -> None:
-    """Rank by language models on Ray Data actors, which write the part files.
-
-    Args:
-        work: names of models and the parts to make, those of one model behind one another.
-        total: parts of all models, finished ones included.
-        on_rows: is told how many examples a finished part had.
-
-    Raises:
-        UserError: a model that cannot be loaded.
-        StageError: an actor failed for good; the parts that are finished stay.
-    """
-    rows = [{"model": name, **asdict(part)} for name, part in work]
-    use_gpu = settings.device == "cuda"
-    try:
-        done: Iterator[dict[str, Any]] = answers_of_actors(
-            rows, actor, settings, actors=actors, cpus_per_actor=cpus_per_actor, use_gpu=use_gpu
-        )
-        for answer in done:
-            on_rows(answer["rows"])
-    except Exception as error:
-        left = sum(not (settings.out / f"{name}.parquet" / part.name).exists() for name, part in work)
-        raise user_error_from(error) or lost_actor(
-            error, "a ranking actor", total - left, total, "evaluate.actors"
-        ) from error
+    return answer
 
 
 def rank_batch(

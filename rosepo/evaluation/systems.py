@@ -4,32 +4,34 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 import rosepo
 from rosepo.config import Config
-from rosepo.data.catalogue import Catalogue
+from rosepo.data.catalogue import ITEMS_FILE, Catalogue
 from rosepo.data.readers.digests import FileDigests
 from rosepo.evaluation.baselines import Popular, markov
 from rosepo.evaluation.external_models import sources_of
 from rosepo.evaluation.measured_examples import EXAMPLES_FILE, PART_BATCHES, PARTS, Batch, Part
 from rosepo.evaluation.predictions import Predictions
-from rosepo.evaluation.rankers import LanguageModelRanker, RankerSettings, rank_by_batches, rank_by_models
+from rosepo.evaluation.rankers import Answering, LanguageModelRanker, RankerSettings, rank_by_batches, ranking
 from rosepo.evaluation.rankings import DEPTH, RANKINGS_FOLDER, check_complete, open_rankings
 from rosepo.oracle.load import load_scorer, read_kind
 from rosepo.run.manifest import read_manifest
+from rosepo.run.ray_session import answers_of_actors
 from rosepo.run.resources import stage_use_gpu
+from rosepo.run.shard_files import lost_actor
 from rosepo.utils.console import Progress, echo
+from rosepo.utils.errors import user_error_from
 from rosepo.utils.files import digest
 
 if TYPE_CHECKING:
     from rosepo.run.paths import RunPaths
 
-ITEMS_FILE = "_items.parquet"
 FORMAT = 2
 """To be raised with any change that gives other rankings for the same models and settings."""
 
@@ -38,12 +40,16 @@ BatchScores = Callable[[Batch], np.ndarray]
 
 @dataclass(frozen=True)
 class Ranking:
-    """The rankings of one evaluation, while they are made.
+    """The rankings of one evaluation, while they are made; or other answers to its examples, see `freely`.
 
     Attributes:
         out: the evaluation's folder.
         parts: of every system's rankings.
         examples_name: file of the examples, in `out`.
+        folder_name: of what is made, in `out`.
+        answering: what is asked of language models.
+        doing: that, on the progress line.
+        made_by: what the answers of language models depend on beside models, examples and search.
     """
 
     config: Config
@@ -52,9 +58,10 @@ class Ranking:
     catalogue: Catalogue
     parts: list[Part]
     examples_name: str = EXAMPLES_FILE
-    folder_name: ClassVar[str] = RANKINGS_FOLDER
-    doing: ClassVar[str] = ""
-    actor: ClassVar[type[LanguageModelRanker]] = LanguageModelRanker
+    folder_name: str = RANKINGS_FOLDER
+    answering: Answering = ranking
+    doing: str = ""
+    made_by: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def folder(self) -> Path:
@@ -92,41 +99,38 @@ class Ranking:
         return {"+".join(scorers): round(time.monotonic() - started, 2)}
 
     def by_models(self, models: Mapping[str, str]) -> dict[str, float]:
-        """Rank by language models (name to folder or hub id) on Ray Data actors; seconds of all."""
+        """Rank by language models (name to folder or hub id) on Ray Data actors; seconds of all.
+
+        Raises:
+            UserError: a model that cannot be loaded.
+            StageError: an actor failed for good; the parts that are finished stay.
+        """
         if not models:
             return {}
         started, config = time.monotonic(), self.config
-        device = "cuda" if stage_use_gpu(config, "evaluate") else "cpu"
-        left = [
-            (name, part) for name in models for part in self._left(name, self._made_from(name) | {"device": device})
-        ]
-        total, finished = len(models) * len(self.parts), len(models) * len(self.parts) - len(left)
-        before = len(models) * self._rows - sum(part.rows for _, part in left)
-        if finished:
-            echo(f"  goes on from {finished} of {total} parts of {self.folder_name} that an earlier run finished")
+        use_gpu = stage_use_gpu(config, "evaluate")
+        device = "cuda" if use_gpu else "cpu"
+        left = [(name, part) for name in models for part in self._left(name, self._made_from(name, device))]
+        total, rows = len(models) * len(self.parts), len(models) * self._rows
+        if done := total - len(left):
+            echo(f"  goes on from {done} of {total} parts of {self.folder_name} that an earlier run finished")
         if left:
+            catalogue = self.paths.examples / ITEMS_FILE
             settings = RankerSettings(
-                models=dict(models),
-                examples=self.examples,
-                catalogue=self.paths.examples / ITEMS_FILE,
-                out=self.folder,
-                beams=config.evaluate.beams,
-                device=device,
-                prompts=config.model,
-                max_history=config.prepare.max_history,
+                config, dict(models), self.examples, catalogue, self.folder, device, self.answering
             )
-            label = " and ".join(models) + self.doing
-            with Progress(label, len(models) * self._rows, "examples", before=before) as progress:
+            work = [{"model": name, **asdict(part)} for name, part in left]
+            pool: dict[str, Any] = {"actors": config.evaluate.actors, "cpus_per_actor": config.evaluate.cpus_per_actor}
+            before = rows - sum(part.rows for _, part in left)
+            with Progress(" and ".join(models) + self.doing, rows, "examples", before=before) as progress:
                 progress.doing("starting actors")
-                rank_by_models(
-                    left,
-                    settings,
-                    self.actor,
-                    actors=config.evaluate.actors,
-                    cpus_per_actor=config.evaluate.cpus_per_actor,
-                    total=total,
-                    on_rows=progress.update,
-                )
+                try:
+                    for answer in answers_of_actors(work, LanguageModelRanker, settings, **pool, use_gpu=use_gpu):
+                        progress.update(answer["rows"])
+                except Exception as error:
+                    done = total - sum(not (self.folder_of(name) / part.name).exists() for name, part in left)
+                    lost = lost_actor(error, "a ranking actor", done, total, "evaluate.actors")
+                    raise user_error_from(error) or lost from error
         for name in models:
             check_complete(self.folder_of(name), self.parts)
         return {"+".join(models): round(time.monotonic() - started, 2)}
@@ -149,14 +153,16 @@ class Ranking:
         earlier = self.paths.evaluation / self.folder_name / f"{name}.parquet" if finished else None
         return open_rankings(self.folder_of(name), self.parts, origin, earlier)
 
-    def _made_from(self, name: str) -> dict[str, Any]:
+    def _made_from(self, name: str, device: str) -> dict[str, Any]:
         """What the rankings of a language model depend on beside examples and search."""
         external = self.config.evaluate.external.get(name)
         if external is None:
-            return {"model": read_manifest(self.paths.sft if name == "sft" else self.paths.aligned)}
-        prompts = self.config.model.model_dump(include={"template", "max_length"})
-        files = FileDigests().of({source.name: source for source in sources_of(external)})
-        return {"model": external.location, "files": files, "prompts": prompts}
+            made: dict[str, Any] = {"model": read_manifest(self.paths.sft if name == "sft" else self.paths.aligned)}
+        else:
+            prompts = self.config.model.model_dump(include={"template", "max_length"})
+            files = FileDigests().of({source.name: source for source in sources_of(external)})
+            made = {"model": external.location, "files": files, "prompts": prompts}
+        return {**made, **self.made_by, "device": device}
 
 
 def oracle_name(folder: Path) -> str | None:

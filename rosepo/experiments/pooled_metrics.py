@@ -15,11 +15,10 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from rosepo.config import Config
-from rosepo.data.catalogue import Catalogue
+from rosepo.data.catalogue import ITEMS_FILE, Catalogue
 from rosepo.evaluation.evaluate_rankings import ExampleSeries
 from rosepo.evaluation.measured_examples import EXAMPLES_FILE
 from rosepo.evaluation.rankings import RANKINGS_FOLDER
-from rosepo.evaluation.systems import ITEMS_FILE
 from rosepo.experiments.suite import Metric
 from rosepo.metrics.bootstrap import Estimate, Resampled, UserBootstrap
 from rosepo.run.paths import RunPaths

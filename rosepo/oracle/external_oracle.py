@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from rosepo.config import OracleConfig
-from rosepo.data.catalogue import Catalogue
+from rosepo.data.catalogue import Catalogue, made_for
 from rosepo.oracle.protocol import Users
 from rosepo.utils.errors import UserError
 from rosepo.utils.imports import find_callable
@@ -48,21 +48,12 @@ class ImportedScorer:
         """Import `module:callable` and call it with the catalogue.
 
         Raises:
-            UserError: no such module or callable, or it does not return a scorer.
+            UserError: see `made_for`.
         """
-        maker = find_callable(path, "oracle.scorer")
-        try:
-            made = maker(catalogue)
-        except Exception as error:
-            raise UserError(
-                f"oracle.scorer={path} cannot be called with a catalogue: {type(error).__name__}: {error}"
-            ) from error
-        if not callable(made):
-            raise UserError(
-                f"oracle.scorer={path} returns {type(made).__name__} and not a scorer: return a callable "
-                "(users, histories, items) -> scores"
-            )
-        return cls(path, made, len(catalogue), tau)
+        scorer = made_for(
+            catalogue, path, "oracle.scorer", "scorer: return a callable (users, histories, items) -> scores"
+        )
+        return cls(path, scorer, len(catalogue), tau)
 
     def score(self, users: Users, histories: Sequence[np.ndarray], items: np.ndarray) -> np.ndarray:
         """See `Scorer.score`.

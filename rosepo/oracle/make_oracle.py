@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from rosepo.config import Config
-from rosepo.data.catalogue import Catalogue
+from rosepo.data.catalogue import ITEMS_FILE, Catalogue
 from rosepo.metrics.ranking import hit_ratio, ndcg
 from rosepo.oracle.calibration import (
     CALIBRATION_FILE,
@@ -65,7 +65,7 @@ def train_oracle(config: Config, paths: RunPaths, out: Path) -> dict[str, Any]:
     """
     started = time.monotonic()
     use_gpu = stage_use_gpu(config, "oracle")
-    catalogue = Catalogue.load(paths.examples / "_items.parquet")
+    catalogue = Catalogue.load(paths.examples / ITEMS_FILE)
     train = _training_table(paths.examples / "_trajectories", config)
     validation = validation_table(paths.examples)
     validation = validation.append_column("fold", pa.array(_folds(validation, config)))
@@ -123,7 +123,7 @@ def calibrate_scorer(config: Config, paths: RunPaths, out: Path) -> dict[str, An
         UserError: a scorer that cannot be made or whose answers are no scores, or no validation examples.
     """
     started, path = time.monotonic(), str(config.oracle.scorer)
-    catalogue = Catalogue.load(paths.examples / "_items.parquet")
+    catalogue = Catalogue.load(paths.examples / ITEMS_FILE)
     scorer = ImportedScorer.make(path, catalogue)
     validation = validation_table(paths.examples)
     if not len(validation):

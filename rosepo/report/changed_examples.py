@@ -6,10 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rosepo.data.catalogue import Catalogue
+from rosepo.data.catalogue import ITEMS_FILE, Catalogue
 from rosepo.evaluation.measured_examples import EXAMPLES_FILE, read_batches
 from rosepo.evaluation.rankings import DEPTH, RANKINGS_FOLDER, read_rankings
-from rosepo.evaluation.systems import ITEMS_FILE
 from rosepo.metrics.ranking import ndcg
 from rosepo.run.paths import RunPaths
 

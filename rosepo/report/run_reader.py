@@ -13,11 +13,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rosepo.data.catalogue import Catalogue
+from rosepo.data.catalogue import ITEMS_FILE, Catalogue
 from rosepo.data.item_columns import items_of
 from rosepo.evaluation.measured_examples import EXAMPLES_FILE
 from rosepo.evaluation.rankings import RANKINGS_FOLDER, read_rankings
-from rosepo.evaluation.systems import ITEMS_FILE
 from rosepo.metrics import bias
 from rosepo.metrics.ranking import accuracy
 from rosepo.report.run_metadata import made_by, manifests_of

@@ -8,16 +8,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from rosepo.data.catalogue import Catalogue
+from rosepo.data.catalogue import ITEMS_FILE, Catalogue
 from rosepo.data.example_shards import Shard, read_shard
 from rosepo.data.item_columns import INDEX
 from rosepo.sampling.group_files import write_part
-from rosepo.sampling.sampler import examples_of
 from rosepo.sampling.settings import ActorSettings
 from rosepo.sampling.strategies.distributions import FromOracle
 from rosepo.sampling.strategies.example_batch import Examples
-from rosepo.sampling.strategies.make import make_strategies
-from rosepo.sampling.strategies.mixture import Rejected, sample_rejected
+from rosepo.sampling.strategies.mixture import Rejected, make_strategies, sample_rejected
 from rosepo.sampling.strategies.protocol import StrategyInputs
 from rosepo.sampling.tally import Tally
 from rosepo.utils.list_columns import fixed, lists, matrix, nested
@@ -43,7 +41,7 @@ class GroupsActor:
     def __init__(self, settings: ActorSettings) -> None:
         quiet_worker()
         self.settings, pairs = settings, settings.pairs
-        self.catalogue = Catalogue.load(settings.catalogue)
+        self.catalogue = Catalogue.load(settings.paths.examples / ITEMS_FILE)
         self.models: Models | None = None
         if pairs.score or pairs.asks_policy or pairs.asks_oracle:
             # An actor that asks no model starts without torch, in a fraction of the time.
@@ -82,23 +80,23 @@ class GroupsActor:
         """The groups of a table of examples, in their order; see `read_shard`."""
         pairs = self.settings.pairs
         with tally.timed("read"):
-            examples = examples_of(table, len(self.catalogue))
+            examples = Examples.of(table, len(self.catalogue))
         if pairs.score or pairs.asks_policy:
             with tally.timed("prompts"):
                 examples = self._with_prompts(examples, tally)
         with tally.timed("sampling"):
-            count, seed = self.settings.negatives, self.settings.seed
-            rejected = sample_rejected(examples, self.strategies, pairs.strategies, count, seed)
+            count = self.settings.negatives
+            rejected = sample_rejected(examples, self.strategies, pairs.strategies, count, self.settings.seed)
         if self.models is not None:
             tally.totals.update(self.models.take_counts())
         items = np.concatenate([examples.targets[:, None], rejected.items], axis=1)
         columns = self._titles(table, items, rejected)
         tally.totals["groups"] += len(examples)
-        if self.scorer is None:
-            for index, name in enumerate(rejected.names):
-                tally.count_unscored(name, rejected.fallback[rejected.strategy == index])
-        else:
+        if self.scorer is not None:
             columns |= self._scored(examples, items, rejected, tally)
+        else:
+            for index, name in enumerate(rejected.names):
+                tally.count_pairs(name, rejected.fallback[rejected.strategy == index])
         return pa.table({name: columns[name] for name in COLUMNS if name in columns})
 
     def _with_prompts(self, examples: Examples, tally: Tally) -> Examples:
@@ -124,7 +122,7 @@ class GroupsActor:
         for index, name in enumerate(rejected.names):
             at = rejected.strategy == index
             margin = (scored.oracle_scores[:, :1] - scored.oracle_scores[:, 1:])[at]
-            tally.count_pairs(name, margin, scored.epsilon[at], rejected.fallback[at])
+            tally.count_pairs(name, rejected.fallback[at], margin, scored.epsilon[at])
         oracle = self.strategies.get("oracle")
         drawn: dict[str, Any] = {}
         if isinstance(oracle, FromOracle):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,11 @@ import pyarrow.parquet as pq
 from scipy.stats import chisquare
 
 from rosepo.data.candidates import target_slots
-from rosepo.data.catalogue import Catalogue
-from rosepo.data.example_shards import example_files
+from rosepo.data.catalogue import ITEMS_FILE, Catalogue
 from rosepo.data.item_columns import flat_items, item_lists, item_matrix, items_of
 from rosepo.data.prompts import PromptBuilder
 from rosepo.data.seen import COLUMNS as EXAMPLE_COLUMNS
-from rosepo.data.seen import with_seen
+from rosepo.data.seen import example_files, read_split, with_seen
 from rosepo.utils.errors import UserError
 
 TITLES = ("example_id", "chosen_item", "rejected_items", "strategy")
@@ -53,10 +52,11 @@ def audit_groups(groups: Path, examples: Path, builder: PromptBuilder | None = N
     files = sorted(groups.glob("part-*.parquet"))
     if not files:
         raise UserError(f"{groups} holds no groups (part-*.parquet): run `rosepo pairs` first")
-    n_items = len(Catalogue.load(examples / "_items.parquet"))
-    sources = _sources(examples, builder is not None and builder.lists_candidates)
+    n_items = len(Catalogue.load(examples / ITEMS_FILE))
+    extra = ("candidates",) if builder is not None and builder.lists_candidates else ()
+    sources = read_split(examples, "train", extra=extra)
     source = next(sources)
-    sums: dict[str, list[float]] = {}
+    sums: dict[str, np.ndarray] = {}
     negatives, count, pairs, cut = None, 0, 0, None
     for path in files:
         table = pq.read_table(path, columns=_columns(path))
@@ -79,17 +79,12 @@ def audit_groups(groups: Path, examples: Path, builder: PromptBuilder | None = N
         source = source.slice(pc.max(rows).as_py() + 1)
         count, pairs = count + len(table), pairs + len(table) * negatives
         if "epsilon" in table.column_names:
-            for name, value in zip(_flat(table["strategy"]), _flat(table["epsilon"])):
-                entry = sums.setdefault(name, [0.0, 0.0])
-                entry[0], entry[1] = entry[0] + value, entry[1] + 1
+            values, strategies = _flat(table["epsilon"]).astype(np.float64), _flat(table["strategy"])
+            for name in np.unique(strategies.astype(str)):
+                here = values[strategies == name]
+                sums[name] = sums.get(name, 0) + np.array([here.sum(), len(here)])
     means = {name: float(total / n) for name, (total, n) in sorted(sums.items())}
-    return {
-        "groups": count,
-        "pairs": pairs,
-        "negatives": negatives,
-        "epsilon": means,
-        "prompts_cut": cut,
-    }
+    return {"groups": count, "pairs": pairs, "negatives": negatives, "epsilon": means, "prompts_cut": cut}
 
 
 def audit_candidates(examples: Path) -> dict[str, Any] | None:
@@ -139,15 +134,6 @@ def _columns(path: Path) -> list[str]:
     if missing:
         raise UserError(f"{path} has no column '{missing[0]}': it is no groups table")
     return wanted
-
-
-def _sources(examples: Path, candidates: bool) -> Iterator[pa.Table]:
-    """Training examples file by file, with what was seen before each, and their candidates if asked for."""
-    for path in example_files(examples):
-        names = pq.read_schema(path).names
-        columns = [name for name in (*EXAMPLE_COLUMNS, *(["candidates"] if candidates else [])) if name in names]
-        table = pq.read_table(path, columns=columns, filters=[("split", "==", "train")])
-        yield with_seen(table, path)
 
 
 def _refuser(path: Path, ids: list[str]) -> Callable[[Any, str], None]:

@@ -17,7 +17,6 @@ from rosepo.lm.titles.beam_search import Decoder
 from rosepo.lm.titles.candidate_scores import candidate_logps
 from rosepo.oracle.epsilon import calibrate
 from rosepo.oracle.load import load_scorer
-from rosepo.sampling.reference_cache import ReferenceCache
 from rosepo.sampling.scoring import GroupScorer
 from rosepo.sampling.strategies.example_batch import Examples
 from rosepo.sampling.strategies.protocol import Answers, CandidateScores, StrategyInputs
@@ -35,18 +34,18 @@ class Models:
     """
 
     def __init__(self, settings: ActorSettings, catalogue: Catalogue) -> None:
-        pairs = settings.pairs
+        pairs, paths = settings.pairs, settings.paths
         torch.set_num_threads(max(1, int(pairs.cpus_per_actor)))
         self.settings = settings
         self.free = pairs.asks_policy and pairs.engine == "vllm"
         if pairs.score or (pairs.asks_policy and not self.free):
-            recommender = load_recommender(settings.policy)
+            recommender = load_recommender(paths.policy)
             self.builder = recommender.builder
             self.policy = recommender.model.to(settings.device)
         elif self.free:
-            self.builder = load_builder(settings.policy)
+            self.builder = load_builder(paths.policy)
         if pairs.score or pairs.asks_oracle:
-            self.oracle = load_scorer(settings.oracle, catalogue, settings.device)
+            self.oracle = load_scorer(paths.oracle, catalogue, settings.device)
 
     def given_to(self, inputs: StrategyInputs) -> StrategyInputs:
         """What strategies are made of, with these models."""
@@ -68,7 +67,7 @@ class Models:
 
     @cached_property
     def _vllm(self) -> VllmDecoder:
-        return VllmDecoder(self.settings.policy, self.builder, self.settings.seed)
+        return VllmDecoder(self.settings.paths.policy, self.builder, self.settings.seed)
 
     def take_counts(self) -> Counter[str]:
         """What was generated freely since the last call; see `VllmDecoder.counts`."""
@@ -79,21 +78,16 @@ class Models:
 
     def scores(self, examples: Examples, items: np.ndarray) -> np.ndarray:
         """Calibrated oracle scores float32 [N, C] of items int64 [N, C]."""
-        if examples.users is None:
-            raise ValueError("the oracle is asked about examples of users")
         return calibrate(self.oracle.score(examples.users, examples.histories, items), self.oracle.tau)
 
     def catalogue_scores(self, examples: Examples) -> np.ndarray:
         """Calibrated oracle scores float32 [N, n_items] of every item."""
-        if examples.users is None:
-            raise ValueError("the oracle is asked about examples of users")
         return calibrate(self.oracle.score_all(examples.users, examples.histories), self.oracle.tau)
 
     def scorer(self) -> GroupScorer:
         """What scores groups."""
-        settings = self.settings
+        settings, paths = self.settings, self.settings.paths
         reference = self.policy
-        if settings.reference != settings.policy:
-            reference = load_recommender(settings.reference).model.to(settings.device)
-        cache = None if settings.cache is None else ReferenceCache(settings.cache)
-        return GroupScorer(self.builder, self.scores, LogpsModel(reference), cache)
+        if paths.reference != paths.policy:
+            reference = load_recommender(paths.reference).model.to(settings.device)
+        return GroupScorer(self.builder, self.scores, LogpsModel(reference), settings.cache)

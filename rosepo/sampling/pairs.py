@@ -19,8 +19,8 @@ import pyarrow as pa
 
 import rosepo
 from rosepo.config import Config
-from rosepo.data.catalogue import Catalogue
-from rosepo.data.example_shards import Shard, most_seen, shards_of
+from rosepo.data.catalogue import ITEMS_FILE, Catalogue, made_for
+from rosepo.data.example_shards import VALIDATION, Shard, check_columns, most_seen, shards_of
 from rosepo.data.random import round_seed
 from rosepo.lm.model.model_folder import check_catalogue
 from rosepo.lm.model.title_embeddings import encode_titles
@@ -29,18 +29,15 @@ from rosepo.run.manifest import read_manifest
 from rosepo.run.paths import RunPaths, of_round
 from rosepo.run.resources import stage_use_gpu
 from rosepo.sampling.pool import run_shards
-from rosepo.sampling.reference_cache import open_cache
-from rosepo.sampling.sampler import check_columns
+from rosepo.sampling.reference_cache import ReferenceCache, open_cache
 from rosepo.sampling.settings import ActorSettings
-from rosepo.sampling.strategies.make import own_strategy
 from rosepo.sampling.strategies.mixture import check_negatives, max_negatives
 from rosepo.sampling.strategies.vllm_engine import check_engine
 from rosepo.sampling.tally import Tally
-from rosepo.sampling.validation_groups import validation_examples, validation_shard, written
+from rosepo.sampling.validation_groups import EXAMPLES_FILE, validation_examples, written
 from rosepo.utils.errors import StageError, UserError
 from rosepo.utils.files import digest
 
-ITEMS_FILE = "_items.parquet"
 MOST_WHOLE = 1 << 16
 """Titles of a catalogue whose whole distribution a group can keep: 128 KiB of it."""
 
@@ -70,7 +67,7 @@ class Sampling:
         shards: of the whole table, by number.
         negatives: K, rejected titles a group.
         device: `cpu` or `cuda`, of the actors.
-        cache: folder of reference log-probabilities, None keeps none.
+        cache: of reference log-probabilities, None keeps none.
         held_out: validation examples that become groups beside the table; None where there are none.
     """
 
@@ -80,7 +77,7 @@ class Sampling:
     shards: Sequence[Shard]
     negatives: int
     device: str
-    cache: Path | None
+    cache: ReferenceCache | None
     held_out: pa.Table | None
 
     @property
@@ -90,8 +87,10 @@ class Sampling:
 
     @property
     def origin(self) -> str:
-        """See `origin_of`."""
-        return origin_of(self.paths)
+        """Digest of what the parts of an unfinished table must have in common beside their settings: the very models
+        and examples, made again under the same settings they may differ by a bit, and this version of rosepo."""
+        sources = {self.paths.examples, self.paths.policy, self.paths.reference, self.paths.oracle}
+        return digest([rosepo.__version__, {path.name: read_manifest(path) for path in sources}])
 
     def run(self, out: Path, run: Callable[..., None] = run_shards) -> dict[str, Any]:
         """Write the table into `out`; `run` takes what `run_shards` takes. Returns and raises as `pairs` does."""
@@ -110,24 +109,22 @@ class Sampling:
 
     def held_out_shards(self, out: Path) -> list[Shard]:
         """The shard of validation examples, if there are any, of a table that is written into `out`."""
-        return [] if self.held_out is None else [validation_shard(self.held_out, out)]
+        if self.held_out is None:
+            return []
+        return [Shard(VALIDATION, str(out / EXAMPLES_FILE), 0, len(self.held_out))]
 
     def _actor(self, out: Path, embeddings: Path | None) -> ActorSettings:
-        paths = self.paths
         return ActorSettings(
             pairs=self.config.pairs,
-            seed=round_seed(self.config.seed, paths.round),
-            catalogue=paths.examples / ITEMS_FILE,
-            policy=paths.policy,
-            reference=paths.reference,
-            oracle=paths.oracle,
+            seed=round_seed(self.config.seed, self.paths.round),
+            candidates=self.config.reads_candidates,
+            paths=self.paths,
             out=out,
             embeddings=embeddings,
             cache=self.cache,
             device=self.device,
             origin=self.origin,
             negatives=self.negatives,
-            candidates=self.config.reads_candidates,
         )
 
 
@@ -153,16 +150,7 @@ def plan_sampling(config: Config, paths: RunPaths) -> Sampling:
     negatives = config.negatives(allowed)
     cache = open_cache(settings.reference_cache, paths.reference) if settings.score else None
     held_out = validation_examples(config, paths, catalogue, negatives)
-    folder = None if cache is None else cache.folder
-    return Sampling(config, paths, catalogue, shards, negatives, device, folder, held_out)
-
-
-def origin_of(paths: RunPaths) -> str:
-    """Digest of what the parts of an unfinished table must have in common beside their settings: the very models and
-    examples, made again under the same settings they may differ by a bit, and this version of rosepo."""
-    sources = {paths.examples, paths.policy, paths.reference, paths.oracle}
-    made = {path.name: read_manifest(path) for path in sources}
-    return digest([rosepo.__version__, made])
+    return Sampling(config, paths, catalogue, shards, negatives, device, cache, held_out)
 
 
 def _embeddings(config: Config, catalogue: Catalogue, paths: RunPaths, out: Path, tally: Tally) -> Path | None:
@@ -191,6 +179,6 @@ def _check_inputs(config: Config, paths: RunPaths) -> Catalogue:
         load_scorer(paths.oracle, catalogue)
     for name in settings.used:
         if ":" in name:
-            own_strategy(name, catalogue)
+            made_for(catalogue, name, "pairs.strategies", "strategy")
     check_columns(paths.examples, config.reads_candidates)
     return catalogue

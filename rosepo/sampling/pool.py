@@ -14,7 +14,7 @@ from rosepo.sampling.group_files import complete, finished_parts
 from rosepo.sampling.settings import ActorSettings
 from rosepo.sampling.tally import Tally
 from rosepo.utils.console import Progress, echo
-from rosepo.utils.errors import StageError, user_error_from
+from rosepo.utils.errors import user_error_from
 from rosepo.utils.quiet import quiet_worker
 
 
@@ -43,7 +43,9 @@ def run_shards(shards: Sequence[Shard], settings: ActorSettings, tally: Tally, l
                 if row["shard"] != VALIDATION:
                     progress.update(row["groups"])
         except Exception as error:
-            raise user_error_from(error) or _lost(error, settings, table) from error
+            parts = len(list(settings.out.glob("part-*.parquet")))
+            lost = lost_actor(error, "a sampling actor", parts, len(table), "pairs.actors")
+            raise user_error_from(error) or lost from error
     in_order = sorted(table, key=lambda shard: shard.number)  # of the table, whatever is made first
     for figures in finished_parts(settings.out, in_order, settings.origin).values():
         tally.add(figures)
@@ -68,8 +70,3 @@ def _answers(shards: Sequence[Shard], settings: ActorSettings) -> Iterator[dict[
         cpus_per_actor=pairs.cpus_per_actor,
         use_gpu=settings.device == "cuda",
     )
-
-
-def _lost(error: Exception, settings: ActorSettings, shards: Sequence[Shard]) -> StageError:
-    finished = len(list(settings.out.glob("part-*.parquet")))
-    return lost_actor(error, "a sampling actor", finished, len(shards), "pairs.actors")

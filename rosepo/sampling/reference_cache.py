@@ -145,12 +145,11 @@ def default_folder() -> Path:
     return (Path(home).expanduser() if home else Path.home() / ".cache" / "rosepo") / "reference"
 
 
-def reference_key(folder: Path, dtype: str = "float32") -> str:
+def reference_key(folder: Path) -> str:
     """Digest of everything but the groups that log-probabilities depend on.
 
     Args:
         folder: the reference's model folder; an adapter's base is looked at too.
-        dtype: of the weights in memory.
     """
     settings = read_settings(folder)
     about: dict[str, Any] = {
@@ -158,7 +157,7 @@ def reference_key(folder: Path, dtype: str = "float32") -> str:
         "tokenizer": _digests(folder, _TOKENIZER_FILES),
         "settings": {name: settings[name] for name in SETTING_KEYS},
         "quantize": settings.get("quantize", "none"),
-        "dtype": dtype,
+        "dtype": "float32",  # of the weights in memory
     }
     if (folder / "adapter_config.json").exists():
         from rosepo.lm.model.loading import adapter_base, find_source

@@ -70,13 +70,14 @@ class GroupScorer:
         return Scored(completions, scores, epsilon(scores), logps)
 
     def _reference(self, examples: Examples, completions: list[list[np.ndarray]]) -> tuple[np.ndarray, bool]:
-        prompts, ids, content = list(examples.prompts or []), examples.ids, ""
-        if self.cache is not None and ids is not None:
-            content = self.cache.key(ids, prompts, completions)
-            kept = self.cache.read(content, ids)
+        assert examples.prompts is not None
+        prompts, content = list(examples.prompts), ""
+        if self.cache is not None:
+            content = self.cache.key(examples.ids, prompts, completions)
+            kept = self.cache.read(content, examples.ids)
             if kept is not None:
                 return kept, True
         logps = np.stack(reference_logps(self.reference, prompts, completions))
-        if self.cache is not None and ids is not None and np.isfinite(logps).all():
-            self.cache.write(content, ids, logps)
+        if self.cache is not None and np.isfinite(logps).all():
+            self.cache.write(content, examples.ids, logps)
         return logps, False

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rosepo.config import PairsConfig
+from rosepo.run.paths import RunPaths
+
+if TYPE_CHECKING:
+    from rosepo.sampling.reference_cache import ReferenceCache
 
 
 @dataclass(frozen=True)
@@ -13,29 +18,26 @@ class ActorSettings:
     """What an actor needs to know.
 
     Attributes:
-        pairs, seed: from the configuration.
-        catalogue: file of the examples' items.
-        policy: folder of the model that answers; its prompts are the groups'.
-        reference: folder of the model whose log-probabilities groups carry.
-        oracle: folder of the preference oracle.
+        pairs: the settings of the stage.
+        seed: of the run in its round.
+        candidates: whether examples are read with the candidates that are listed for them.
+        paths: examples, the policy that answers and whose prompts are the groups', the reference whose
+            log-probabilities groups carry, and the oracle.
         out: folder of the part files.
         embeddings: NumPy file of the title embeddings float32 [n_items, d]; None where `semantic` is not used.
-        cache: folder of the reference's cache entries; None keeps none.
+        cache: of the reference's log-probabilities; None keeps none.
         device: `cpu` or `cuda`.
-        origin: digest of all that the groups are made from, `origin_of`.
-        candidates: whether the examples' candidates are read.
+        origin: digest of all that the groups are made from, `Sampling.origin`.
+        negatives: K, rejected titles a group.
     """
 
     pairs: PairsConfig
     seed: int
-    catalogue: Path
-    policy: Path
-    reference: Path
-    oracle: Path
+    candidates: bool
+    paths: RunPaths
     out: Path
     embeddings: Path | None
-    cache: Path | None
+    cache: ReferenceCache | None
     device: str
     origin: str
     negatives: int
-    candidates: bool = False

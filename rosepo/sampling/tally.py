@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -22,7 +22,7 @@ class Tally:
     def __init__(self) -> None:
         self.totals: Counter[str] = Counter()
         self.strategies: dict[str, dict[str, Any]] = {}
-        self.seconds: dict[str, float] = {}
+        self.seconds: defaultdict[str, float] = defaultdict(float)
         self.longest_prompt = 0
 
     def count_prompts(self, lengths: np.ndarray, dropped: np.ndarray) -> None:
@@ -35,27 +35,27 @@ class Tally:
         )
         self.longest_prompt = max(self.longest_prompt, int(lengths.max(initial=0)))
 
-    def count_pairs(self, name: str, margin: np.ndarray, epsilon: np.ndarray, fallback: np.ndarray) -> None:
-        """Pairs of one strategy: the oracle's margin (chosen minus rejected), epsilon, fallbacks; all [n]."""
-        if not len(epsilon):
+    def count_pairs(
+        self, name: str, fallback: np.ndarray, margin: np.ndarray | None = None, epsilon: np.ndarray | None = None
+    ) -> None:
+        """Pairs of one strategy: where another one was due; of scored ones the oracle's margin (chosen minus rejected)
+        and epsilon; all [n]."""
+        if not len(fallback):
             return
-        entry = self.strategies.setdefault(
-            name, {"pairs": 0, "epsilon": 0.0, "prefers": 0.0, "ceiling": 0, "fallback": 0, "histogram": [0] * BINS}
-        )
-        entry["pairs"] += len(epsilon)
-        entry["epsilon"] += float(epsilon.sum(dtype=np.float64))
-        entry["prefers"] += float((margin > 0).sum() + 0.5 * (margin == 0).sum())
-        entry["ceiling"] += int((epsilon >= CEILING - 1e-6).sum())
-        entry["fallback"] += int(fallback.sum())
-        counts = np.histogram(epsilon, bins=BINS, range=(0.0, 0.5))[0]
-        entry["histogram"] = [int(old + new) for old, new in zip(entry["histogram"], counts, strict=True)]
+        counts: dict[str, Any] = {"pairs": len(fallback), "fallback": fallback.sum()}
+        if margin is not None and epsilon is not None:
+            counts |= {
+                "epsilon": epsilon.sum(dtype=np.float64),
+                "prefers": (margin > 0).sum() + 0.5 * (margin == 0).sum(),
+                "ceiling": (epsilon >= CEILING - 1e-6).sum(),
+                "histogram": np.histogram(epsilon, bins=BINS, range=(0.0, 0.5))[0],
+            }
+        self._add(name, counts)
 
-    def count_unscored(self, name: str, fallback: np.ndarray) -> None:
-        """Pairs of one strategy that carry no epsilon: where another strategy was due; bool [n]."""
-        if len(fallback):
-            entry = self.strategies.setdefault(name, {"pairs": 0, "fallback": 0})
-            entry["pairs"] += len(fallback)
-            entry["fallback"] += int(fallback.sum())
+    def _add(self, name: str, counts: Mapping[str, Any]) -> None:
+        entry = self.strategies.setdefault(name, {})
+        for key, value in counts.items():
+            entry[key] = np.add(entry.get(key, 0), value).tolist()
 
     @contextmanager
     def timed(self, part: str) -> Iterator[None]:
@@ -66,7 +66,7 @@ class Tally:
 
     def count_seconds(self, part: str, seconds: float) -> None:
         """Time spent on one part of the work."""
-        self.seconds[part] = self.seconds.get(part, 0.0) + seconds
+        self.seconds[part] += seconds
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able; `add` takes it back."""
@@ -83,13 +83,8 @@ class Tally:
         for part, seconds in other["seconds"].items():
             self.count_seconds(part, seconds)
         self.longest_prompt = max(self.longest_prompt, other["longest_prompt"])
-        for name, entry in other["strategies"].items():
-            mine = self.strategies.setdefault(name, {})
-            for key, value in entry.items():
-                if key == "histogram":
-                    mine[key] = [a + b for a, b in zip(mine.get(key, [0] * BINS), value)]
-                else:
-                    mine[key] = mine.get(key, 0) + value
+        for name, counts in other["strategies"].items():
+            self._add(name, counts)
 
     def figures(self) -> dict[str, Any]:
         """Counts, means and shares.

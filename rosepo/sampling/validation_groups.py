@@ -16,7 +16,6 @@ import pyarrow.parquet as pq
 
 from rosepo.config import Config
 from rosepo.data.catalogue import Catalogue
-from rosepo.data.example_shards import VALIDATION, Shard
 from rosepo.data.seen import read_split
 from rosepo.run.paths import RunPaths
 from rosepo.sampling.strategies.mixture import max_negatives
@@ -42,14 +41,9 @@ def validation_examples(config: Config, paths: RunPaths, catalogue: Catalogue, n
     return table if len(table) else None
 
 
-def validation_shard(examples: pa.Table, out: Path) -> Shard:
-    """The shard of such examples, of a table of groups that is written into `out`."""
-    return Shard(VALIDATION, str(out / EXAMPLES_FILE), 0, len(examples))
-
-
 @contextmanager
 def written(examples: pa.Table, out: Path) -> Iterator[None]:
-    """Such examples in the file of their shard, for the actor that turns them into groups."""
+    """Such examples in the file of their shard in `out`, for the actor that turns them into groups."""
     path = out / EXAMPLES_FILE
     try:
         pq.write_table(examples, path)

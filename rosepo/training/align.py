@@ -18,7 +18,7 @@ import numpy as np
 
 import rosepo
 from rosepo.config import AlignConfig, Config
-from rosepo.data.catalogue import Catalogue
+from rosepo.data.catalogue import ITEMS_FILE, Catalogue
 from rosepo.data.example_shards import VALIDATION_FILE, planned_users, shards_of
 from rosepo.lm.model.model_folder import check_catalogue, load_builder, read_settings
 from rosepo.lm.model.record import ModelRecord, model_record
@@ -195,7 +195,7 @@ def _searched(config: Config, paths: RunPaths) -> HeldOut | None:
     if not users:
         return None
     # Groups carry tokens; examples carry item indexes, which mean the same titles in one catalogue alone.
-    check_catalogue(paths.policy, Catalogue.load(paths.examples / "_items.parquet"), "run `rosepo sft` again")
+    check_catalogue(paths.policy, Catalogue.load(paths.examples / ITEMS_FILE), "run `rosepo sft` again")
     return held_out(paths.examples, load_builder(paths.policy), users, "align.validation_users")
 
 

@@ -22,7 +22,7 @@ from transformers import PreTrainedTokenizerBase
 import rosepo
 from rosepo.config import Config, ModelConfig, TrainConfig
 from rosepo.config.training import SftConfig
-from rosepo.data.catalogue import Catalogue
+from rosepo.data.catalogue import ITEMS_FILE, Catalogue
 from rosepo.data.prompts import PromptBuilder
 from rosepo.lm.model.dropout import training_dropout
 from rosepo.lm.model.policy import initial_policy, load_tokenizer, save_policy
@@ -67,7 +67,7 @@ def sft(config: Config, paths: RunPaths, out: Path) -> dict[str, Any]:
 
 def sft_task(config: Config, paths: RunPaths) -> SftTask:
     """What the workers need for supervised fine-tuning."""
-    catalogue = Catalogue.load(paths.examples / "_items.parquet")
+    catalogue = Catalogue.load(paths.examples / ITEMS_FILE)
     check_quantization("none" if config.model.lora is None else config.model.lora.quantize)
     if config.model.path is None:
         scratch = config.model.scratch_config

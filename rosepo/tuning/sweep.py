@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 
 from rosepo.config import Config
-from rosepo.data.catalogue import Catalogue
+from rosepo.data.catalogue import ITEMS_FILE, Catalogue
 from rosepo.data.seen import read_split
 from rosepo.run.paths import RunPaths
 from rosepo.run.resources import TRIAL_CPUS, stage_use_gpu
@@ -43,7 +43,7 @@ def sweep(config: Config, paths: RunPaths, out: Path) -> dict[str, Any]:
     from rosepo.lm.model.model_folder import check_catalogue
 
     check_space(config)
-    check_catalogue(paths.sft, Catalogue.load(paths.examples / "_items.parquet"), "run `rosepo sft` again")
+    check_catalogue(paths.sft, Catalogue.load(paths.examples / ITEMS_FILE), "run `rosepo sft` again")
     use_gpu = stage_use_gpu(config, "sweep")
     settings = trial_settings(config)
     if config.pairs.rounds > 1:

@@ -92,14 +92,14 @@ def test_many_prompts_are_those_of_each_history_with_its_own_candidates() -> Non
 
 def test_long_prompts_lose_their_oldest_items_alone() -> None:
     template = TemplateConfig(prefix="", suffix="?")
-    whole = build(template).prompt([2, 0, 3, 1], reserve=5)[0]
-    for max_length in range(len(whole) + 5, 16, -1):
+    whole, longest = build(template).prompt([2, 0, 3, 1])[0], build(template).longest_completion
+    for max_length in range(len(whole) + longest, 16, -1):
         builder = build(template, max_length=max_length)
-        prompt, dropped = builder.prompt([2, 0, 3, 1], reserve=5)
-        assert len(prompt) + 5 <= max_length
+        prompt, dropped = builder.prompt([2, 0, 3, 1])
+        assert len(prompt) + longest <= max_length
         assert prompt.tolist() == build(template).prompt([2, 0, 3, 1][dropped:])[0].tolist()
         if dropped:
-            assert len(build(template).prompt([2, 0, 3, 1][dropped - 1 :])[0]) + 5 > max_length
+            assert len(build(template).prompt([2, 0, 3, 1][dropped - 1 :])[0]) + longest > max_length
     listing = TemplateConfig(prefix="", suffix="?", candidates=True)
     kept = build(listing, max_length=64).prompt([2] * 50, candidates=[0, 1])[0]
     assert tokenizer().decode(kept).startswith("<s>Choose from:\nHeat (1995)\nRan\nThe Third Man\n")

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from rosepo.config import Config, load_config
 from rosepo.data.catalogue import Catalogue
-from rosepo.evaluation import rankers, systems
+from rosepo.evaluation import systems
 from rosepo.lm.model.model_folder import save_policy
 from rosepo.lm.model.record import model_record
 from rosepo.pipeline.fingerprints import stage_settings
@@ -85,5 +85,5 @@ def rank_in_process(replace: Callable[[Any, str, Any], None]) -> None:
         for row in work:
             yield {"rows": ranker(pa.Table.from_pylist([row]))["rows"][0]}
 
-    replace(rankers, "answers_of_actors", answers)
+    replace(systems, "answers_of_actors", answers)
     replace(systems, "stage_use_gpu", lambda config, section: False)

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import weakref
 from collections import Counter
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -25,10 +25,10 @@ from rosepo.config import TemplateConfig
 from rosepo.data.catalogue import Catalogue
 from rosepo.data.prompts import PromptBuilder
 from rosepo.evaluation import external_models
-from rosepo.evaluation.candidates.free_answers import FreeWriter
+from rosepo.evaluation.candidates.free_answers import writing
 from rosepo.evaluation.evaluate import evaluate
 from rosepo.evaluation.measured_examples import plan_parts, read_batches, write_examples
-from rosepo.evaluation.rankers import LanguageModelRanker, RankerSettings
+from rosepo.evaluation.rankers import LanguageModelRanker, RankerSettings, ranking
 from rosepo.evaluation.rankings import open_rankings, rankings_table, read_rankings, write_part
 from rosepo.evaluation.systems import Ranking
 from rosepo.lm.model.model_folder import save_policy
@@ -280,19 +280,18 @@ def test_an_actor_lets_go_of_a_model_before_it_loads_the_next(
     monkeypatch.setattr(external_models, "load_external", watched)
     write_examples(paths.examples, "test", 8, 4, tmp_path / "examples.parquet")
     settings = RankerSettings(
+        config=tiny_config(),
         models={name: str(paths.root / name) for name in ("sft", "aligned")},
         examples=tmp_path / "examples.parquet",
         catalogue=paths.examples / "_items.parquet",
         out=tmp_path,
-        beams=20,
         device="cpu",
-        prompts=tiny_config().model,
-        max_history=20,
+        answering=ranking,
     )
-    for actor in (LanguageModelRanker, FreeWriter):
+    for answering in (ranking, writing):
         held.clear()
         alive.clear()
-        ranker = actor(settings)
+        ranker = LanguageModelRanker(replace(settings, answering=answering))
         for name in ("sft", "aligned", "aligned", "sft"):
             (tmp_path / f"{name}.parquet").mkdir(exist_ok=True)
             ranker(pa.Table.from_pylist([{"model": name, **asdict(plan_parts(settings.examples)[0])}]))

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from rosepo.evaluation import systems
 from rosepo.evaluation.evaluate import evaluate
-from rosepo.evaluation.systems import Ranking
 from rosepo.run.paths import RunPaths
 from rosepo.utils.errors import StageError
 from tests.evaluation.runs import tiny_config, tiny_run
@@ -34,7 +34,7 @@ def undisturbed(paths: RunPaths, ray_cluster: None, tmp_path_factory: pytest.Tem
 
 @pytest.fixture(autouse=True)
 def deadly(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Ranking, "actor", DeadlyRanker)
+    monkeypatch.setattr(systems, "LanguageModelRanker", DeadlyRanker)
 
 
 def test_a_killed_actor_costs_its_part_and_nothing_else(paths: RunPaths, undisturbed: str, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from rosepo.data.random import stream
 from rosepo.objectives.likelihood import distill, drawn_weights
 from rosepo.sampling.strategies.distributions import FromOracle
-from rosepo.sampling.strategies.example_batch import Examples
+from tests.helpers import examples_of
 
 TARGET = 5
 OTHERS = [0, 1, 2, 3, 4]
@@ -70,7 +70,7 @@ def test_renormalised_scores_of_the_drawn_titles_would_be_biased():
 def test_titles_that_the_strategy_draws_estimate_the_sum_over_the_catalogue():
     n, history = 6_000, 2
     ids = [f"{number}:1" for number in range(n)]
-    examples = Examples.of(ids, [np.array([history])] * n, np.full(n, TARGET), 6)
+    examples = examples_of(ids, [np.array([history])] * n, np.full(n, TARGET), 6)
     strategy = FromOracle(lambda some: np.tile(SCORES.numpy(), (len(some), 1)).astype(np.float32))
     titles = np.concatenate([examples.targets[:, None], strategy(examples, 2, stream(examples.keys, 0, "oracle"))], 1)
     logps = policy_of(torch.tensor([1.0, -2.0, 0.0, 0.5, -1.0, 0.2], dtype=torch.float64))

@@ -24,16 +24,12 @@ def first_interactions(
     return order[np.sort(first)]
 
 
-def user_mask(user: np.ndarray, kept: np.ndarray, k: int) -> np.ndarray:
-    """Of the rows `kept` [n] bool, those whose user has at least `k` of them. `user` [n] is sorted."""
-    starts = segment_starts(user)
+def core_rows(user: np.ndarray, item: np.ndarray, alive: np.ndarray, k: int) -> np.ndarray:
+    """Mask of the rows whose item is `alive` [n_items] bool and whose user has at least `k` such rows; `user` [n] is
+    sorted."""
+    kept: np.ndarray = alive[item]
     if not len(user):
         return kept
+    starts = segment_starts(user)
     counts = np.add.reduceat(kept.astype(np.int64), starts)
-    lengths = np.diff(np.append(starts, len(user)))
-    return kept & np.repeat(counts >= k, lengths)
-
-
-def core_rows(user: np.ndarray, item: np.ndarray, alive: np.ndarray, k: int) -> np.ndarray:
-    """Mask of the rows whose item is `alive` [n_items] bool and whose user has at least `k` such rows."""
-    return user_mask(user, alive[item], k)
+    return kept & np.repeat(counts >= k, np.diff(np.append(starts, len(user))))

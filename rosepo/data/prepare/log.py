@@ -8,6 +8,7 @@ user. What is computed on a log is written once, as functions of a bucket that r
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
@@ -75,28 +76,37 @@ class RayLog:
                 yield _unpack(table, place)
 
 
-def encode(
-    table: pa.Table, min_rating: float | None, users: pa.Array, items: pa.Array, buckets: np.ndarray, ties: TieBreaker
-) -> pa.Table:
-    """Positive interactions as codes, each with the number of its bucket.
+@dataclass(frozen=True, eq=False)
+class Codes:
+    """What interactions are encoded by.
 
-    Args:
+    Attributes:
+        min_rating: positive interactions are rated this at least; None takes all.
         users: all user ids, sorted; a code is a place in it.
         items: all item ids, sorted.
         buckets: first user code of every bucket.
         ties: what orders interactions of one user at one time.
     """
-    table = table.filter(pa.array(positives(table, min_rating).astype(bool)))
-    user, item = cols.codes(table["user_id"], users), cols.codes(table["item_id"], items)
-    return pa.table(
-        {
-            "bucket": (np.searchsorted(buckets, user, side="right") - 1).astype(np.int32),
-            "user": user.astype(np.int32),
-            "item": item.astype(np.int32),
-            "time": table["timestamp"].to_numpy().astype(np.float64),
-            "tie": ties.numbers(user, item, table["row"].to_numpy()),
-        }
-    )
+
+    min_rating: float | None
+    users: pa.Array
+    items: pa.Array
+    buckets: np.ndarray
+    ties: TieBreaker
+
+    def encode(self, table: pa.Table) -> pa.Table:
+        """Positive interactions as codes, each with the number of its bucket."""
+        table = table.filter(pa.array(positives(table, self.min_rating).astype(bool)))
+        user, item = cols.codes(table["user_id"], self.users), cols.codes(table["item_id"], self.items)
+        return pa.table(
+            {
+                "bucket": (np.searchsorted(self.buckets, user, side="right") - 1).astype(np.int32),
+                "user": user.astype(np.int32),
+                "item": item.astype(np.int32),
+                "time": table["timestamp"].to_numpy().astype(np.float64),
+                "tie": self.ties.numbers(user, item, table["row"].to_numpy()),
+            }
+        )
 
 
 def bucket_starts(counts: np.ndarray) -> np.ndarray:
@@ -132,16 +142,13 @@ class LocalBlocks:
         tables = self._counted("counting users and items")
         return merge_scans((scan(table, min_rating) for table in tables), self.schema)
 
-    def log(
-        self, min_rating: float | None, users: pa.Array, items: pa.Array, buckets: np.ndarray, ties: TieBreaker
-    ) -> LocalLog:
-        tables = self._counted("encoding")
-        encoded = pa.concat_tables([encode(table, min_rating, users, items, buckets, ties) for table in tables])
-        encoded = encoded.sort_by("bucket")
-        edges = np.searchsorted(encoded["bucket"].to_numpy(), np.arange(len(buckets) + 1))
+    def log(self, codes: Codes) -> LocalLog:
+        """Whole users by bucket."""
+        encoded = pa.concat_tables([codes.encode(table) for table in self._counted("encoding")]).sort_by("bucket")
+        edges = np.searchsorted(encoded["bucket"].to_numpy(), np.arange(len(codes.buckets) + 1))
         parts = (encoded.slice(low, high - low) for low, high in pairwise(edges.tolist()) if low < high)
-        self.progress.phase("grouping by user", len(buckets), "buckets")
-        return LocalLog([make_bucket(part, len(items)) for part in self.progress.over(parts)], self.progress)
+        self.progress.phase("grouping by user", len(codes.buckets), "buckets")
+        return LocalLog([make_bucket(part, len(codes.items)) for part in self.progress.over(parts)], self.progress)
 
     def _counted(self, doing: str) -> Iterator[pa.Table]:
         self.progress.phase(doing, sum(map(len, self.tables)), "rows")
@@ -186,22 +193,21 @@ class RayBlocks:
                 faults += entry.pop("fault").to_pylist()
                 yield entry
 
-    def log(
-        self, min_rating: float | None, users: pa.Array, items: pa.Array, buckets: np.ndarray, ties: TieBreaker
-    ) -> RayLog:
+    def log(self, codes: Codes) -> RayLog:
+        """Whole users by bucket."""
         import ray
 
-        ref = ray.put({"users": users, "items": items, "buckets": buckets, "ties": ties})
-        phases = (("encoding", self.dataset.count(), "rows"), ("grouping by user", len(buckets), "buckets"))
+        ref = ray.put(codes)
+        phases = (("encoding", self.dataset.count(), "rows"), ("grouping by user", len(codes.buckets), "buckets"))
         with counting(self.progress, *phases) as counter:
             encoded = self.dataset.map_batches(
                 _encode_block,
                 batch_size=None,
                 batch_format="pyarrow",
-                fn_kwargs={"min_rating": min_rating, "ref": [ref], "counter": counter},
+                fn_kwargs={"ref": [ref], "counter": counter},
             )
             rows = encoded.groupby("bucket").map_groups(
-                _bucket_row, batch_format="pyarrow", fn_kwargs={"n_items": len(items), "counter": counter}
+                _bucket_row, batch_format="pyarrow", fn_kwargs={"n_items": len(codes.items), "counter": counter}
             )
             return RayLog(rows.materialize(), self.progress)
 
@@ -211,10 +217,10 @@ def _scan_row(table: pa.Table, min_rating: float | None) -> pa.Table:
     return _pack({**scanned, "fault": table["fault"].drop_null().combine_chunks()})
 
 
-def _encode_block(table: pa.Table, min_rating: float | None, ref: list[Any], counter: Any) -> pa.Table:
+def _encode_block(table: pa.Table, ref: list[Any], counter: Any) -> pa.Table:
     import ray
 
-    encoded = encode(table, min_rating, **ray.get(ref[0]))
+    encoded = ray.get(ref[0]).encode(table)
     counter.add.remote(table.num_rows)
     return encoded
 

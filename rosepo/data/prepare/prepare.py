@@ -16,10 +16,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rosepo.config import Config
-from rosepo.data.catalogue import Catalogue
+from rosepo.data.catalogue import ITEMS_FILE, Catalogue
 from rosepo.data.prepare.examples import Recipe, measure_bucket, write_bucket
 from rosepo.data.prepare.kcore import k_core, time_at
-from rosepo.data.prepare.log import Arrays, LocalBlocks, Log, RayBlocks, bucket_starts
+from rosepo.data.prepare.log import Arrays, Codes, LocalBlocks, Log, RayBlocks, bucket_starts
 from rosepo.data.prepare.statistics import (
     check_candidates,
     check_known,
@@ -75,7 +75,7 @@ def prepare(config: Config, paths: RunPaths, out: Path) -> dict[str, Any]:
         written = filtered.log.map("writing", write_bucket, recipe=filtered.recipe, out=str(out.absolute()))
         figures, counts = _summed(filtered, written)
     check_splits(config, figures)
-    replace(filtered.catalogue, train_count=counts).save(out / "_items.parquet")
+    replace(filtered.catalogue, train_count=counts).save(out / ITEMS_FILE)
     figures["seconds"] = round(time.monotonic() - began, 2)
     echo(describe(figures))
     return figures
@@ -136,7 +136,7 @@ def filter_log(config: Config, blocks: LocalBlocks | RayBlocks, items: pa.Table)
     starts = bucket_starts(user_kept)
     check_left(positive, rows, steps)
     ties = TieBreaker.of(settings.ties, config.seed, users, known)
-    log = blocks.log(settings.min_rating, users, known, starts, ties)
+    log = blocks.log(Codes(settings.min_rating, users, known, starts, ties))
     core = k_core(log, len(known), settings.k_core)
     steps.append({"why": "repeat a user's earlier interaction with the item", "rows": positive - core.before})
     steps.append({"why": f"outside the {settings.k_core}-core of users and items", "rows": core.before - core.after})

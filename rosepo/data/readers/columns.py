@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -60,8 +60,7 @@ def ids(column: pa.ChunkedArray, name: str, where: str, row: int) -> pa.Array:
     """
     values = _flat(column)
     if pa.types.is_string(values.type):
-        values = pc.utf8_trim_whitespace(values)
-        values = pc.if_else(pc.equal(values, ""), pa.scalar(None, pa.string()), values)
+        values = _trimmed(values)
     elif pa.types.is_integer(values.type):
         try:
             values = values.cast(pa.int64())
@@ -177,14 +176,8 @@ def codes(values: pa.Array | pa.ChunkedArray, known: pa.Array) -> np.ndarray:
     return np.where(nulls, -1, places.to_numpy(zero_copy_only=False)).astype(np.int64)
 
 
-def present(table: pa.Table, mapping: Mapping[str, str], field: str) -> pa.ChunkedArray | None:
-    """The file's column of a field, None where it has none."""
-    return table[mapping[field]] if field in mapping else None
-
-
 def _parsed(values: pa.Array, name: str, where: str, row: int, remedy: str) -> pa.Array:
-    trimmed = pc.utf8_trim_whitespace(values)
-    trimmed = pc.if_else(pc.equal(trimmed, ""), pa.scalar(None, pa.string()), trimmed)
+    trimmed = _trimmed(values)
     try:
         return trimmed.cast(pa.float64())
     except pa.ArrowInvalid as error:
@@ -194,6 +187,12 @@ def _parsed(values: pa.Array, name: str, where: str, row: int, remedy: str) -> p
             except ValueError:
                 raise UserError(f"{where}: row {row + number} has {name} {value!r}: {remedy}") from error
         raise UserError(f"{where}: column '{name}' holds text that is no number: {remedy}") from error
+
+
+def _trimmed(values: pa.Array) -> pa.Array:
+    """Text without white space around it; null where nothing is left."""
+    values = pc.utf8_trim_whitespace(values)
+    return pc.if_else(pc.equal(values, ""), pa.scalar(None, pa.string()), values)
 
 
 def _flat(column: pa.ChunkedArray | pa.Array) -> pa.Array:

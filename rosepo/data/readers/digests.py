@@ -45,8 +45,5 @@ class FileDigests:
 
 
 def _content_digest(files: FileSystem, path: str) -> str:
-    content = hashlib.sha256()
     with files.open_input_stream(path, compression=None) as stream:
-        while block := stream.read(1 << 20):
-            content.update(block)
-    return content.hexdigest()[:16]
+        return hashlib.file_digest(stream, "sha256").hexdigest()[:16]

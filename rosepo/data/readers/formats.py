@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -17,14 +18,11 @@ import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
 from rosepo.data.readers import json_lines
+from rosepo.data.readers.columns import FIELDS
 from rosepo.data.readers.sources import Source, filesystem, open_stream
 from rosepo.utils.errors import UserError
 
 BLOCK_BYTES = 16 << 20
-DAT_COLUMNS = {
-    "interactions": ("user_id", "item_id", "rating", "timestamp"),
-    "items": ("item_id", "title", "categories"),
-}
 _FIELD = (
     "\x1f"  # stands for `::`, which Arrow's CSV reader cannot split on; MovieLens titles hold no control characters
 )
@@ -73,7 +71,7 @@ def read_header(source: Source, kind: str) -> Header:
             return _json_header(source)
         line = _first_line(source)
         if source.format == "dat":
-            names = DAT_COLUMNS[kind]
+            names = FIELDS[kind]
             if line.count("::") < len(names) - 1:
                 expected = "::".join(names)
                 raise UserError(f"{source.name}: row 1 is not {expected} (got {line[:80]!r}); set data.format")
@@ -152,18 +150,10 @@ def _unquoted(values: pa.ChunkedArray) -> pa.ChunkedArray:
 def _dat_tables(
     source: Source, stream: pa.NativeFile, header: Header, columns: list[str], kind: str
 ) -> Iterator[pa.Table]:
-    rest = b""
-    while True:
-        block = stream.read(BLOCK_BYTES)
-        cut = block.rfind(b"\n") + 1 if block else 0
-        text, rest = (rest + block[:cut], block[cut:]) if cut else (rest + block, b"")
-        if block and not cut:  # no line ends here: read on
-            rest = text
-            continue
-        if text.strip():
-            yield _dat_table(source, text, header, columns, kind)
-        if not block:
-            return
+    lines = io.BufferedReader(stream)
+    while block := b"".join(lines.readlines(BLOCK_BYTES)):
+        if block.strip():
+            yield _dat_table(source, block, header, columns, kind)
 
 
 def _dat_table(source: Source, raw: bytes, header: Header, columns: list[str], kind: str) -> pa.Table:
@@ -230,20 +220,13 @@ def _first_line(source: Source) -> str:
     return line.decode("utf-8-sig" if source.format != "dat" else "latin-1")
 
 
-class _explained:
+@contextmanager
+def _explained(source: Source) -> Iterator[None]:
     """Turn what goes wrong while a file is read into one sentence that names it."""
-
-    def __init__(self, source: Source) -> None:
-        self.source = source
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+    try:
+        yield
+    except (pa.ArrowException, UnicodeDecodeError, OSError, EOFError) as error:
         if isinstance(error, UnicodeDecodeError) or (isinstance(error, pa.ArrowInvalid) and "UTF8" in str(error)):
-            raise UserError(
-                f"{self.source.name} is not UTF-8 text: convert it, e.g. `iconv -f latin1 -t utf-8`"
-            ) from error
-        if isinstance(error, (pa.ArrowException, OSError, EOFError)):
-            what = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise UserError(f"{self.source.name} cannot be read as {self.source.format}: {what}") from error
+            raise UserError(f"{source.name} is not UTF-8 text: convert it, e.g. `iconv -f latin1 -t utf-8`") from error
+        what = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{source.name} cannot be read as {source.format}: {what}") from error

@@ -31,13 +31,11 @@ class Plan:
     """What is to be read, after everything that can be known from headers was checked.
 
     Attributes:
-        kind: interactions or items.
         files: the files and what their headers say.
         mappings: for each file, our field name to its column name.
         types: of our id columns: int64 or text.
     """
 
-    kind: str
     files: tuple[tuple[Source, Header], ...]
     mappings: tuple[dict[str, str], ...]
     types: dict[str, pa.DataType]
@@ -78,7 +76,7 @@ def plan_reading(config: DataConfig, kind: str) -> Plan:
         found = {cols.id_type(header.types[m[field]]) for (_, header), m in zip(files, mappings) if field in m}
         if found:
             types[field] = pa.int64() if found == {pa.int64()} else pa.string()
-    plan = Plan(kind, files, mappings, types)
+    plan = Plan(files, mappings, types)
     if plan.rows == 0:
         raise UserError(f"data.{kind}={location} has no rows")
     return plan
@@ -119,14 +117,13 @@ def interaction_tables(plan: Plan, number: int, piece: Piece) -> Iterator[pa.Tab
     for row, table in read_piece(piece, header, mapping, "interactions"):
         if not table.num_rows:
             continue
-        rating = cols.present(table, mapping, "rating")
         timestamp = cols.numbers(table[mapping["timestamp"]], "timestamp", where, row, UNIX)
         if timestamp.null_count:
             at = row + int(np.argmax(timestamp.is_null().to_numpy(zero_copy_only=False)))
             raise UserError(f"{where}: row {at} has no timestamp: fill it in or leave the row out")
         ratings = pa.nulls(table.num_rows, pa.float64())
-        if rating is not None:
-            ratings = cols.numbers(rating, "rating", where, row, NUMBER)
+        if "rating" in mapping:
+            ratings = cols.numbers(table[mapping["rating"]], "rating", where, row, NUMBER)
         arrays = [
             _typed(cols.ids(table[mapping[field]], field, where, row), plan.types[field], field, where)
             for field in ("user_id", "item_id")
@@ -184,10 +181,9 @@ def read_items(config: DataConfig) -> pa.Table:
 
 
 def _item_table(table: pa.Table, mapping: dict[str, str], where: str, row: int, separator: str, plan: Plan) -> pa.Table:
-    given = cols.present(table, mapping, "categories")
     categories = pa.nulls(table.num_rows, pa.list_(pa.string()))
-    if given is not None:
-        categories = cols.categories(given, mapping["categories"], where, separator)
+    if name := mapping.get("categories"):
+        categories = cols.categories(table[name], name, where, separator)
     return pa.table(
         {
             "item_id": _typed(

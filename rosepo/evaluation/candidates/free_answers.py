@@ -6,22 +6,25 @@ rankings are: in part files that actors write and from which a later run goes on
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
+from rosepo.config import Config
 from rosepo.data.item_columns import INDEX, items_of
 from rosepo.data.prompts import PromptBuilder
 from rosepo.data.titles import normalised
 from rosepo.evaluation.measured_examples import EXAMPLES_FILE, Batch, plan_parts
-from rosepo.evaluation.rankers import LanguageModelRanker
 from rosepo.evaluation.systems import Ranking
+
+if TYPE_CHECKING:
+    from rosepo.lm.model.model_folder import Recommender
 
 ANSWERS_FOLDER = "answers"
 LEAST_TOKENS = 2**13
@@ -120,23 +123,19 @@ class TitleMatcher:
         return self._by_text.get(normalised(text), -1) if item is None else item
 
 
-class FreeWriter(LanguageModelRanker):
-    """The Ray Data actor that writes answers in place of rankings."""
+def writing(recommender: Recommender, config: Config) -> Callable[[Batch], pa.Table]:
+    """A model's free answers to a batch: example_id, user_id, target, answer (text), ended (by EOS), item: null for
+    what is no title of the catalogue; target and item are item indexes."""
+    builder, tokenizer = recommender.builder, recommender.tokenizer
+    matcher = TitleMatcher(builder, recommender.catalogue.titles)
+    limit = answer_limit(recommender.model, builder)
 
-    def prepare(self) -> None:
-        builder = self.recommender.builder
-        self.matcher = TitleMatcher(builder, self.catalogue.titles)
-        self.limit = answer_limit(self.recommender.model, builder)
-
-    def rank(self, batch: Batch) -> pa.Table:
-        """The answers of a batch: example_id, user_id, target, answer (text), ended (by EOS), item: null for what is
-        no title of the catalogue; target and item are item indexes."""
-        builder, tokenizer = self.recommender.builder, self.recommender.tokenizer
-        newest = [history[-self.recommender.max_history :] for history in batch.histories]
+    def answer(batch: Batch) -> pa.Table:
+        newest = [history[-recommender.max_history :] for history in batch.histories]
         prompts, _ = builder.prompts(newest, batch.candidates)
-        answers = greedy_answers(self.recommender.model, prompts, builder.eos_id, self.limit)
+        answers = greedy_answers(recommender.model, prompts, builder.eos_id, limit)
         texts = [_text(tokenizer, tokens) for tokens in answers]
-        items = np.array([self.matcher(*answer) for answer in zip(answers, texts, strict=True)], dtype=np.int64)
+        items = np.array([matcher(*found) for found in zip(answers, texts, strict=True)], dtype=np.int64)
         return pa.table(
             {
                 "example_id": pa.array(batch.example_ids, pa.string()),
@@ -148,28 +147,25 @@ class FreeWriter(LanguageModelRanker):
             }
         )
 
+    return answer
+
 
 def _text(tokenizer: Any, tokens: np.ndarray) -> str:
     text: str = tokenizer.decode(tokens.tolist(), skip_special_tokens=True, clean_up_tokenization_spaces=False)
     return text
 
 
-@dataclass(frozen=True)
-class Writing(Ranking):
-    """The answers of one evaluation, while they are written."""
-
-    folder_name: ClassVar[str] = ANSWERS_FOLDER
-    doing: ClassVar[str] = ", freely"
-    actor: ClassVar[type[LanguageModelRanker]] = FreeWriter
-
-    @classmethod
-    def of(cls, ranking: Ranking, examples_name: str = EXAMPLES_FILE) -> Writing:
-        """Beside the rankings of an evaluation: answers to its examples, or to those of another file in its folder."""
-        parts = plan_parts(ranking.out / examples_name)
-        return cls(ranking.config, ranking.paths, ranking.out, ranking.catalogue, parts, examples_name)
-
-    def _made_from(self, name: str) -> dict[str, Any]:
-        return super()._made_from(name) | {"margin": MARGIN, "count": self.config.evaluate.free_generation}
+def freely(ranked: Ranking, examples_name: str = EXAMPLES_FILE) -> Ranking:
+    """Beside the rankings of an evaluation, free answers to its examples or to those of another file in its folder."""
+    return replace(
+        ranked,
+        parts=plan_parts(ranked.out / examples_name),
+        examples_name=examples_name,
+        folder_name=ANSWERS_FOLDER,
+        answering=writing,
+        doing=", freely",
+        made_by={"margin": MARGIN, "count": ranked.config.evaluate.free_generation},
+    )
 
 
 def read_answers(path: Path) -> tuple[list[str], np.ndarray]:

@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from rosepo.evaluation.candidates.free_answers import Writing, read_answers
+from rosepo.evaluation.candidates.free_answers import freely, read_answers
 from rosepo.evaluation.candidates.leakage_probes import learn_probes
 from rosepo.evaluation.evaluate_rankings import compared
-from rosepo.evaluation.measured_examples import Batch, part_batches, user_codes, write_examples
+from rosepo.evaluation.measured_examples import Batch, Part, batches_beside, user_codes, write_examples
 from rosepo.evaluation.systems import Ranking
 from rosepo.metrics.bootstrap import UserBootstrap, plain
 
@@ -36,18 +36,18 @@ def free_generation(ranking: Ranking, models: Mapping[str, str], metrics: dict[s
     """
     settings = ranking.config.evaluate
     if ranking.config.model.template.candidates:
-        metrics["candidates"] = candidate_protocol(Writing.of(ranking), models)
+        metrics["candidates"] = candidate_protocol(freely(ranking), models)
     elif settings.free_generation and models:
         count = min(settings.free_generation, settings.max_examples or settings.free_generation)
         examples = ranking.out / FREE_EXAMPLES_FILE
         write_examples(ranking.paths.examples, settings.split, count, settings.batch_size, examples)
-        found = out_of_catalogue(Writing.of(ranking, FREE_EXAMPLES_FILE), models)
+        found = out_of_catalogue(freely(ranking, FREE_EXAMPLES_FILE), models)
         for kind, figures in found.items():
             for name, figure in figures.items():
                 metrics[kind][name]["out_of_catalogue"] = figure
 
 
-def candidate_protocol(writing: Writing, models: Mapping[str, str]) -> dict[str, Any]:
+def candidate_protocol(writing: Ranking, models: Mapping[str, str]) -> dict[str, Any]:
     """Free answers to prompts that list candidates, for all examples.
 
     Returns:
@@ -82,7 +82,7 @@ def candidate_protocol(writing: Writing, models: Mapping[str, str]) -> dict[str,
     }
 
 
-def out_of_catalogue(writing: Writing, models: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+def out_of_catalogue(writing: Ranking, models: Mapping[str, str]) -> dict[str, dict[str, Any]]:
     """Share of free answers that are no title of the catalogue: `models` and `differences` by name, each value, low,
     high, and the n_examples and n_users behind them."""
     config = writing.config
@@ -150,13 +150,11 @@ def _rates(hits: np.ndarray, valid: np.ndarray, rule: str) -> dict[str, np.ndarr
 
 
 def _batches(
-    writing: Writing, models: Mapping[str, str]
+    writing: Ranking, models: Mapping[str, str]
 ) -> Iterator[tuple[Batch, dict[str, tuple[list[str], np.ndarray]]]]:
     """Batch by batch, and every model's answers to it: texts and items."""
-    for part in writing.parts:
-        found = {name: read_answers(writing.folder_of(name) / part.name) for name in models}
-        low = 0
-        for batch in part_batches(writing.examples, part):
-            high = low + len(batch.targets)
-            yield batch, {name: (texts[low:high], items[low:high]) for name, (texts, items) in found.items()}
-            low = high
+
+    def answers(part: Part) -> dict[str, Any]:
+        return {name: read_answers(writing.folder_of(name) / part.name) for name in models}
+
+    return batches_beside(writing.examples, writing.parts, answers)

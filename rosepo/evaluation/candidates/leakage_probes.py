@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 
 from rosepo.data.candidates import target_slots
 from rosepo.data.catalogue import Catalogue
-from rosepo.data.example_shards import example_files
 from rosepo.data.item_columns import items_of
+from rosepo.data.seen import example_files
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+import pyarrow as pa
 
+from rosepo.data.item_columns import flat_items, item_matrix, items_of
 from rosepo.data.random import example_keys
 from rosepo.utils.arrays import ranges
 
@@ -17,43 +19,44 @@ class Examples:
     """N examples over a catalogue of `n_items` items, all items as indexes.
 
     Attributes:
+        ids: object [N], example ids.
         keys: uint64 [N], from `example_keys`.
+        users: user ids [N].
         history_items: int64 [sum of lengths], all histories end to end, each oldest first.
         history_offsets: int64 [N + 1], where each history begins and the last one ends.
+        seen_items, seen_offsets: like the histories, all items before each target.
         targets: int64 [N].
         n_items: size of the catalogue.
-        seen_items, seen_offsets: like the histories, all items before each target; None where that is the histories.
-        prompts: token ids of each prompt, for strategies that ask the model; None where no such strategy is used.
         candidates: int64 [N, C], each prompt's own candidates, the target among them; None where there are none.
-        ids: object [N], example ids; users: user ids [N]. For strategies that ask the oracle.
+        prompts: token ids of each prompt, for strategies that ask the model; None where no such strategy is used.
     """
 
+    ids: np.ndarray
     keys: np.ndarray
+    users: np.ndarray
     history_items: np.ndarray
     history_offsets: np.ndarray
+    seen_items: np.ndarray
+    seen_offsets: np.ndarray
     targets: np.ndarray
     n_items: int
-    prompts: Sequence[np.ndarray] | None = None
-    seen_items: np.ndarray | None = None
-    seen_offsets: np.ndarray | None = None
     candidates: np.ndarray | None = None
-    ids: np.ndarray | None = None
-    users: np.ndarray | None = None
+    prompts: Sequence[np.ndarray] | None = None
 
     @classmethod
-    def of(
-        cls,
-        example_ids: Sequence[str],
-        histories: Sequence[np.ndarray],
-        targets: np.ndarray,
-        n_items: int,
-        prompts: Sequence[np.ndarray] | None = None,
-        seen: Sequence[np.ndarray] | None = None,
-    ) -> Examples:
-        """From one history array an example, and one of all that was seen where histories were cut."""
-        whole = (None, None) if seen is None else _flat(seen)
-        targets = np.asarray(targets, dtype=np.int64)
-        return cls(example_keys(example_ids), *_flat(histories), targets, n_items, prompts, *whole)
+    def of(cls, table: pa.Table, n_items: int) -> Examples:
+        """A table of examples (see `read_shard`), without prompts."""
+        ids = table["example_id"].to_numpy()
+        return cls(
+            ids,
+            example_keys(ids),
+            table["user_id"].to_numpy(),
+            *flat_items(table, "history"),
+            *flat_items(table, "seen"),
+            items_of(table, "target"),
+            n_items,
+            item_matrix(table, "candidates") if "candidates" in table.column_names else None,
+        )
 
     @property
     def histories(self) -> list[np.ndarray]:
@@ -65,13 +68,17 @@ class Examples:
 
     def take(self, rows: np.ndarray) -> Examples:
         """The examples at `rows` (int64 [m])."""
-        histories = _take(self.history_items, self.history_offsets, rows)
-        prompts = None if self.prompts is None else [self.prompts[row] for row in rows]
-        seen: tuple[np.ndarray | None, np.ndarray | None] = (None, None)
-        if self.seen_items is not None and self.seen_offsets is not None:
-            seen = _take(self.seen_items, self.seen_offsets, rows)
-        others = (None if array is None else array[rows] for array in (self.candidates, self.ids, self.users))
-        taken = Examples(self.keys[rows], *histories, self.targets[rows], self.n_items, prompts, *seen, *others)
+        taken = Examples(
+            self.ids[rows],
+            self.keys[rows],
+            self.users[rows],
+            *_take(self.history_items, self.history_offsets, rows),
+            *_take(self.seen_items, self.seen_offsets, rows),
+            self.targets[rows],
+            self.n_items,
+            None if self.candidates is None else self.candidates[rows],
+            None if self.prompts is None else [self.prompts[row] for row in rows],
+        )
         if "excluded" in vars(self):  # sorted once already
             vars(taken)["excluded"] = self.excluded.take(rows)
         return taken
@@ -79,11 +86,8 @@ class Examples:
     @cached_property
     def excluded(self) -> Excluded:
         """All that was seen before each example, and its target."""
-        items, offsets = self.seen_items, self.seen_offsets
-        if items is None or offsets is None:
-            items, offsets = self.history_items, self.history_offsets
-        rows = np.concatenate([np.repeat(np.arange(len(self)), np.diff(offsets)), np.arange(len(self))])
-        keys = rows * self.n_items + np.concatenate([items, self.targets])
+        rows = np.concatenate([np.repeat(np.arange(len(self)), np.diff(self.seen_offsets)), np.arange(len(self))])
+        keys = rows * self.n_items + np.concatenate([self.seen_items, self.targets])
         return Excluded(_distinct(keys), len(self), self.n_items)
 
 
@@ -113,10 +117,11 @@ class Excluded:
         return np.split(self.items, self.offsets[1:-1]) if self.n_rows else []
 
     def holds(self, items: np.ndarray) -> np.ndarray:
-        """Whether each example excludes its entry of `items` int64 [n_rows] (-1: no); bool [n_rows]."""
-        keys = np.arange(self.n_rows) * self.n_items + items
+        """Whether each example excludes its entries of `items` int64 [n_rows] or [n_rows, m] (-1: no); bool like it."""
+        rows = np.arange(self.n_rows).reshape(-1, *[1] * (items.ndim - 1))
+        keys = rows * self.n_items + items
         at = np.minimum(np.searchsorted(self.keys, keys), max(len(self.keys) - 1, 0))
-        return (items >= 0) & (self.keys[at] == keys) if len(self.keys) else np.zeros(self.n_rows, dtype=bool)
+        return (items >= 0) & (self.keys[at] == keys) if len(self.keys) else np.zeros(items.shape, dtype=bool)
 
     def add(self, items: np.ndarray) -> Excluded:
         """Also exclude one item an example: `items` int64 [n_rows], -1 for none."""
@@ -129,12 +134,6 @@ class Excluded:
         items, offsets = _take(self.items, self.offsets, rows)
         keys = np.repeat(np.arange(len(rows)), np.diff(offsets)) * self.n_items + items
         return Excluded(keys, len(rows), self.n_items)
-
-
-def _flat(lists: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Arrays end to end, int64, and where each begins."""
-    items = np.concatenate([np.zeros(0, dtype=np.int64), *lists]).astype(np.int64, copy=False)
-    return items, np.cumsum([0, *(len(part) for part in lists)])
 
 
 def _distinct(keys: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""K rejected titles an example from a weighted mixture of strategies."""
+"""K rejected titles an example from a weighted mixture of strategies, which are those of the table or one's own."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from rosepo.config import STRATEGIES
+from rosepo.data.catalogue import made_for
 from rosepo.data.random import stream, uniforms
 from rosepo.sampling.strategies.example_batch import Examples
-from rosepo.sampling.strategies.protocol import Strategy
+from rosepo.sampling.strategies.protocol import Strategy, StrategyInputs
 from rosepo.sampling.strategies.weighted import uniform
 from rosepo.utils.errors import StageError, UserError
+from rosepo.utils.imports import find_callable
 
 FALLBACK = "uniform"
 """Strategy behind a title where the one that was due had none left."""
@@ -32,6 +35,21 @@ class Rejected:
     names: tuple[str, ...]
     strategy: np.ndarray
     fallback: np.ndarray
+
+
+def make_strategies(inputs: StrategyInputs) -> dict[str, Strategy]:
+    """Every strategy that the mixture of `inputs.pairs` uses, by its name.
+
+    Raises:
+        UserError: see `made_for`.
+        ValueError: one asks for what is not there.
+    """
+    return {
+        name: find_callable(STRATEGIES[name].maker, f"pairs.strategies.{name}")(inputs)
+        if name in STRATEGIES
+        else made_for(inputs.catalogue, name, "pairs.strategies", "strategy")
+        for name in inputs.pairs.used
+    }
 
 
 def max_negatives(catalogue: Sized, longest_history: int) -> int:
@@ -116,15 +134,10 @@ def check_proposals(examples: Examples, found: np.ndarray, count: int, name: str
         "an item that is not in the catalogue": ((found < -1) | (found >= examples.n_items)).any(axis=1),
         "an item twice": ((ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] >= 0)).any(axis=1),
     }
-    excluded = np.zeros(len(examples), dtype=bool)
-    for column in found.T:
-        excluded |= examples.excluded.holds(column)
-    faults["the target, or what was chosen before it"] = excluded
+    faults["the target, or what was chosen before it"] = examples.excluded.holds(found).any(axis=1)
     for what, wrong in faults.items():
         if wrong.any():
-            row = int(np.argmax(wrong))
-            example = row if examples.ids is None else examples.ids[row]
-            raise StageError(f"strategy {name} gives example {example} {what}: mend it")
+            raise StageError(f"strategy {name} gives example {examples.ids[np.argmax(wrong)]} {what}: mend it")
 
 
 def _first_new(proposals: np.ndarray, used: np.ndarray) -> np.ndarray:

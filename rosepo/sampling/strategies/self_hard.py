@@ -44,7 +44,7 @@ class WrongCandidates:
         candidates = examples.candidates
         if examples.prompts is None or candidates is None:
             raise ValueError("self_hard needs the examples' prompts and the candidates that they list")
-        allowed = ~np.stack([examples.excluded.holds(column) for column in candidates.T], axis=1)
+        allowed = ~examples.excluded.holds(candidates)
         scores = self.scores(examples.prompts, candidates)
         ranked, _ = best_candidates(candidates, scores, allowed, self.top + count - 1)
         return pick_from_top(ranked, self.top, count, draws)

@@ -12,7 +12,7 @@ import pytest
 
 from rosepo.data.prepare import first_pass, log
 from rosepo.data.prepare.first_pass import merge_scans, scan
-from rosepo.data.prepare.log import LocalBlocks
+from rosepo.data.prepare.log import Codes, LocalBlocks
 from rosepo.data.prepare.ties import TieBreaker
 from rosepo.data.readers.interactions import interaction_schema, plan_reading
 from rosepo.utils.console import Progress
@@ -81,7 +81,7 @@ def test_buckets_hold_whole_users_and_every_first_interaction(
     items = pa.array(range(20))
     buckets = (
         LocalBlocks(plan, Progress("reading", None))
-        .log(None, users, items, starts, TieBreaker.of("hash", 0, users, items))
+        .log(Codes(None, users, items, starts, TieBreaker.of("hash", 0, users, items)))
         .buckets
     )
     assert interaction_schema(plan).field("user_id").type == pa.int64()

@@ -14,7 +14,7 @@ from rosepo.lm.titles.title_match import completions_index, match_titles
 from rosepo.sampling.strategies.example_batch import Examples
 from rosepo.sampling.strategies.mixture import sample_rejected
 from rosepo.sampling.strategies.picking import pick_from_top
-from tests.helpers import tiny_builder, tiny_model
+from tests.helpers import examples_of, tiny_builder, tiny_model
 
 N_ITEMS = 12
 BUILDER = tiny_builder(N_ITEMS)
@@ -84,7 +84,7 @@ def test_a_policy_that_wrote_every_title_is_ranked_as_the_constrained_search_ran
 
 
 def test_titles_that_were_not_written_are_counted_as_fallbacks() -> None:
-    examples = Examples.of(["a", "b"], [np.array([0]), np.array([5])], np.array([1, 6]), N_ITEMS)
+    examples = examples_of(["a", "b"], [np.array([0]), np.array([5])], np.array([1, 6]), N_ITEMS)
     written = [[COMPLETIONS[item] for item in (0, 1, 7, 7)], [[3], COMPLETIONS[8][:-1]]]
     logps = [[-1.0, -2.0, -3.0, -3.0], [-1.0, -2.0]]
 

@@ -19,7 +19,7 @@ from rosepo.sampling.strategies import distributions
 from rosepo.sampling.strategies.distributions import FromOracle, FromPolicy, draw_titles
 from rosepo.sampling.strategies.example_batch import Examples
 from rosepo.utils.errors import StageError
-from tests.helpers import tiny_builder, tiny_model
+from tests.helpers import examples_of, tiny_builder, tiny_model
 from tests.sampling.strategies.test_strategies import batches, check_promises
 
 LOGITS = np.array([0.3, 2.0, -1.0, 1.2, 0.0, -0.4])
@@ -28,7 +28,7 @@ LOGITS = np.array([0.3, 2.0, -1.0, 1.2, 0.0, -0.4])
 def many(n: int, n_items: int = 6, history: tuple[int, ...] = (4,), target: int = 5) -> Examples:
     """Examples that differ by their id alone."""
     ids = [f"{number}:1" for number in range(n)]
-    return Examples.of(ids, [np.array(history)] * n, np.full(n, target), n_items)
+    return examples_of(ids, [np.array(history)] * n, np.full(n, target), n_items)
 
 
 def constant(logits: np.ndarray) -> Callable[[Examples], np.ndarray]:
@@ -117,7 +117,7 @@ def test_the_policy_s_own_chances_decide_among_its_best_titles() -> None:
             return np.tile(items, (len(prompts), 1)), np.tile(scores, (len(prompts), 1))
 
     ids = [f"{number}:1" for number in range(n)]
-    examples = Examples.of(ids, [np.array([6])] * n, np.full(n, 7), 8, [prompt] * n)
+    examples = examples_of(ids, [np.array([6])] * n, np.full(n, 7), 8, [prompt] * n)
     items = FromPolicy(Once(), top)(examples, 2, stream(examples.keys, 0, "policy"))
     p = special.softmax(logps.numpy()[best].astype(np.float64))
     counts = [int((items[:, 0] == item).sum()) for item in best]

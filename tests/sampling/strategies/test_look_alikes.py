@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from rosepo.sampling.strategies.example_batch import Examples
 from rosepo.sampling.strategies.look_alikes import LookAlikes, top_similar
+from tests.helpers import examples_of
 from tests.sampling.strategies.test_strategies import batches, check_promises, forbidden
 
 
@@ -68,7 +69,7 @@ def test_a_gpu_finds_the_same_titles() -> None:
     embeddings, n = embeddings_of(5_000, 64), 200
     random = np.random.default_rng(0)
     histories = [random.integers(0, 5_000, 12) for _ in range(n)]
-    examples = Examples.of([str(row) for row in range(n)], histories, random.integers(0, 5_000, n), 5_000)
+    examples = examples_of([str(row) for row in range(n)], histories, random.integers(0, 5_000, n), 5_000)
     draws = np.random.default_rng(1).random((3, n))
     one, other = (LookAlikes(embeddings, 0.9, 20, device) for device in ("cpu", "cuda"))
     same = one(examples, 3, draws.__getitem__) == other(examples, 3, draws.__getitem__)

@@ -16,7 +16,7 @@ from rosepo.sampling.strategies.mixture import FALLBACK, check_negatives, max_ne
 from rosepo.sampling.strategies.protocol import Strategy
 from rosepo.sampling.strategies.weighted import popularity
 from rosepo.utils.errors import StageError, UserError
-from tests.helpers import tiny_catalogue
+from tests.helpers import examples_of, tiny_catalogue
 from tests.sampling.strategies.test_look_alikes import embeddings_of
 from tests.sampling.strategies.test_strategies import batches, forbidden
 
@@ -52,7 +52,7 @@ def test_groups_hold_distinct_items_outside_history_and_target(examples: Example
 
 def many(n: int = 20_000, n_items: int = 30) -> Examples:
     histories = np.random.default_rng(0).integers(0, n_items, (n, 5))
-    return Examples.of([str(row) for row in range(n)], list(histories), np.arange(n) % n_items, n_items)
+    return examples_of([str(row) for row in range(n)], list(histories), np.arange(n) % n_items, n_items)
 
 
 def test_weights_decide_how_often_a_strategy_is_used() -> None:
@@ -75,7 +75,7 @@ def test_a_strategy_of_weight_zero_is_not_asked() -> None:
 
 def test_items_never_depend_on_the_target_beyond_leaving_it_out() -> None:
     examples = many(2000)
-    other = Examples(examples.keys, examples.history_items, examples.history_offsets, (examples.targets + 1) % 30, 30)
+    other = replace(examples, targets=(examples.targets + 1) % 30)
     first = sample_rejected(examples, strategies_of(30), {"popularity": 1.0}, 1, 0)
     second = sample_rejected(other, strategies_of(30), {"popularity": 1.0}, 1, 0)
     assert (first.items == second.items).mean() > 0.7
@@ -115,14 +115,13 @@ def answering(answer: Any) -> Strategy:
     ],
 )
 def test_a_strategy_that_breaks_its_promise_is_named(answer: Any, words: str) -> None:
-    examples = Examples.of(["a", "b"], [np.array([1]), np.array([0])], np.array([2, 3]), 9)
-    examples = replace(examples, ids=np.array(["a", "b"], dtype=object))
+    examples = examples_of(["a", "b"], [np.array([1]), np.array([0])], np.array([2, 3]), 9)
     with pytest.raises(StageError, match=f"^strategy mine {words}"):
         sample_rejected(examples, {"mine": answering(answer)}, {"mine": 1.0}, 2, seed=0)
 
 
 def test_a_strategy_may_have_fewer_items_than_asked_for() -> None:
-    examples = Examples.of(["a", "b"], [np.array([1]), np.array([0])], np.array([2, 3]), 9)
+    examples = examples_of(["a", "b"], [np.array([1]), np.array([0])], np.array([2, 3]), 9)
     found = sample_rejected(examples, {"mine": answering(np.array([[4, -1], [-1, -1]]))}, {"mine": 1.0}, 2, seed=0)
     assert found.fallback.tolist() == [[False, True], [True, True]]
     assert found.items[0, 0] == 4

@@ -13,14 +13,14 @@ from scipy import stats
 
 from rosepo.data.random import stream
 from rosepo.lm.titles.beam_search import Decoder
-from rosepo.sampling.strategies.candidates import Candidates
+from rosepo.sampling.strategies.candidates import candidates
 from rosepo.sampling.strategies.example_batch import Examples
 from rosepo.sampling.strategies.picking import pick_from_top
 from rosepo.sampling.strategies.protocol import Strategy
 from rosepo.sampling.strategies.rso import Accepted
 from rosepo.sampling.strategies.self_hard import WrongAnswers
 from rosepo.sampling.strategies.weighted import popularity, uniform
-from tests.helpers import tiny_builder, tiny_model
+from tests.helpers import examples_of, tiny_builder, tiny_model
 
 
 @st.composite
@@ -32,7 +32,7 @@ def batches(draw: st.DrawFn) -> Examples:
     histories = draw(st.lists(st.lists(item, max_size=12), min_size=n, max_size=n))
     targets = np.array(draw(st.lists(item, min_size=n, max_size=n)))
     ids = [f"{draw(st.integers(0, 10**6))}:{row}" for row in range(n)]
-    return Examples.of(ids, [np.array(history, dtype=np.int64) for history in histories], targets, n_items)
+    return examples_of(ids, [np.array(history, dtype=np.int64) for history in histories], targets, n_items)
 
 
 def forbidden(examples: Examples, row: int) -> set[int]:
@@ -89,7 +89,7 @@ def batches_with_candidates(draw: st.DrawFn) -> Examples:
 @settings(max_examples=80)
 @given(batches_with_candidates(), st.integers(1, 6))
 def test_candidates_are_the_prompts_own_and_never_the_target(examples: Examples, count: int) -> None:
-    items = Candidates()(examples, count, stream(examples.keys, 0, "candidates"))
+    items = candidates(examples, count, stream(examples.keys, 0, "candidates"))
     assert examples.candidates is not None
     for row, picks in enumerate(items.tolist()):
         free = {*examples.candidates[row].tolist()} - forbidden(examples, row)
@@ -97,7 +97,7 @@ def test_candidates_are_the_prompts_own_and_never_the_target(examples: Examples,
         assert set(found) <= free
         assert len(set(found)) == len(found) == min(count, len(free))
     shuffled = replace(examples, candidates=examples.candidates[:, ::-1])
-    np.testing.assert_array_equal(items, Candidates()(shuffled, count, stream(examples.keys, 0, "candidates")))
+    np.testing.assert_array_equal(items, candidates(shuffled, count, stream(examples.keys, 0, "candidates")))
 
 
 def by_number(examples: Examples, items: np.ndarray) -> np.ndarray:
@@ -115,7 +115,7 @@ def test_accepted_proposals_are_distinct_and_outside_history_and_target(
 
 def test_proposals_are_accepted_with_the_chance_that_the_oracle_gives_them() -> None:
     n, scores = 60_000, np.array([0.0, 0.0, 1.0, 2.0])
-    examples = Examples.of([str(row) for row in range(n)], [np.array([0])] * n, np.zeros(n, dtype=np.int64), 4)
+    examples = examples_of([str(row) for row in range(n)], [np.array([0])] * n, np.zeros(n, dtype=np.int64), 4)
     strategy = Accepted(uniform(4), lambda _, items: scores[items], proposals=3, temperature=2.0)
     drawn = np.bincount(strategy(examples, 1, stream(examples.keys, 0, "rso"))[:, 0], minlength=4)
     # All three others are proposed; they are asked in even order until one passes with exp((f - 2) / 2), the best at
@@ -133,7 +133,7 @@ def test_proposals_are_accepted_with_the_chance_that_the_oracle_gives_them() -> 
 
 
 def test_a_cold_oracle_accepts_the_best_proposals_alone() -> None:
-    examples = Examples.of(["a", "b"], [np.array([9]), np.array([3])], np.array([0, 9]), 10)
+    examples = examples_of(["a", "b"], [np.array([9]), np.array([3])], np.array([0, 9]), 10)
     strategy = Accepted(uniform(10), by_number, proposals=8, temperature=1e-6)
     items = strategy(examples, 2, stream(examples.keys, 0, "rso"))
     assert np.sort(items, axis=1).tolist() == [[7, 8], [7, 8]]
@@ -144,7 +144,7 @@ def test_wrong_answers_are_distinct_and_outside_history_and_target() -> None:
     decoder = Decoder(tiny_model(), builder, beams=8)
     histories = [np.array(history) for history in ([1], [2, 3, 4], list(range(9)), [5, 5])]
     prompts = [builder.prompt(history)[0] for history in histories]
-    examples = Examples.of(list("abcd"), histories, np.array([0, 1, 10, 6]), 12, prompts)
+    examples = examples_of(list("abcd"), histories, np.array([0, 1, 10, 6]), 12, prompts)
     check_promises(examples, WrongAnswers(decoder, top=5), count=3)
 
 
@@ -154,7 +154,7 @@ def test_the_hardest_wrong_answer_is_the_models_best_remaining_one() -> None:
     history = np.array([1, 2])
     prompt = builder.prompt(history)[0]
     best = decoder.top_k([prompt], [history], 2)[0][0]
-    examples = Examples.of(["a"], [history], best[:1], 12, [prompt])
+    examples = examples_of(["a"], [history], best[:1], 12, [prompt])
     items = WrongAnswers(decoder, top=1)(examples, 1, stream(examples.keys, 0, "self_hard"))
     assert items.tolist() == [[best[1]]]
 
@@ -163,7 +163,7 @@ def test_the_hardest_wrong_answer_is_the_models_best_remaining_one() -> None:
 def test_popularity_matches_its_distribution(exponent: float) -> None:
     n = 100_000
     counts = np.array([50, 0, 1, 7, 300, 20, 3, 90, 11, 40])
-    examples = Examples.of([str(row) for row in range(n)], [np.array([4, 8])] * n, np.full(n, 0), len(counts))
+    examples = examples_of([str(row) for row in range(n)], [np.array([4, 8])] * n, np.full(n, 0), len(counts))
     items = popularity(counts, exponent)(examples, 2, stream(examples.keys, 3, "popularity"))
     weights = counts.astype(float) ** exponent
     weights[[0, 4, 8]] = 0
@@ -180,7 +180,7 @@ def test_popularity_matches_its_distribution(exponent: float) -> None:
 
 def test_popularity_runs_out_of_items_seen_in_training() -> None:
     counts = np.array([5, 0, 3, 0, 2])
-    examples = Examples.of(["a", "b"], [np.array([0]), np.array([0, 2])], np.array([2, 4]), 5)
+    examples = examples_of(["a", "b"], [np.array([0]), np.array([0, 2])], np.array([2, 4]), 5)
     items = popularity(counts, 1.0)(examples, 2, stream(examples.keys, 0, "popularity"))
     assert items.tolist() == [[4, -1], [-1, -1]]
     assert (popularity(counts, 0.0)(examples, 2, stream(examples.keys, 0, "popularity")) >= 0).all()

@@ -25,7 +25,7 @@ from rosepo.sampling.pairs import pairs
 from rosepo.sampling.strategies.example_batch import Examples
 from rosepo.sampling.strategies.self_hard import WrongCandidates
 from rosepo.utils.errors import UserError
-from tests.helpers import tiny_builder, tiny_catalogue, tiny_model, tiny_tokenizer, with_candidates
+from tests.helpers import examples_of, tiny_builder, tiny_catalogue, tiny_model, tiny_tokenizer, with_candidates
 from tests.sampling.runs import make_run, read
 
 N_ITEMS = 12
@@ -41,7 +41,7 @@ def batches(draw: st.DrawFn) -> Examples:
     lists = orders[:, 6 : 6 + size]
     targets = lists[np.arange(n), rng.integers(size, size=n)]
     prompts = [np.arange(3)] * n
-    made = Examples.of([f"{row}:9" for row in range(n)], histories, targets, N_ITEMS, prompts)
+    made = examples_of([f"{row}:9" for row in range(n)], histories, targets, N_ITEMS, prompts)
     return replace(made, candidates=lists)
 
 
@@ -80,7 +80,7 @@ def test_the_hardest_wrong_candidate_is_the_likeliest_wherever_it_stands(example
 
 
 def test_prompts_and_candidates_are_needed() -> None:
-    plain: Any = Examples.of(["a"], [np.array([1])], np.array([2]), N_ITEMS)
+    plain: Any = examples_of(["a"], [np.array([1])], np.array([2]), N_ITEMS)
     with pytest.raises(ValueError, match="prompts and the candidates"):
         drawn(plain, 1, 1)
 
