@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
-from rosepo.config import Config
+from rosepo.config import ModelConfig
 from rosepo.data.catalogue import Catalogue
 from rosepo.evaluation.baselines import top_k
 from rosepo.evaluation.measured_examples import Batch, Part, part_batches
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from rosepo.lm.model.model_folder import Recommender
     from rosepo.lm.titles.beam_search import Decoder
 
-Answering = Callable[["Recommender", Config], Callable[[Batch], pa.Table]]
-"""Of a model that is loaded, what answers a batch with a table: `ranking`, or free answers."""
+Answering = Callable[["Recommender", int], Callable[[Batch], pa.Table]]
+"""Of a model that is loaded and a number of beams, what answers a batch with a table: `ranking`, or free answers."""
 
 
 def rank_by_batches(
@@ -58,7 +58,9 @@ class RankerSettings:
     """What an actor needs to know.
 
     Attributes:
-        config: of the run; models that rosepo did not train read with its template and lengths.
+        prompts: of the run: what models that rosepo did not train read.
+        max_history: newest items that they read.
+        beams: of the search.
         models: name to folder or hub id.
         examples: file that `write_examples` wrote.
         catalogue: file of the run's items.
@@ -67,7 +69,9 @@ class RankerSettings:
         answering: what is asked of a model.
     """
 
-    config: Config
+    prompts: ModelConfig
+    max_history: int
+    beams: int
     models: dict[str, str]
     examples: Path
     catalogue: Path
@@ -103,19 +107,19 @@ class LanguageModelRanker:
             from rosepo.evaluation.external_models import load_external
 
             self.answer = None  # or both models would lie in memory while the next one is loaded
-            settings, config = self.settings, self.settings.config
-            path, longest = settings.models[name], config.prepare.max_history
-            recommender = load_external(path, self.catalogue, config.model, longest)
+            settings = self.settings
+            path, longest = settings.models[name], settings.max_history
+            recommender = load_external(path, self.catalogue, settings.prompts, longest)
             recommender.model.to(settings.device)
-            self.answer, self.held = settings.answering(recommender, config), name
+            self.answer, self.held = settings.answering(recommender, settings.beams), name
         return self.answer
 
 
-def ranking(recommender: Recommender, config: Config) -> Callable[[Batch], pa.Table]:
+def ranking(recommender: Recommender, beams: int) -> Callable[[Batch], pa.Table]:
     """A model's rankings of a batch, and `left_out`, the items of each history that did not fit in the prompt."""
     from rosepo.lm.titles.beam_search import Decoder
 
-    decoder = Decoder(recommender.model, recommender.builder, config.evaluate.beams)
+    decoder = Decoder(recommender.model, recommender.builder, beams)
 
     def answer(batch: Batch) -> pa.Table:
         items, scores, left_out = rank_batch(recommender, decoder, batch, DEPTH)

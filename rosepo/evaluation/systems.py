@@ -115,9 +115,16 @@ class Ranking:
         if done := total - len(left):
             echo(f"  goes on from {done} of {total} parts of {self.folder_name} that an earlier run finished")
         if left:
-            catalogue = self.paths.examples / ITEMS_FILE
             settings = RankerSettings(
-                config, dict(models), self.examples, catalogue, self.folder, device, self.answering
+                prompts=config.model,
+                max_history=config.prepare.max_history,
+                beams=config.evaluate.beams,
+                models=dict(models),
+                examples=self.examples,
+                catalogue=self.paths.examples / ITEMS_FILE,
+                out=self.folder,
+                device=device,
+                answering=self.answering,
             )
             work = [{"model": name, **asdict(part)} for name, part in left]
             pool: dict[str, Any] = {"actors": config.evaluate.actors, "cpus_per_actor": config.evaluate.cpus_per_actor}

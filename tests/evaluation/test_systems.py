@@ -280,7 +280,9 @@ def test_an_actor_lets_go_of_a_model_before_it_loads_the_next(
     monkeypatch.setattr(external_models, "load_external", watched)
     write_examples(paths.examples, "test", 8, 4, tmp_path / "examples.parquet")
     settings = RankerSettings(
-        config=tiny_config(),
+        prompts=tiny_config().model,
+        max_history=tiny_config().prepare.max_history,
+        beams=tiny_config().evaluate.beams,
         models={name: str(paths.root / name) for name in ("sft", "aligned")},
         examples=tmp_path / "examples.parquet",
         catalogue=paths.examples / "_items.parquet",

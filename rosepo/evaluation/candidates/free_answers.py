@@ -16,7 +16,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from rosepo.config import Config
 from rosepo.data.item_columns import INDEX, items_of
 from rosepo.data.prompts import PromptBuilder
 from rosepo.data.titles import normalised
@@ -123,9 +122,9 @@ class TitleMatcher:
         return self._by_text.get(normalised(text), -1) if item is None else item
 
 
-def writing(recommender: Recommender, config: Config) -> Callable[[Batch], pa.Table]:
+def writing(recommender: Recommender, beams: int) -> Callable[[Batch], pa.Table]:
     """A model's free answers to a batch: example_id, user_id, target, answer (text), ended (by EOS), item: null for
-    what is no title of the catalogue; target and item are item indexes."""
+    what is no title of the catalogue; target and item are item indexes. It searches nothing: `beams` is not used."""
     builder, tokenizer = recommender.builder, recommender.tokenizer
     matcher = TitleMatcher(builder, recommender.catalogue.titles)
     limit = answer_limit(recommender.model, builder)
