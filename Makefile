@@ -19,9 +19,9 @@ experiments: $(READY)
 ## What CI runs.
 test: lint pytest
 
-## Two processes: one has the tests that share a Ray cluster, the other begins with the rest.
+## Two processes, each with whole files of tests and a Ray cluster of its own.
 pytest: $(READY)
-	$(BIN)/pytest -n 2 --dist loadgroup
+	$(BIN)/pytest -n 2 --dist loadfile
 
 ## Tests that CI leaves out because they take minutes.
 test-slow: $(READY)

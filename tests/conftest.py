@@ -66,13 +66,6 @@ def hashed(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
     return blocks
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Under pytest-xdist: the files that use the cluster stay in one process, and the tests of any file together."""
-    on_ray = {item.path for item in items if "ray_cluster" in getattr(item, "fixturenames", ())}
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("ray" if item.path in on_ray else str(item.path)))
-
-
 def pytest_collection_finish() -> None:
     """DeepSpeed collects garbage a dozen times an engine: not through all that has been imported, each time."""
     gc.freeze()

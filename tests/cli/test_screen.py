@@ -32,8 +32,7 @@ def prepared(tiny_run: RunPaths, tmp_path: Path) -> Path:
         activation_checkpointing=True,
         precision="bfloat16",
         zero_stage=2,
-        workers=2,
-        epochs=0.2,
+        epochs=0.1,
     )
     shutil.copytree(tiny_run.examples, tmp_path / "run" / "examples")
     manifest = {"format": FORMAT, "fingerprint": "made", "settings": stage_settings(config, find_stage("prepare"))}

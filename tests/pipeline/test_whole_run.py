@@ -57,7 +57,7 @@ def configure(folder: Path, **more: dict[str, object]) -> Config:
             "scratch": {"hidden_size": 16, "layers": 1, "heads": 2, "intermediate_size": 32, "vocab_size": 400},
             "max_length": 128,
         },
-        "sft": {"workers": 2, "epochs": 2, "learning_rate": 3e-3},
+        "sft": {"epochs": 2, "learning_rate": 3e-3},
         "oracle": {"max_epochs": 2, "hidden_size": 16},
         "pairs": {"negatives": 2, "encoder": "tfidf"},
         "align": {"workers": 2, "zero_stage": 2, "epochs": 0.2},
