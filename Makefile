@@ -19,9 +19,9 @@ experiments: $(READY)
 ## What CI runs.
 test: lint pytest
 
-## Two processes, each with whole files of tests and a Ray cluster of its own.
+## Two processes, each with whole files of tests, in their order (few tests may take long), and a Ray cluster of its own.
 pytest: $(READY)
-	$(BIN)/pytest -n 2 --dist loadfile
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 ## Tests that CI leaves out because they take minutes.
 test-slow: $(READY)
