@@ -42,7 +42,12 @@ CANDIDATE_METRICS = {
     "hr@1_substring_valid": "HR@1, substring rule, valid answers",
     "valid_ratio_substring": "ValidRatio, substring rule",
 }
-PROBES = {"chance": "Chance", "slot": "Probe: slot only", "item_slot": "Probe: item and slot only"}
+PROBES = {
+    "chance": "Chance",
+    "slot": "Probe: slot only",
+    "item_slot": "Probe: item and slot only",
+    "popularity": "Probe: popularity only",
+}
 
 
 @dataclass(frozen=True)
