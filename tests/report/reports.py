@@ -97,7 +97,8 @@ def with_everything(metrics: dict[str, Any]) -> dict[str, Any]:
         "groups": {"history_length": {"up_to_5": group, "over_5": group}},
         "candidates": {
             "n_examples": 24, "n_users": 23, "n_candidates": 20,
-            "models": {"sft": among, "aligned": among}, "probes": dict.fromkeys(("chance", "slot", "item_slot", "popularity"), value),
+            "models": {"sft": among, "aligned": among},
+            "probes": dict.fromkeys(("chance", "slot", "item_slot", "popularity"), value),
             "differences": {"aligned-sft": {"hr@1": {"value": 0.1, "low": 0.05, "high": 0.2}}},
         },
     }  # fmt: skip

@@ -85,7 +85,8 @@ def test_both_reports_have_every_figure_with_its_interval_and_n(report: Path, ki
     text = Page(report).text if kind == "html" else (report.with_suffix(".md")).read_text().replace("\\", "")
     for wanted in (
         "n = 24 examples of 24 users", "n = 24 examples of 23 users", "12 users, 13 examples", "up to 5",
-        "HR@1, substring rule", "Probe: slot only", "Probe: popularity only", "0.125 to 0.375", "0.987", "+0.050 to +0.200",
+        "HR@1, substring rule", "Probe: slot only", "Probe: popularity only",
+        "0.125 to 0.375", "0.987", "+0.050 to +0.200",
         "1,234,567", "7,654,321", "3.0 GiB", "5 processes", "8,888,888", "fedcba9876543210", "0123456789ab",
         "print-of-sft",
         "rosepo run --set a='<i>'", "Reward margin", "0.625", "Validation loss", "from 0.750", "movietweetings-100k",
