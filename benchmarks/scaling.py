@@ -84,7 +84,7 @@ def rank_training(rank: int, world: int, outputs: RunPaths, steps: int, stage: i
     from rosepo.training.checkpoint.saver import Saver
     from rosepo.training.engine import prepare_process
     from rosepo.training.feed.feed import micro_batches
-    from rosepo.training.loop import train_rank
+    from rosepo.training.rank import train_rank
 
     config = settings(
         batch_size=GROUPS,

@@ -10,7 +10,7 @@ from rosepo.config import Config
 from rosepo.utils.errors import UserError
 
 if TYPE_CHECKING:
-    from rosepo.pipeline.planning import RunPlan
+    from rosepo.pipeline.plan import RunPlan
 
 _JOB_COPY = "working_dir_files"
 """Folder in which Ray unpacks what `ray job submit --working-dir` sent."""

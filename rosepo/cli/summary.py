@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rosepo.config import Config
-from rosepo.pipeline.planning import RunPlan
+from rosepo.pipeline.plan import RunPlan
 from rosepo.report.text.format import brackets, measured, number
 from rosepo.report.text.labels import label
 from rosepo.run.paths import RunPaths, of_round

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Discriminator, Field, Tag
 
 from rosepo.config.base import ActorsConfig, Count, Section, nearest, refuse_credentials
 from rosepo.config.training import SAME_RESULT, AlignConfig
@@ -126,12 +126,22 @@ class RangeConfig(Section):
             yield f"sweep range low={self.low} high={self.high} log={self.log}: low < high, and low > 0 for log"
 
 
+def _kind_of_space(values: Any) -> str:
+    return "-range" if isinstance(values, Mapping | RangeConfig) else "-list"
+
+
+Space = Annotated[
+    Annotated[tuple[Any, ...], Tag("-list")] | Annotated[RangeConfig, Tag("-range")], Discriminator(_kind_of_space)
+]
+"""Values that a sweep tries. Told apart by hand: pydantic would tell the faults of both kinds where one was meant."""
+
+
 class SweepConfig(Section):
     """Ray Tune over `align.*` keys on the same groups."""
 
     trials: Annotated[int, Field(ge=0)] = 4
     """Configurations tried; 0 leaves the sweep out of `rosepo run`."""
-    parameters: dict[str, tuple[Any, ...] | RangeConfig] | None = None
+    parameters: dict[str, Space] | None = None
     """Dotted key to a list of values or a range {low, high, log}. Lists alone, with trials enough, make a full grid.
     None tries align.beta 0.25 and 1 with align.epsilon_max 0.2 and 0.4 where align.epsilon is clamped (with
     align.target_min 0 and 0.5 for softmax); align.learning_rate 1e-5 and 1e-4 for losses without a beta."""

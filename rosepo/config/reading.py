@@ -137,7 +137,7 @@ def _explain(error: ValidationError) -> list[str]:
     """A sentence a fault."""
     lines = []
     for fault in error.errors():
-        where = ".".join(str(part) for part in fault["loc"])
+        where = ".".join(str(part) for part in fault["loc"] if not str(part).startswith("-"))  # tags of unions
         if fault["type"] == "default_factory_not_called":
             continue  # a default that depends on another key: there is a fault in that section, which is told
         if fault["type"] == "unknown_key":

@@ -17,7 +17,7 @@ from rosepo.experiments.runs import FAILURE_FILE, Run, plan_of, runs_of
 from rosepo.experiments.stage_reuse import link_finished, link_rankings
 from rosepo.experiments.suite import GIVEN, Experiment, Experiments, read_suites
 from rosepo.pipeline.kept_config import CONFIG_FILE
-from rosepo.pipeline.planning import RunPlan
+from rosepo.pipeline.plan import RunPlan
 from rosepo.utils.console import echo
 from rosepo.utils.errors import StageError, UserError
 from rosepo.utils.files import now, write_json, write_text

@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from rosepo.report.cells import Cell, Table, figure_cell
 from rosepo.report.cost import amount
 from rosepo.report.pages import write_markdown
 from rosepo.report.plots.intervals import differences
-from rosepo.report.tables import Cell, Table, figure_cell, sweep_table
+from rosepo.report.tables import sweep_table
 from rosepo.report.text.format import digits_of, number, sign
 from rosepo.utils.console import duration
 from rosepo.utils.files import write_text

@@ -19,7 +19,8 @@ from rosepo.data.readers.digests import FileDigests
 from rosepo.experiments.suite import Experiment, Split
 from rosepo.pipeline.fingerprints import stage_settings
 from rosepo.pipeline.kept_config import CONFIG_FILE, resolve_config
-from rosepo.pipeline.planning import RunPlan, differences, plan_run
+from rosepo.pipeline.plan import RunPlan
+from rosepo.pipeline.planning import differences, plan_run
 from rosepo.report.run_metadata import manifests_of
 from rosepo.run.manifest import find_manifest
 from rosepo.run.paths import RunPaths

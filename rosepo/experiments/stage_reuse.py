@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from rosepo.experiments.runs import Run
-from rosepo.pipeline.planning import RunPlan, StagePlan
+from rosepo.pipeline.plan import RunPlan, StagePlan
 from rosepo.run.folders import partial_folder, replacing
 from rosepo.run.manifest import find_manifest
 from rosepo.run.paths import RunPaths, of_round

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from rosepo.config import Config
 from rosepo.data.readers.digests import FileDigests
 from rosepo.pipeline.fingerprints import files_read, fingerprint, stage_settings
+from rosepo.pipeline.plan import RunPlan, StagePlan
 from rosepo.run.manifest import REMADE, check_format, find_manifest, of_this_format
 from rosepo.run.paths import of_round
 from rosepo.run.stages import Stage, check_rounds, find_stage, stages_of
@@ -26,58 +25,6 @@ from rosepo.utils.redaction import redact_tree
 _OVERWRITE = "use another --out, or --overwrite to make it again"
 _SHOWN = 4
 """Differences that a message names."""
-
-
-@dataclass(frozen=True)
-class StagePlan:
-    """What is to be done for one stage.
-
-    Attributes:
-        state: `done` where it is up to date, `missing`, or `replace` where it was made from something else.
-        settings: what its result depends on, dotted key to value.
-        inputs: fingerprints of the stages that it reads, as they will be by then, by name.
-        files: digests of the user's files that it reads, by name.
-        fingerprint: the digest of all three.
-        found: the fingerprint of what stood in its folder when this was decided; None for nothing.
-    """
-
-    stage: Stage
-    state: Literal["done", "missing", "replace"]
-    settings: Mapping[str, Any]
-    inputs: Mapping[str, str]
-    files: Mapping[str, str]
-    fingerprint: str
-    found: str | None
-
-
-@dataclass(frozen=True)
-class RunPlan:
-    """What a command is to do in one run's folder.
-
-    Attributes:
-        stages: those that were named, in the order of work, up to date or not.
-        manifests: of all stages that are there and can be read, named or not, by name.
-    """
-
-    config: Config
-    root: Path
-    stages: tuple[StagePlan, ...]
-    manifests: Mapping[str, dict[str, Any]]
-
-    def __getitem__(self, name: str) -> StagePlan:
-        return next(plan for plan in self.stages if plan.stage.name == name)
-
-    @property
-    def left(self) -> tuple[StagePlan, ...]:
-        """The stages that are to be made."""
-        return tuple(plan for plan in self.stages if plan.state != "done")
-
-    @cached_property
-    def streamed(self) -> dict[str, StagePlan]:
-        """Sampling that is done while its groups are trained on (`pairs.stream`), by the name of the alignment."""
-        left = {plan.stage.name: plan for plan in self.left} if self.config.pairs.stream else {}
-        pairs = {name: of_round("pairs", plan.stage.round) for name, plan in left.items() if plan.stage.kind == "align"}
-        return {name: left[sampling] for name, sampling in pairs.items() if sampling in left}
 
 
 class Planner:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from rosepo.config import Config, EvaluateConfig, PairsConfig
-from rosepo.pipeline.planning import RunPlan
+from rosepo.pipeline.plan import RunPlan
 from rosepo.run.ray_session import cluster_size, joins_cluster, local_cpus
 from rosepo.run.resources import check_together, request_of, stage_use_gpu, use_gpu
 from rosepo.run.stages import find_stage, names_of_run

@@ -9,7 +9,8 @@ from typing import Any
 
 from rosepo.config import Config, located
 from rosepo.pipeline.kept_config import keeping_config
-from rosepo.pipeline.planning import Planner, RunPlan, StagePlan
+from rosepo.pipeline.plan import RunPlan, StagePlan
+from rosepo.pipeline.planning import Planner
 from rosepo.run.folders import continuing, partial_folder, replacing
 from rosepo.run.manifest import FORMAT, MANIFEST, find_manifest, git_revision, versions
 from rosepo.run.paths import RunPaths

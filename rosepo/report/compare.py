@@ -8,21 +8,12 @@ from typing import Any
 
 from rosepo.metrics.bias import Popularity
 from rosepo.metrics.bootstrap import UserBootstrap, plain
+from rosepo.report.cells import Cell, Row, Table, changes_table, figures_table, measured_on
 from rosepo.report.cost import COLUMNS, NOTE, amount, costs_of, total_of
 from rosepo.report.pages import uri, write_pages
 from rosepo.report.plots import intervals
 from rosepo.report.run_reader import Run, read_runs, why_unpaired
-from rosepo.report.tables import (
-    ACCURACY,
-    BIAS,
-    ZERO_FOR_TRUTH,
-    Cell,
-    Row,
-    Table,
-    changes_table,
-    figures_table,
-    measured_on,
-)
+from rosepo.report.tables import ACCURACY, BIAS, ZERO_FOR_TRUTH
 from rosepo.report.text.conclusions import minus, verdict
 from rosepo.report.text.format import interval, number, outcome
 from rosepo.report.text.labels import label

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from rosepo.report.tables import Cell, Table
+from rosepo.report.cells import Cell, Table
 from rosepo.run.stages import seconds_in_all
 from rosepo.utils.console import duration
 

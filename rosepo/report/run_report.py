@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from rosepo.config import Config
 from rosepo.config.root import shape_of
 from rosepo.report import tables
+from rosepo.report.cells import measured_on
 from rosepo.report.changed_examples import changed_examples
 from rosepo.report.cost import cost_table
 from rosepo.report.pages import uri, write_pages
@@ -49,7 +50,7 @@ def write_report(config: Config, paths: RunPaths) -> Path:
         "name": paths.root.resolve().name,
         "created": now()[:16].replace("T", " ") + " UTC",
         "metrics": metrics,
-        "n": tables.measured_on(metrics),
+        "n": measured_on(metrics),
         "verdict": verdict(metrics),
         "colours": colours_of(metrics["models"]),
         "facts": run_metadata(config, paths, metrics, manifests),

@@ -29,13 +29,14 @@ from rosepo.training.align_task import AlignTask, trie_targets_of
 from rosepo.training.checkpoint.optimizer_state import kept_optimizer_state
 from rosepo.training.checkpoint.saver import origin_of
 from rosepo.training.feed.encoders import GroupEncoder, UserEncoder
-from rosepo.training.feed.feed import Encoder, FeedPlan
 from rosepo.training.feed.group_columns import columns_read, groups_table, user_offsets, users_of
 from rosepo.training.feed.incremental_table import IncrementalTable, Maker, wanted_order
 from rosepo.training.feed.pair_epsilon import read_epsilon, smoothed, tracker_of
+from rosepo.training.feed.plan import Encoder, FeedPlan
 from rosepo.training.feed.reference_check import PROBED_GROUPS
 from rosepo.training.feed.schedule import WINDOW
-from rosepo.training.loop import Report, fit_in_process
+from rosepo.training.loop import Report
+from rosepo.training.rank import fit_in_process
 from rosepo.training.task import HeldOut
 from rosepo.training.trainer import fit
 from rosepo.training.validation import check_best, held_out

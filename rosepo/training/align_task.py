@@ -26,7 +26,7 @@ from rosepo.objectives.likelihood import chosen_nll, drawn_weights
 from rosepo.objectives.rewards import Metrics, reward_margins
 from rosepo.objectives.smoothing import RunningQuantile, clamp_epsilon, oracle_targets
 from rosepo.training.feed.encoders import GroupEncoder, strategy_labels
-from rosepo.training.feed.feed import Arrays, FeedPlan
+from rosepo.training.feed.plan import Arrays, FeedPlan
 from rosepo.training.feed.reference_check import check_reference
 from rosepo.training.feed.trie_targets import TrieTargets
 from rosepo.training.metric_log import Sums

@@ -13,7 +13,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from rosepo.utils.console import Progress, follow
+from rosepo.utils.console import Progress
+from rosepo.utils.follow import follow
 
 Show = Callable[[dict[str, float]], dict[str, float]]
 

@@ -36,8 +36,8 @@ from rosepo.run.resources import stage_use_gpu
 from rosepo.training.checkpoint.saver import origin_of
 from rosepo.training.feed.candidate_rows import COLUMNS, ExampleEncoder, check_room, example_rows, training_rows
 from rosepo.training.feed.encoders import TrajectoryEncoder, collated
-from rosepo.training.feed.feed import Arrays, Encoder, FeedPlan
 from rosepo.training.feed.parquet_rows import ParquetRows
+from rosepo.training.feed.plan import Arrays, Encoder, FeedPlan
 from rosepo.training.task import HeldOut, Loss
 from rosepo.training.trainer import fit
 from rosepo.training.validation import check_best, held_out

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from rosepo.config import TrainConfig
 from rosepo.data.prompts import PromptBuilder
-from rosepo.training.feed.feed import Arrays, FeedPlan
+from rosepo.training.feed.plan import Arrays, FeedPlan
 from rosepo.training.metric_log import Sums
 
 

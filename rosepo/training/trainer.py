@@ -19,8 +19,8 @@ from rosepo.training.checkpoint.checkpoint_files import remove_checkpoints, step
 from rosepo.training.checkpoint.saver import agreed_start
 from rosepo.training.engine import prepare_process
 from rosepo.training.feed.feed import feed_config, plan_dataset, streamed
-from rosepo.training.loop import tell_plain_rows, train_rank
 from rosepo.training.progress import TrainingProgress
+from rosepo.training.rank import tell_plain_rows, train_rank
 from rosepo.training.task import Task
 from rosepo.utils.console import Progress, echo
 from rosepo.utils.errors import StageError, UserError

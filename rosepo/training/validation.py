@@ -24,7 +24,7 @@ from rosepo.lm.rows.batch import Batch
 from rosepo.lm.rows.collate import collate_numpy
 from rosepo.lm.rows.rows import group_row
 from rosepo.training.ema import WeightMean, mean_in_place
-from rosepo.training.feed.feed import Arrays
+from rosepo.training.feed.plan import Arrays
 from rosepo.training.metric_log import Averages, all_sum, means
 from rosepo.training.task import HeldOut
 from rosepo.utils.errors import UserError

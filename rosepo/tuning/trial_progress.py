@@ -11,7 +11,8 @@ from typing import Any
 from ray import tune
 
 from rosepo.training.progress import PROGRESS_FILE
-from rosepo.utils.console import Progress, follow
+from rosepo.utils.console import Progress
+from rosepo.utils.follow import follow
 
 
 class TrialProgress(tune.Callback):

@@ -7,15 +7,12 @@ a title such as `[REC]` is no markup.
 
 from __future__ import annotations
 
-import contextlib
 import io
-import json
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
-from pathlib import Path
 from typing import Any, TextIO, TypeVar
 
 from rich.box import SIMPLE_HEAD
@@ -221,37 +218,3 @@ def _console(stream: TextIO | None = None) -> Console:
 def _console_on(stream: TextIO) -> Console:
     """Only a terminal is treated as one, whatever FORCE_COLOR says: no control characters in a log."""
     return Console(file=stream, force_terminal=stream.isatty(), force_jupyter=False)
-
-
-@contextlib.contextmanager
-def follow(path: Path, show: Callable[[dict[str, Any]], None], interval: float = 0.5) -> Iterator[None]:
-    """Pass every JSON line appended to `path` to `show` while the body runs.
-
-    Training runs in other processes, possibly on other machines; a file in its folder is the one thing that this
-    process can read in any case. It is opened anew at every look, so that a network file system shows what is new.
-    """
-    stop = threading.Event()
-    before = path.stat().st_size if path.exists() else 0
-
-    def read() -> None:
-        position = before
-        while True:
-            ending = stop.is_set()
-            whole = b""
-            with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
-                file.seek(position)
-                whole = file.read().rpartition(b"\n")[0]
-            position += len(whole) + bool(whole)
-            for line in whole.splitlines():
-                show(json.loads(line))
-            if ending:
-                return
-            stop.wait(interval)
-
-    thread = threading.Thread(target=read, name="rosepo-follow", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join(timeout=5.0)

@@ -10,7 +10,8 @@ import pytest
 
 from rosepo.cli.run_stages import make
 from rosepo.config import Config, load_config
-from rosepo.pipeline.planning import RunPlan, plan_run
+from rosepo.pipeline.plan import RunPlan
+from rosepo.pipeline.planning import plan_run
 from rosepo.run.stages import STAGES, find_stage, names_of_run, seconds_in_all, stages_of
 from rosepo.utils.errors import UserError
 from tests.manifests import finish

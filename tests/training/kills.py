@@ -13,8 +13,9 @@ from rosepo.config import Config
 from rosepo.run.paths import RunPaths
 from rosepo.training.checkpoint.saver import agreed_start
 from rosepo.training.engine import prepare_process
-from rosepo.training.feed.feed import Arrays, micro_batches
-from rosepo.training.loop import train_rank
+from rosepo.training.feed.feed import micro_batches
+from rosepo.training.feed.plan import Arrays
+from rosepo.training.rank import train_rank
 from rosepo.training.sft import SftTask, sft_task
 from tests.training.tiny_run import tiny_config
 

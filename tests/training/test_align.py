@@ -20,7 +20,7 @@ from rosepo.run.paths import RunPaths
 from rosepo.training.align import align_in_process, align_task
 from rosepo.training.feed.encoders import GroupEncoder
 from rosepo.training.feed.feed import micro_batches
-from rosepo.training.loop import fit_in_process
+from rosepo.training.rank import fit_in_process
 from rosepo.training.sft import sft_task
 from rosepo.utils.errors import StageError, UserError
 from tests.training.tiny_run import lines, tiny_config, weights, write_groups

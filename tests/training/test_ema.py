@@ -18,7 +18,7 @@ from rosepo.training.checkpoint.saver import agreed_start
 from rosepo.training.ema import WeightMean, mean_in_place
 from rosepo.training.engine import Engine, prepare_process
 from rosepo.training.feed.feed import micro_batches
-from rosepo.training.loop import fit_in_process, train_rank
+from rosepo.training.rank import fit_in_process, train_rank
 from rosepo.training.sft import sft_task
 from rosepo.utils.errors import UserError
 from tests.training.checkpoint.test_resume import alone

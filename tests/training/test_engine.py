@@ -12,7 +12,7 @@ from torch import nn
 
 from rosepo.config import TrainConfig
 from rosepo.training.engine import Engine, learning_rate_at, prepare_process
-from rosepo.training.loop import fit_in_process
+from rosepo.training.rank import fit_in_process
 from rosepo.training.sft import sft_task
 from rosepo.utils.errors import StageError
 from tests.training.tiny_run import tiny_config

@@ -15,7 +15,7 @@ from rosepo.lm.rows.batch import collate
 from rosepo.lm.rows.logps import LogpsModel
 from rosepo.lm.titles.beam_search import Decoder
 from rosepo.run.paths import RunPaths
-from rosepo.training.loop import fit_in_process
+from rosepo.training.rank import fit_in_process
 from rosepo.training.sft import sft_task
 from tests.helpers import FAMILIES, tiny_builder, tiny_model
 from tests.lm.rows.test_logps import gradients, make_groups, rows_of

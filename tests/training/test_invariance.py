@@ -12,7 +12,7 @@ from rosepo.run.paths import RunPaths
 from rosepo.training.align import align_task
 from rosepo.training.engine import prepare_process
 from rosepo.training.feed.feed import micro_batches
-from rosepo.training.loop import train_rank
+from rosepo.training.rank import train_rank
 from tests.training.ranks import two_ranks
 from tests.training.tiny_run import lines, tiny_config, weights
 

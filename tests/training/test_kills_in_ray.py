@@ -28,7 +28,7 @@ from rosepo.run.manifest import FORMAT, MANIFEST, read_manifest
 from rosepo.run.paths import RunPaths
 from rosepo.run.stages import find_stage
 from rosepo.training.checkpoint.checkpoint_files import FOLDER, newest_checkpoint
-from rosepo.training.feed.feed import Arrays
+from rosepo.training.feed.plan import Arrays
 from rosepo.training.sft import SftTask, sft_task
 from rosepo.training.task import Loss
 from rosepo.training.trainer import fit

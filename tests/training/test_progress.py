@@ -11,8 +11,8 @@ import pytest
 from rosepo.run.paths import RunPaths
 from rosepo.training import progress
 from rosepo.training.feed.feed import micro_batches
-from rosepo.training.loop import fit_in_process, train_rank
 from rosepo.training.progress import PROGRESS_FILE, ProgressTeller, TrainingProgress
+from rosepo.training.rank import fit_in_process, train_rank
 from rosepo.training.sft import sft_task
 from rosepo.utils.console import Progress
 from tests.training.tiny_run import tiny_config

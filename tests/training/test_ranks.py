@@ -13,7 +13,7 @@ from rosepo.config import Config
 from rosepo.run.paths import RunPaths
 from rosepo.training.engine import prepare_process
 from rosepo.training.feed.feed import micro_batches
-from rosepo.training.loop import fit_in_process, train_rank
+from rosepo.training.rank import fit_in_process, train_rank
 from rosepo.training.sft import sft_task
 from tests.training.ranks import two_ranks
 from tests.training.tiny_run import ITEMS, assert_same_training, losses, tiny_config, weights

@@ -17,7 +17,7 @@ from rosepo.run.paths import RunPaths
 from rosepo.training.align import align_in_process, align_task
 from rosepo.training.engine import prepare_process
 from rosepo.training.feed.feed import micro_batches
-from rosepo.training.loop import fit_in_process, train_rank
+from rosepo.training.rank import fit_in_process, train_rank
 from rosepo.training.sft import sft_task
 from rosepo.utils.errors import StageError
 from tests.training.ranks import two_ranks

@@ -72,7 +72,7 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> RunPaths:
 @pytest.fixture(scope="session")
 def alone(tiny_run: RunPaths, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model trained by one rank, the whole batch at once, with plain data parallelism."""
-    from rosepo.training.loop import fit_in_process
+    from rosepo.training.rank import fit_in_process
     from rosepo.training.sft import sft_task
 
     out = tmp_path_factory.mktemp("alone")
@@ -167,7 +167,7 @@ def _write_examples(folder: Path, walks: list[np.ndarray]) -> None:
 @pytest.fixture(scope="module")
 def base_model(tiny_run: RunPaths, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a small model that adapters are trained on."""
-    from rosepo.training.loop import fit_in_process
+    from rosepo.training.rank import fit_in_process
     from rosepo.training.sft import sft_task
     from tests.training.kills import config_of
 

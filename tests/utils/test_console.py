@@ -16,7 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from rosepo.utils.console import Progress, duration, echo, follow, table
+from rosepo.utils.console import Progress, duration, echo, table
+from rosepo.utils.follow import follow
 
 WORK = """
 import time

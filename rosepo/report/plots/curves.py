@@ -12,8 +12,8 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
+from rosepo.report.cells import Cell, Table
 from rosepo.report.plots.svg import DARK, svg
-from rosepo.report.tables import Cell, Table
 from rosepo.report.text.format import number
 from rosepo.report.text.labels import COLOURS
 from rosepo.run.paths import RunPaths

@@ -19,7 +19,7 @@ from rosepo.data.item_columns import item_lists, item_matrix, items_of
 from rosepo.data.prompts import PromptBuilder
 from rosepo.lm.rows.rows import Row, group_row
 from rosepo.training.feed.encoders import collated
-from rosepo.training.feed.feed import Arrays
+from rosepo.training.feed.plan import Arrays
 from rosepo.utils.errors import UserError
 
 COLUMNS = ("history", "target", "candidates")

@@ -19,8 +19,8 @@ from rosepo.data.prompts import PromptBuilder
 from rosepo.lm.rows.collate import collate_numpy
 from rosepo.lm.rows.prefix_sharing import Group, UserRow, user_rows
 from rosepo.lm.rows.rows import Row, group_row, trajectory_rows
-from rosepo.training.feed.feed import Arrays
 from rosepo.training.feed.micro_batching import shared_by_tokens, shared_out
+from rosepo.training.feed.plan import Arrays
 from rosepo.training.feed.trie_targets import TrieTargets
 from rosepo.utils.errors import UserError
 

@@ -18,8 +18,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rosepo.training.feed.feed import FeedPlan
 from rosepo.training.feed.parquet_rows import ParquetRows
+from rosepo.training.feed.plan import FeedPlan
 from rosepo.utils.errors import StageError
 
 MAKING = "_making"

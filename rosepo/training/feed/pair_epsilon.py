@@ -13,8 +13,8 @@ import pyarrow.dataset as ds
 from rosepo.config import AlignConfig
 from rosepo.objectives.smoothing import RunningQuantile
 from rosepo.training.feed.encoders import one_size
-from rosepo.training.feed.feed import FeedPlan
 from rosepo.training.feed.parquet_rows import ParquetRows
+from rosepo.training.feed.plan import FeedPlan
 
 SPA_EPSILON = 0.1
 """Smoothing of `spa` where `align.epsilon_value` is unset."""

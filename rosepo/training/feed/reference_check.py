@@ -14,7 +14,7 @@ from rosepo.lm.model.quantized import saved_quantization
 from rosepo.lm.rows.batch import Batch
 from rosepo.lm.rows.logps import LogpsModel
 from rosepo.training.feed.encoders import GroupEncoder
-from rosepo.training.feed.feed import Arrays
+from rosepo.training.feed.plan import Arrays
 from rosepo.utils.errors import StageError
 
 PROBED_GROUPS = 8

@@ -83,6 +83,11 @@ class Schedule:
         mine = self.indices(step)[rank::world]
         return np.array_split(mine, self.micro_batches(world, micro_batch_size))
 
+    def rows_until(self, steps: int) -> int:
+        """Rows of the first `steps` steps together, the short last batches of epochs as they are."""
+        epochs, rest = divmod(steps, self.steps_per_epoch)
+        return epochs * self.n_rows + min(rest * self.batch_size, self.n_rows)
+
     def _window_order(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """Windows in this epoch's order and the place of each one's first row: int64 [w] and [w + 1]."""
         if self._order is None or self._order[0] != epoch:

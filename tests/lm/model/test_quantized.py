@@ -23,7 +23,7 @@ from rosepo.run.paths import RunPaths
 from rosepo.training.align import align_task
 from rosepo.training.engine import Engine, prepare_process
 from rosepo.training.feed.feed import micro_batches
-from rosepo.training.loop import fit_in_process, train_rank
+from rosepo.training.rank import fit_in_process, train_rank
 from rosepo.training.sft import sft_task
 from rosepo.utils.errors import UserError
 from tests.training.ranks import two_ranks

@@ -20,9 +20,10 @@ from rosepo.training.align import align_task
 from rosepo.training.checkpoint.checkpoint_files import FOLDER, Checkpoint, complete_checkpoints, newest_checkpoint
 from rosepo.training.checkpoint.saver import agreed_start, origin_of
 from rosepo.training.engine import prepare_process
-from rosepo.training.feed.feed import Arrays, micro_batches
-from rosepo.training.loop import fit_in_process, train_rank
+from rosepo.training.feed.feed import micro_batches
+from rosepo.training.feed.plan import Arrays
 from rosepo.training.metric_log import cut_log
+from rosepo.training.rank import fit_in_process, train_rank
 from rosepo.training.sft import SftTask, sft_task
 from rosepo.training.validation import check_best
 from rosepo.utils.errors import StageError, UserError

@@ -20,6 +20,7 @@ from rosepo.training.feed.feed import micro_batches, pack, unpack
 from rosepo.training.feed.incremental_table import IncrementalTable
 from rosepo.training.feed.micro_batching import shared_out
 from rosepo.training.feed.parquet_rows import ParquetRows
+from rosepo.training.feed.plan import FeedPlan
 from rosepo.training.sft import sft_task
 from rosepo.training.trainer import lost_worker, root_cause
 from rosepo.utils.errors import UserError
@@ -96,7 +97,7 @@ class Deadly:
 
 def test_a_feeding_actor_that_dies_again_and_again_ends_the_stream_as_a_lost_process(ray_cluster, table, monkeypatch):
     monkeypatch.setattr(ray_session, "RESTARTS", 1)
-    plan = feed.FeedPlan(table, ("row",), Deadly(), n_rows=32, batch_size=8, micro_batch_size=8, seed=0, epochs=1.0)
+    plan = FeedPlan(table, ("row",), Deadly(), n_rows=32, batch_size=8, micro_batch_size=8, seed=0, epochs=1.0)
     (shards,) = feed.feed_config(plan).configure({"train": feed.plan_dataset(plan)}, 1)
     with pytest.raises(ActorDiedError) as raised:
         list(feed.streamed(shards["train"]))

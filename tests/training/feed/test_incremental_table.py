@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rosepo.training.feed.encoders import GroupEncoder
-from rosepo.training.feed.feed import FeedPlan
 from rosepo.training.feed.incremental_table import MAKING, IncrementalTable, wanted_order
 from rosepo.training.feed.parquet_rows import ParquetRows
+from rosepo.training.feed.plan import FeedPlan
 from rosepo.utils.errors import StageError
 
 SIZES = (5, 2, 9, 4)

@@ -22,7 +22,7 @@ from rosepo.training.engine import prepare_process
 from rosepo.training.feed import pair_epsilon
 from rosepo.training.feed.feed import micro_batches
 from rosepo.training.feed.pair_epsilon import shuffled
-from rosepo.training.loop import train_rank
+from rosepo.training.rank import train_rank
 from rosepo.utils.errors import UserError
 from tests.training.ranks import two_ranks
 from tests.training.tiny_run import assert_same_training, lines, tiny_config, weights
