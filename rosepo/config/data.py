@@ -15,9 +15,11 @@ class ColumnsConfig(Section):
 
     user_id: str = "user_id"
     item_id: str = "item_id"
-    rating: str = "rating"
+    rating: str | None = "rating"
+    """null: there is none, whatever columns the files have."""
     timestamp: str = "timestamp"
     title: str = "title"
+    """Or several columns in braces, with what stands between them: `{movie_title} ({release_year})`."""
     categories: str = "categories"
 
 

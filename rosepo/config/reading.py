@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -118,7 +118,7 @@ def _assign(tree: dict[str, Any], keys: list[str], value: Any, told: str) -> Non
         # One weight of a mixture is set beside the others, not instead of them.
         pairs = tree.get("pairs") or {}
         tree["pairs"] = {"strategies": dict(PairsConfig().strategies)} | pairs
-    if value is None:  # back to the default: what a kept file has set can be taken away again
+    if value is None and not _means_null(keys):  # back to the default: what a kept file has set can be taken away again
         for key in keys[:-1]:
             node = node.get(key) or {}
         node.pop(keys[-1], None)
@@ -131,6 +131,18 @@ def _assign(tree: dict[str, Any], keys: list[str], value: Any, told: str) -> Non
             raise UserError(f"{told}: {key} holds a value, not keys")
         node = child
     node[keys[-1]] = value
+
+
+def _means_null(keys: Sequence[str]) -> bool:
+    """Whether null is a value of its own for a setting, and not its default."""
+    section: Any = Config
+    for key in keys[:-1]:
+        field = section.model_fields.get(key)
+        section = field.annotation if field is not None else None
+        if not (isinstance(section, type) and issubclass(section, Section)):
+            return False
+    field = section.model_fields.get(keys[-1])
+    return field is not None and type(None) in get_args(field.annotation) and isinstance(field.default, str)
 
 
 def _explain(error: ValidationError) -> list[str]:

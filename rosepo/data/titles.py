@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from rosepo.utils.errors import UserError
@@ -46,13 +46,16 @@ class ItemLookup:
         return by_id if by_title is None else by_title
 
 
-def distinct_titles(titles: Sequence[str], ids: Sequence[Any], duplicates: str) -> tuple[list[str], int]:
+def distinct_titles(
+    titles: Sequence[str], ids: Sequence[Any], duplicates: str, hint: Callable[[], str] = str
+) -> tuple[list[str], int]:
     """Titles without two that are equal after normalisation, and how many were changed.
 
     Args:
         titles: in item order.
         ids: item ids, for messages.
         duplicates: `refuse`, or `disambiguate`: later ones get ` (2)`, ` (3)`, …, passing over titles that exist.
+        hint: another remedy, the end of the sentence that refuses; asked then alone.
 
     Raises:
         UserError: two items share a title and `duplicates` is `refuse`.
@@ -72,6 +75,7 @@ def distinct_titles(titles: Sequence[str], ids: Sequence[Any], duplicates: str) 
             raise UserError(
                 f"items {ids[other]!r} ({titles[other]!r}) and {ids[place]!r} ({titles[place]!r}) have one title "
                 f"({len(keys) - len(taken)} such in all): --set prepare.duplicate_titles=disambiguate tells them apart"
+                f"{hint()}"
             )
         number = following.get(key, 2)
         while normalised(f"{titles[place]} ({number})") in taken:

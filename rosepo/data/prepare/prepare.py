@@ -31,6 +31,7 @@ from rosepo.data.prepare.statistics import (
 from rosepo.data.prepare.ties import TieBreaker
 from rosepo.data.readers import columns as cols
 from rosepo.data.readers.interactions import plan_reading, read_items
+from rosepo.data.readers.title_hint import title_hint
 from rosepo.data.seen import SEQUENCES
 from rosepo.data.split import SPLITS
 from rosepo.data.titles import distinct_titles
@@ -144,7 +145,9 @@ def filter_log(config: Config, blocks: LocalBlocks | RayBlocks, items: pa.Table)
     kept = items.filter(pa.array(core.items))
     check_candidates(settings.candidates, len(kept), core.longest)
     ids = kept["item_id"].to_pylist()
-    titles, changed = distinct_titles(kept["title"].to_pylist(), ids, settings.duplicate_titles)
+    titles, changed = distinct_titles(
+        kept["title"].to_pylist(), ids, settings.duplicate_titles, lambda: title_hint(config.data, ids)
+    )
     catalogue = Catalogue(
         item_ids=np.array(ids, dtype=np.int64 if pa.types.is_int64(known.type) else object),
         titles=titles,

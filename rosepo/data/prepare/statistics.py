@@ -42,11 +42,13 @@ def describe(figures: dict[str, Any]) -> str:
 
 
 def check_rating(config: Config, plan: Plan) -> None:
-    if config.prepare.min_rating is not None and not plan.has("rating"):
-        raise UserError(
-            f"prepare.min_rating={config.prepare.min_rating:g} needs a rating, and {plan.files[0][0].name} has no "
-            f"column '{config.data.columns.rating}': set data.columns.rating, or leave prepare.min_rating out"
-        )
+    least, column = config.prepare.min_rating, config.data.columns.rating
+    if least is None or plan.has("rating"):
+        return
+    why = f"{plan.files[0][0].name} has no column '{column}': set data.columns.rating"
+    if column is None:
+        why = "data.columns.rating is null: name the column"
+    raise UserError(f"prepare.min_rating={least:g} needs a rating, and {why}, or leave prepare.min_rating out")
 
 
 def check_known(used: pa.Array, rows: np.ndarray, known: pa.Array, config: Config) -> None:

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rosepo.config import ColumnsConfig
+from rosepo.data.readers.title_template import columns_of
 from rosepo.utils.errors import UserError
 
 FIELDS = {
@@ -29,14 +30,20 @@ NO_CATEGORIES = "(no genres listed)"
 
 
 def match_columns(names: Sequence[str], columns: ColumnsConfig, kind: str, where: str) -> dict[str, str]:
-    """Our field name to the file's column name; optional fields that the file does not have are left out.
+    """Our field name to the file's column name; optional fields that the file does not have, or that are set to null,
+    are left out. Of a title that is put together `title` has the first column, and `{name}` each of them.
 
     Raises:
         UserError: a column is missing (naming the nearest one there is), or several could be meant.
     """
-    found = {}
+    found: dict[str, str] = {}
     for field in FIELDS[kind]:
         wanted = getattr(columns, field)
+        if wanted is None:
+            continue
+        if field == "title" and (parts := columns_of(wanted)):
+            found |= {"title": parts[0]} | {f"{{{name}}}": _there(names, name, field, where) for name in parts}
+            continue
         explicit = field in columns.model_fields_set
         others = [] if explicit else [alias for alias in ALIASES[field] if alias in names]
         if wanted in names:
@@ -46,10 +53,17 @@ def match_columns(names: Sequence[str], columns: ColumnsConfig, kind: str, where
         elif others:
             raise UserError(f"{where}: '{others[0]}' and '{others[1]}' could be {field}: set data.columns.{field}")
         elif explicit or field not in OPTIONAL:
-            near = difflib.get_close_matches(wanted, names, n=1, cutoff=0.5)
-            hint = f"did you mean '{near[0]}'? Columns" if near else "columns"
-            raise UserError(f"{where} has no column '{wanted}' ({hint}: {', '.join(names)}): set data.columns.{field}")
+            _there(names, wanted, field, where)
     return found
+
+
+def _there(names: Sequence[str], wanted: str, field: str, where: str) -> str:
+    """The column, if it is there. Raises UserError that names the nearest one."""
+    if wanted in names:
+        return wanted
+    near = difflib.get_close_matches(wanted, names, n=1, cutoff=0.5)
+    hint = f"did you mean '{near[0]}'? Columns" if near else "columns"
+    raise UserError(f"{where} has no column '{wanted}' ({hint}: {', '.join(names)}): set data.columns.{field}")
 
 
 def ids(column: pa.ChunkedArray, name: str, where: str, row: int) -> pa.Array:

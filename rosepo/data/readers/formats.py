@@ -105,7 +105,7 @@ def read_piece(piece: Piece, header: Header, mapping: Mapping[str, str], kind: s
 
 
 def _tables(piece: Piece, header: Header, mapping: Mapping[str, str], kind: str) -> Iterator[pa.Table]:
-    source, columns = piece.source, list(mapping.values())
+    source, columns = piece.source, list(dict.fromkeys(mapping.values()))
     if source.format == "parquet":
         files, path = filesystem(source.uri)
         with files.open_input_file(path) as handle, pq.ParquetFile(handle) as file:

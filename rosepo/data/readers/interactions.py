@@ -15,6 +15,7 @@ from rosepo.config import DataConfig
 from rosepo.data.readers import columns as cols
 from rosepo.data.readers.formats import Header, Piece, read_header, read_piece
 from rosepo.data.readers.sources import EMBEDDED, Source, find_sources, size_of
+from rosepo.data.readers.title_template import columns_of, filled
 from rosepo.utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -164,7 +165,7 @@ def read_items(config: DataConfig) -> pa.Table:
         separator = " " if mapping.get("categories") in header.sequences else "|"
         for row, table in read_piece(piece, header, mapping, "items"):
             if table.num_rows:
-                tables.append(_item_table(table, mapping, where, row, separator, plan))
+                tables.append(_item_table(table, mapping, where, row, separator, plan, config.columns.title))
     if not tables:
         raise UserError(f"data.items={config.items} has no rows")
     items = pa.concat_tables(tables)
@@ -180,16 +181,19 @@ def read_items(config: DataConfig) -> pa.Table:
     return items.sort_by("item_id").combine_chunks()
 
 
-def _item_table(table: pa.Table, mapping: dict[str, str], where: str, row: int, separator: str, plan: Plan) -> pa.Table:
+def _item_table(
+    table: pa.Table, mapping: dict[str, str], where: str, row: int, separator: str, plan: Plan, title: str
+) -> pa.Table:
     categories = pa.nulls(table.num_rows, pa.list_(pa.string()))
     if name := mapping.get("categories"):
         categories = cols.categories(table[name], name, where, separator)
+    titles = filled(title, table, where) if columns_of(title) else table[mapping["title"]]
     return pa.table(
         {
             "item_id": _typed(
                 cols.ids(table[mapping["item_id"]], "item_id", where, row), plan.types["item_id"], "item_id", where
             ),
-            "title": cols.text(table[mapping["title"]], "title", where, row),
+            "title": cols.text(titles, "title", where, row),
             "categories": categories,
         }
     )

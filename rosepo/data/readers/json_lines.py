@@ -21,7 +21,7 @@ def tables(
     Args:
         types: those of `first_schema`.
     """
-    schema = pa.schema([(name, _type(field, types[name])) for field, name in mapping.items()])
+    schema = pa.schema(list({name: _type(field, types[name]) for field, name in mapping.items()}.items()))
     reader = pajson.open_json(
         stream,
         read_options=pajson.ReadOptions(block_size=block_bytes),
