@@ -9,12 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from rosepo.config import Config
+from rosepo.pipeline.chosen_settings import written
 from rosepo.pipeline.plan import RunPlan
+from rosepo.report.text.conclusions import verdict
 from rosepo.report.text.format import brackets, measured, number
 from rosepo.report.text.labels import label
 from rosepo.run.paths import RunPaths, of_round
 from rosepo.run.stages import Stage, find_stage, seconds_in_all, together_with
 from rosepo.utils.console import duration, echo, table
+from rosepo.utils.redaction import redact
 
 Manifests = Mapping[str, Mapping[str, Any]]
 SHOWN = ("hr@1", "hr@10", "ndcg@10")
@@ -26,6 +29,8 @@ ANSWERS = {
     "hr@1_substring_valid": "of valid",
     "valid_ratio_substring": "ValidRatio",
 }
+_TELLING = ("model.scratch.hidden_size", "model.scratch.whole_titles", "sft.epochs", "align.epochs", "align.loss")
+"""Keys of settings that follow from the data of which the summary tells the values."""
 _NEXT = {
     "prepare": ("sft", "oracle"),
     "sft": ("oracle", "pairs"),
@@ -37,21 +42,50 @@ _NEXT = {
 
 
 def print_summary(plan: RunPlan, manifests: Manifests) -> None:
-    """Results, figures of the rounds, seconds a stage, paths and next commands of a finished run.
+    """One screen of a finished run: its data, what was chosen, results, verdict, times, paths, what to do next.
 
     Args:
         manifests: of the plan's stages, by name.
     """
     rounds = plan.config.pairs.rounds
     paths = RunPaths(plan.root, rounds)
-    parts = [_results(paths), *([rounds_table(rounds, manifests)] if rounds > 1 else []), _times(plan, manifests)]
-    parts.append(
-        f"  Report   {paths.report}  (self-contained: open it in a browser; report.md beside it)\n"
-        f"  Metrics  {paths.metrics}\n"
-        f"  Model    {paths.aligned}  (loads in plain Transformers)"
-    )
-    parts.append("\n    ".join(["  Try next:", *_suggestions(plan.config, paths)]))
+    metrics = json.loads(paths.metrics.read_text(encoding="utf-8"))
+    parts = [
+        "\n".join(filter(None, [_data(plan, manifests), _chosen(plan)])),
+        _results(paths),
+        *([rounds_table(rounds, manifests)] if rounds > 1 else []),
+        "\n".join(f"  {sentence}" for sentence in _said(plan, paths, metrics, manifests)),
+        _times(plan, manifests),
+        f"  Report   {paths.report}  (open it in a browser; report.md and metrics.json beside it)\n"
+        f"  Model    {paths.aligned}  (loads in plain Transformers)",
+        "\n    ".join(["  Try next:", *_suggestions(plan, paths)]),
+    ]
     echo("\n" + "\n\n".join(parts))
+
+
+def _data(plan: RunPlan, manifests: Manifests) -> str:
+    figures = manifests["prepare"]["figures"]
+    counts = [f"{figures[key]:,} {key}" for key in ("users", "items", "interactions") if key in figures]
+    named = plan.config.data.dataset or plan.config.data.interactions or "prepared examples"
+    return f"  Data     {redact(named)}: {', '.join(counts)}"
+
+
+def _chosen(plan: RunPlan) -> str:
+    """What followed from the data, the settings that matter most by their values."""
+    if not plan.choices:
+        return ""
+    shown = [f"{one.key}={written(one.value)}" for one in plan.choices if one.key in _TELLING]
+    return (
+        f"  Chosen   {', '.join(shown)} ({len(plan.choices)} settings follow from the data: {plan.root}/manifest.json)"
+    )
+
+
+def _said(plan: RunPlan, paths: RunPaths, metrics: Mapping[str, Any], manifests: Manifests) -> list[str]:
+    """The verdict's sentences, and what to mend first."""
+    from rosepo.report.run_report import advice_on
+
+    mend = advice_on(plan.config, paths, metrics, manifests)
+    return [*verdict(metrics).sentences, *(f"→ {sentence}" for sentence in mend)]
 
 
 def results_table(metrics: dict[str, Any]) -> str:
@@ -118,16 +152,15 @@ def _after(done: Stage, config: Config) -> tuple[str, ...]:
 
 
 def _times(plan: RunPlan, manifests: Manifests) -> str:
-    rows = []
+    shown = []
     for step in plan.stages:
         name, pairs = step.stage.name, together_with(step.stage, manifests)
-        shown = f"{name} (with {pairs})" if pairs else name
-        rows.append([shown, duration(manifests[name]["seconds"]), str(plan.root / step.stage.folder)])
-    total = duration(seconds_in_all(manifests))
-    return table([*rows, ["all", total, str(plan.root)]], header=("stage", "time", "output"))
+        told = f"{name} (with {pairs})" if pairs else name
+        shown.append(f"{told} {duration(manifests[name]['seconds'])}")
+    return f"  Time     {duration(seconds_in_all(manifests))} in all: {', '.join(shown)}"
 
 
-def _suggestions(config: Config, paths: RunPaths) -> list[str]:
+def _suggestions(plan: RunPlan, paths: RunPaths) -> list[str]:
     from rosepo.data.catalogue import ITEMS_FILE, Catalogue
 
     root = paths.root
@@ -135,9 +168,10 @@ def _suggestions(config: Config, paths: RunPaths) -> list[str]:
     popular = catalogue.train_count.argsort(kind="stable")[::-1][:2]
     titles = " ".join(f"--history {shlex.quote(catalogue.titles[item])}" for item in popular)
     out = shlex.quote(str(root))
-    listed = config.model.template.candidates  # which no history brings along
+    listed = plan.config.model.template.candidates  # which no history brings along
     commands = [] if listed else [f"rosepo recommend --model {out}/{paths.aligned.name} {titles}"]
-    if (root / "sweep" / "best.yaml").is_file():
+    if (root / "sweep" / "best.yaml").is_file() and not plan.config.sweep.trials:
         commands.append(f"rosepo run --config {out}/sweep/best.yaml --out {out} --overwrite")
-    commands.append(f"rosepo run --interactions LOG --items ITEMS --out {shlex.quote(str(root.parent))}/mine")
+    if plan.config.data.dataset is not None:
+        commands.append(f"rosepo run --interactions LOG --items ITEMS --out {shlex.quote(str(root.parent))}/mine")
     return commands

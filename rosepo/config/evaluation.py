@@ -139,8 +139,9 @@ Space = Annotated[
 class SweepConfig(Section):
     """Ray Tune over `align.*` keys on the same groups."""
 
-    trials: Annotated[int, Field(ge=0)] = 4
-    """Configurations tried; 0 leaves the sweep out of `rosepo run`."""
+    trials: Annotated[int, Field(ge=0)] | None = None
+    """Configurations tried. Where it is set, `rosepo run` sweeps before it aligns, and aligns with the best of them; 0
+    and unset leave the sweep out. `rosepo sweep` tries 4 where it is unset."""
     parameters: dict[str, Space] | None = None
     """Dotted key to a list of values or a range {low, high, log}. Lists alone, with trials enough, make a full grid.
     None tries align.beta 0.25 and 1 with align.epsilon_max 0.2 and 0.4 where align.epsilon is clamped (with
@@ -155,6 +156,11 @@ class SweepConfig(Section):
     mode: Literal["process", "trainer"] = "process"
     """`process`: every trial trains inside its own process (starts fast). `trainer`: every trial is a TorchTrainer with
     align.workers workers, for models that one process cannot hold."""
+
+    @property
+    def n_trials(self) -> int:
+        """`trials` of a sweep that is made."""
+        return 4 if self.trials is None else self.trials
 
     def faults(self) -> Iterator[str]:
         for key in self.parameters or {}:

@@ -19,11 +19,15 @@ class ScratchConfig(Section):
     intermediate_size: Count = 512
     vocab_size: Annotated[int, Field(ge=300)] = 8192
     """Upper bound of the tokenizer's vocabulary (bytes included)."""
+    whole_titles: Annotated[int, Field(ge=0)] = 0
+    """The most popular titles, so many of them, are one token each, on top of `vocab_size`."""
     split_words: bool = False
     """False lets merges cross spaces: frequent titles become one or two tokens."""
     dropout: Rate = 0.3
 
     def faults(self) -> Iterator[str]:
+        if self.whole_titles and self.split_words:
+            yield "model.scratch.whole_titles is not used beside model.scratch.split_words=true: leave one of them out"
         if self.hidden_size % (2 * self.heads):
             yield f"model.scratch.hidden_size={self.hidden_size} must be a multiple of 2 * heads={2 * self.heads}"
 

@@ -34,7 +34,7 @@ def stage_settings(config: Config, stage: Stage) -> dict[str, Any]:
         or (external and (key == "model.max_length" or key.startswith("model.template.")))
         or (
             key not in unused
-            and any(f"{key}.".startswith(f"{section}.") for section in stage.sections)
+            and stage.depends_on(key)
             and key.rsplit(".", 1)[-1] not in RESOURCE_KEYS
             and key not in searched
             and key not in stage.without

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rosepo.config import Config
+from rosepo.config.auto import Choice
+from rosepo.data.readers.digests import FileDigests
 from rosepo.run.paths import of_round
 from rosepo.run.stages import Stage
 
@@ -40,14 +42,27 @@ class RunPlan:
     """What a command is to do in one run's folder.
 
     Attributes:
+        asked: the configuration as it was given.
+        config: with what follows from the data and from a sweep, as far as they are there.
+        choices: what follows from the data.
         stages: those that were named, in the order of work, up to date or not.
         manifests: of all stages that are there and can be read, named or not, by name.
+        waits_for: the stage after which the others are planned anew, because their settings follow from it; None where
+            nothing does that is not there.
+        names: the stages that were named.
+        overwrite, digests: as of `plan_run`.
     """
 
+    asked: Config
     config: Config
+    choices: tuple[Choice, ...]
     root: Path
     stages: tuple[StagePlan, ...]
     manifests: Mapping[str, dict[str, Any]]
+    waits_for: str | None
+    names: tuple[str, ...]
+    overwrite: bool
+    digests: FileDigests
 
     def __getitem__(self, name: str) -> StagePlan:
         return next(plan for plan in self.stages if plan.stage.name == name)

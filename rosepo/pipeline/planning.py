@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from rosepo.config import Config
+from rosepo.config.auto import Choice, open_keys
 from rosepo.data.readers.digests import FileDigests
+from rosepo.pipeline.chosen_settings import chosen_by_data, chosen_by_sweep
 from rosepo.pipeline.fingerprints import files_read, fingerprint, stage_settings
 from rosepo.pipeline.plan import RunPlan, StagePlan
 from rosepo.run.manifest import REMADE, check_format, find_manifest, of_this_format
@@ -180,15 +182,60 @@ def plan_run(
     plans: list[StagePlan] = []
     manifests: dict[str, dict[str, Any]] = {}
     fingerprints: dict[str, str] = {}
-    for stage in stages_of(config).values():
+    choices: tuple[Choice, ...] = ()
+    waits_for: str | None = None
+    for name in stages_of(config):
+        stage = stages_of(planner.config)[name]
         found = planner.find(stage)
         if found is not None and of_this_format(found):
-            manifests[stage.name] = found
-            fingerprints[stage.name] = found["fingerprint"]
-        if stage.name in wanted:
+            manifests[name] = found
+            fingerprints[name] = found["fingerprint"]
+        if name in wanted:
             plans.append(planner.plan(stage, fingerprints, wanted))
-            fingerprints[stage.name] = plans[-1].fingerprint
-    return RunPlan(config, root, tuple(plans), manifests)
+            fingerprints[name] = plans[-1].fingerprint
+        made = manifests.get(name) if name not in wanted or plans[-1].state == "done" else None
+        if name == "prepare":
+            planner.config, choices = chosen_by_data(planner.config, made)
+            decides = bool(open_keys(planner.config))
+        else:
+            decides = name == "sweep" and bool(planner.config.sweep.trials)
+            if decides and made is not None:
+                planner.config = _go_by_sweep(planner, made, wanted)
+        if decides and made is None and name in wanted and waits_for is None:
+            waits_for = name
+    return RunPlan(
+        config,
+        planner.config,
+        choices,
+        root,
+        tuple(plans),
+        manifests,
+        waits_for,
+        tuple(names),
+        overwrite,
+        planner.digests,
+    )
+
+
+def plan_again(plan: RunPlan) -> RunPlan:
+    """The same, now that more is there."""
+    return plan_run(plan.asked, plan.root, plan.names, plan.overwrite, plan.digests)
+
+
+def _go_by_sweep(planner: Planner, made: Mapping[str, Any], wanted: Collection[str]) -> Config:
+    """The configuration with the best settings of a sweep that is there, by its manifest; as it was where that was made
+    by another configuration and nothing is to be aligned.
+
+    Raises:
+        UserError: an alignment would go by a sweep of another configuration.
+    """
+    stage = find_stage("sweep")
+    if "sweep" not in wanted:
+        if any(find_stage(name).kind == "align" for name in wanted):
+            planner.check_input(stage, "align")
+        elif differences(made["settings"], stage_settings(planner.config, stage)):
+            return planner.config
+    return chosen_by_sweep(planner.config, made)
 
 
 def _streamed_with(planner: Planner, names: Sequence[str]) -> list[str]:

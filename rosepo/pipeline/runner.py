@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from rosepo.config import Config, located
+from rosepo.pipeline.chosen_settings import choices_table
 from rosepo.pipeline.kept_config import keeping_config
 from rosepo.pipeline.plan import RunPlan, StagePlan
-from rosepo.pipeline.planning import Planner
+from rosepo.pipeline.planning import Planner, plan_again, plan_run
 from rosepo.run.folders import continuing, partial_folder, replacing
 from rosepo.run.manifest import FORMAT, MANIFEST, find_manifest, git_revision, versions
 from rosepo.run.paths import RunPaths
@@ -36,23 +37,41 @@ def run_stages(plan: RunPlan) -> dict[str, Manifest]:
     """
     plan.root.mkdir(parents=True, exist_ok=True)
     manifests = dict(plan.manifests)
-    with keeping_config(plan.config, plan.root) as made:
-        for number, step in enumerate(plan.stages, 1):
-            label, folder = f"[{number}/{len(plan.stages)}] {step.stage.name}", plan.root / step.stage.folder
-            if step.state == "done":
-                echo(f"{label}: up to date → {folder}")
-            elif step in plan.streamed.values():
-                echo(f"{label}: {step.stage.purpose}, streamed into the training that follows")
-                continue
-            else:
-                new = _make(plan, step, label)
-                made += new
-                manifests |= new
-                echo(f"{label}: {duration(new[step.stage.name]['seconds'])} → {folder}")
-            if step.stage.name == "evaluate":
-                _publish(plan, step)
-            _write_run_manifest(plan, manifests)
+    with keeping_config(plan.asked, plan.root) as made:
+        _run_part(plan, manifests, made)
+        while plan.waits_for is not None:
+            plan = plan_again(plan)
+            _run_part(plan, manifests, made)
     return {step.stage.name: manifests[step.stage.name] for step in plan.stages}
+
+
+def _run_part(plan: RunPlan, manifests: dict[str, Manifest], made: list[str]) -> None:
+    """Make the stages of a plan up to the one that it waits for, passing over those that this command has `made`;
+    their names and manifests are added."""
+    left = [step.stage for step in plan.left if step.stage.name not in made]
+    choices = [choice for choice in plan.choices if any(stage.depends_on(choice.key) for stage in left)]
+    if choices:
+        echo(f"settings that follow from the data, as nobody gave them\n{choices_table(choices)}")
+    for number, step in enumerate(plan.stages, 1):
+        name, folder = step.stage.name, plan.root / step.stage.folder
+        label = f"[{number}/{len(plan.stages)}] {name}"
+        if name in made:
+            continue
+        if step.state == "done":
+            echo(f"{label}: up to date → {folder}")
+        elif step in plan.streamed.values():
+            echo(f"{label}: {step.stage.purpose}, streamed into the training that follows")
+            continue
+        else:
+            new = _make(plan, step, label)
+            made += new
+            manifests |= new
+            echo(f"{label}: {duration(new[name]['seconds'])} → {folder}")
+        if name == "evaluate":
+            _publish(plan, step)
+        _write_run_manifest(plan, manifests)
+        if name == plan.waits_for:
+            return
 
 
 def draw_report(config: Config, root: Path) -> Path:
@@ -61,6 +80,7 @@ def draw_report(config: Config, root: Path) -> Path:
     Raises:
         UserError: nothing was evaluated there, or what was measured has been made again since.
     """
+    config = plan_run(config, root, ()).config
     evaluated = stages_of(config)["evaluate"]
     Planner(config, root).check_origin(evaluated, "report")
     return _draw(config, root, evaluated)
@@ -172,7 +192,8 @@ def _write_run_manifest(plan: RunPlan, manifests: Mapping[str, Manifest]) -> Non
         for name, stage in there.items()
     }
     content = {
-        "config": plan.config.model_dump(mode="json", exclude_unset=True),
+        "config": plan.asked.model_dump(mode="json", exclude_unset=True),
+        "chosen": {choice.key: {"value": choice.value, "why": choice.why} for choice in plan.choices},
         "stages": stages,
         "seconds": round(seconds_in_all(manifests), 2),
         "versions": versions(),

@@ -18,8 +18,10 @@ from rosepo.report.cost import cost_table
 from rosepo.report.pages import uri, write_pages
 from rosepo.report.plots import curves, distributions, intervals
 from rosepo.report.run_metadata import Manifests, manifests_of, reproduction, run_metadata
+from rosepo.report.text.advice import advice
 from rosepo.report.text.conclusions import verdict
 from rosepo.report.text.labels import colours_of, label
+from rosepo.report.training_logs import trainings_of
 from rosepo.run.paths import RunPaths, of_round
 from rosepo.training.feed.pair_epsilon import read_epsilon
 from rosepo.utils.errors import UserError
@@ -52,6 +54,7 @@ def write_report(config: Config, paths: RunPaths) -> Path:
         "metrics": metrics,
         "n": measured_on(metrics),
         "verdict": verdict(metrics),
+        "advice": advice_on(config, paths, metrics, manifests),
         "colours": colours_of(metrics["models"]),
         "facts": run_metadata(config, paths, metrics, manifests),
         "accuracy": tables.accuracy_table(metrics),
@@ -70,6 +73,12 @@ def write_report(config: Config, paths: RunPaths) -> Path:
     }
     write_pages(paths.report, "report", page, _pictures(paths, metrics, oracle))
     return paths.report
+
+
+def advice_on(config: Config, paths: RunPaths, metrics: Mapping[str, Any], manifests: Manifests) -> list[str]:
+    """What to mend first in a run, see `advice`; `manifests` by stage."""
+    figures = {name: manifest["figures"] for name, manifest in manifests.items()}
+    return advice(metrics, trainings_of(config, paths, figures))
 
 
 def _pictures(paths: RunPaths, metrics: Mapping[str, Any], oracle: Mapping[str, Any]) -> dict[str, Any]:

@@ -55,6 +55,10 @@ class Stage:
         """What to type after `rosepo` to run it."""
         return self.kind if self.kind == self.name else f"{self.kind} --round {self.round}"
 
+    def depends_on(self, key: str) -> bool:
+        """Whether a dotted key is of its sections."""
+        return any(f"{key}.".startswith(f"{section}.") for section in self.sections)
+
     def load(self) -> StageFunction:
         """Import the function."""
         module, _, name = self.function.partition(":")
@@ -101,6 +105,14 @@ STAGES: dict[str, Stage] = {
             without=("pairs.rounds", "pairs.reference", "pairs.stream"),
         ),
         Stage(
+            "sweep",
+            "sweep",
+            needs=("prepare", "sft", "pairs"),
+            sections=("align", "sweep", "evaluate.beams"),
+            function="rosepo.tuning.sweep:sweep",
+            purpose="search alignment settings",
+        ),
+        Stage(
             "align",
             "aligned",
             needs=("prepare", "sft", "pairs"),
@@ -108,14 +120,6 @@ STAGES: dict[str, Stage] = {
             function="rosepo.training.align:align",
             purpose="align with preferences",
             in_parts=True,
-        ),
-        Stage(
-            "sweep",
-            "sweep",
-            needs=("prepare", "sft", "pairs"),
-            sections=("align", "sweep", "evaluate.beams"),
-            function="rosepo.tuning.sweep:sweep",
-            purpose="search alignment settings",
         ),
         Stage(
             "evaluate",
@@ -152,8 +156,8 @@ def stages_of(config: Config) -> dict[str, Stage]:
 
 
 def names_of_run(config: Config) -> list[str]:
-    """The stages of `rosepo run`, in order: all but a sweep that tries nothing."""
-    return [name for name in stages_of(config) if name != "sweep" or config.sweep.trials > 0]
+    """The stages of `rosepo run`, in order: all but a sweep that nobody asked for."""
+    return [name for name in stages_of(config) if name != "sweep" or config.sweep.trials]
 
 
 def paths_of(config: Config, root: Path, stage: Stage) -> RunPaths:

@@ -21,15 +21,15 @@ def trial_settings(config: Config) -> list[dict[str, Any]]:
     sweep, parameters = config.sweep, config.sweep_parameters
     lists = [values for values in parameters.values() if not isinstance(values, RangeConfig)]
     names = list(parameters)
-    if len(lists) == len(names) and math.prod(len(values) for values in lists) <= sweep.trials:
+    if len(lists) == len(names) and math.prod(len(values) for values in lists) <= sweep.n_trials:
         return [dict(zip(names, combination)) for combination in itertools.product(*lists)]
     rng = np.random.default_rng([config.seed, 0x5EE9])
     drawn: list[dict[str, Any]] = []
-    for _ in range(100 * sweep.trials):
+    for _ in range(100 * sweep.n_trials):
         settings = {name: _draw(values, rng) for name, values in parameters.items()}
         if settings not in drawn:
             drawn.append(settings)
-        if len(drawn) == sweep.trials:
+        if len(drawn) == sweep.n_trials:
             break
     return drawn
 
@@ -47,7 +47,7 @@ def with_settings(config: Config, settings: dict[str, Any]) -> Config:
     try:
         return parse_config(tree, source=f"sweep trial {settings}")
     except UserError as error:
-        raise UserError(f"{error}; change sweep.parameters, or leave the sweep out with sweep.trials=0") from error
+        raise UserError(f"{error}; change sweep.parameters, or leave the sweep out") from error
 
 
 def check_space(config: Config) -> None:

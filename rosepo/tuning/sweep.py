@@ -31,7 +31,7 @@ _MEASURED = ("hr@10", "ndcg@10")
 
 
 def sweep(config: Config, paths: RunPaths, out: Path) -> dict[str, Any]:
-    """Try `sweep.trials` settings and write `trials.json`, `best.yaml` and each trial's `metrics.jsonl`.
+    """Try the settings of `trial_settings` and write `trials.json`, `best.yaml` and each trial's `metrics.jsonl`.
 
     Returns:
         Figures: the trials with their settings and metrics, the best one, and the SFT model's metrics.

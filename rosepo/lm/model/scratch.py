@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -24,10 +25,12 @@ _MAX_LINES = 2_000_000
 def train_tokenizer(
     titles: Sequence[str], counts: np.ndarray, config: ScratchConfig, template: TemplateConfig | None = None
 ) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer (Sennrich et al. 2016) of at most ``config.vocab_size`` tokens, the same on every run.
+    """A byte-level BPE tokenizer (Sennrich et al. 2016) of ``config.vocab_size`` tokens, the same on every run.
 
-    Any text round-trips exactly. With ``split_words`` off, merges cross spaces and frequent titles become one or two
-    tokens. The template's parts are learned with the weight of the most popular title, so that they cost little.
+    Any text round-trips exactly. The ``config.whole_titles`` most popular titles are one token each, on top of these
+    (the model looks a text up before it merges: ``ignore_merges``, as Llama 3's tokenizer does). With ``split_words``
+    off, merges cross spaces, so that other frequent titles become one or two tokens. The template's parts are learned
+    with the weight of the most popular title, so that they cost little.
 
     Args:
         titles: n titles.
@@ -52,6 +55,9 @@ def train_tokenizer(
         show_progress=False,
     )
     tokenizer.train_from_iterator(_lines(titles, np.asarray(counts), template), trainer)
+    if config.whole_titles:
+        order = np.argsort(-np.asarray(counts), kind="stable")[: config.whole_titles]
+        tokenizer = _with_whole(tokenizer, [titles[place] for place in order])
     bos_id = tokenizer.token_to_id(BOS)
     tokenizer.post_processor = processors.TemplateProcessing(single=f"{BOS} $A", special_tokens=[(BOS, bos_id)])
     return PreTrainedTokenizerFast(
@@ -89,6 +95,17 @@ def scratch_config(config: ScratchConfig, vocabulary: int, max_length: int) -> L
         bos_token_id=SPECIAL_TOKENS.index(BOS),
         eos_token_id=SPECIAL_TOKENS.index(EOS),
     )
+
+
+def _with_whole(tokenizer: Tokenizer, titles: Sequence[str]) -> Tokenizer:
+    """The tokenizer with a token for each of the titles, where it has none yet."""
+    found = json.loads(tokenizer.to_str())
+    vocabulary = found["model"]["vocab"]
+    for title in titles:
+        written = "".join(text for text, _ in tokenizer.pre_tokenizer.pre_tokenize_str(title))
+        vocabulary.setdefault(written, len(vocabulary))
+    found["model"]["ignore_merges"] = True
+    return Tokenizer.from_str(json.dumps(found))
 
 
 def _lines(titles: Sequence[str], counts: np.ndarray, template: TemplateConfig | None) -> Iterator[str]:

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
@@ -15,7 +11,7 @@ from matplotlib.ticker import MaxNLocator
 from rosepo.report.cells import Cell, Table
 from rosepo.report.plots.svg import DARK, svg
 from rosepo.report.text.format import number
-from rosepo.report.text.labels import COLOURS
+from rosepo.report.training_logs import logs_of
 from rosepo.run.paths import RunPaths
 
 Lines = Sequence[tuple[str, list[float], list[float]]]
@@ -45,31 +41,10 @@ _COLUMNS = {
 }
 
 
-@dataclass(frozen=True)
-class _Log:
-    """What a training has logged, a row a step (of the oracle: an epoch); `unit`: what its loss is a mean over."""
-
-    title: str
-    rows: list[dict[str, Any]]
-    colour: str
-    unit: str
-    x: str = "step"
-
-    def series(self, key: str) -> tuple[list[float], list[float]]:
-        """Steps and values; empty where there are none, or where it is the loss once more: under one-hot targets the
-        least that it can be is 0."""
-        rows = [row for row in self.rows if key in row]
-        if key.endswith("target_kl"):
-            loss = key.replace("target_kl", "loss")
-            if all(math.isclose(row[key], row.get(loss, math.nan), rel_tol=1e-5) for row in rows):
-                return [], []
-        return [row["step"] for row in rows], [row[key] for row in rows]
-
-
 def pictures(paths: RunPaths) -> list[tuple[str, str]]:
     """Title and SVG of every curve that was logged."""
     found = []
-    for log in _logs(paths):
+    for log in logs_of(paths):
         for title, ylabel, labels in _PICTURES:
             lines = [(label, *log.series(key)) for key, label in labels.items() if log.series(key)[0]]
             if lines:
@@ -80,7 +55,7 @@ def pictures(paths: RunPaths) -> list[tuple[str, str]]:
 
 def ends(paths: RunPaths) -> Table | None:
     """First and last value of every curve that was logged, a row a training; None where nothing was."""
-    logs = _logs(paths)
+    logs = logs_of(paths)
     keys = [key for key in _COLUMNS if any(log.series(key)[0] for log in logs)]
     if not keys:
         return None
@@ -90,22 +65,6 @@ def ends(paths: RunPaths) -> Table | None:
     ]
     note = "Last value, and below it the first one that was logged. Steps of an oracle are epochs."
     return Table(("Training", "Steps", *(_COLUMNS[key] for key in keys)), rows, note=note)
-
-
-def _logs(paths: RunPaths) -> list[_Log]:
-    """Those that are there: of fine-tuning, of every round of alignment, and of the oracle."""
-    found = [_Log("Fine-tuning", _read(paths.sft), COLOURS["sft"], "title")]
-    for one in paths.rounds:
-        title = f"Alignment, round {one.round}" if paths.round > 1 else "Alignment"
-        found.append(_Log(title, _read(one.aligned), COLOURS["aligned"], "group"))
-    found.append(_Log("Oracle", _read(paths.oracle), COLOURS["oracle"], "title", "epoch"))
-    return [log for log in found if log.rows]
-
-
-def _read(folder: Path) -> list[dict[str, Any]]:
-    path = folder / "metrics.jsonl"
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    return [json.loads(line) for line in lines if line.strip()]
 
 
 def _end(values: Sequence[float]) -> Cell:
