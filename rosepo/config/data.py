@@ -73,8 +73,9 @@ class PrepareConfig(Section):
     share a row in training; `sliding` always keeps the newest `max_history` items."""
     candidates: Annotated[int, Field(ge=0)] = 0
     """Candidates a list (target included) for the candidate protocol; 0 writes none."""
-    duplicate_titles: Literal["disambiguate", "refuse"] = "refuse"
-    """Two items with one normalised title: append ` (2)`, ` (3)`, … in item order, or stop."""
+    duplicate_titles: Literal["auto", "disambiguate", "refuse"] = "auto"
+    """Two items with one normalised title: append ` (2)`, ` (3)`, … in item order, or stop. `auto` appends, unless a
+    column of the items tells them apart, which the refusal then names (data.columns.title)."""
 
     def faults(self) -> Iterator[str]:
         if self.validation_fraction + self.test_fraction >= 1.0:

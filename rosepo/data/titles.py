@@ -54,16 +54,19 @@ def distinct_titles(
     Args:
         titles: in item order.
         ids: item ids, for messages.
-        duplicates: `refuse`, or `disambiguate`: later ones get ` (2)`, ` (3)`, …, passing over titles that exist.
-        hint: another remedy, the end of the sentence that refuses; asked then alone.
+        duplicates: `refuse`; `disambiguate`: later ones get ` (2)`, ` (3)`, …, passing over titles that exist; or
+            `auto`: that, unless there is a hint.
+        hint: another remedy, the end of the sentence that refuses; empty for none. Asked where titles are equal.
 
     Raises:
-        UserError: two items share a title and `duplicates` is `refuse`.
+        UserError: two items share a title and `duplicates` does not let them.
     """
     keys = [normalised(title) for title in titles]
     taken = set(keys)
     if len(taken) == len(keys):
         return list(titles), 0
+    told = hint() if duplicates != "disambiguate" else ""
+    refused = duplicates == "refuse" or bool(told)
     first: dict[str, int] = {}
     following: dict[str, int] = {}
     result, changed = list(titles), 0
@@ -71,11 +74,11 @@ def distinct_titles(
         other = first.setdefault(key, place)
         if other == place:
             continue
-        if duplicates == "refuse":
+        if refused:
             raise UserError(
                 f"items {ids[other]!r} ({titles[other]!r}) and {ids[place]!r} ({titles[place]!r}) have one title "
                 f"({len(keys) - len(taken)} such in all): --set prepare.duplicate_titles=disambiguate tells them apart"
-                f"{hint()}"
+                f"{told}"
             )
         number = following.get(key, 2)
         while normalised(f"{titles[place]} ({number})") in taken:

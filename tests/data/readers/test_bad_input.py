@@ -73,7 +73,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     ),
     "two items, one title": (
         {"items": ITEMS.replace("Title 3", "TITLE  1")},
-        {"k_core": 1},
+        {"k_core": 1, "duplicate_titles": "refuse"},
         r"items 1 \('Title 1'\) and 3 \('TITLE 1'\) have one title.*disambiguate",
     ),
     "nothing positive": (

@@ -78,8 +78,15 @@ def test_the_refusal_of_equal_titles_names_the_column_that_tells_them_apart(tmp_
 
 def test_no_column_is_named_where_none_would_help(tmp_path: Path) -> None:
     data = write(tmp_path, "item_id,title,place\n0,Heat,1\n1,Heat,1\n2,Up,2\n3,Us,3\n")
+    assert inspect(data)["titles_disambiguated"] == 1
     with pytest.raises(UserError, match=r"tells them apart$"):
-        inspect(data)
+        inspect_data(config_for(data, k_core=1, duplicate_titles="refuse"))
+
+
+def test_links_and_identifiers_are_no_part_of_a_title(tmp_path: Path) -> None:
+    rows = [f"{n},Film {n // 2 if n < 4 else n},https://films.example/{n},tt{n:07d}" for n in range(120)]
+    data = write(tmp_path, "item_id,title,link,imdb\n" + "\n".join(rows) + "\n")
+    assert inspect(data)["titles_disambiguated"] == 2
 
 
 def test_a_rating_column_is_passed_over_where_it_is_set_to_null(tmp_path: Path) -> None:

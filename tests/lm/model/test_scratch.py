@@ -3,12 +3,14 @@ from __future__ import annotations
 import hashlib
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import AutoTokenizer
 
 from rosepo.config import ScratchConfig, TemplateConfig
 from rosepo.lm.model.dropout import training_dropout
@@ -44,6 +46,24 @@ def test_popular_titles_are_learned_first() -> None:
     tokenizer = train_tokenizer(titles, counts, ScratchConfig(vocab_size=300, split_words=False))
     common, scarce = (len(tokenizer(title, add_special_tokens=False)["input_ids"]) for title in titles)
     assert common < scarce
+
+
+def test_the_most_popular_titles_are_one_token_each_and_any_text_still_round_trips(tmp_path: Path) -> None:
+    titles = [f"The {n}th Film: “Überlänge & 東京” ({1900 + n})" for n in range(300)] + ["Alien", "Aliens"]
+    counts = np.arange(len(titles), 0, -1)
+    config = ScratchConfig(vocab_size=400, whole_titles=250)
+    train_tokenizer(titles, counts, config).save_pretrained(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    found = tokenizer([*titles, "Alien (1979)", "never seen"], add_special_tokens=False)["input_ids"]
+    assert [tokenizer.decode(ids) for ids in found] == [*titles, "Alien (1979)", "never seen"]
+    assert {len(ids) for ids in found[:250]} == {1}
+    assert len({ids[0] for ids in found[:250]}) == 250
+    assert all(len(ids) > 1 for ids in found[250:300])
+    assert len(tokenizer) == 400 + 250
+    # A title inside another text is no token of its own: what is not in the list is merged as ever.
+    whole = train_tokenizer(["Alien", "Alien (1979)"], np.array([9, 0]), ScratchConfig(vocab_size=300, whole_titles=1))
+    assert len(whole("Alien", add_special_tokens=False)["input_ids"]) == 1
+    assert whole.decode(whole("Alien (1979)", add_special_tokens=False)["input_ids"]) == "Alien (1979)"
 
 
 def test_special_tokens_come_first_and_only_bos_is_added_to_text() -> None:
