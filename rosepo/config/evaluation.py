@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import BeforeValidator, Discriminator, Field, Tag
 
-from rosepo.config.base import ActorsConfig, Count, Section, nearest, refuse_credentials
+from rosepo.config.base import ActorsConfig, Count, Positive, Section, nearest, refuse_credentials
 from rosepo.config.training import SAME_RESULT, AlignConfig
 
 OWN = ("popular", "markov", "oracle", "sft", "aligned")
@@ -186,6 +186,23 @@ class RecommendConfig(ActorsConfig):
     def faults(self) -> Iterator[str]:
         if self.beams < self.k:
             yield f"recommend.beams={self.beams} is below recommend.k={self.k}"
+
+
+def _seconds(value: Any) -> Any:
+    """`90s`, `30m`, `1h30m` as seconds; anything else as it is."""
+    found = re.fullmatch(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?", str(value).strip())
+    if not isinstance(value, str) or not value.strip() or found is None:
+        return value
+    return sum(float(part or 0) * unit for part, unit in zip(found.groups(), (3600, 60, 1)))
+
+
+class RunConfig(Section):
+    """What `rosepo run` as a whole may take."""
+
+    budget: Annotated[Positive, BeforeValidator(_seconds)] | None = None
+    """Time for all stages together, `30m` or `1h30m` (a number: seconds), shared among the trainings: each stops at its
+    share with the best model so far. Results then depend on the machine's speed. None: they train until they are
+    done. Sampling, evaluation and starting processes take their time beside it (docs/settings.md)."""
 
 
 class RayConfig(Section):

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from rosepo.config.base import Section
 from rosepo.config.data import DataConfig, PrepareConfig
-from rosepo.config.evaluation import EvaluateConfig, RangeConfig, RayConfig, RecommendConfig, SweepConfig
+from rosepo.config.evaluation import EvaluateConfig, RangeConfig, RayConfig, RecommendConfig, RunConfig, SweepConfig
 from rosepo.config.losses import LOSSES, SMOOTHINGS
 from rosepo.config.model import ModelConfig
 from rosepo.config.oracle import OracleConfig
@@ -34,6 +34,7 @@ class Config(Section):
     evaluate: EvaluateConfig = EvaluateConfig()
     sweep: SweepConfig = SweepConfig()
     recommend: RecommendConfig = RecommendConfig()
+    run: RunConfig = RunConfig()
     ray: RayConfig = RayConfig()
 
     def faults(self) -> Iterator[str]:

@@ -83,6 +83,9 @@ class TrainConfig(Section):
     """Keep the model of the validation that was best by this; None keeps the last one."""
     patience: Count | None = None
     """Validations without a better `best_metric` before stopping early; None trains to the end."""
+    max_seconds: Positive | None = None
+    """Also stop after this long (loading the model and the last validation come on top), with the best model so far;
+    None trains to the end. Set `min_learning_rate` with it: the cosine does not know of it."""
     checkpoint_every: Annotated[int, Field(ge=0)] | None = None
     """Steps between two checkpoints, from which a lost worker or the same command run again goes on. None takes a
     twentieth of the run, at least 10; 0 takes none."""

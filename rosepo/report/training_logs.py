@@ -61,8 +61,11 @@ def _of_model(config: Config, log: TrainingLog, figures: Mapping[str, Mapping[st
     train = config.sft if log.section == "sft" else config.align
     metric = train.best_metric or "validation_loss"
     title = "SFT" if log.section == "sft" else log.title
-    patient = any(found.get("stopped_early", False) for name, found in figures.items() if name.startswith(log.section))
+    own = [found for name, found in figures.items() if name.startswith(log.section)]
+    patient = any(found.get("stopped_early", False) for found in own)
     epochs = f"{log.section}.epochs ({train.epochs:g})"
+    if any(found.get("out_of_time", False) for found in own):
+        epochs = f"{log.section}.max_seconds ({train.max_seconds:g}), or run.budget"
     return Training(title, log.section, metric, log.series(metric)[1], log.rows[-1]["step"], "steps", epochs, patient)
 
 

@@ -40,6 +40,7 @@ class Loop:
         validates = task.validation or task.held_out is not None
         self.validate_at = validation_steps(task.train, steps) if validates else frozenset()
         self.done, self.tokens, self.waited = 0, 0.0, 0.0
+        self.late = False
         self.figures: dict[str, Any] = {}
         self.resumed: list[int] = []
         # Seconds of training, of checkpoints, and since the last line, before this process took over.
@@ -75,8 +76,9 @@ class Loop:
         while not self.finished:
             step = self.done = self.done + 1
             done = self._step(stream, step)
+            self.late = step % self.every == 0 and self._is_late(time.monotonic() - began)
             validated: dict[str, float] = {}
-            if step in self.validate_at:
+            if step in self.validate_at or (self.late and self.validate_at):
                 started = time.monotonic()
                 self.tell.doing("validating")
                 validated = self.validator.validate()
@@ -99,7 +101,12 @@ class Loop:
     @property
     def finished(self) -> bool:
         """Whether the step that was done is the last one."""
-        return self.done >= self.steps or self.best.exhausted
+        return self.done >= self.steps or self.best.exhausted or self.late
+
+    def _is_late(self, seconds: float) -> bool:
+        """Whether the time that a training may take is over on any rank: clocks differ, and all must stop together."""
+        limit = self.task.train.max_seconds
+        return limit is not None and all_max(float(seconds > limit), self.engine.device) > 0
 
     def _checkpoint(self, seconds: float, since: float) -> None:
         started = time.monotonic()
@@ -126,7 +133,7 @@ class Loop:
         if self.best.step is not None:  # the model that is saved is that one's
             kept |= (self.best.figures or {}) | {"best_step": self.best.step}
         if self.done < self.steps:
-            kept["stopped_early"] = True
+            kept["out_of_time" if self.late and not self.best.exhausted else "stopped_early"] = True
         if self.resumed:
             kept["resumed_from"] = self.resumed
         return kept | {
