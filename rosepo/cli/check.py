@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rosepo.config import Config, TrainConfig
+from rosepo.config.auto import Choice, LogFacts, open_keys, settled
+from rosepo.pipeline.chosen_settings import choices_table
 from rosepo.pipeline.planning import plan_run
 from rosepo.pipeline.preflight import asking_stages, check_before_run
 from rosepo.run.manifest import read_manifest
@@ -47,6 +49,14 @@ def run_check(config: Config, root: Path) -> None:
     echo("data")
     echo(table(told))
     echo(describe(data) if data["exact"] else f"  {data['note']}")
+    facts = LogFacts.of(data) if data["exact"] else None
+    choices: tuple[Choice, ...] = ()
+    if facts is not None:
+        config, choices = settled(config, facts)
+    if choices:
+        echo(f"settings that follow from the data, as nobody gave them\n{choices_table(choices)}")
+    elif open_keys(config):
+        echo(f"settings that will follow from the data: {', '.join(open_keys(config))}")
     echo("model")
     model = _model(config, data)
     echo(table(list(model["shown"].items())))

@@ -59,15 +59,80 @@ class Rule:
     asked: Callable[[Config], bool] | None = None
 
 
-RULES: dict[str, Rule] = {}
+MOST_WHOLE = 50_000
+"""Titles that are one token each, at most."""
+EPOCHS_A_LOOK = 2.0
+"""Passes of fine-tuning between two validations."""
+LOOKED_AT = 1000
+"""Users whose next title a training looks for in the catalogue, at most."""
+SHARES = {"oracle": 0.2, "sft": 0.4, "align": 0.25}
+"""Of a budget; the rest is for sampling, evaluation and starting processes."""
+
+
+def _no_list(config: Config) -> bool:
+    return not config.model.template.candidates
+
+
+def _has_budget(config: Config) -> bool:
+    return config.run.budget is not None
+
+
+def _rows(config: Config, facts: LogFacts) -> int:
+    """Rows of a pass of fine-tuning."""
+    return facts.train if config.model.template.candidates else facts.trajectories
+
+
+def _validate_every(config: Config, facts: LogFacts) -> int:
+    return max(1, round(EPOCHS_A_LOOK * _rows(config, facts) / config.sft.batch_size))
+
+
+def _share(stage: str) -> Rule:
+    return Rule(
+        lambda config, facts: round(SHARES[stage] * (config.run.budget or 0.0), 1),
+        f"{SHARES[stage]:.0%} of run.budget",
+        _has_budget,
+    )
+
+
+RULES: dict[str, Rule] = {
+    "model.template": Rule(
+        lambda config, facts: {"prefix": "", "separator": "{eos}"},
+        "a model from scratch knows no words: bare titles, all of a user's learned in one row",
+        _no_list,
+    ),
+    "model.scratch.whole_titles": Rule(
+        lambda config, facts: min(facts.items, MOST_WHOLE), "{items:,} titles, one token each", _no_list
+    ),
+    "model.scratch.vocab_size": Rule(lambda config, facts: 1024, "pieces, for titles that are new", _no_list),
+    "model.scratch.dropout": Rule(lambda config, facts: 0.2, "{train:,} examples are few for a model from scratch"),
+    "sft.learning_rate": Rule(lambda config, facts: 2e-3, "a small model from scratch"),
+    "sft.min_learning_rate": Rule(
+        lambda config, facts: config.sft.learning_rate, "constant: training ends when validation says so, not at a step"
+    ),
+    "sft.ema": Rule(lambda config, facts: 0.99, "the mean of the last hundred steps, in place of a falling rate"),
+    "sft.pack_tokens": Rule(lambda config, facts: config.model.max_length, "short rows share lines"),
+    "sft.validation_users": Rule(
+        lambda config, facts: min(facts.validation, LOOKED_AT), "{validation:,} validation examples", _no_list
+    ),
+    "sft.best_metric": Rule(lambda config, facts: "ndcg@10", "what is measured in the end", _no_list),
+    "sft.validate_every": Rule(_validate_every, "every two passes over {trajectories:,} rows"),
+    "sft.patience": Rule(lambda config, facts: 4, "looks without a better one", _no_list),
+    "sft.epochs": Rule(lambda config, facts: 60.0, "while validation gets better", _no_list),
+    "sft.keep_optimizer": Rule(lambda config, facts: True, "alignment goes on with its moments"),
+    "sft.max_seconds": _share("sft"),
+    "oracle.max_seconds": _share("oracle"),
+    "align.optimizer": Rule(
+        lambda config, facts: "sft", "goes on with the moments of fine-tuning", lambda config: config.sft.keep_optimizer
+    ),
+    "align.learning_rate": Rule(lambda config, facts: 1e-3, "a small model from scratch"),
+    "align.max_seconds": _share("align"),
+}
 """By dotted key, in the order in which they are asked: later ones see what earlier ones chose."""
 
 
 def open_keys(config: Config) -> list[str]:
     """The keys that follow from the data in this configuration."""
-    if config.model.path is not None:
-        return []
-    return [key for key, rule in RULES.items() if not given(config, key) and (rule.asked is None or rule.asked(config))]
+    return [key for key in RULES if _open(config, key)]
 
 
 def settled(config: Config, facts: LogFacts) -> tuple[Config, tuple[Choice, ...]]:
@@ -75,8 +140,9 @@ def settled(config: Config, facts: LogFacts) -> tuple[Config, tuple[Choice, ...]
     from rosepo.config.reading import parse_config
 
     choices = []
-    for key in open_keys(config):
-        rule = RULES[key]
+    for key, rule in RULES.items():
+        if not _open(config, key):
+            continue
         choices.append(Choice(key, rule.value(config, facts), rule.why.format(**vars(facts))))
         tree = config.model_dump(mode="json", exclude_unset=True)
         place = tree
@@ -86,6 +152,11 @@ def settled(config: Config, facts: LogFacts) -> tuple[Config, tuple[Choice, ...]
         place[name] = choices[-1].value
         config = parse_config(tree, source=f"{key}, which follows from the data")
     return config, tuple(choices)
+
+
+def _open(config: Config, key: str) -> bool:
+    asked = RULES[key].asked
+    return config.model.path is None and not given(config, key) and (asked is None or asked(config))
 
 
 def given(config: Config, key: str) -> bool:

@@ -9,6 +9,7 @@ from typing import Any, TypeVar, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from rosepo.config.auto import RULES
 from rosepo.config.base import Section
 from rosepo.config.pairs import PairsConfig
 from rosepo.config.root import Config
@@ -28,6 +29,8 @@ def load_config(
             or outside its range, or rules that join keys.
     """
     tree = read_yaml(Path(path), "config file") if path is not None else {}
+    for key in RULES:
+        _forget_auto(tree, key.split("."))
     for key, value in (settings or {}).items():
         _assign(tree, key.split("."), value, key)
     for override in overrides:
@@ -111,6 +114,8 @@ class _OnceLoader(yaml.SafeLoader):
 
 def _assign(tree: dict[str, Any], keys: list[str], value: Any, told: str) -> None:
     node = tree
+    if value == "auto" and ".".join(keys) in RULES:
+        value = None
     # Keys of sweep.parameters hold a dot themselves: everything behind it is one key.
     if keys[:2] == ["sweep", "parameters"] and len(keys) > 2:
         keys = [*keys[:2], ".".join(keys[2:])]
@@ -131,6 +136,14 @@ def _assign(tree: dict[str, Any], keys: list[str], value: Any, told: str) -> Non
             raise UserError(f"{told}: {key} holds a value, not keys")
         node = child
     node[keys[-1]] = value
+
+
+def _forget_auto(tree: Any, keys: Sequence[str]) -> None:
+    """Take away a setting that is `auto`: it follows from the data where nobody gives it."""
+    for key in keys[:-1]:
+        tree = tree.get(key) if isinstance(tree, dict) else None
+    if isinstance(tree, dict) and tree.get(keys[-1]) == "auto":
+        del tree[keys[-1]]
 
 
 def _means_null(keys: Sequence[str]) -> bool:

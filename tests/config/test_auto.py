@@ -1,0 +1,64 @@
+"""Settings that follow from the data: which, and which not."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rosepo.config import load_config
+from rosepo.config.auto import RULES, LogFacts, open_keys, settled
+from rosepo.config.auto import given as is_given
+
+FACTS = LogFacts(users=938, items=1008, train=49_000, validation=938, trajectories=1_900)
+COUNTS = st.integers(1, 10**9)
+
+
+def test_what_is_given_stays_and_the_rest_follows() -> None:
+    config, choices = settled(load_config(None, ["sft.epochs=3", "model.scratch.dropout=0.1"]), FACTS)
+    assert (config.sft.epochs, config.model.scratch_config.dropout) == (3.0, 0.1)
+    assert config.model.scratch_config.whole_titles == 1008
+    keys = {choice.key for choice in choices}
+    assert {"sft.epochs", "model.scratch.dropout"}.isdisjoint(keys)
+    assert "sft.learning_rate" in keys
+    assert open_keys(config) == []
+    assert settled(config, FACTS) == (config, ())
+
+
+def test_a_pretrained_model_keeps_its_defaults() -> None:
+    config = load_config(None, ["model.path=some/model"])
+    assert settled(config, FACTS) == (config, ())
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.builds(LogFacts, *[COUNTS] * 5))
+def test_any_log_gives_settings_that_go_together(facts: LogFacts) -> None:
+    for overrides in ([], ["run.budget=30m"], ["prepare.candidates=20", "model.template.candidates=true"]):
+        config, choices = settled(load_config(None, overrides), facts)
+        assert all(choice.why and "{" not in choice.why for choice in choices)
+        assert open_keys(config) == []
+
+
+@pytest.mark.parametrize("key", RULES)
+def test_every_rule_speaks_of_a_setting_that_there_is(key: str) -> None:
+    config = load_config(None, ["run.budget=10m"])
+    assert not is_given(config, key)
+    assert is_given(settled(config, FACTS)[0], key)
+
+
+def test_auto_gives_a_setting_back_to_the_data(tmp_path: object) -> None:
+    from pathlib import Path
+
+    path = Path(str(tmp_path)) / "config.yaml"
+    path.write_text("sft: {epochs: auto, batch_size: 8}\nmodel: {scratch: {dropout: 0.1}}\n")
+    config = load_config(path, ["model.scratch.dropout=auto"])
+    assert {"sft.epochs", "model.scratch.dropout"} <= set(open_keys(config))
+    assert config.sft.batch_size == 8
+
+
+def test_a_budget_is_shared_among_the_trainings() -> None:
+    config, _ = settled(load_config(None, ["run.budget=30m"]), FACTS)
+    parts = [config.sft.max_seconds, config.oracle.max_seconds, config.align.max_seconds]
+    assert all(part is not None for part in parts)
+    assert sum(part or 0.0 for part in parts) < 1800
+    assert settled(load_config(), FACTS)[0].sft.max_seconds is None
