@@ -90,19 +90,23 @@ def with_candidates(table: pa.Table, lists: Sequence[Sequence[int]]) -> pa.Table
     return table.append_column("candidates", pa.array(lists, pa.list_(INDEX)))
 
 
-def tiny_tokenizer(n: int = 30, vocab_size: int = 400) -> PreTrainedTokenizerFast:
-    """The scratch tokenizer of `tiny_catalogue(n)`."""
-    catalogue = tiny_catalogue(n)
-    return train_tokenizer(catalogue.titles, catalogue.train_count, ScratchConfig(vocab_size=vocab_size))
+def tiny_tokenizer(n: int = 30, vocab_size: int = 400, whole: bool = False) -> PreTrainedTokenizerFast:
+    """The scratch tokenizer of `tiny_catalogue(n)`; with `whole` every title is one of its tokens."""
+    catalogue, titles = tiny_catalogue(n), n if whole else 0
+    config = ScratchConfig(vocab_size=vocab_size - titles, whole_titles=titles)
+    return train_tokenizer(catalogue.titles, catalogue.train_count, config)
 
 
 def tiny_builder(
-    n: int = 30, template: TemplateConfig | None = None, max_length: int = 256, vocab_size: int = 400
+    n: int = 30,
+    template: TemplateConfig | None = None,
+    max_length: int = 256,
+    vocab_size: int = 400,
+    whole: bool = False,
 ) -> PromptBuilder:
     """Prompts over `tiny_catalogue(n)` with `tiny_tokenizer(n)`."""
-    return PromptBuilder(
-        tiny_tokenizer(n, vocab_size), tiny_catalogue(n).titles, template or TemplateConfig(), max_length
-    )
+    tokenizer = tiny_tokenizer(n, vocab_size, whole)
+    return PromptBuilder(tokenizer, tiny_catalogue(n).titles, template or TemplateConfig(), max_length)
 
 
 def tiny_model(

@@ -77,6 +77,13 @@ def _has_budget(config: Config) -> bool:
     return config.run.budget is not None
 
 
+def _template(config: Config, facts: LogFacts) -> dict[str, str]:
+    """Titles one behind another where each is one token; else something has to end them."""
+    if config.model.scratch_config.whole_titles >= facts.items and not config.model.scratch_config.split_words:
+        return {"prefix": "", "separator": "", "end": ""}
+    return {"prefix": "", "separator": "{eos}"}
+
+
 def _rows(config: Config, facts: LogFacts) -> int:
     """Rows of a pass of fine-tuning."""
     return facts.train if config.model.template.candidates else facts.trajectories
@@ -95,16 +102,17 @@ def _share(stage: str) -> Rule:
 
 
 RULES: dict[str, Rule] = {
-    "model.template": Rule(
-        lambda config, facts: {"prefix": "", "separator": "{eos}"},
-        "a model from scratch knows no words: bare titles, all of a user's learned in one row",
-        _no_list,
-    ),
     "model.scratch.whole_titles": Rule(
         lambda config, facts: min(facts.items, MOST_WHOLE), "{items:,} titles, one token each", _no_list
     ),
+    "model.template": Rule(_template, "bare titles: a model from scratch knows no words around them", _no_list),
     "model.scratch.vocab_size": Rule(lambda config, facts: 1024, "pieces, for titles that are new", _no_list),
-    "model.scratch.dropout": Rule(lambda config, facts: 0.2, "{train:,} examples are few for a model from scratch"),
+    "model.scratch.hidden_size": Rule(lambda config, facts: 64, "{items:,} items, {train:,} examples", _no_list),
+    "model.scratch.heads": Rule(lambda config, facts: 2, "heads of 32", _no_list),
+    "model.scratch.intermediate_size": Rule(
+        lambda config, facts: 4 * config.model.scratch_config.hidden_size, "four times the width", _no_list
+    ),
+    "model.scratch.dropout": Rule(lambda config, facts: 0.5, "{train:,} examples are few for a model from scratch"),
     "sft.learning_rate": Rule(lambda config, facts: 2e-3, "a small model from scratch"),
     "sft.min_learning_rate": Rule(
         lambda config, facts: config.sft.learning_rate, "constant: training ends when validation says so, not at a step"

@@ -55,6 +55,9 @@ class TemplateConfig(Section):
     separator: str = "\n"
     suffix: str = ""
     """Text between the last title and the completion."""
+    end: str = "{eos}"
+    """What ends a completion. It may be empty where no title's tokens begin another's, as where each is one token
+    (model.scratch.whole_titles); `separator` may be then, too."""
     candidates: bool = False
     """The candidate protocol: every prompt lists its example's own candidates (`prepare.candidates`), and the model
     learns, rejects and is measured on one of them."""
@@ -62,7 +65,7 @@ class TemplateConfig(Section):
     """Opens the list of candidates, which stands before `prefix`."""
 
     def faults(self) -> Iterator[str]:
-        if not self.separator:
+        if not self.separator and self.end:
             yield "model.template.separator is empty: titles would run into one another"
 
 

@@ -4,12 +4,14 @@ Every title and every template part is tokenised once on its own and joined in t
 prompt and completion is the same in training, reference pass, sampling and evaluation, whatever the tokenizer merges.
 
     prompt     = [BOS, if there is one] (candidates_prefix (title separator)*)? prefix (title separator)* suffix
-    completion = title EOS
+    completion = title end
+
+with EOS as the template's `end`, or nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -38,11 +40,13 @@ class PromptBuilder:
         lists_candidates: whether prompts list candidates, `TemplateConfig.candidates`.
         separator: int32, follows every title of a prompt.
         tail: int32, the suffix: what every prompt ends with.
-        longest_completion: tokens of the catalogue's longest completion, EOS included.
+        end: int32, follows every completion.
+        longest_completion: tokens of the catalogue's longest completion, `end` included.
 
     Raises:
         UserError: a tokenizer without EOS; a title without tokens, with an EOS inside, or with another title's tokens;
-            a max_length without room for the longest title both in the history and as the completion.
+            one that begins with another's where nothing ends a completion; a max_length without room for the longest
+            title both in the history and as the completion.
     """
 
     def __init__(
@@ -61,14 +65,15 @@ class PromptBuilder:
         self._prefix = np.array(prefix, dtype=np.int32)
         self.separator = np.array(self._part(tokenizer, template.separator), dtype=np.int32)
         self.tail = np.array(self._part(tokenizer, template.suffix), dtype=np.int32)
-        if not len(self.separator):
+        self.end = np.array(self._part(tokenizer, template.end), dtype=np.int32)
+        if not len(self.separator) and template.separator:
             raise UserError(
                 f"model.template.separator={template.separator!r} has no tokens in this tokenizer: choose another"
             )
         self._flat, self._offsets = _tokenise(tokenizer, titles)
         self._lengths = np.diff(self._offsets)
         self._check_titles(titles)
-        self.longest_completion = int(self._lengths.max(initial=0)) + 1
+        self.longest_completion = int(self._lengths.max(initial=0)) + len(self.end)
         self._check_room(titles)
 
     def __len__(self) -> int:
@@ -82,7 +87,7 @@ class PromptBuilder:
 
     @property
     def lengths(self) -> np.ndarray:
-        """Tokens of every title [n_items] int64, EOS not counted."""
+        """Tokens of every title [n_items] int64, `end` not counted."""
         return self._lengths
 
     def title_ids(self, item: int) -> np.ndarray:
@@ -90,8 +95,8 @@ class PromptBuilder:
         return self._flat[self._offsets[item] : self._offsets[item + 1]]
 
     def completion(self, item: int) -> np.ndarray:
-        """Token ids of a title and the EOS, int32."""
-        return np.append(self.title_ids(item), np.int32(self.eos_id))
+        """Token ids of a title and what ends it, int32."""
+        return np.concatenate((self.title_ids(item), self.end))
 
     def pieces(self, items: Sequence[int] | np.ndarray) -> list[np.ndarray]:
         """Token ids of every title with the separator behind it, int32, as they stand in a prompt."""
@@ -186,6 +191,19 @@ class PromptBuilder:
                 raise UserError(
                     f"titles {titles[other]!r} and {titles[item]!r} have the same tokens: "
                     "rename one or use another model"
+                )
+        if not len(self.end):
+            self._check_parted(titles, seen)
+
+    def _check_parted(self, titles: Sequence[str], seen: Mapping[bytes, int]) -> None:
+        """Refuse a title that begins another one, by the bytes of their tokens: nothing would tell where it ends."""
+        for item in np.flatnonzero(self._lengths > 1).tolist():
+            ids = self.title_ids(item)
+            other = next((seen[start] for end in range(1, len(ids)) if (start := ids[:end].tobytes()) in seen), None)
+            if other is not None:
+                raise UserError(
+                    f"model.template.end is empty, and the tokens of title {titles[other]!r} begin those of "
+                    f"{titles[item]!r}: set model.scratch.whole_titles={len(titles)}, or leave model.template.end out"
                 )
 
     def _check_room(self, titles: Sequence[str]) -> None:

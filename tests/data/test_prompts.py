@@ -5,8 +5,9 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from rosepo.config import TemplateConfig
+from rosepo.config import ScratchConfig, TemplateConfig
 from rosepo.data.prompts import PromptBuilder
+from rosepo.lm.model.scratch import train_tokenizer
 from rosepo.utils.errors import UserError
 
 TITLES = ["Heat (1995)", "Ran", "The Third Man", "Amélie", "8½", "Heat"]
@@ -58,6 +59,23 @@ def test_a_completion_is_the_title_and_one_eos() -> None:
         assert (ids == builder.eos_id).sum() == 1
         assert tokenizer().decode(ids) == f"{title}</s>"
     assert builder.longest_completion == max(len(builder.completion(item)) for item in range(len(TITLES)))
+
+
+def test_a_completion_that_nothing_ends_is_the_title_alone() -> None:
+    template = TemplateConfig(prefix="", separator="", end="")
+    whole = train_tokenizer(TITLES, np.ones(len(TITLES), int), ScratchConfig(vocab_size=400, whole_titles=len(TITLES)))
+    builder = PromptBuilder(whole, TITLES, template, 32)
+    assert [whole.decode(builder.completion(item)) for item in range(len(TITLES))] == list(TITLES)
+    assert (builder.longest_completion, builder.template_tokens) == (1, 1)
+    assert whole.decode(builder.prompt([2, 0])[0]) == f"<|bos|>{TITLES[2]}{TITLES[0]}"
+
+
+def test_a_title_that_begins_another_needs_something_that_ends_it() -> None:
+    titles = ["Heat", "Heat (1995)", "Ran"]
+    words = train_tokenizer(titles, np.ones(3, int), ScratchConfig(vocab_size=300, split_words=True))
+    told = r"template\.end is empty, and the tokens of title 'Heat' begin those of 'Heat \(1995\)'.*whole_titles=3"
+    with pytest.raises(UserError, match=told):
+        PromptBuilder(words, titles, TemplateConfig(prefix="", separator="", end=""), 64)
 
 
 def test_without_bos_the_prompt_begins_with_the_prefix() -> None:

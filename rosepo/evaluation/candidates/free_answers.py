@@ -100,7 +100,7 @@ def answer_limit(model: Any, builder: PromptBuilder) -> int:
 
     positions = max_positions(model.config)
     spare = MARGIN if positions is None else max(0, min(MARGIN, positions - builder.max_length))
-    return builder.longest_completion + spare
+    return builder.longest_completion + (spare if len(builder.end) else 0)
 
 
 class TitleMatcher:
@@ -115,6 +115,11 @@ class TitleMatcher:
 
         self._by_tokens = completions_index(builder)
         self._by_text = {normalised(title): item for item, title in enumerate(titles)}
+
+    def first(self, tokens: np.ndarray) -> np.ndarray:
+        """The title that an answer begins with, where nothing ends titles; the answer where it begins with none."""
+        ends = (end for end in range(1, len(tokens) + 1) if tokens[:end].astype(np.int32).tobytes() in self._by_tokens)
+        return tokens[: next(ends, len(tokens))]
 
     def __call__(self, tokens: np.ndarray, text: str) -> int:
         """The item index; -1 for no title. `tokens` with the EOS, where there was one."""
@@ -133,6 +138,8 @@ def writing(recommender: Recommender, beams: int) -> Callable[[Batch], pa.Table]
         newest = [history[-recommender.max_history :] for history in batch.histories]
         prompts, _ = builder.prompts(newest, batch.candidates)
         answers = greedy_answers(recommender.model, prompts, builder.eos_id, limit)
+        if not len(builder.end):
+            answers = [matcher.first(tokens) for tokens in answers]
         texts = [_text(tokenizer, tokens) for tokens in answers]
         items = np.array([matcher(*found) for found in zip(answers, texts, strict=True)], dtype=np.int64)
         return pa.table(
@@ -141,7 +148,7 @@ def writing(recommender: Recommender, beams: int) -> Callable[[Batch], pa.Table]
                 "user_id": batch.users,
                 "target": pa.array(batch.targets, INDEX),
                 "answer": pa.array(texts, pa.string()),
-                "ended": pa.array([builder.eos_id in tokens for tokens in answers]),
+                "ended": pa.array([not len(builder.end) or builder.eos_id in tokens for tokens in answers]),
                 "item": pa.array(items, INDEX, mask=items < 0),
             }
         )

@@ -187,7 +187,7 @@ def _facts(record: ModelRecord, catalogue: Catalogue, adapter: bool, quantize: s
         "Trained": weights,
         "Data": f"{source}; {len(catalogue):,} items, {int(catalogue.train_count.sum()):,} training interactions",
         "Prompt": f"{_list_words(record)}prefix `{template.prefix!r}`, each title followed by `{template.separator!r}`,"
-        f" suffix `{template.suffix!r}`; the completion is one title and EOS",
+        f" suffix `{template.suffix!r}`; the completion is one title{' and EOS' if template.end else ''}",
         "Longest prompt and completion": f"{model.max_length} tokens, at most {record.max_history} items",
     }
     return "\n".join(["| | |", "|---|---|", *(f"| {name} | {_cell(value)} |" for name, value in rows.items()), ""])

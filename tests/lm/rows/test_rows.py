@@ -19,8 +19,9 @@ TEMPLATES = {
     "suffix": TemplateConfig(suffix="Next: "),
     "chat": TemplateConfig(prefix="Liked: ", separator=", ", suffix="{eos}Next: "),
     "bare": TemplateConfig(prefix=""),
+    "whole": TemplateConfig(prefix="", separator="", end=""),
 }
-BUILDERS = {name: tiny_builder(template=template) for name, template in TEMPLATES.items()}
+BUILDERS = {name: tiny_builder(template=template, whole=name == "whole") for name, template in TEMPLATES.items()}
 
 
 def examples(builder: PromptBuilder, items: np.ndarray, n_targets: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
