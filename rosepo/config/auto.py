@@ -79,7 +79,7 @@ def _has_budget(config: Config) -> bool:
 
 def _template(config: Config, facts: LogFacts) -> dict[str, str]:
     """Titles one behind another where each is one token; else something has to end them."""
-    if config.model.scratch_config.whole_titles >= facts.items and not config.model.scratch_config.split_words:
+    if config.model.scratch_config.whole_titles >= facts.items:
         return {"prefix": "", "separator": "", "end": ""}
     return {"prefix": "", "separator": "{eos}"}
 
@@ -103,12 +103,16 @@ def _share(stage: str) -> Rule:
 
 RULES: dict[str, Rule] = {
     "model.scratch.whole_titles": Rule(
-        lambda config, facts: min(facts.items, MOST_WHOLE), "{items:,} titles, one token each", _no_list
+        lambda config, facts: min(facts.items, MOST_WHOLE),
+        "{items:,} titles, one token each",
+        lambda config: _no_list(config) and not config.model.scratch_config.split_words,
     ),
     "model.template": Rule(_template, "bare titles: a model from scratch knows no words around them", _no_list),
     "model.scratch.vocab_size": Rule(lambda config, facts: 1024, "pieces, for titles that are new", _no_list),
     "model.scratch.hidden_size": Rule(lambda config, facts: 64, "{items:,} items, {train:,} examples", _no_list),
-    "model.scratch.heads": Rule(lambda config, facts: 2, "heads of 32", _no_list),
+    "model.scratch.heads": Rule(
+        lambda config, facts: max(1, config.model.scratch_config.hidden_size // 32), "heads of 32", _no_list
+    ),
     "model.scratch.intermediate_size": Rule(
         lambda config, facts: 4 * config.model.scratch_config.hidden_size, "four times the width", _no_list
     ),
