@@ -147,15 +147,19 @@ def _forget_auto(tree: Any, keys: Sequence[str]) -> None:
 
 
 def _means_null(keys: Sequence[str]) -> bool:
-    """Whether null is a value of its own for a setting, and not its default."""
+    """Whether null is a value of its own for a setting, and not its default: where there is another default, be it one
+    that follows from the data."""
     section: Any = Config
     for key in keys[:-1]:
         field = section.model_fields.get(key)
-        section = field.annotation if field is not None else None
-        if not (isinstance(section, type) and issubclass(section, Section)):
+        kinds = () if field is None else (field.annotation, *get_args(field.annotation))
+        section = next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Section)), None)
+        if section is None:
             return False
     field = section.model_fields.get(keys[-1])
-    return field is not None and type(None) in get_args(field.annotation) and isinstance(field.default, str)
+    if field is None or type(None) not in get_args(field.annotation):
+        return False
+    return isinstance(field.default, str) or ".".join(keys) in RULES
 
 
 def _explain(error: ValidationError) -> list[str]:

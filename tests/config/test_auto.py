@@ -56,6 +56,12 @@ def test_auto_gives_a_setting_back_to_the_data(tmp_path: object) -> None:
     assert config.sft.batch_size == 8
 
 
+def test_null_is_none_and_not_what_follows_from_the_data() -> None:
+    config = load_config(None, ["sft.ema=null", "sft.patience=null"])
+    assert {"sft.ema", "sft.patience"}.isdisjoint(open_keys(config))
+    assert settled(config, FACTS)[0].sft.ema is None
+
+
 def test_a_budget_is_shared_among_the_trainings() -> None:
     config, _ = settled(load_config(None, ["run.budget=30m"]), FACTS)
     parts = [config.sft.max_seconds, config.oracle.max_seconds, config.align.max_seconds]

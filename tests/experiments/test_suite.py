@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from rosepo.config import AlignConfig
+from rosepo.config.auto import open_keys
 from rosepo.experiments.suite import read_suites
 from rosepo.utils.errors import UserError
 from tests.cli.test_app import ROOT
@@ -116,7 +117,8 @@ def test_the_suites_that_are_kept_here_resolve(name: str) -> None:
     assert asked.experiments
     for experiment in asked.experiments:
         config = experiment.config(experiment.seeds[-1], "test")
-        assert config.sweep.trials == 0 or name == "tuning"
+        assert not config.sweep.trials or name == "tuning"
+        assert open_keys(config) == []  # an experiment says what it is, whatever the rules become
 
 
 def test_settings_that_do_not_go_together_are_told_with_suite_and_variant(tmp_path: Path) -> None:

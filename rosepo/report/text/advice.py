@@ -101,7 +101,7 @@ def _remedy(metrics: Mapping[str, Any], model: str, early: Sequence[Training]) -
             "a lower prepare.k_core or prepare.min_rating)"
         )
     return (
-        "SFT, which alignment goes on from (sft.learning_rate, sft.epochs, model.scratch; `null` lets a setting follow "
+        "SFT, which alignment goes on from (sft.learning_rate, sft.epochs, model.scratch; `auto` lets a setting follow "
         "from the data)"
     )
 

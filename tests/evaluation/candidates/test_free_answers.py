@@ -124,3 +124,15 @@ def test_a_title_that_its_tokenizer_cannot_write_back_is_known_by_its_tokens() -
     text = tokenizer.decode(builder.completion(0), skip_special_tokens=True)
     assert text != "Heat ran"
     assert TitleMatcher(builder, ["Heat ran", "ran"])(builder.completion(0), text) == 0
+
+
+def test_where_nothing_ends_titles_an_answer_is_the_title_that_it_begins_with() -> None:
+    builder = tiny_builder(10, TemplateConfig(prefix="", separator="", end=""), whole=True)
+    matcher = TitleMatcher(builder, [f"title {item}" for item in range(10)])
+    assert answer_limit(tiny_model(), builder) == 1
+    one, other = builder.title_ids(3), builder.title_ids(7)
+    assert matcher.first(np.concatenate([one, other])).tolist() == one.tolist()
+    assert matcher(matcher.first(np.concatenate([one, other])), "") == 3
+    nothing = np.array([0, 0], dtype=np.int64)
+    assert matcher.first(nothing).tolist() == [0, 0]
+    assert matcher(nothing, "") == -1

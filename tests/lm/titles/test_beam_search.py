@@ -70,6 +70,11 @@ def test_any_template_is_decoded_as_it_is_scored(template: TemplateConfig) -> No
     check_exact(model, builder, Decoder(model, builder, beams=N_ITEMS), k=5)
 
 
+def test_titles_of_one_token_that_nothing_ends_are_ranked_exactly_by_any_number_of_beams() -> None:
+    builder, model = tiny_builder(N_ITEMS, TemplateConfig(prefix="", separator="", end=""), whole=True), tiny_model()
+    check_exact(model, builder, Decoder(model, builder, beams=5), k=5)
+
+
 def test_a_family_without_masks_of_its_own_is_decoded_row_by_row(builder: PromptBuilder) -> None:
     config = AutoConfig.for_model("bloom", vocab_size=400, hidden_size=32, n_layer=2, n_head=4, initializer_range=0.2)
     torch.manual_seed(0)
