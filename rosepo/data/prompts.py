@@ -12,11 +12,13 @@ with EOS as the template's `end`, or nothing.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from rosepo.config import TemplateConfig
+from rosepo.utils.arrays import ranges
 from rosepo.utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -98,9 +100,44 @@ class PromptBuilder:
         """Token ids of a title and what ends it, int32."""
         return np.concatenate((self.title_ids(item), self.end))
 
-    def pieces(self, items: Sequence[int] | np.ndarray) -> list[np.ndarray]:
-        """Token ids of every title with the separator behind it, int32, as they stand in a prompt."""
-        return [np.concatenate((self.title_ids(int(item)), self.separator)) for item in items]
+    def pieces(self, items: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Titles as they stand in a prompt, each with the separator behind it: their token ids end to end, int32, and
+        how many each has, int64 [n]."""
+        flat, offsets = self._pieces
+        rows = np.asarray(items, dtype=np.int64)
+        lengths = offsets[rows + 1] - offsets[rows]
+        return flat[ranges(offsets[rows], lengths)], lengths
+
+    @cached_property
+    def _pieces(self) -> tuple[np.ndarray, np.ndarray]:
+        """The same of the whole catalogue, and where each begins, int64 [n_items + 1]."""
+        if not len(self.separator):
+            return self._flat, self._offsets
+        ends = np.repeat(self._offsets[1:], len(self.separator))
+        flat = np.insert(self._flat, ends, np.tile(self.separator, len(self)))
+        return flat, self._offsets + np.arange(len(self) + 1) * len(self.separator)
+
+    def dropped(self, history: Sequence[int] | np.ndarray, fixed: int | None = None) -> int:
+        """How many of the oldest items of a history its prompt leaves out.
+
+        Args:
+            fixed: tokens of the prompt beside the history; None for a prompt without candidates.
+
+        Raises:
+            UserError: see `prompt`.
+        """
+        items = np.asarray(history, dtype=np.int64)
+        fixed = self.template_tokens if fixed is None else fixed
+        room = self.max_length - self.longest_completion - fixed
+        newest_first = np.cumsum((self._lengths[items] + len(self.separator))[::-1])
+        kept = int(np.searchsorted(newest_first, room, side="right"))
+        if room < 0 or (kept == 0 and len(items)):
+            raise UserError(
+                f"model.max_length={self.max_length} has no room for a history item: the template takes {fixed} tokens"
+                f"{' with its candidates' if self.lists_candidates else ''}, the completion "
+                f"{self.longest_completion}: raise it"
+            )
+        return len(items) - kept
 
     def prompt(
         self,
@@ -126,19 +163,10 @@ class PromptBuilder:
         items = np.asarray(history, dtype=np.int64)
         opening = [self.head]
         if candidates is not None:
-            opening = [self._list_head, *self.pieces(candidates), self._prefix]
+            opening = [self._list_head, self.pieces(candidates)[0], self._prefix]
         fixed = sum(len(part) for part in opening) + len(self.tail)
-        room = self.max_length - self.longest_completion - fixed
-        newest_first = np.cumsum((self._lengths[items] + len(self.separator))[::-1])
-        kept = int(np.searchsorted(newest_first, room, side="right"))
-        if room < 0 or (kept == 0 and len(items)):
-            raise UserError(
-                f"model.max_length={self.max_length} has no room for a history item: the template takes {fixed} tokens"
-                f"{' with its candidates' if candidates is not None else ''}, the completion "
-                f"{self.longest_completion}: raise it"
-            )
-        dropped = len(items) - kept
-        return np.concatenate([*opening, *self.pieces(items[dropped:]), self.tail]), dropped
+        dropped = self.dropped(items, fixed)
+        return np.concatenate([*opening, self.pieces(items[dropped:])[0], self.tail]), dropped
 
     def prompts(
         self, histories: Sequence[np.ndarray], candidates: np.ndarray | None = None

@@ -65,6 +65,8 @@ def build_row(trunk: np.ndarray, branches: Sequence[Branch]) -> Row:
     """
     trunk = np.asarray(trunk, dtype=np.int32)
     n = len(trunk)
+    if all(len(completion) == 1 and len(tail) == 0 for _, tail, completion in branches):
+        return _single_tokens(trunk, branches)
     tokens, positions, segments, attaches = [trunk], [np.arange(n)], [np.zeros(n)], [np.zeros(n)]
     predict_at, targets, owners = [], [], []
     length, segment = n, 0
@@ -95,6 +97,29 @@ def build_row(trunk: np.ndarray, branches: Sequence[Branch]) -> Row:
         predict_at=_int32(predict_at),
         targets=_int32(targets),
         completion=_int32(owners),
+        n_completions=len(branches),
+    )
+
+
+def _single_tokens(trunk: np.ndarray, branches: Sequence[Branch]) -> Row:
+    """The row of completions of one token each: all of them are read off the trunk."""
+    n = len(trunk)
+    attach = np.array([branch.attach for branch in branches], dtype=np.int32)
+    outside = (attach < 0) | (attach > n)
+    if outside.any():
+        owner = int(np.argmax(outside))
+        raise ValueError(f"completion {owner} attaches at {attach[owner]}, outside a trunk of {n} tokens")
+    if not attach.all():
+        raise ValueError(f"completion {int(np.argmin(attach))} is empty or has no token before it")
+    none = np.zeros(n, dtype=np.int32)
+    return Row(
+        input_ids=trunk,
+        position_ids=np.arange(n, dtype=np.int32),
+        segment=none,
+        attach=none,
+        predict_at=attach - 1,
+        targets=_int32([branch.completion for branch in branches]),
+        completion=np.arange(len(branches), dtype=np.int32),
         n_completions=len(branches),
     )
 
@@ -130,25 +155,50 @@ def _starts(builder: PromptBuilder, items: np.ndarray, first: int) -> np.ndarray
     """Index of the oldest item that fits in the prompt, for every target; it never moves back."""
     dropped = np.zeros(len(items) - first, dtype=np.int64)
     for target in range(len(items) - 1, first - 1, -1):
-        _, dropped[target - first] = builder.prompt(items[:target])
+        dropped[target - first] = builder.dropped(items[:target])
         if dropped[target - first] == 0:
             break
     return dropped
 
 
 def _trajectory_row(
-    builder: PromptBuilder, items: np.ndarray, pieces: Sequence[np.ndarray], start: int, targets: np.ndarray
+    builder: PromptBuilder, items: np.ndarray, pieces: tuple[np.ndarray, np.ndarray], start: int, targets: np.ndarray
 ) -> Row:
-    parts = [builder.head, *pieces[start : targets[-1]]]
-    ends = np.cumsum([len(part) for part in parts])
+    flat, lengths = pieces
+    bounds = np.concatenate([[0], np.cumsum(lengths)])
+    last = int(targets[-1])
+    if len(builder.tail) == 0 and np.array_equal(builder.separator, builder.end):
+        # What ends a title in the history ends it as a completion: every one of them lies on the trunk.
+        tokens = np.concatenate([builder.head, flat[bounds[start] : bounds[last + 1]]])
+        own = lengths[targets]
+        return _trunk_row(tokens, len(tokens) - int(own.sum()), own)
+    parts = [builder.head, flat[bounds[start] : bounds[last]]]
+    ends = len(builder.head) + bounds - bounds[start]
     completions = [builder.completion(items[target]) for target in targets]
     if len(builder.tail) == 0:
         parts.append(completions[-1][:-1])
     branches = [
-        Branch(int(ends[target - start]), builder.tail, completion)
+        Branch(int(ends[target]), builder.tail, completion)
         for target, completion in zip(targets, completions, strict=True)
     ]
     return build_row(np.concatenate(parts), branches)
+
+
+def _trunk_row(tokens: np.ndarray, first: int, lengths: np.ndarray) -> Row:
+    """The row of tokens (int [n]) that are completions from the place `first` on, one behind another, of so many tokens
+    each: what `build_row` makes of them, without a look at each."""
+    n = len(tokens) - 1
+    none = np.zeros(n, dtype=np.int32)
+    return Row(
+        input_ids=tokens[:-1].astype(np.int32),
+        position_ids=np.arange(n, dtype=np.int32),
+        segment=none,
+        attach=none,
+        predict_at=np.arange(first - 1, n, dtype=np.int32),
+        targets=tokens[first:].astype(np.int32),
+        completion=np.repeat(np.arange(len(lengths), dtype=np.int32), lengths),
+        n_completions=len(lengths),
+    )
 
 
 def _int32(parts: Sequence[np.ndarray]) -> np.ndarray:

@@ -67,8 +67,8 @@ def test_a_row_with_candidates_teaches_what_one_row_a_completion_does(listed_run
         found = LogpsModel(model)(Batch.from_numpy(arrays))[0].numpy()
         prompts, titles = [], []
         for row in rows.to_pylist():
-            listed = [part for item in row["candidates"] for part in builder.pieces([item])]
-            liked = [part for item in row["history"] for part in builder.pieces([item])]
+            listed = [builder.pieces([item])[0] for item in row["candidates"]]
+            liked = [builder.pieces([item])[0] for item in row["history"]]
             head, prefix = builder.prompt([], candidates=[])[0][:1], builder.head[1:]
             opening = builder.prompt([], candidates=[])[0]
             opening = opening[1 : len(opening) - len(prefix) - len(builder.tail)]
