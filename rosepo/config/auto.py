@@ -65,6 +65,8 @@ EPOCHS_A_LOOK = 2.0
 """Passes of fine-tuning between two validations."""
 LOOKED_AT = 1000
 """Users whose next title a training looks for in the catalogue, at most."""
+GROUPS = 25_000
+"""Groups to learn preferences from, about."""
 SHARES = {"oracle": 0.2, "sft": 0.4, "align": 0.25}
 """Of a budget; the rest is for sampling, evaluation and starting processes."""
 
@@ -117,7 +119,9 @@ RULES: dict[str, Rule] = {
         lambda config, facts: 4 * config.model.scratch_config.hidden_size, "four times the width", _no_list
     ),
     "model.scratch.dropout": Rule(lambda config, facts: 0.5, "{train:,} examples are few for a model from scratch"),
-    "sft.learning_rate": Rule(lambda config, facts: 2e-3, "a small model from scratch"),
+    "sft.batch_size": Rule(lambda config, facts: 64, "rows of a small model"),
+    "sft.micro_batch_size": Rule(lambda config, facts: min(config.sft.batch_size, 64), "what fits at once"),
+    "sft.learning_rate": Rule(lambda config, facts: 3e-3, "a small model from scratch"),
     "sft.min_learning_rate": Rule(
         lambda config, facts: config.sft.learning_rate, "constant: training ends when validation says so, not at a step"
     ),
@@ -128,15 +132,24 @@ RULES: dict[str, Rule] = {
     ),
     "sft.best_metric": Rule(lambda config, facts: "ndcg@10", "what is measured in the end", _no_list),
     "sft.validate_every": Rule(_validate_every, "every two passes over {trajectories:,} rows"),
-    "sft.patience": Rule(lambda config, facts: 4, "looks without a better one", _no_list),
+    "sft.patience": Rule(lambda config, facts: 5, "looks without a better one", _no_list),
     "sft.epochs": Rule(lambda config, facts: 60.0, "while validation gets better", _no_list),
     "sft.keep_optimizer": Rule(lambda config, facts: True, "alignment goes on with its moments"),
     "sft.max_seconds": _share("sft"),
     "oracle.max_seconds": _share("oracle"),
+    "pairs.groups_per_user": Rule(
+        lambda config, facts: int(min(max(GROUPS // facts.users, 4), 64)), "about 25,000 groups of {users:,} users"
+    ),
     "align.optimizer": Rule(
         lambda config, facts: "sft", "goes on with the moments of fine-tuning", lambda config: config.sft.keep_optimizer
     ),
     "align.learning_rate": Rule(lambda config, facts: 1e-3, "a small model from scratch"),
+    "align.micro_batch_size": Rule(lambda config, facts: min(config.align.batch_size, 32), "what fits at once"),
+    "align.pack_tokens": Rule(lambda config, facts: config.model.max_length, "short rows share lines"),
+    "align.validation_users": Rule(
+        lambda config, facts: min(facts.validation, LOOKED_AT), "{validation:,} validation examples", _no_list
+    ),
+    "align.best_metric": Rule(lambda config, facts: "ndcg@10", "what is measured in the end", _no_list),
     "align.max_seconds": _share("align"),
 }
 """By dotted key, in the order in which they are asked: later ones see what earlier ones chose."""

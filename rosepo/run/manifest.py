@@ -16,10 +16,10 @@ from rosepo.utils.errors import UserError
 MANIFEST = "_manifest.json"
 """Begins with an underscore so that a reader of Parquet folders passes it over."""
 
-FORMAT = 2
+FORMAT = 3
 """Of what stages leave: manifest, tables, models. To be raised with any change after which a folder that was written
 before would be misread, or after which its fingerprint would no longer say what it says now. Folders of another format
-are refused, see `read_manifest`, not converted. 1: had no such number."""
+are refused, see `read_manifest`, not converted. 1: had no such number. 2: settings did not follow from the data."""
 REMADE = "use another --out, or `rosepo run --overwrite` to make it again"
 
 LIBRARIES = ("torch", "ray", "deepspeed", "transformers", "peft", "tokenizers", "pyarrow", "numpy")

@@ -27,8 +27,10 @@ if TYPE_CHECKING:
 
 STEPS_A_BLOCK = 16
 BLOCK_BYTES = 8 * 2**20
-STREAM_BYTES = 64 * 2**20
-"""Ready batches that one rank's stream may hold in the object store."""
+STREAM_BYTES = 2**30
+"""Ready batches that one rank's stream may hold in the object store. Ray Data's executor is a thread of the training
+process and does not rest while a stream is held up: a small model, all of whose batches fit in here, trains two to four
+times as fast as under 64 MiB."""
 _READY_BATCHES = 4
 
 
