@@ -36,7 +36,7 @@ app = typer.Typer(
         "Turn a log of interactions into a language-model recommender aligned with what users prefer.\n\n"
         "Start with `rosepo run --set data.dataset=movietweetings-100k --out runs/first`, or bring your own log:\n"
         "`rosepo run --interactions ratings.csv --items movies.csv --out runs/mine`.\n\n"
-        "The stages: prepare → sft, oracle → pairs → align (→ sweep) → evaluate. Each command runs one of them on the "
+        "The stages: prepare → sft, oracle → pairs → (sweep →) align → evaluate. Each command runs one of them on the "
         "same --out folder; `run` does them all and passes over what is up to date."
     ),
 )

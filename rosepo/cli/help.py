@@ -24,7 +24,8 @@ _HELP = {
     "sft": """Fine-tune the language model to continue a history with the next title.
 
     The model is model.path (hub id or folder, with model.lora for adapters) or, without one, a small Llama from scratch
-    with a tokenizer trained on the catalogue. Writes a Hugging Face folder: the policy, and later the reference.
+    with a tokenizer trained on the catalogue, whose settings follow from the data where they are not given. Writes a
+    Hugging Face folder: the policy, and later the reference.
 
     Example: rosepo sft --set model.path=Qwen/Qwen3-1.7B --set model.lora.rank=16 --set sft.workers=4 --out runs/ml
     """,
@@ -57,7 +58,8 @@ _HELP = {
     "sweep": """Search alignment settings with Ray Tune on the same groups, those of the first round.
 
     sweep.parameters maps keys of align.* to lists or ranges. Every trial is measured on validation examples; the best
-    configuration is written to sweep/best.yaml, ready for `rosepo align --config`.
+    configuration is written to sweep/best.yaml, ready for `rosepo align --config`. `rosepo run` sweeps by itself where
+    sweep.trials is set, and aligns with the best settings.
     """,
     "evaluate": """Rank the whole catalogue for every test example: metrics.json, and the report that is drawn of it.
 

@@ -72,7 +72,7 @@ def make(
         UserError: something stands against it, told before Ray is started and any work is done.
         StageError: a stage failed.
     """
-    from rosepo.pipeline.planning import plan_run
+    from rosepo.pipeline.planning import plan_again, plan_run
     from rosepo.pipeline.preflight import check_named, check_resources
     from rosepo.pipeline.runner import run_stages
     from rosepo.run.ray_session import ray_session
@@ -85,7 +85,8 @@ def make(
         return plan, run_stages(plan)
     with ray_session(config.ray, debug):
         check_resources(plan)
-        return plan, run_stages(plan)
+        manifests = run_stages(plan)
+    return plan if plan.waits_for is None else plan_again(plan), manifests
 
 
 def check_job(out: Path) -> None:

@@ -1,7 +1,7 @@
 """Settings that follow from the data, unless they are given: one table of rules.
 
 A rule says what a key of the configuration is where nobody has set it, from what `prepare` counted and from the other
-settings. They are for models from scratch: what they were measured on stands in docs/settings.md.
+settings. Most are for models from scratch: what they were measured on stands in docs/settings.md.
 """
 
 from __future__ import annotations
@@ -52,11 +52,13 @@ class Rule:
         value: of the configuration as it is by then, and the facts.
         why: a few words; `{name}` for facts.
         asked: whether it has a say; always where None.
+        any_model: also of a pretrained one.
     """
 
     value: Callable[[Config, LogFacts], Any]
     why: str
     asked: Callable[[Config], bool] | None = None
+    any_model: bool = False
 
 
 MOST_WHOLE = 50_000
@@ -100,6 +102,7 @@ def _share(stage: str) -> Rule:
         lambda config, facts: round(SHARES[stage] * (config.run.budget or 0.0), 1),
         f"{SHARES[stage]:.0%} of run.budget",
         _has_budget,
+        any_model=True,
     )
 
 
@@ -180,8 +183,10 @@ def settled(config: Config, facts: LogFacts) -> tuple[Config, tuple[Choice, ...]
 
 
 def _open(config: Config, key: str) -> bool:
-    asked = RULES[key].asked
-    return config.model.path is None and not given(config, key) and (asked is None or asked(config))
+    rule = RULES[key]
+    if config.model.path is not None and not rule.any_model:
+        return False
+    return not given(config, key) and (rule.asked is None or rule.asked(config))
 
 
 def given(config: Config, key: str) -> bool:

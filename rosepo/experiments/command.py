@@ -153,6 +153,9 @@ def make(run: Run, making: Making) -> str | None:
             return _failed(run, f"{step.stage.name} failed in {making.broken[step.fingerprint]}, and is the same here")
     run.folder.mkdir(parents=True, exist_ok=True)
     linked = link_finished(run, plan)
+    while plan.waits_for is not None and plan.waits_for in linked:  # what follows from it is known now
+        plan = plan_of(run, config, making.overwrite, making.digests)
+        linked += link_finished(run, plan)
     left = [step.stage.name for step in plan.left if step.stage.name not in linked]
     if "evaluate" in left:
         link_rankings(run, plan)

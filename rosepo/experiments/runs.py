@@ -17,6 +17,7 @@ from typing import Any
 from rosepo.config import Config
 from rosepo.data.readers.digests import FileDigests
 from rosepo.experiments.suite import Experiment, Split
+from rosepo.pipeline.chosen_settings import as_made
 from rosepo.pipeline.fingerprints import stage_settings
 from rosepo.pipeline.kept_config import CONFIG_FILE, resolve_config
 from rosepo.pipeline.plan import RunPlan
@@ -77,7 +78,7 @@ class Run:
         Raises:
             UserError: settings that do not go together, or stages that were made by a rosepo of another format.
         """
-        config = self.config(more)
+        config = as_made(self.config(more), self.manifests)
         found: list[str] = []
         for name, manifest in self.manifests.items():
             settings = stage_settings(config, find_stage(name))

@@ -24,6 +24,13 @@ def chosen_by_sweep(config: Config, swept: Mapping[str, Any]) -> Config:
     return config if best is None else with_settings(config, best["settings"])
 
 
+def as_made(config: Config, manifests: Mapping[str, Mapping[str, Any]]) -> Config:
+    """The configuration that a run's stages were made with where this one was asked for, by their manifests."""
+    config, _ = chosen_by_data(config, manifests.get("prepare"))
+    swept = manifests.get("sweep") if config.sweep.trials else None
+    return config if swept is None else chosen_by_sweep(config, swept)
+
+
 def choices_table(choices: Iterable[Choice]) -> str:
     """What was chosen and why, as text."""
     return table([[f"{choice.key}={written(choice.value)}", choice.why] for choice in choices])

@@ -68,3 +68,5 @@ def test_a_budget_is_shared_among_the_trainings() -> None:
     assert all(part is not None for part in parts)
     assert sum(part or 0.0 for part in parts) < 1800
     assert settled(load_config(), FACTS)[0].sft.max_seconds is None
+    pretrained, _ = settled(load_config(None, ["run.budget=30m", "model.path=some/model"]), FACTS)
+    assert (pretrained.sft.max_seconds, pretrained.sft.ema) == (720.0, None)

@@ -75,4 +75,5 @@ def test_what_followed_from_the_data_is_told_and_kept(finished: tuple[Path, str]
 def test_the_end_fits_on_a_screen(finished: tuple[Path, str]) -> None:
     summary = finished[1][finished[1].index("  Data     ") :]
     assert len(summary.splitlines()) <= 30
+    assert "  Chosen   model.scratch.whole_titles=160" in summary
     assert "Alignment" in summary
