@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rosepo.config import Config, TrainConfig
-from rosepo.config.auto import Choice, LogFacts, open_keys, settled
-from rosepo.pipeline.chosen_settings import choices_table
+from rosepo.config.auto import LogFacts, open_keys
+from rosepo.pipeline.chosen_settings import Choice, choices_table, settled
 from rosepo.pipeline.planning import plan_run
 from rosepo.pipeline.preflight import asking_stages, check_before_run
 from rosepo.run.manifest import read_manifest

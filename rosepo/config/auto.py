@@ -36,15 +36,6 @@ class LogFacts:
 
 
 @dataclass(frozen=True)
-class Choice:
-    """A setting that nobody gave: its dotted key, its value, and why it is that."""
-
-    key: str
-    value: Any
-    why: str
-
-
-@dataclass(frozen=True)
 class Rule:
     """How a setting follows from the data.
 
@@ -160,29 +151,11 @@ RULES: dict[str, Rule] = {
 
 def open_keys(config: Config) -> list[str]:
     """The keys that follow from the data in this configuration."""
-    return [key for key in RULES if _open(config, key)]
+    return [key for key in RULES if is_open(config, key)]
 
 
-def settled(config: Config, facts: LogFacts) -> tuple[Config, tuple[Choice, ...]]:
-    """The configuration with what follows from the data, and what was chosen."""
-    from rosepo.config.reading import parse_config
-
-    choices = []
-    for key, rule in RULES.items():
-        if not _open(config, key):
-            continue
-        choices.append(Choice(key, rule.value(config, facts), rule.why.format(**vars(facts))))
-        tree = config.model_dump(mode="json", exclude_unset=True)
-        place = tree
-        *sections, name = key.split(".")
-        for section in sections:
-            place = place.setdefault(section, {})
-        place[name] = choices[-1].value
-        config = parse_config(tree, source=f"{key}, which follows from the data")
-    return config, tuple(choices)
-
-
-def _open(config: Config, key: str) -> bool:
+def is_open(config: Config, key: str) -> bool:
+    """Whether a key follows from the data in this configuration."""
     rule = RULES[key]
     if config.model.path is not None and not rule.any_model:
         return False

@@ -28,9 +28,9 @@ from rosepo.oracle.calibration import validation_arrays
 from rosepo.oracle.crossfit import oracle_models
 from rosepo.oracle.sasrec import SASRec, SASRecConfig
 from rosepo.oracle.sasrec_data import NextItemLoss, Sequences, batch_tensors, epoch_batches, ranks_of
+from rosepo.run.training_progress import ProgressTeller, TrainingProgress
 from rosepo.training.ema import follow_mean
 from rosepo.training.metric_log import MetricLog
-from rosepo.training.progress import ProgressTeller, TrainingProgress
 from rosepo.training.trainer import root_cause, run_trainer
 from rosepo.utils.console import Progress
 from rosepo.utils.errors import StageError

@@ -3,12 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from rosepo.config import Config
-from rosepo.config.auto import Choice, LogFacts, settled
+from rosepo.config import Config, parse_config
+from rosepo.config.auto import RULES, LogFacts, is_open
 from rosepo.tuning.search_space import with_settings
 from rosepo.utils.console import table
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A setting that nobody gave: its dotted key, its value, and why it is that."""
+
+    key: str
+    value: Any
+    why: str
+
+
+def settled(config: Config, facts: LogFacts) -> tuple[Config, tuple[Choice, ...]]:
+    """The configuration with what follows from the data, and what was chosen."""
+    choices = []
+    for key, rule in RULES.items():
+        if not is_open(config, key):
+            continue
+        choices.append(Choice(key, rule.value(config, facts), rule.why.format(**vars(facts))))
+        tree = config.model_dump(mode="json", exclude_unset=True)
+        place = tree
+        *sections, name = key.split(".")
+        for section in sections:
+            place = place.setdefault(section, {})
+        place[name] = choices[-1].value
+        config = parse_config(tree, source=f"{key}, which follows from the data")
+    return config, tuple(choices)
 
 
 def chosen_by_data(config: Config, prepared: Mapping[str, Any] | None) -> tuple[Config, tuple[Choice, ...]]:

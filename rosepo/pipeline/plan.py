@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rosepo.config import Config
-from rosepo.config.auto import Choice
 from rosepo.data.readers.digests import FileDigests
+from rosepo.pipeline.chosen_settings import Choice
 from rosepo.run.paths import of_round
 from rosepo.run.stages import Stage
 

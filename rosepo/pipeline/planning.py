@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from rosepo.config import Config
-from rosepo.config.auto import Choice, open_keys
+from rosepo.config.auto import open_keys
 from rosepo.data.readers.digests import FileDigests
-from rosepo.pipeline.chosen_settings import chosen_by_data, chosen_by_sweep
+from rosepo.pipeline.chosen_settings import Choice, chosen_by_data, chosen_by_sweep
 from rosepo.pipeline.fingerprints import files_read, fingerprint, stage_settings
 from rosepo.pipeline.plan import RunPlan, StagePlan
 from rosepo.run.manifest import REMADE, check_format, find_manifest, of_this_format

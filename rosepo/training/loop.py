@@ -10,13 +10,13 @@ from typing import Any
 import torch
 
 from rosepo.lm.rows.batch import Batch
+from rosepo.run.training_progress import ProgressTeller
 from rosepo.training.checkpoint.checkpoint_files import Checkpoint
 from rosepo.training.checkpoint.saver import Saver
 from rosepo.training.ema import WeightMean
 from rosepo.training.engine import Engine
 from rosepo.training.feed.plan import Arrays
 from rosepo.training.metric_log import Averages, all_max, all_sum, means, peak_memory
-from rosepo.training.progress import ProgressTeller
 from rosepo.training.task import Loss, Task
 from rosepo.training.validation import Best, Validator, dummy_batch, validation_steps
 from rosepo.utils.errors import StageError

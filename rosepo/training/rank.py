@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from rosepo.run.training_progress import PROGRESS_FILE, ProgressTeller
 from rosepo.training.checkpoint.checkpoint_files import Checkpoint, remove_checkpoints
 from rosepo.training.checkpoint.optimizer_state import begin_with, save_optimizer_state
 from rosepo.training.checkpoint.saver import Saver
@@ -19,7 +20,6 @@ from rosepo.training.feed.feed import micro_batches
 from rosepo.training.feed.plan import Arrays
 from rosepo.training.loop import Loop, Report
 from rosepo.training.metric_log import MetricLog
-from rosepo.training.progress import PROGRESS_FILE, ProgressTeller
 from rosepo.training.task import Task
 from rosepo.utils.console import echo
 

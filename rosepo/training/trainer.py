@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from rosepo.run.signals import handlers_kept
+from rosepo.run.training_progress import TrainingProgress
 from rosepo.training.checkpoint.checkpoint_files import remove_checkpoints, steps_done
 from rosepo.training.checkpoint.saver import agreed_start
 from rosepo.training.engine import prepare_process
 from rosepo.training.feed.feed import feed_config, plan_dataset, streamed
-from rosepo.training.progress import TrainingProgress
 from rosepo.training.rank import tell_plain_rows, train_rank
 from rosepo.training.task import Task
 from rosepo.utils.console import Progress, echo

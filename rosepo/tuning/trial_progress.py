@@ -10,7 +10,7 @@ from typing import Any
 
 from ray import tune
 
-from rosepo.training.progress import PROGRESS_FILE
+from rosepo.run.training_progress import PROGRESS_FILE
 from rosepo.utils.console import Progress
 from rosepo.utils.follow import follow
 

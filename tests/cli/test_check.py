@@ -69,6 +69,7 @@ def check(arguments: list[str], folder: Path, max_length: int) -> tuple[int, str
         "prepare.k_core=1",
         "pairs.negatives=1",
         "model.scratch.vocab_size=300",
+        "model.scratch.whole_titles=0",
     )
     sets = [word for setting in settings for word in ("--set", setting)]
     result = call("check", *arguments, *sets, "--out", str(folder / "out"))

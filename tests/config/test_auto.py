@@ -7,8 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rosepo.config import load_config
-from rosepo.config.auto import RULES, LogFacts, open_keys, settled
+from rosepo.config.auto import RULES, LogFacts, open_keys
 from rosepo.config.auto import given as is_given
+from rosepo.pipeline.chosen_settings import settled
 
 FACTS = LogFacts(users=938, items=1008, train=49_000, validation=938, trajectories=1_900)
 COUNTS = st.integers(1, 10**9)

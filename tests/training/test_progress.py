@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from rosepo.run.paths import RunPaths
+from rosepo.run.training_progress import PROGRESS_FILE, ProgressTeller, TrainingProgress
 from rosepo.training import progress
 from rosepo.training.feed.feed import micro_batches
-from rosepo.training.progress import PROGRESS_FILE, ProgressTeller, TrainingProgress
 from rosepo.training.rank import fit_in_process, train_rank
 from rosepo.training.sft import sft_task
 from rosepo.utils.console import Progress
