@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from rosepo.run import training_progress as progress
 from rosepo.run.paths import RunPaths
 from rosepo.run.training_progress import PROGRESS_FILE, ProgressTeller, TrainingProgress
-from rosepo.training import progress
 from rosepo.training.feed.feed import micro_batches
 from rosepo.training.rank import fit_in_process, train_rank
 from rosepo.training.sft import sft_task
