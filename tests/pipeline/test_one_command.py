@@ -14,7 +14,9 @@ import pytest
 
 from rosepo.data.catalogue import ITEMS_FILE
 
-N_USERS, N_SERIES, PARTS, LENGTH = 400, 10, 16, 18
+pytestmark = pytest.mark.slow
+
+N_USERS, N_SERIES, PARTS, LENGTH = 300, 8, 16, 14
 
 
 def write_log(folder: Path) -> list[str]:
