@@ -41,7 +41,7 @@ def settled(config: Config, facts: LogFacts) -> tuple[Config, tuple[Choice, ...]
 def chosen_by_data(config: Config, prepared: Mapping[str, Any] | None) -> tuple[Config, tuple[Choice, ...]]:
     """The configuration with what follows from the data, by the manifest of `prepare`, and what was chosen; unchanged
     where it is not there."""
-    facts = None if prepared is None else LogFacts.of(prepared["figures"])
+    facts = None if prepared is None else LogFacts.of(prepared.get("figures", {}))
     return (config, ()) if facts is None else settled(config, facts)
 
 
