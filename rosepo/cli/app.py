@@ -160,6 +160,9 @@ def run(
 ) -> None:
     """All stages in order, from the log to the report; what is up to date is passed over.
 
+    Settings that are not given follow from the data, and are printed with the reason. run.budget=30m shares a time
+    among the trainings; sweep.trials=4 sweeps before it aligns, and aligns with the best settings.
+
     Example: rosepo run --config jobs/configs/demo.yaml --out runs/demo
     """
     run_whole(resolve(out, config, set_, interactions, items), out, overwrite, debug)

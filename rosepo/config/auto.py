@@ -25,7 +25,7 @@ class LogFacts:
     validation: int
     """Validation examples."""
     trajectories: int
-    """Users with training examples."""
+    """Rows of whole trajectories in training: one a user, several where a long one was cut."""
 
     @classmethod
     def of(cls, figures: Mapping[str, Any]) -> LogFacts | None:
@@ -104,7 +104,11 @@ RULES: dict[str, Rule] = {
         lambda config: _no_list(config) and not config.model.scratch_config.split_words,
     ),
     "model.template": Rule(_template, "bare titles: a model from scratch knows no words around them", _no_list),
-    "model.scratch.vocab_size": Rule(lambda config, facts: 1024, "pieces, for titles that are new", _no_list),
+    "model.scratch.vocab_size": Rule(
+        lambda config, facts: 1024 if config.model.scratch_config.whole_titles >= facts.items else 8192,
+        "pieces, for titles that are no token of their own",
+        _no_list,
+    ),
     "model.scratch.hidden_size": Rule(lambda config, facts: 64, "{items:,} items, {train:,} examples", _no_list),
     "model.scratch.heads": Rule(
         lambda config, facts: max(1, config.model.scratch_config.hidden_size // 32), "heads of 32", _no_list
@@ -137,7 +141,9 @@ RULES: dict[str, Rule] = {
     "align.optimizer": Rule(
         lambda config, facts: "sft", "goes on with the moments of fine-tuning", lambda config: config.sft.keep_optimizer
     ),
-    "align.learning_rate": Rule(lambda config, facts: 1e-3, "a small model from scratch"),
+    "align.learning_rate": Rule(
+        lambda config, facts: 1e-3, "a small model from scratch", lambda config: config.align.loss == "softmax"
+    ),
     "align.micro_batch_size": Rule(lambda config, facts: min(config.align.batch_size, 32), "what fits at once"),
     "align.pack_tokens": Rule(lambda config, facts: config.model.max_length, "short rows share lines"),
     "align.validation_users": Rule(

@@ -27,10 +27,11 @@ if TYPE_CHECKING:
 
 STEPS_A_BLOCK = 16
 BLOCK_BYTES = 8 * 2**20
-STREAM_BYTES = 2**30
-"""Ready batches that one rank's stream may hold in the object store. Ray Data's executor is a thread of the training
-process and does not rest while a stream is held up: a small model, all of whose batches fit in here, trains two to four
-times as fast as under 64 MiB."""
+LEAST_STREAM, MOST_STREAM = 64 * 2**20, 2**30
+"""Bytes of ready batches that one rank's stream may hold in the object store. Ray Data's executor is a thread of the
+training process and does not rest while a stream is held up, so small trainings are let through whole."""
+STORE_SHARE = 0.25
+"""Of the cluster's object store that all streams may take together."""
 _READY_BATCHES = 4
 
 
@@ -81,6 +82,11 @@ def plan_dataset(plan: FeedPlan, first: int = 0) -> Dataset:
     return work_dataset([{"start": start, "stop": min(start + block, steps)} for start in range(first, steps, block)])
 
 
+def stream_bytes(store: float, world: int) -> int:
+    """Bytes that the stream of each of `world` ranks may hold in an object store of so many bytes in all."""
+    return max(LEAST_STREAM, min(MOST_STREAM, int(STORE_SHARE * store / world)))
+
+
 def feed_config(plan: FeedPlan, first: Callable[[], int] = int) -> Any:
     """A `ray.train.DataConfig` that gives every rank its own ordered, bounded stream.
 
@@ -104,15 +110,16 @@ def feed_config(plan: FeedPlan, first: Callable[[], int] = int) -> Any:
         ) -> list[dict[str, DataIterator]]:
             begin = first()
             left = {name: plan_dataset(plan, begin) if begin else ds for name, ds in datasets.items()}
+            limit = stream_bytes(ray.cluster_resources().get("object_store_memory", 0.0), world_size)
             for dataset in left.values():
-                bound(dataset.context)
+                bound(dataset.context, limit)
             return [{name: stream(ds, rank, world_size) for name, ds in left.items()} for rank in range(world_size)]
 
-    def bound(context: DataContext) -> None:
+    def bound(context: DataContext, limit: int) -> None:
         context.target_max_block_size = BLOCK_BYTES
         context.execution_no_progress_timeout_s = -1  # Ray 2.60 ends a stream that waits for half an hour
         context.execution_options = ExecutionOptions(
-            preserve_order=True, resource_limits=ExecutionResources(object_store_memory=STREAM_BYTES)
+            preserve_order=True, resource_limits=ExecutionResources(object_store_memory=limit)
         )
 
     def stream(dataset: Dataset, rank: int, world: int) -> DataIterator:

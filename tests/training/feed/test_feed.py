@@ -154,3 +154,11 @@ def test_all_ranks_together_read_every_target_of_an_epoch_once(tiny_run, world, 
     units = sum(float(arrays["units"]) for stream in streams for arrays in stream if arrays)
     targets = sum(pq.read_table(path)["n_targets"].to_pandas().sum() for path in plan.folder.glob("*.parquet"))
     assert units == targets
+
+
+@pytest.mark.parametrize(
+    ("store_gib", "world", "mib"),
+    [(100, 8, 1024), (8, 2, 1024), (2, 2, 256), (0.1, 8, 64)],  # plenty, just enough, shared, never nothing
+)
+def test_all_streams_together_leave_most_of_the_object_store(store_gib: float, world: int, mib: int) -> None:
+    assert feed.stream_bytes(store_gib * 2**30, world) == mib * 2**20
