@@ -39,7 +39,7 @@ def recommend(
 ) -> None:
     """The best titles for a history, with scores (log-probability of the title).
 
-    Example: rosepo recommend --out runs/demo --history "Iron Man 3 (2013)" --history "Man of Steel (2013)" --set recommend.k=5
+    Example: rosepo recommend --out runs/demo --history "Iron Man 3 (2013)" --history "Man of Steel (2013)"
     """
     from rosepo.config import load_config
     from rosepo.evaluation.recommend import recommend as answer
