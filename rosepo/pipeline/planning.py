@@ -204,16 +204,16 @@ def plan_run(
         if decides and made is None and name in wanted and waits_for is None:
             waits_for = name
     return RunPlan(
-        config,
-        planner.config,
-        choices,
-        root,
-        tuple(plans),
-        manifests,
-        waits_for,
-        tuple(names),
-        overwrite,
-        planner.digests,
+        asked=config,
+        config=planner.config,
+        choices=choices,
+        root=root,
+        stages=tuple(plans),
+        manifests=manifests,
+        waits_for=waits_for,
+        names=tuple(names),
+        overwrite=overwrite,
+        digests=planner.digests,
     )
 
 
