@@ -111,16 +111,23 @@ def _single_tokens(trunk: np.ndarray, branches: Sequence[Branch]) -> Row:
         raise ValueError(f"completion {owner} attaches at {attach[owner]}, outside a trunk of {n} tokens")
     if not attach.all():
         raise ValueError(f"completion {int(np.argmin(attach))} is empty or has no token before it")
+    targets = _int32([branch.completion for branch in branches])
+    return _on_trunk(trunk, attach - 1, targets, np.ones(len(branches), dtype=np.int64))
+
+
+def _on_trunk(trunk: np.ndarray, predict_at: np.ndarray, targets: np.ndarray, lengths: np.ndarray) -> Row:
+    """A row without branches; `lengths`: targets of every completion, one behind another."""
+    n = len(trunk)
     none = np.zeros(n, dtype=np.int32)
     return Row(
-        input_ids=trunk,
+        input_ids=trunk.astype(np.int32),
         position_ids=np.arange(n, dtype=np.int32),
         segment=none,
         attach=none,
-        predict_at=attach - 1,
-        targets=_int32([branch.completion for branch in branches]),
-        completion=np.arange(len(branches), dtype=np.int32),
-        n_completions=len(branches),
+        predict_at=predict_at.astype(np.int32),
+        targets=targets.astype(np.int32),
+        completion=np.repeat(np.arange(len(lengths), dtype=np.int32), lengths),
+        n_completions=len(lengths),
     )
 
 
@@ -170,8 +177,10 @@ def _trajectory_row(
     if len(builder.tail) == 0 and np.array_equal(builder.separator, builder.end):
         # What ends a title in the history ends it as a completion: every one of them lies on the trunk.
         tokens = np.concatenate([builder.head, flat[bounds[start] : bounds[last + 1]]])
-        own = lengths[targets]
-        return _trunk_row(tokens, len(tokens) - int(own.sum()), own)
+        first = len(tokens) - int(lengths[targets].sum())
+        if first < 1:
+            raise ValueError("completion 0 is empty or has no token before it")
+        return _on_trunk(tokens[:-1], np.arange(first - 1, len(tokens) - 1), tokens[first:], lengths[targets])
     parts = [builder.head, flat[bounds[start] : bounds[last]]]
     ends = len(builder.head) + bounds - bounds[start]
     completions = [builder.completion(items[target]) for target in targets]
@@ -182,23 +191,6 @@ def _trajectory_row(
         for target, completion in zip(targets, completions, strict=True)
     ]
     return build_row(np.concatenate(parts), branches)
-
-
-def _trunk_row(tokens: np.ndarray, first: int, lengths: np.ndarray) -> Row:
-    """The row of tokens (int [n]) that are completions from the place `first` on, one behind another, of so many tokens
-    each: what `build_row` makes of them, without a look at each."""
-    n = len(tokens) - 1
-    none = np.zeros(n, dtype=np.int32)
-    return Row(
-        input_ids=tokens[:-1].astype(np.int32),
-        position_ids=np.arange(n, dtype=np.int32),
-        segment=none,
-        attach=none,
-        predict_at=np.arange(first - 1, n, dtype=np.int32),
-        targets=tokens[first:].astype(np.int32),
-        completion=np.repeat(np.arange(len(lengths), dtype=np.int32), lengths),
-        n_completions=len(lengths),
-    )
 
 
 def _int32(parts: Sequence[np.ndarray]) -> np.ndarray:

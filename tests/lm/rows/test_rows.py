@@ -78,6 +78,20 @@ def test_over_long_trajectories_are_cut_like_separate_examples(
     assert max(int(row.position_ids.max()) for row in rows) < builder.max_length
 
 
+@pytest.mark.parametrize("end", ["{eos}", ""])
+def test_titles_that_lie_on_the_trunk_make_the_row_that_their_branches_make(end: str) -> None:
+    builder = tiny_builder(template=TemplateConfig(prefix="", separator=end, end=end), whole=not end)
+    items, n_targets = np.array([3, 1, 4, 15, 9, 2]), 4
+    (row,) = trajectory_rows(builder, items, n_targets)
+    prompts, completions = examples(builder, items, n_targets)
+    trunk = np.concatenate([prompts[-1], completions[-1][:-1]])
+    expected = build_row(trunk, [Branch(len(one), trunk[:0], title) for one, title in zip(prompts, completions)])
+    for name in ("input_ids", "position_ids", "segment", "attach", "predict_at", "targets", "completion"):
+        np.testing.assert_array_equal(getattr(row, name), getattr(expected, name), err_msg=name)
+        assert getattr(row, name).dtype == np.int32
+    assert row.n_completions == expected.n_completions == n_targets
+
+
 def test_without_a_suffix_a_trajectory_costs_no_more_tokens_than_its_titles() -> None:
     builder, items = BUILDERS["plain"], np.arange(10)
     (row,) = trajectory_rows(builder, items, 9)
