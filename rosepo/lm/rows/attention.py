@@ -130,8 +130,12 @@ def _attend(
 @cache
 def _compiled() -> Any:
     # One line or many, one block or many, with gradients or without: each is compiled for itself, more often than
-    # Dynamo's limit of 8, beyond which it would compute all scores without a word.
-    return torch.compile(flex_attention, dynamic=True, recompile_limit=64)  # type: ignore[call-overload]
+    # Dynamo's limit of 8, beyond which it would compute all scores without a word. (torch.compile takes a limit of its
+    # own from 2.12 on.)
+    from torch._dynamo import config
+
+    config.recompile_limit = max(config.recompile_limit, 64)
+    return torch.compile(flex_attention, dynamic=True)
 
 
 ALL_ATTENTION_FUNCTIONS.register(BY_BLOCKS, _attend)

@@ -59,8 +59,7 @@ class LogpsModel(nn.Module):
             set_attention(base_causal_lm(model), attention)
         self._attention = attention
         if activation_checkpointing:
-            settings = {"use_reentrant": False}
-            cast(Any, model).activation_checkpointing_enable(activation_checkpointing_kwargs=settings)
+            _checkpoint_activations(model)
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> LogpsModel:
         # A cast to bfloat16 would round the rotary frequencies too, while a model that is loaded has exact ones: at
@@ -116,6 +115,16 @@ class LogpsModel(nn.Module):
         if by_blocks and (batch.input_ids.is_cuda or self._attention == "flex"):
             return block_mask(batch)
         return attention_mask(dense_mask(batch), causal_lm)
+
+
+def _checkpoint_activations(model: Any) -> None:
+    """Compute activations again in the backward pass, under the name that this version of Transformers has for it:
+    5.16 does not know the newer one, and newer ones warn of the older."""
+    settings = {"use_reentrant": False}
+    if hasattr(model, "activation_checkpointing_enable"):
+        model.activation_checkpointing_enable(activation_checkpointing_kwargs=settings)
+    else:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=settings)
 
 
 def token_logps(
