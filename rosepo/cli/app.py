@@ -81,6 +81,14 @@ def check(
         Path | None,
         typer.Option("--groups", help="Check a groups table of a run instead, e.g. runs/demo/groups: every promise."),
     ] = None,
+    measure: Annotated[
+        bool,
+        typer.Option(
+            "--measure",
+            help="Also make every stage for a few users, beside --out and then removed: how long each will take on "
+            "this machine, and how far run.budget would go. Takes minutes.",
+        ),
+    ] = False,
     debug: DebugOption = False,
 ) -> None:
     """Everything that can be known before training, without side effects.
@@ -93,7 +101,7 @@ def check(
     if groups is not None:
         check_groups(groups)
     else:
-        run_check(resolve(out, config, set_, interactions, items), out)
+        run_check(resolve(out, config, set_, interactions, items), out, measure, debug)
 
 
 @app.command("prepare", help=stage_help("prepare"))

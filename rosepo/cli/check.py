@@ -31,13 +31,16 @@ BYTES_QUANTIZED = {"none": 0.0, "nf4": 0.5, "int8": 1.0}
 """Bytes a weight of a quantized base."""
 
 
-def run_check(config: Config, root: Path) -> None:
+def run_check(config: Config, root: Path, measured: bool = False, debug: bool = False) -> None:
     """Print what a run would do; see `rosepo check --help`.
+
+    Args:
+        measured: also make every stage for a few users, for how long they take here.
 
     Raises:
         UserError: whatever would stop the run.
     """
-    data = check_before_run(config)
+    asked, data = config, check_before_run(config)
     from rosepo.data.prepare.prepare import describe
 
     files = data["files"]
@@ -65,6 +68,10 @@ def run_check(config: Config, root: Path) -> None:
     echo("resources")
     echo(table(_resources(config), header=("stage", "processes", "CPUs in all", "CPUs there")))
     _say_outputs(config, root)
+    if measured:
+        from rosepo.cli.measure import measure, paces_text
+
+        echo(paces_text(config, *measure(asked, root, debug)))
     echo("no fault found")
 
 

@@ -6,6 +6,7 @@ settings. Most are for models from scratch: what they were measured on stands in
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
@@ -60,6 +61,8 @@ LOOKED_AT = 1000
 """Users whose next title a training looks for in the catalogue, at most."""
 GROUPS = 25_000
 """Groups to learn preferences from, about."""
+STEPS_A_PASS = 500
+"""Of alignment, about."""
 SHARES = {"oracle": 0.2, "sft": 0.4, "align": 0.25}
 """Of a budget; the rest is for sampling, evaluation and starting processes."""
 
@@ -86,6 +89,11 @@ def _rows(config: Config, facts: LogFacts) -> int:
 
 def _validate_every(config: Config, facts: LogFacts) -> int:
     return max(1, round(EPOCHS_A_LOOK * _rows(config, facts) / config.sft.batch_size))
+
+
+def _users_a_step(config: Config, facts: LogFacts) -> int:
+    """8 for a few thousand users; twice as many for twice as many, so that a pass stays some hundred steps."""
+    return int(min(max(2 ** round(math.log2(facts.users / STEPS_A_PASS)), 8), 64))
 
 
 def _share(stage: str) -> Rule:
@@ -144,6 +152,7 @@ RULES: dict[str, Rule] = {
     "align.learning_rate": Rule(
         lambda config, facts: 1e-3, "a small model from scratch", lambda config: config.align.loss == "softmax"
     ),
+    "align.batch_size": Rule(_users_a_step, "users a step, of {users:,} users"),
     "align.micro_batch_size": Rule(lambda config, facts: min(config.align.batch_size, 32), "what fits at once"),
     "align.pack_tokens": Rule(lambda config, facts: config.model.max_length, "short rows share lines"),
     "align.validation_users": Rule(

@@ -5,10 +5,11 @@ Both write the part files of their rankings themselves; what comes back is how m
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -90,16 +91,19 @@ class LanguageModelRanker:
         self.held = ""
         self.answer: Callable[[Batch], pa.Table] | None = None
 
-    def __call__(self, work: pa.Table) -> dict[str, list[int]]:
-        """Column `model` and those of `Part`: one part file a row is written; column `rows`, its examples."""
-        answers: dict[str, list[int]] = {"rows": []}
+    def __call__(self, work: pa.Table) -> dict[str, list[Any]]:
+        """Column `model` and those of `Part`: one part file a row is written; columns `rows`, its examples, and
+        `seconds`, how long that took with the model there."""
+        answers: dict[str, list[Any]] = {"rows": [], "seconds": []}
         for row in work.to_pylist():
             name = row.pop("model")
             part = Part(**row)
             answer = self._answer_of(name)
+            started = time.monotonic()
             batches = part_batches(self.settings.examples, part)
             write_part(self.settings.out / f"{name}.parquet", part, [answer(batch) for batch in batches])
             answers["rows"].append(part.rows)
+            answers["seconds"].append(time.monotonic() - started)
         return answers
 
     def _answer_of(self, name: str) -> Callable[[Batch], pa.Table]:

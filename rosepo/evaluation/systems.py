@@ -99,7 +99,7 @@ class Ranking:
         return {"+".join(scorers): round(time.monotonic() - started, 2)}
 
     def by_models(self, models: Mapping[str, str]) -> dict[str, float]:
-        """Rank by language models (name to folder or hub id) on Ray Data actors; seconds of all.
+        """Rank by language models (name to folder or hub id) on Ray Data actors; seconds that an actor was at it.
 
         Raises:
             UserError: a model that cannot be loaded.
@@ -107,7 +107,7 @@ class Ranking:
         """
         if not models:
             return {}
-        started, config = time.monotonic(), self.config
+        config, busy = self.config, 0.0
         use_gpu = stage_use_gpu(config, "evaluate")
         device = "cuda" if use_gpu else "cpu"
         left = [(name, part) for name in models for part in self._left(name, self._made_from(name, device))]
@@ -134,13 +134,14 @@ class Ranking:
                 try:
                     for answer in answers_of_actors(work, LanguageModelRanker, settings, **pool, use_gpu=use_gpu):
                         progress.update(answer["rows"])
+                        busy += answer["seconds"]
                 except Exception as error:
                     done = total - sum(not (self.folder_of(name) / part.name).exists() for name, part in left)
                     lost = lost_actor(error, "a ranking actor", done, total, "evaluate.actors")
                     raise user_error_from(error) or lost from error
         for name in models:
             check_complete(self.folder_of(name), self.parts)
-        return {"+".join(models): round(time.monotonic() - started, 2)}
+        return {"+".join(models): round(busy / config.evaluate.actors, 2)}
 
     def by_predictions(self, predictions: list[Predictions]) -> None:
         """Write the lists of other systems as rankings, and tell what was amiss with them."""

@@ -79,15 +79,16 @@ def _of_oracle(config: Config, log: TrainingLog) -> Training:
 
 def logs_of(paths: RunPaths) -> list[TrainingLog]:
     """Those that are there: of fine-tuning, of every round of alignment, and of the oracle."""
-    found = [TrainingLog("sft", "Fine-tuning", _read(paths.sft), COLOURS["sft"], "title")]
+    found = [TrainingLog("sft", "Fine-tuning", read_log(paths.sft), COLOURS["sft"], "title")]
     for one in paths.rounds:
         title = f"Alignment, round {one.round}" if paths.round > 1 else "Alignment"
-        found.append(TrainingLog("align", title, _read(one.aligned), COLOURS["aligned"], "group"))
-    found.append(TrainingLog("oracle", "Oracle", _read(paths.oracle), COLOURS["oracle"], "title", "epoch"))
+        found.append(TrainingLog("align", title, read_log(one.aligned), COLOURS["aligned"], "group"))
+    found.append(TrainingLog("oracle", "Oracle", read_log(paths.oracle), COLOURS["oracle"], "title", "epoch"))
     return [log for log in found if log.rows]
 
 
-def _read(folder: Path) -> list[dict[str, Any]]:
+def read_log(folder: Path) -> list[dict[str, Any]]:
+    """The lines of a training's log, a step (of the oracle: an epoch) each; none where it has left none."""
     path = folder / "metrics.jsonl"
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     return [json.loads(line) for line in lines if line.strip()]

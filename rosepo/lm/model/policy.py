@@ -152,8 +152,8 @@ def validate_model(config: Config) -> dict[str, Any]:
         raise UserError(f"model.path={model_config.path} is an adapter on a base in {quantize}: {obstacle}")
     if model_config.path is None:
         scratch = model_config.scratch_config
-        settings: Any = scratch_config(scratch, scratch.vocab_size, model_config.max_length)
-        vocabulary = scratch.vocab_size
+        vocabulary = scratch.vocab_size + scratch.whole_titles
+        settings: Any = scratch_config(scratch, vocabulary, model_config.max_length)
     else:
         settings, given = _settings_of(model_config)
         adapter = "given" if given else adapter
