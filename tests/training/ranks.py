@@ -38,8 +38,9 @@ def forked_ranks(world: int, function: Callable[..., None], *arguments: Any) -> 
         ]
         for process in ranks:
             process.start()
-        while any(process.exitcode is None for process in ranks):
-            multiprocessing.connection.wait([process.sentinel for process in ranks if process.exitcode is None])
+        # Asked once a turn: one that ends between two questions would leave nothing to wait for, and no end of it.
+        while running := [process.sentinel for process in ranks if process.exitcode is None]:
+            multiprocessing.connection.wait(running)
             if any(process.exitcode for process in ranks):
                 for process in ranks:
                     process.join(10.0)
