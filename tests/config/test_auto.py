@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -71,3 +73,10 @@ def test_a_budget_is_shared_among_the_trainings() -> None:
     assert settled(load_config(), FACTS)[0].sft.max_seconds is None
     pretrained, _ = settled(load_config(None, ["run.budget=30m", "model.path=some/model"]), FACTS)
     assert (pretrained.sft.max_seconds, pretrained.sft.ema) == (720.0, None)
+
+
+@pytest.mark.parametrize(("users", "a_step"), [(300, 8), (3_452, 8), (10_000, 16), (50_335, 64), (10**7, 64)])
+def test_alignment_takes_more_users_a_step_where_there_are_many(users: int, a_step: int) -> None:
+    config, _ = settled(load_config(), replace(FACTS, users=users))
+    assert config.align.batch_size == a_step
+    assert config.align.micro_batch_size <= a_step
