@@ -25,10 +25,10 @@ from rosepo.tuning.search_space import with_settings
 from rosepo.utils.console import duration, table
 
 USERS_OF_SCRATCH, USERS_OF_PRETRAINED = 256, 32
-SECONDS = 15.0
-"""Of fine-tuning, and of alignment."""
-PASSES = 2
-"""Of the oracle."""
+SECONDS = 20.0
+"""Of fine-tuning, and of alignment, at most."""
+PASSES = {"sft": 20.0, "align": 3.0}
+"""Over the few users; no more, because rows are made ahead of training and beside it."""
 NOT_OF_GROUPS = ("encoder", "wall")
 """Times of sampling that more groups do not add to, or that hold the others."""
 BUDGETS = (600.0, 1800.0, 5400.0)
@@ -132,9 +132,10 @@ def _shortened(config: Config) -> dict[str, Any]:
     """What makes trainings stop after a moment, and leaves out what is not measured."""
     seldom = {"log_every": 1, "max_seconds": SECONDS, "validate_every": 10**9, "patience": None}
     found = {f"{section}.{key}": value for section in ("sft", "align") for key, value in seldom.items()}
-    found |= {"sft.epochs": 1e4, "align.epochs": 1e4, "pairs.rounds": 1, "pairs.stream": False, "sweep.trials": 0}
+    found |= {f"{section}.epochs": passes for section, passes in PASSES.items()}
+    found |= {"pairs.rounds": 1, "pairs.stream": False, "sweep.trials": 0}
     if config.oracle.kind == "sasrec":
-        found |= {"oracle.max_epochs": PASSES, "oracle.evaluate_every": 1}
+        found |= {"oracle.max_epochs": 2, "oracle.evaluate_every": 1}
     return found | {"evaluate.models": [], "evaluate.predictions": []}
 
 
@@ -146,7 +147,7 @@ def _of_training(train: TrainConfig, passes: float, made: Mapping[str, Any], fol
     validating = max(0.0, figures["train_seconds"] - sum(steps))
     in_pass = times * figures["rows"] / lines[-1]["epoch"] / train.batch_size
     looks = VALIDATIONS / passes if train.validate_every is None else in_pass / train.validate_every
-    step = statistics.median(steps[len(steps) // 4 :])  # the first ones are slower
+    step = statistics.median(steps[len(steps) // 2 :])  # the first ones are slower
     start = made["seconds"] - figures["train_seconds"]
     return Pace(start, in_pass * step + looks * validating, passes)
 
