@@ -83,7 +83,7 @@ def rank_in_process(replace: Callable[[Any, str, Any], None]) -> None:
     def answers(work: list[dict[str, Any]], actor: Any, settings: Any, **_: Any) -> Iterator[dict[str, Any]]:
         ranker = actor(settings)
         for row in work:
-            yield {"rows": ranker(pa.Table.from_pylist([row]))["rows"][0]}
+            yield {name: values[0] for name, values in ranker(pa.Table.from_pylist([row])).items()}
 
     replace(systems, "answers_of_actors", answers)
     replace(systems, "stage_use_gpu", lambda config, section: False)
