@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from rosepo.cli.measure import Pace, Sample, paces_text
 from rosepo.config import load_config
-from tests.cli.test_app import call
 from tests.pipeline.test_one_command import write_log
 
 PACES = {
@@ -35,9 +36,10 @@ def test_a_training_takes_its_start_and_its_passes() -> None:
 @pytest.mark.slow
 def test_every_stage_is_measured_and_nothing_stays(tmp_path: Path) -> None:
     out = tmp_path / "run"
-    done = call("check", *write_log(tmp_path), "--out", str(out), "--measure")
-    assert done.exit_code == 0, done.output
-    told = done.output[done.output.index("measured with 256 of") :]
+    command = [sys.executable, "-m", "rosepo", "check", *write_log(tmp_path), "--out", str(out), "--measure"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    told = done.stderr[done.stderr.index("measured with 256 of") :]
     for stage in ("prepare", "sft", "oracle", "pairs", "align", "evaluate", "in all"):
         assert re.search(rf"  {stage} .*\d:\d\d\n", told), told
     assert "run.budget=30m" in told
