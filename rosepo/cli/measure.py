@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import statistics
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rosepo.cli.run_stages import make
-from rosepo.config import Config, TrainConfig
+from rosepo.config import Config, TrainConfig, replaced
 from rosepo.config.auto import SHARES
 from rosepo.data.user_sample import keep_users
 from rosepo.oracle.crossfit import oracle_models
 from rosepo.pipeline.chosen_settings import chosen_by_data
 from rosepo.report.training_logs import read_log
+from rosepo.run.folders import passing
 from rosepo.run.paths import RunPaths
 from rosepo.run.stages import names_of_run
 from rosepo.training.validation import VALIDATIONS
-from rosepo.tuning.search_space import with_settings
 from rosepo.utils.console import duration, table
 
 USERS_OF_SCRATCH, USERS_OF_PRETRAINED = 256, 32
@@ -79,12 +76,12 @@ def measure(config: Config, root: Path, debug: bool = False) -> tuple[Sample, di
     Raises:
         UserError, StageError: as the stages do.
     """
-    with _aside(root) as folder:
+    with passing(root) as folder:
         _, prepared = make(config, folder, ["prepare"], overwrite=False, debug=debug)
         config, _ = chosen_by_data(config, prepared["prepare"])
         most = USERS_OF_SCRATCH if config.model.path is None else USERS_OF_PRETRAINED
         sample = Sample(keep_users(RunPaths(folder).examples, most), prepared["prepare"]["figures"]["users"])
-        probe = with_settings(config, _shortened(config))
+        probe = replaced(config, _shortened(config), "check --measure")
         _, made = make(probe, folder, names_of_run(probe), overwrite=False, debug=debug)
         return sample, _paces(config, RunPaths(folder), {**made, **prepared}, sample)
 
@@ -133,7 +130,7 @@ def _shortened(config: Config) -> dict[str, Any]:
     seldom = {"log_every": 1, "max_seconds": SECONDS, "validate_every": 10**9, "patience": None}
     found = {f"{section}.{key}": value for section in ("sft", "align") for key, value in seldom.items()}
     found |= {f"{section}.epochs": passes for section, passes in PASSES.items()}
-    found |= {"pairs.rounds": 1, "pairs.stream": False, "sweep.trials": 0}
+    found |= {"pairs.rounds": 1, "pairs.reference": None, "pairs.stream": False, "sweep.trials": 0}
     if config.oracle.kind == "sasrec":
         found |= {"oracle.max_epochs": 2, "oracle.evaluate_every": 1}
     return found | {"evaluate.models": [], "evaluate.predictions": []}
@@ -173,14 +170,3 @@ def _of_pairs(config: Config, made: Mapping[str, Any], times: float) -> Pace:
 def _of_evaluation(made: Mapping[str, Any], times: float) -> Pace:
     ranking = sum(made["figures"]["ranking_seconds"].values())
     return Pace(max(0.0, made["seconds"] - ranking), times * ranking)
-
-
-@contextmanager
-def _aside(root: Path) -> Iterator[Path]:
-    """A folder that every node sees which sees `root`."""
-    root.parent.mkdir(parents=True, exist_ok=True)
-    folder = root.parent / f".{root.name}.measure.{os.getpid()}.tmp"
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)

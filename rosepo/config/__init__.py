@@ -11,7 +11,7 @@ from rosepo.config.losses import LOSSES
 from rosepo.config.model import LoraConfig, ModelConfig, ScratchConfig, TemplateConfig
 from rosepo.config.oracle import OracleConfig
 from rosepo.config.pairs import PairsConfig
-from rosepo.config.reading import dump_config, folder_or_id, load_config, located, parse_config
+from rosepo.config.reading import dump_config, folder_or_id, load_config, located, parse_config, replaced
 from rosepo.config.root import Config
 from rosepo.config.strategies import OWN_STRATEGY, STRATEGIES
 from rosepo.config.training import AlignConfig, TrainConfig
@@ -42,4 +42,5 @@ __all__ = [
     "load_config",
     "located",
     "parse_config",
+    "replaced",
 ]

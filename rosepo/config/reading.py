@@ -44,6 +44,18 @@ def load_config(
     return parse_config(tree, source=str(path) if path is not None else "--set")
 
 
+def replaced(config: Config, settings: Mapping[str, Any], source: str) -> Config:
+    """The configuration with `settings` (dotted key to value, as `load_config` takes them) in place of its own.
+
+    Raises:
+        UserError: they do not go together; told with their `source`.
+    """
+    tree = config.model_dump(mode="json", exclude_unset=True)
+    for key, value in settings.items():
+        _assign(tree, key.split("."), value, source)
+    return parse_config(tree, source)
+
+
 def parse_config(tree: Mapping[str, Any], source: str = "config") -> Config:
     """Validate a nested mapping. Raises UserError with every fault on its own line."""
     return parse(Config, tree, source)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from rosepo.config import Config, parse_config
+from rosepo.config import Config, replaced
 from rosepo.config.auto import RULES, LogFacts, is_open
 from rosepo.tuning.search_space import with_settings
 from rosepo.utils.console import table
@@ -28,13 +28,7 @@ def settled(config: Config, facts: LogFacts) -> tuple[Config, tuple[Choice, ...]
         if not is_open(config, key):
             continue
         choices.append(Choice(key, rule.value(config, facts), rule.why.format(**vars(facts))))
-        tree = config.model_dump(mode="json", exclude_unset=True)
-        place = tree
-        *sections, name = key.split(".")
-        for section in sections:
-            place = place.setdefault(section, {})
-        place[name] = choices[-1].value
-        config = parse_config(tree, source=f"{key}, which follows from the data")
+        config = replaced(config, {key: choices[-1].value}, source=f"{key}, which follows from the data")
     return config, tuple(choices)
 
 

@@ -18,6 +18,14 @@ from rosepo.utils.errors import UserError
 @contextmanager
 def replacing(folder: Path) -> Iterator[Path]:
     """An empty folder beside `folder` that takes its place when the body ends well, and is removed when it does not."""
+    with passing(folder) as aside:
+        yield aside
+        _take_place(aside, folder)
+
+
+@contextmanager
+def passing(folder: Path) -> Iterator[Path]:
+    """An empty folder beside `folder`, where whoever sees that sees it too, that is removed when the body ends."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     _remove_stale(folder)
     aside = folder.parent / f".{folder.name}.{os.getpid()}.tmp"
@@ -25,7 +33,6 @@ def replacing(folder: Path) -> Iterator[Path]:
     aside.mkdir()
     try:
         yield aside
-        _take_place(aside, folder)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 

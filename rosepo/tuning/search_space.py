@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from rosepo.config import Config, RangeConfig, dump_config, parse_config
+from rosepo.config import Config, RangeConfig, dump_config, replaced
 from rosepo.utils.errors import UserError
 
 
@@ -40,12 +40,8 @@ def with_settings(config: Config, settings: dict[str, Any]) -> Config:
     Raises:
         UserError: the combination is not allowed; names the trial's settings.
     """
-    tree = config.model_dump(mode="json", exclude_unset=True)
-    for key, value in settings.items():
-        section, _, name = key.partition(".")
-        tree.setdefault(section, {})[name] = value
     try:
-        return parse_config(tree, source=f"sweep trial {settings}")
+        return replaced(config, settings, source=f"sweep trial {settings}")
     except UserError as error:
         raise UserError(f"{error}; change sweep.parameters, or leave the sweep out") from error
 

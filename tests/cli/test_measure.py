@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from rosepo.cli.measure import Pace, Sample, paces_text
-from rosepo.config import load_config
+from rosepo.cli.measure import SECONDS, Pace, Sample, _shortened, paces_text
+from rosepo.config import load_config, replaced
 from tests.pipeline.test_one_command import write_log
 
 PACES = {
@@ -31,6 +31,23 @@ def test_passes_that_a_budget_has_room_for_are_its_share_by_what_one_takes() -> 
 def test_a_training_takes_its_start_and_its_passes() -> None:
     assert PACES["align"].in_all == 230.0
     assert Sample(256, 512).times == 2.0
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["pairs.rounds=3", "pairs.reference=moved"],
+        ["pairs.stream=true", "align.patience=2", "align.best_metric=validation_loss"],
+        ["sweep.trials=4", "evaluate.models=[a/b]"],
+        ["model.path=some/model", "run.budget=30m"],
+    ],
+)
+def test_a_short_run_can_be_made_of_whatever_a_long_one_is(settings: list[str]) -> None:
+    config = load_config(None, settings)
+    short = replaced(config, _shortened(config), "check --measure")
+    assert (short.pairs.rounds, short.sweep.trials, short.evaluate.models) == (1, 0, ())
+    assert short.sft.max_seconds == short.align.max_seconds == SECONDS
+    assert short.sft.patience is short.align.patience is None
 
 
 @pytest.mark.slow
