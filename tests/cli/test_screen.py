@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from transformers import PreTrainedModel
 
 from rosepo.config import dump_config
 from rosepo.pipeline.fingerprints import stage_settings
@@ -49,4 +50,5 @@ def test_training_an_adapter_leaves_our_own_lines_alone(prepared: Path) -> None:
     assert done.stdout == ""
     strange = [line for line in done.stderr.splitlines() if not re.match(r"\[1/1\] sft|  (sft \S|Next: )", line)]
     assert strange == []
-    assert DEPRECATED in (prepared / "run" / DEBUG_LOG).read_text()
+    if hasattr(PreTrainedModel, "activation_checkpointing_enable"):  # older versions do not warn
+        assert DEPRECATED in (prepared / "run" / DEBUG_LOG).read_text()
