@@ -55,14 +55,20 @@ class Rule:
 
 MOST_WHOLE = 50_000
 """Titles that are one token each, at most."""
-EPOCHS_A_LOOK = 2.0
-"""Passes of fine-tuning between two validations."""
+EPOCHS_A_LOOK, MOST_STEPS_A_LOOK = 2.0, 500
+"""Passes of fine-tuning between two validations, and steps at most."""
+TITLES_A_STEP = 430
+"""Of fine-tuning, about."""
+LINE = 128
+"""Tokens of a line that short rows share: attention over a longer one looks in vain at other rows' tokens."""
 LOOKED_AT = 1000
 """Users whose next title a training looks for in the catalogue, at most."""
 GROUPS = 25_000
 """Groups to learn preferences from, about."""
 STEPS_A_PASS = 500
 """Of alignment, about."""
+SEQUENCES_A_LOOK = 50_000
+"""Users whose sequences the oracle goes over without getting better before it stops, about."""
 SHARES = {"oracle": 0.2, "sft": 0.4, "align": 0.25}
 """Of a budget; the rest is for sampling, evaluation and starting processes."""
 
@@ -87,8 +93,21 @@ def _rows(config: Config, facts: LogFacts) -> int:
     return facts.train if config.model.template.candidates else facts.trajectories
 
 
+def _rows_a_step(config: Config, facts: LogFacts) -> int:
+    """So many that a step learns from some hundred titles: few rows of long histories, more of short ones."""
+    if config.model.template.candidates:
+        return 64
+    titles = facts.train / max(facts.trajectories, 1) + 1
+    return int(min(max(2 ** round(math.log2(TITLES_A_STEP / titles)), 8), 128))
+
+
 def _validate_every(config: Config, facts: LogFacts) -> int:
-    return max(1, round(EPOCHS_A_LOOK * _rows(config, facts) / config.sft.batch_size))
+    steps = round(EPOCHS_A_LOOK * _rows(config, facts) / config.sft.batch_size)
+    return min(max(steps, 1), MOST_STEPS_A_LOOK)
+
+
+def _sasrec(config: Config) -> bool:
+    return config.oracle.kind == "sasrec"
 
 
 def _users_a_step(config: Config, facts: LogFacts) -> int:
@@ -124,27 +143,32 @@ RULES: dict[str, Rule] = {
     "model.scratch.intermediate_size": Rule(
         lambda config, facts: 4 * config.model.scratch_config.hidden_size, "four times the width", _no_list
     ),
-    "model.scratch.dropout": Rule(lambda config, facts: 0.5, "{train:,} examples are few for a model from scratch"),
-    "sft.batch_size": Rule(lambda config, facts: 64, "rows of a small model"),
+    "model.scratch.dropout": Rule(lambda config, facts: 0.3, "{train:,} examples are few for a model from scratch"),
+    "sft.batch_size": Rule(_rows_a_step, "some hundred titles a step, of {train:,} in {trajectories:,} rows"),
     "sft.micro_batch_size": Rule(lambda config, facts: min(config.sft.batch_size, 64), "what fits at once"),
-    "sft.learning_rate": Rule(lambda config, facts: 3e-3, "a small model from scratch"),
+    "sft.learning_rate": Rule(lambda config, facts: 1e-3, "a small model from scratch"),
     "sft.min_learning_rate": Rule(
         lambda config, facts: config.sft.learning_rate, "constant: training ends when validation says so, not at a step"
     ),
     "sft.ema": Rule(lambda config, facts: 0.99, "the mean of the last hundred steps, in place of a falling rate"),
-    "sft.pack_tokens": Rule(lambda config, facts: config.model.max_length, "short rows share lines"),
+    "sft.pack_tokens": Rule(lambda config, facts: min(config.model.max_length, LINE), "short rows share lines"),
     "sft.validation_users": Rule(
         lambda config, facts: min(facts.validation, LOOKED_AT), "{validation:,} validation examples", _no_list
     ),
     "sft.best_metric": Rule(lambda config, facts: "ndcg@10", "what is measured in the end", _no_list),
-    "sft.validate_every": Rule(_validate_every, "every two passes over {trajectories:,} rows"),
-    "sft.patience": Rule(lambda config, facts: 5, "looks without a better one", _no_list),
+    "sft.validate_every": Rule(_validate_every, "every two passes over {trajectories:,} rows, or 500 steps"),
+    "sft.patience": Rule(lambda config, facts: 4, "looks without a better one", _no_list),
     "sft.epochs": Rule(lambda config, facts: 60.0, "while validation gets better", _no_list),
     "sft.keep_optimizer": Rule(lambda config, facts: True, "alignment goes on with its moments"),
     "sft.max_seconds": _share("sft"),
     "oracle.max_seconds": _share("oracle"),
+    "oracle.patience": Rule(
+        lambda config, facts: int(min(max(SEQUENCES_A_LOOK // facts.users, 2), 10)),
+        "passes over {users:,} users without a better one",
+        _sasrec,
+    ),
     "pairs.groups_per_user": Rule(
-        lambda config, facts: int(min(max(GROUPS // facts.users, 4), 64)), "about 25,000 groups of {users:,} users"
+        lambda config, facts: int(min(max(GROUPS // facts.users, 1), 64)), "about 25,000 groups of {users:,} users"
     ),
     "align.optimizer": Rule(
         lambda config, facts: "sft", "goes on with the moments of fine-tuning", lambda config: config.sft.keep_optimizer
@@ -154,7 +178,7 @@ RULES: dict[str, Rule] = {
     ),
     "align.batch_size": Rule(_users_a_step, "users a step, of {users:,} users"),
     "align.micro_batch_size": Rule(lambda config, facts: min(config.align.batch_size, 32), "what fits at once"),
-    "align.pack_tokens": Rule(lambda config, facts: config.model.max_length, "short rows share lines"),
+    "align.pack_tokens": Rule(lambda config, facts: min(config.model.max_length, LINE), "short rows share lines"),
     "align.validation_users": Rule(
         lambda config, facts: min(facts.validation, LOOKED_AT), "{validation:,} validation examples", _no_list
     ),

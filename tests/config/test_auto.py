@@ -80,3 +80,28 @@ def test_alignment_takes_more_users_a_step_where_there_are_many(users: int, a_st
     config, _ = settled(load_config(), replace(FACTS, users=users))
     assert config.align.batch_size == a_step
     assert config.align.micro_batch_size <= a_step
+
+
+@pytest.mark.parametrize(
+    ("users", "train", "rows", "a_step", "every"),
+    [
+        (938, 51_599, 1_984, 16, 248),
+        (4_333, 55_056, 5_195, 32, 325),
+        (50_335, 286_767, 50_335, 64, 500),
+        (1, 1, 1, 128, 1),
+    ],
+)
+def test_fine_tuning_takes_more_rows_a_step_where_histories_are_short(
+    users: int, train: int, rows: int, a_step: int, every: int
+) -> None:
+    config, _ = settled(load_config(), replace(FACTS, users=users, train=train, trajectories=rows))
+    assert (config.sft.batch_size, config.sft.validate_every) == (a_step, every)
+    assert config.sft.micro_batch_size <= a_step
+
+
+@pytest.mark.parametrize(("users", "patience"), [(300, 10), (5_000, 10), (10_000, 5), (50_335, 2), (10**7, 2)])
+def test_the_oracle_waits_for_fewer_passes_where_they_are_long(users: int, patience: int) -> None:
+    config, _ = settled(load_config(), replace(FACTS, users=users))
+    assert config.oracle.patience == patience
+    own = settled(load_config(None, ["oracle={kind: scorer, scorer: own:scorer}"]), replace(FACTS, users=users))[0]
+    assert "patience" not in own.oracle.model_fields_set

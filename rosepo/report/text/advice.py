@@ -10,7 +10,7 @@ from typing import Any
 from rosepo.report.text.format import brackets, known, number, sign
 from rosepo.report.text.labels import label
 
-GAIN = 0.005
+GAIN = 0.01
 """A training that ends by its schedule was still improving where its last validation was the best one, by at least
 this share of what the one before had."""
 LEVEL = 0.99
