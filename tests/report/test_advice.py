@@ -81,3 +81,24 @@ def test_below_a_baseline_sft_is_named_where_the_oracle_shows_that_the_log_has_m
 
 def test_a_baseline_that_is_not_clearly_above_is_no_reason() -> None:
     assert not any("below" in line for line in advice(metrics(**(GOOD | {"markov": 0.11})), []))
+
+
+UP, DOWN, LEVEL = (
+    dict(zip(("value", "low", "high"), ends))
+    for ends in ((0.02, 0.01, 0.03), (-0.02, -0.03, -0.01), (0.0, -0.01, 0.01))
+)
+
+
+@pytest.mark.parametrize(
+    ("sft_over_oracle", "gain", "told"),
+    [(UP, LEVEL, True), (UP, DOWN, True), (UP, UP, False), (LEVEL, LEVEL, False), (DOWN, DOWN, False)],
+)
+def test_an_oracle_below_the_model_that_it_teaches_is_told_where_alignment_brought_nothing(
+    sft_over_oracle: dict[str, float], gain: dict[str, float], told: bool
+) -> None:
+    measured = metrics(**(GOOD | {"oracle": 0.09}))
+    measured["differences"] |= {"sft-oracle": {"ndcg@10": sft_over_oracle}, "aligned-sft": {"ndcg@10": gain}}
+    lines = advice(measured, [])
+    assert [line.startswith("SFT is above the oracle (SASRec) by +0.020 [+0.010, +0.030]") for line in lines] == [
+        True
+    ] * told

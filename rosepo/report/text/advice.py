@@ -70,7 +70,8 @@ def advice(metrics: Mapping[str, Any], trainings: Sequence[Training]) -> list[st
         trainings: of the run, in the order of work.
     """
     early = [training for training in trainings if training.improving]
-    return [training.told for training in early] + _below_baselines(metrics, early) + _beside_oracle(metrics)
+    told = [training.told for training in early]
+    return told + _below_baselines(metrics, early) + _beside_oracle(metrics) + _weak_oracle(metrics)
 
 
 def _below_baselines(metrics: Mapping[str, Any], early: Sequence[Training]) -> list[str]:
@@ -117,6 +118,19 @@ def _beside_oracle(metrics: Mapping[str, Any]) -> list[str]:
     if value >= LEVEL * oracle:
         return []
     return [f"{label(model, metrics)} has {100 * value / oracle:.0f} % of the NDCG@10 of its {_lower(name)}."]
+
+
+def _weak_oracle(metrics: Mapping[str, Any]) -> list[str]:
+    """That the oracle ranks worse than what it teaches, where alignment brought nothing."""
+    above = metrics["differences"].get("sft-oracle", {}).get("ndcg@10", {})
+    gained = metrics["differences"].get("aligned-sft", {}).get("ndcg@10")
+    if gained is None or sign(above) <= 0 or sign(gained) > 0:
+        return []
+    return [
+        f"SFT is above the {_lower(label('oracle', metrics))} by {brackets(above)} of NDCG@10: it has little to "
+        "teach an alignment. Change first: the oracle (oracle.models=4 averages four, oracle.kind=scorer takes one of "
+        "your own)."
+    ]
 
 
 def _lower(name: str) -> str:
