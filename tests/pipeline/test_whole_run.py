@@ -17,6 +17,9 @@ from rosepo.run.manifest import read_manifest
 from rosepo.run.stages import STAGES
 from rosepo.utils.errors import UserError
 
+pytestmark = pytest.mark.timeout(1200)
+"""The run that all tests look at takes two minutes, and five times as long on a machine that has other work."""
+
 N_ITEMS, N_USERS = 40, 60
 
 
