@@ -18,7 +18,7 @@ from rosepo.run.stages import STAGES
 from rosepo.utils.errors import UserError
 
 pytestmark = pytest.mark.timeout(1200)
-"""The run that all tests look at takes two minutes, and five times as long on a machine that has other work."""
+"""The run that all tests look at took more than ten minutes on a slow machine."""
 
 N_ITEMS, N_USERS = 40, 60
 
