@@ -17,9 +17,6 @@ from rosepo.run.manifest import read_manifest
 from rosepo.run.stages import STAGES
 from rosepo.utils.errors import UserError
 
-pytestmark = pytest.mark.timeout(1200)
-"""The run that all tests look at took more than ten minutes on a slow machine."""
-
 N_ITEMS, N_USERS = 40, 60
 
 
