@@ -67,7 +67,7 @@ GROUPS = 25_000
 """Groups to learn preferences from, about."""
 STEPS_A_PASS = 500
 """Of alignment, about."""
-SEQUENCES_A_LOOK = 50_000
+SEQUENCES_WAITED = 50_000
 """Users whose sequences the oracle goes over without getting better before it stops, about."""
 SHARES = {"oracle": 0.2, "sft": 0.4, "align": 0.25}
 """Of a budget; the rest is for sampling, evaluation and starting processes."""
@@ -163,8 +163,8 @@ RULES: dict[str, Rule] = {
     "sft.max_seconds": _share("sft"),
     "oracle.max_seconds": _share("oracle"),
     "oracle.patience": Rule(
-        lambda config, facts: int(min(max(SEQUENCES_A_LOOK // facts.users, 2), 10)),
-        "passes over {users:,} users without a better one",
+        lambda config, facts: int(min(max(SEQUENCES_WAITED // facts.users, 2), 10)),
+        "looks without a better one, of {users:,} users each",
         _sasrec,
     ),
     "pairs.groups_per_user": Rule(

@@ -10,7 +10,7 @@ from typing import Any
 from rosepo.report.text.format import brackets, known, number, sign
 from rosepo.report.text.labels import label
 
-GAIN = 0.01
+GAIN = 0.005
 """A training that ends by its schedule was still improving where its last validation was the best one, by at least
 this share of what the one before had."""
 LEVEL = 0.99
@@ -54,7 +54,7 @@ class Training:
     @property
     def told(self) -> str:
         """That it ended too early, and the remedy."""
-        values = " to ".join(number(value) for value in self.values[-2:])
+        values = " to ".join(number(value, digits=4) for value in self.values[-2:])
         name = self.metric.replace("_", " ") if self.metric.endswith("loss") else f"validation {self.metric.upper()}"
         return (
             f"{self.title} was still improving at its end ({name} went from {values} between its last two looks, "
