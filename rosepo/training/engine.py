@@ -10,7 +10,8 @@ import math
 import os
 import warnings
 from dataclasses import dataclass
-from typing import Any
+from types import ModuleType
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -43,17 +44,23 @@ def prepare_process(backend: str = "gloo") -> None:
     """Make DeepSpeed usable in this process without a compiler, in its process group or a new one of a single rank."""
     if backend == "gloo":
         os.environ["DS_ACCELERATOR"] = "cpu"
+    deepspeed = _deepspeed()
+    if not dist.is_initialized():
+        os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}  # DeepSpeed asks for them by name
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    deepspeed.init_distributed(dist_backend=dist.get_backend())
+
+
+def _deepspeed() -> ModuleType:
+    """DeepSpeed without what it would compile: a shared-memory all-reduce for CPUs, which takes half a minute, wants
+    ninja, waits for ever where a process was killed while compiling, and which training never calls."""
     # DeepSpeed calls collectives by names that torch is about to drop: thousands of lines, none of them for the user.
     warnings.filterwarnings("ignore", message="`torch.distributed", category=FutureWarning)
     import deepspeed
     import deepspeed.ops
 
-    # DeepSpeed would compile a shared-memory all-reduce here (half a minute, and an error without ninja).
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    if not dist.is_initialized():
-        os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}  # DeepSpeed asks for them by name
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
-    deepspeed.init_distributed(dist_backend=dist.get_backend())
+    return cast(ModuleType, deepspeed)
 
 
 class Engine:
@@ -73,8 +80,6 @@ class Engine:
     """
 
     def __init__(self, module: nn.Module, train: TrainConfig, steps: int, micro_batches: int) -> None:
-        import deepspeed
-
         if train.zero_stage == 3 and not all(parameter.is_floating_point() for parameter in module.parameters()):
             raise UserError(f"{train.section}.zero_stage=3 cannot divide quantized weights: use zero_stage=2")
         self.train, self.steps, self.micro_batches = train, steps, micro_batches
@@ -86,7 +91,7 @@ class Engine:
         self._optimizer = torch.optim.AdamW(
             _parameter_groups(module, train.weight_decay), lr=train.learning_rate, fused=True
         )
-        self._engine, *_ = deepspeed.initialize(
+        self._engine, *_ = _deepspeed().initialize(
             model=module,
             optimizer=self._optimizer,
             config=deepspeed_config(train, micro_batches, self.world, sum(map(math.prod, self._shapes.values()))),

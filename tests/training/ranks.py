@@ -38,15 +38,22 @@ def forked_ranks(world: int, function: Callable[..., None], *arguments: Any) -> 
         ]
         for process in ranks:
             process.start()
-        # Asked once a turn: one that ends between two questions would leave nothing to wait for, and no end of it.
-        while running := [process.sentinel for process in ranks if process.exitcode is None]:
-            multiprocessing.connection.wait(running)
-            if any(process.exitcode for process in ranks):
-                for process in ranks:
-                    process.join(10.0)
-                    process.kill()
-                    process.join()
+        try:
+            # Asked once a turn: one that ends between two questions would leave nothing to wait for, and no end of it.
+            while running := [process.sentinel for process in ranks if process.exitcode is None]:
+                multiprocessing.connection.wait(running)
+                if any(process.exitcode for process in ranks):
+                    _end(ranks, 10.0)
+        finally:
+            _end(ranks, 0.0)  # where a test is out of time, they would go on beside all that follow
         return [process.exitcode or 0 for process in ranks]
+
+
+def _end(ranks: list[Any], seconds: float) -> None:
+    for process in ranks:
+        process.join(seconds)
+        process.kill()
+        process.join()
 
 
 def _forked(rank: int, world: int, store: str, function: Callable[..., None], arguments: tuple[Any, ...]) -> None:

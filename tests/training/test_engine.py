@@ -15,6 +15,7 @@ from rosepo.training.engine import Engine, learning_rate_at, prepare_process
 from rosepo.training.rank import fit_in_process
 from rosepo.training.sft import sft_task
 from rosepo.utils.errors import StageError
+from tests.training.ranks import two_ranks
 from tests.training.tiny_run import tiny_config
 
 
@@ -36,6 +37,17 @@ def test_the_learning_rate_warms_up_and_ends_at_its_minimum():
     assert np.all(np.diff(rates[10:]) < 0)
     assert rates[-1] == pytest.approx(0.1, abs=1e-3)
     assert learning_rate_at(0, 1, TrainConfig(learning_rate=1.0, warmup_fraction=0.0)) == 1.0
+
+
+def _compiles_nothing(rank: int) -> None:
+    import deepspeed.comm
+
+    Engine(model(), TrainConfig(), 1, 1)
+    assert deepspeed.comm.comm.cdb.shm_comm_op is None
+
+
+def test_an_engine_compiles_nothing_in_a_process_group_that_was_there_before():
+    two_ranks(_compiles_nothing)
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
