@@ -65,10 +65,14 @@ LOOKED_AT = 1000
 """Users whose next title a training looks for in the catalogue, at most."""
 GROUPS = 25_000
 """Groups to learn preferences from, about."""
+ALIGN_STEPS = 800
+"""Of alignment in all its passes, about; eight passes at most."""
 STEPS_A_PASS = 500
 """Of alignment, about."""
 SEQUENCES_WAITED = 50_000
 """Users whose sequences the oracle goes over without getting better before it stops, about."""
+ENSEMBLE = 150_000
+"""Training examples, of all SASRecs of an oracle together, about; three at most."""
 SHARES = {"oracle": 0.2, "sft": 0.4, "align": 0.25}
 """Of a budget; the rest is for sampling, evaluation and starting processes."""
 
@@ -95,8 +99,10 @@ def _rows(config: Config, facts: LogFacts) -> int:
 
 def _rows_a_step(config: Config, facts: LogFacts) -> int:
     """So many that a step learns from some hundred titles: few rows of long histories, more of short ones."""
-    if config.model.template.candidates:
-        return 64
+    return 64 if config.model.template.candidates else _sequences_a_step(facts)
+
+
+def _sequences_a_step(facts: LogFacts) -> int:
     titles = facts.train / max(facts.trajectories, 1) + 1
     return int(min(max(2 ** round(math.log2(TITLES_A_STEP / titles)), 8), 128))
 
@@ -113,6 +119,10 @@ def _sasrec(config: Config) -> bool:
 def _users_a_step(config: Config, facts: LogFacts) -> int:
     """8 for a few thousand users; twice as many for twice as many, so that a pass stays some hundred steps."""
     return int(min(max(2 ** round(math.log2(facts.users / STEPS_A_PASS)), 8), 64))
+
+
+def _align_epochs(config: Config, facts: LogFacts) -> float:
+    return float(min(max(round(ALIGN_STEPS * config.align.batch_size / facts.users), 1), 8))
 
 
 def _share(stage: str) -> Rule:
@@ -161,11 +171,28 @@ RULES: dict[str, Rule] = {
     "sft.epochs": Rule(lambda config, facts: 60.0, "while validation gets better", _no_list),
     "sft.keep_optimizer": Rule(lambda config, facts: True, "alignment goes on with its moments"),
     "sft.max_seconds": _share("sft"),
-    "oracle.max_seconds": _share("oracle"),
+    "oracle.models": Rule(
+        lambda config, facts: int(min(max(ENSEMBLE // max(facts.train, 1), 1), 3)),
+        "{train:,} examples: where they are few, several from other starts know more",
+        lambda config: _sasrec(config) and config.oracle.folds == 1,
+        any_model=True,
+    ),
+    "oracle.batch_size": Rule(
+        lambda config, facts: _sequences_a_step(facts), "some hundred titles a step", _sasrec, any_model=True
+    ),
+    "oracle.learning_rate": Rule(lambda config, facts: 1e-3, "as that of fine-tuning", _sasrec, any_model=True),
+    "oracle.dropout": Rule(lambda config, facts: 0.4, "{train:,} examples", _sasrec, any_model=True),
     "oracle.patience": Rule(
         lambda config, facts: int(min(max(SEQUENCES_WAITED // facts.users, 2), 10)),
         "looks without a better one, of {users:,} users each",
         _sasrec,
+        any_model=True,
+    ),
+    "oracle.max_seconds": Rule(
+        lambda config, facts: round(SHARES["oracle"] * (config.run.budget or 0.0) / config.oracle.trained_models, 1),
+        f"{SHARES['oracle']:.0%} of run.budget, shared among its models",
+        lambda config: _sasrec(config) and _has_budget(config),
+        any_model=True,
     ),
     "pairs.groups_per_user": Rule(
         lambda config, facts: int(min(max(GROUPS // facts.users, 1), 64)), "about 25,000 groups of {users:,} users"
@@ -177,6 +204,9 @@ RULES: dict[str, Rule] = {
         lambda config, facts: 1e-3, "a small model from scratch", lambda config: config.align.loss == "softmax"
     ),
     "align.batch_size": Rule(_users_a_step, "users a step, of {users:,} users"),
+    "align.epochs": Rule(
+        _align_epochs, "some 800 steps, eight passes at most", lambda config: config.align.loss == "softmax"
+    ),
     "align.micro_batch_size": Rule(lambda config, facts: min(config.align.batch_size, 32), "what fits at once"),
     "align.pack_tokens": Rule(lambda config, facts: min(config.model.max_length, LINE), "short rows share lines"),
     "align.validation_users": Rule(

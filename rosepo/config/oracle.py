@@ -44,7 +44,12 @@ class OracleConfig(Section):
     patience: Count = 10
     """Looks without a better NDCG@10 on validation before stopping; those in the 100 steps of warm-up do not count."""
     max_seconds: Positive | None = None
-    """Also stop after this long; None trains to the end."""
+    """Also stop each model after this long; None trains to the end."""
+
+    @property
+    def trained_models(self) -> int:
+        """SASRecs that are trained one after another: the ensemble of all users, and one for each fold."""
+        return self.models * (1 if self.folds == 1 else 1 + self.folds)
 
     def faults(self) -> Iterator[str]:
         if self.kind == "scorer":

@@ -29,8 +29,10 @@ def test_what_is_given_stays_and_the_rest_follows() -> None:
 
 
 def test_a_pretrained_model_keeps_its_defaults() -> None:
-    config = load_config(None, ["model.path=some/model"])
-    assert settled(config, FACTS) == (config, ())
+    given = load_config(None, ["model.path=some/model"])
+    config, choices = settled(given, FACTS)
+    assert {choice.key.split(".")[0] for choice in choices} == {"oracle"}
+    assert config.model_copy(update={"oracle": given.oracle}) == given
 
 
 @settings(max_examples=50, deadline=None)
@@ -99,9 +101,36 @@ def test_fine_tuning_takes_more_rows_a_step_where_histories_are_short(
     assert config.sft.micro_batch_size <= a_step
 
 
+@pytest.mark.parametrize(("train", "models"), [(1, 3), (33_680, 3), (51_599, 2), (286_767, 1), (10**9, 1)])
+def test_an_oracle_of_few_examples_is_several_models_and_shares_its_part_of_a_budget_among_them(
+    train: int, models: int
+) -> None:
+    config, _ = settled(load_config(None, ["run.budget=50m"]), replace(FACTS, train=train))
+    assert config.oracle.models == models
+    assert config.oracle.max_seconds == pytest.approx(600 / models, abs=0.1)
+    folds = ["run.budget=50m", "oracle.folds=2", "align.loss=pairwise"]
+    folded, _ = settled(load_config(None, folds), replace(FACTS, train=train))
+    assert (folded.oracle.models, folded.oracle.max_seconds) == (1, 200.0)
+
+
+def test_an_oracle_beside_a_pretrained_model_follows_the_same_rules() -> None:
+    plain, _ = settled(load_config(), FACTS)
+    config, _ = settled(load_config(None, ["model.path=some/model"]), FACTS)
+    assert config.oracle == plain.oracle
+    assert config.oracle.models == 3
+
+
+@pytest.mark.parametrize(("users", "epochs"), [(1, 8), (659, 8), (938, 7), (3_452, 2), (50_335, 1), (10**9, 1)])
+def test_alignment_takes_more_passes_where_they_are_short(users: int, epochs: float) -> None:
+    config, _ = settled(load_config(), replace(FACTS, users=users))
+    assert config.align.epochs == epochs
+    other, _ = settled(load_config(None, ["align.loss=dpo"]), replace(FACTS, users=users))
+    assert other.align.epochs == load_config().align.epochs
+
+
 @pytest.mark.parametrize(("users", "patience"), [(300, 10), (5_000, 10), (10_000, 5), (50_335, 2), (10**7, 2)])
 def test_the_oracle_waits_for_fewer_passes_where_they_are_long(users: int, patience: int) -> None:
     config, _ = settled(load_config(), replace(FACTS, users=users))
     assert config.oracle.patience == patience
     own = settled(load_config(None, ["oracle={kind: scorer, scorer: own:scorer}"]), replace(FACTS, users=users))[0]
-    assert "patience" not in own.oracle.model_fields_set
+    assert own.oracle.model_fields_set == {"kind", "scorer"}

@@ -128,8 +128,8 @@ def _weak_oracle(metrics: Mapping[str, Any]) -> list[str]:
         return []
     return [
         f"SFT is above the {_lower(label('oracle', metrics))} by {brackets(above)} of NDCG@10: it has little to "
-        "teach an alignment. Change first: the oracle (oracle.models=4 averages four, oracle.kind=scorer takes one of "
-        "your own)."
+        "teach an alignment. Change first: the oracle (a higher oracle.models averages more of them, "
+        "oracle.kind=scorer takes one of your own)."
     ]
 
 
