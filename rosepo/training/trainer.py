@@ -160,7 +160,9 @@ def _worker(config: dict[str, Any]) -> None:
         torch.cuda.set_device(get_device())
     # Before the data are asked for: they begin with the step of the same checkpoint.
     start = agreed_start(task, out)
-    stream = streamed(ray.train.get_dataset_shard("train"), 0 if start is None else start.step)
+    begin = 0 if start is None else start.step
+    shard = ray.train.get_dataset_shard("train")
+    stream = streamed(shard, begin) if task.plan.growing is None else streamed(shard, begin, ahead=0)
     context = ray.train.get_context()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     # Ray sets one thread a CPU it accounts for; what is really there is shared by the workers of this node.

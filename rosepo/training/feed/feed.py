@@ -33,6 +33,7 @@ training process and does not rest while a stream is held up, so small trainings
 STORE_SHARE = 0.25
 """Of the cluster's object store that all streams may take together."""
 _READY_BATCHES = 4
+_READ_AHEAD = 2
 
 
 def micro_batches(plan: FeedPlan, rank: int, world: int, steps: range | None = None) -> Iterator[Arrays]:
@@ -42,18 +43,20 @@ def micro_batches(plan: FeedPlan, rank: int, world: int, steps: range | None = N
         yield from reader.step(step)
 
 
-def streamed(shard: DataIterator, start: int = 0) -> Iterator[Arrays]:
+def streamed(shard: DataIterator, start: int = 0, ahead: int = _READ_AHEAD) -> Iterator[Arrays]:
     """The same micro-batches out of the rank's Ray Data shard, which fills from now on, while the model is built.
 
     Args:
         start: the step that the training begins with, counted from 0: a stream of another one is an error.
+        ahead: micro-batches that Ray Data has to have read before it hands out the one in front of them; 0 where those
+            may still have to be waited for, as in a table that grows.
     """
     ready: queue.Queue[Arrays | BaseException | None] = queue.Queue(maxsize=_READY_BATCHES)
 
     def fill() -> None:
         try:
             first = True
-            for batch in shard.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=2):
+            for batch in shard.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=ahead):
                 if first and batch["step"][0].as_py() != start:
                     raise RuntimeError(f"the data begin with step {batch['step'][0]} and training with step {start}")
                 first = False
