@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -104,6 +105,24 @@ def test_a_feeding_actor_that_dies_again_and_again_ends_the_stream_as_a_lost_pro
     failure = SimpleNamespace(worker_failures={0: raised.value})
     assert lost_worker(failure)
     assert root_cause("sft", 2, failure).startswith("sft: worker 0 of 2 died, as a process does that takes more memory")
+
+
+def test_a_step_is_handed_out_while_the_rows_of_the_next_are_waited_for(ray_cluster, tmp_path):
+    def made(block: pa.Table) -> pa.Table:
+        (step,) = block["step"].to_pylist()
+        end = time.monotonic() + 60
+        while step and not (tmp_path / "grown").exists():
+            if time.monotonic() > end:
+                raise TimeoutError("nobody took the first step")
+            time.sleep(0.02)
+        return pack({"step": np.array(step)}).append_column("step", pa.array([step]))
+
+    steps = ray_session.work_dataset([{"step": step} for step in range(3)])
+    shard = steps.map_batches(made, batch_format="pyarrow", batch_size=None, num_cpus=0.2).iterator()
+    stream = feed.streamed(shard, ahead=0)
+    assert next(stream)["step"] == 0
+    (tmp_path / "grown").touch()
+    assert sorted(int(arrays["step"]) for arrays in stream) == [1, 2]
 
 
 def test_a_folder_without_rows_is_refused(tmp_path):
