@@ -8,7 +8,7 @@ SUITES ?= essential
 
 .PHONY: demo experiments test pytest test-slow test-gpu test-qlora test-python test-lowest lint format constraints clean
 
-## The whole pipeline on the embedded data: about six minutes on two quiet cores, after the install.
+## The whole pipeline on the embedded data: about five minutes on two quiet cores, after the install.
 demo: $(READY)
 	$(BIN)/rosepo run --config jobs/configs/demo.yaml --out runs/demo
 
