@@ -116,6 +116,10 @@ def _sasrec(config: Config) -> bool:
     return config.oracle.kind == "sasrec"
 
 
+def _ensemble(config: Config) -> bool:
+    return _sasrec(config) and config.oracle.models > 1
+
+
 def _users_a_step(config: Config, facts: LogFacts) -> int:
     """8 for a few thousand users; twice as many for twice as many, so that a pass stays some hundred steps."""
     return int(min(max(2 ** round(math.log2(facts.users / STEPS_A_PASS)), 8), 64))
@@ -178,10 +182,14 @@ RULES: dict[str, Rule] = {
         any_model=True,
     ),
     "oracle.batch_size": Rule(
-        lambda config, facts: _sequences_a_step(facts), "some hundred titles a step", _sasrec, any_model=True
+        lambda config, facts: _sequences_a_step(facts), "some hundred titles a step", _ensemble, any_model=True
     ),
-    "oracle.learning_rate": Rule(lambda config, facts: 1e-3, "as that of fine-tuning", _sasrec, any_model=True),
-    "oracle.dropout": Rule(lambda config, facts: 0.4, "{train:,} examples", _sasrec, any_model=True),
+    "oracle.learning_rate": Rule(
+        lambda config, facts: 1e-3, "models that differ have the better mean", _ensemble, any_model=True
+    ),
+    "oracle.dropout": Rule(
+        lambda config, facts: 0.4, "models that differ have the better mean", _ensemble, any_model=True
+    ),
     "oracle.patience": Rule(
         lambda config, facts: int(min(max(SEQUENCES_WAITED // facts.users, 2), 10)),
         "looks without a better one, of {users:,} users each",

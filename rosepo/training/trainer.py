@@ -19,7 +19,7 @@ from rosepo.run.training_progress import TrainingProgress
 from rosepo.training.checkpoint.checkpoint_files import remove_checkpoints, steps_done
 from rosepo.training.checkpoint.saver import agreed_start
 from rosepo.training.engine import prepare_process
-from rosepo.training.feed.feed import feed_config, plan_dataset, streamed
+from rosepo.training.feed.feed import READ_AHEAD, feed_config, plan_dataset, streamed
 from rosepo.training.rank import tell_plain_rows, train_rank
 from rosepo.training.task import Task
 from rosepo.utils.console import Progress, echo
@@ -160,9 +160,8 @@ def _worker(config: dict[str, Any]) -> None:
         torch.cuda.set_device(get_device())
     # Before the data are asked for: they begin with the step of the same checkpoint.
     start = agreed_start(task, out)
-    begin = 0 if start is None else start.step
-    shard = ray.train.get_dataset_shard("train")
-    stream = streamed(shard, begin) if task.plan.growing is None else streamed(shard, begin, ahead=0)
+    ahead = READ_AHEAD if task.plan.growing is None else 0
+    stream = streamed(ray.train.get_dataset_shard("train"), 0 if start is None else start.step, ahead)
     context = ray.train.get_context()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     # Ray sets one thread a CPU it accounts for; what is really there is shared by the workers of this node.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from rosepo.config import load_config
 from rosepo.config.auto import RULES, LogFacts, open_keys
 from rosepo.config.auto import given as is_given
+from rosepo.oracle.crossfit import oracle_models
 from rosepo.pipeline.chosen_settings import settled
 
 FACTS = LogFacts(users=938, items=1008, train=49_000, validation=938, trajectories=1_900)
@@ -103,14 +105,17 @@ def test_fine_tuning_takes_more_rows_a_step_where_histories_are_short(
 
 @pytest.mark.parametrize(("train", "models"), [(1, 3), (33_680, 3), (51_599, 2), (286_767, 1), (10**9, 1)])
 def test_an_oracle_of_few_examples_is_several_models_and_shares_its_part_of_a_budget_among_them(
-    train: int, models: int
+    train: int, models: int, tmp_path: Path
 ) -> None:
     config, _ = settled(load_config(None, ["run.budget=50m"]), replace(FACTS, train=train))
     assert config.oracle.models == models
     assert config.oracle.max_seconds == pytest.approx(600 / models, abs=0.1)
+    assert config.oracle.learning_rate == (1e-3 if models > 1 else load_config().oracle.learning_rate)
     folds = ["run.budget=50m", "oracle.folds=2", "align.loss=pairwise"]
     folded, _ = settled(load_config(None, folds), replace(FACTS, train=train))
     assert (folded.oracle.models, folded.oracle.max_seconds) == (1, 200.0)
+    for oracle in (config.oracle, folded.oracle):
+        assert oracle.trained_models == len([*oracle_models(oracle, tmp_path)])
 
 
 def test_an_oracle_beside_a_pretrained_model_follows_the_same_rules() -> None:

@@ -33,7 +33,7 @@ training process and does not rest while a stream is held up, so small trainings
 STORE_SHARE = 0.25
 """Of the cluster's object store that all streams may take together."""
 _READY_BATCHES = 4
-_READ_AHEAD = 2
+READ_AHEAD = 2
 
 
 def micro_batches(plan: FeedPlan, rank: int, world: int, steps: range | None = None) -> Iterator[Arrays]:
@@ -43,7 +43,7 @@ def micro_batches(plan: FeedPlan, rank: int, world: int, steps: range | None = N
         yield from reader.step(step)
 
 
-def streamed(shard: DataIterator, start: int = 0, ahead: int = _READ_AHEAD) -> Iterator[Arrays]:
+def streamed(shard: DataIterator, start: int = 0, ahead: int = READ_AHEAD) -> Iterator[Arrays]:
     """The same micro-batches out of the rank's Ray Data shard, which fills from now on, while the model is built.
 
     Args:
