@@ -61,7 +61,7 @@ TITLES_A_STEP = 430
 """Of fine-tuning, about."""
 LINE = 128
 """Tokens of a line that short rows share: attention over a longer one looks in vain at other rows' tokens."""
-LOOKED_AT = 1000
+LOOKED_AT = 4000
 """Users whose next title a training looks for in the catalogue, at most."""
 GROUPS = 25_000
 """Groups to learn preferences from, about."""
@@ -172,6 +172,11 @@ RULES: dict[str, Rule] = {
     "sft.best_metric": Rule(lambda config, facts: "ndcg@10", "what is measured in the end", _no_list),
     "sft.validate_every": Rule(_validate_every, "every two passes over {trajectories:,} rows, or 500 steps"),
     "sft.patience": Rule(lambda config, facts: 4, "looks without a better one", _no_list),
+    "sft.min_gain": Rule(
+        lambda config, facts: 0.01,
+        "a look better by less may be so by chance",
+        lambda config: _no_list(config) and config.sft.patience is not None,
+    ),
     "sft.epochs": Rule(lambda config, facts: 60.0, "while validation gets better", _no_list),
     "sft.keep_optimizer": Rule(lambda config, facts: True, "alignment goes on with its moments"),
     "sft.max_seconds": _share("sft"),

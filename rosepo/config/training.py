@@ -83,6 +83,9 @@ class TrainConfig(Section):
     """Keep the model of the validation that was best by this; None keeps the last one."""
     patience: Count | None = None
     """Validations without a better `best_metric` before stopping early; None trains to the end."""
+    min_gain: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share by which `best_metric` has to get better for `patience` to wait anew: of many looks some are better by
+    chance."""
     max_seconds: Positive | None = None
     """Also stop after this long (loading the model and the last validation come on top), with the best model so far;
     None trains to the end. Set `min_learning_rate` with it: the cosine does not know of it."""
@@ -104,6 +107,8 @@ class TrainConfig(Section):
             )
         if self.patience is not None and self.best_metric is None:
             yield f"{name}.patience={self.patience} waits for a better {name}.best_metric, which is unset: set it too"
+        if self.patience is None and self.min_gain:
+            yield f"{name}.min_gain={self.min_gain:g} is not used without {name}.patience: set it too, or leave it out"
         if self.best_metric in ("hr@10", "ndcg@10") and not self.validation_users:
             yield (
                 f"{name}.best_metric={self.best_metric} is measured on {name}.validation_users, of which there are 0: "

@@ -22,7 +22,9 @@ from rosepo.training.validation import Best, Validator, dummy_batch, validation_
 from rosepo.utils.errors import StageError
 
 Report = Callable[[int, dict[str, float]], None]
-_FLEETING = frozenset({"epoch", "learning_rate", "grad_norm", "tokens_per_second", "wait_share", "checkpoint_share"})
+_FLEETING = frozenset(
+    {"epoch", "learning_rate", "grad_norm", "tokens_per_second", "wait_share", "checkpoint_share", "seconds"}
+)
 
 
 class Loop:
@@ -35,7 +37,7 @@ class Loop:
         self.averages = Averages(("loss", "tokens", "padded", "wait", "saving", *task.metric_names))
         self.dummy = dummy_batch()
         self.validator = Validator(task, engine, mean)
-        self.best = Best(task.train.best_metric, task.train.patience)
+        self.best = Best(task.train.best_metric, task.train.patience, task.train.min_gain)
         self.every = min(task.train.log_every, steps)
         validates = task.validation or task.held_out is not None
         self.validate_at = validation_steps(task.train, steps) if validates else frozenset()
@@ -90,6 +92,8 @@ class Loop:
                 line |= {"grad_norm": done.grad_norm, "learning_rate": done.learning_rate}
                 since = time.monotonic()
             line |= validated
+            if line:
+                line["seconds"] = time.monotonic() - began
             if line and record is not None:
                 record(step, line)
             self.tell.step(step, line)

@@ -126,16 +126,21 @@ class Best:
 
     Attributes:
         metric: what it goes by; None follows nothing.
-        patience: validations without a better one after which training stops; None never.
+        patience: validations after which training stops, where none of them gained enough; None never.
+        min_gain: the share by which a validation has to be better than the last that gained enough.
         step: of the best validation; None before the first.
         figures: of that validation.
+        mark: the metric, larger is better, of the last validation that gained enough; None before the
+            first.
         waited: validations since.
     """
 
     metric: str | None
     patience: int | None
+    min_gain: float = 0.0
     step: int | None = None
     figures: dict[str, float] | None = None
+    mark: float | None = None
     waited: int = 0
 
     def update(self, step: int, figures: dict[str, float]) -> bool:
@@ -144,11 +149,15 @@ class Best:
             return False
         sign = -1.0 if self.metric == "validation_loss" else 1.0
         new = sign * figures[self.metric]
-        if not math.isnan(new) and (self.figures is None or new > sign * self.figures[self.metric]):
-            self.step, self.figures, self.waited = step, dict(figures), 0
-            return True
-        self.waited += 1
-        return False
+        # Of no number every comparison is false.
+        better = new > (sign * self.figures[self.metric] if self.figures is not None else -math.inf)
+        if better:
+            self.step, self.figures = step, dict(figures)
+        if better if self.mark is None else new - self.mark > self.min_gain * abs(self.mark):
+            self.mark, self.waited = new, 0
+        else:
+            self.waited += 1
+        return better
 
     @property
     def exhausted(self) -> bool:
@@ -157,11 +166,12 @@ class Best:
 
     def facts(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
-        return {"best_step": self.step, "best_figures": self.figures, "waited": self.waited}
+        return {"best_step": self.step, "best_figures": self.figures, "mark": self.mark, "waited": self.waited}
 
     def restore(self, facts: dict[str, Any]) -> None:
         """Go on from what `facts` gave."""
-        self.step, self.figures, self.waited = facts["best_step"], facts["best_figures"], facts["waited"]
+        self.step, self.figures = facts["best_step"], facts["best_figures"]
+        self.mark, self.waited = facts["mark"], facts["waited"]
 
 
 def check_best(train: TrainConfig, name: str, held_out: bool, remedy: str) -> None:

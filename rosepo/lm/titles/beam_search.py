@@ -7,6 +7,7 @@ never spend themselves on titles that may not be answered, and min(k, titles lef
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -19,6 +20,9 @@ from rosepo.lm.titles.cached_prompts import PlainRows, SharedPrompts, batch_toke
 from rosepo.lm.titles.trie import Exclusion, TitleTrie
 from rosepo.utils.console import echo
 from rosepo.utils.errors import UserError
+
+_MANY = 32
+"""Times as many as are wanted: from there on, finding those that lead is faster than sorting all."""
 
 
 class Decoder:
@@ -106,7 +110,7 @@ class Decoder:
             _collect(found_items, found_scores, rows[ended], trie.items(child[ended]), scores[ended])
             # Scores only fall: a beam under the k-th title found cannot lead to a better one.
             open_ = np.flatnonzero(~ended & (scores.astype(np.float32) >= found_scores[rows, -1]))
-            kept = open_[_best_per_row(rows[open_], scores[open_], child[open_], self.beams)]
+            kept = open_[best_per_row(rows[open_], scores[open_], child[open_], self.beams)]
             if not len(kept):
                 return found_items, found_scores
             rows, nodes, scores = rows[kept], child[kept], scores[kept]
@@ -122,12 +126,27 @@ class Decoder:
         return PlainRows(self.model, prompts)
 
 
-def _best_per_row(row: np.ndarray, score: np.ndarray, tie: np.ndarray, limit: int) -> np.ndarray:
+def best_per_row(row: np.ndarray, score: np.ndarray, tie: np.ndarray, limit: int) -> np.ndarray:
     """Indexes of every row's `limit` highest scores, by row and falling score; the lower `tie` wins equal scores."""
-    order = np.lexsort((tie, -score, row))
+    near = _leading(row, score, limit)
+    order = near[np.lexsort((tie[near], -score[near], row[near]))]
     sorted_rows = row[order]
     rank = np.arange(len(order)) - np.searchsorted(sorted_rows, sorted_rows)
     return order[rank < limit]
+
+
+def _leading(row: np.ndarray, score: np.ndarray, limit: int) -> np.ndarray:
+    """Indexes, ascending, among which are every row's `limit` highest scores and those equal to them: of a whole
+    catalogue at once few are left to be sorted."""
+    bounds = np.concatenate([[0], np.flatnonzero(np.diff(row)) + 1, [len(row)]])
+    if np.diff(bounds).max() <= _MANY * limit:
+        return np.arange(len(row))
+    kept = []
+    for start, stop in itertools.pairwise(bounds.tolist()):
+        mine = score[start:stop]
+        least = np.partition(mine, -limit)[-limit] if len(mine) > limit else -np.inf
+        kept.append(start + np.flatnonzero(~(mine < least)))  # all of them where the least is no number
+    return np.concatenate(kept)
 
 
 def _collect(items: np.ndarray, scores: np.ndarray, row: np.ndarray, item: np.ndarray, score: np.ndarray) -> None:
@@ -138,7 +157,7 @@ def _collect(items: np.ndarray, scores: np.ndarray, row: np.ndarray, item: np.nd
     row = np.concatenate([old_row, row])
     item = np.concatenate([items[old_row, old_column], item])
     score = np.concatenate([scores[old_row, old_column], score.astype(np.float32)])
-    best = _best_per_row(row, score, item, items.shape[1])
+    best = best_per_row(row, score, item, items.shape[1])
     row = row[best]
     column = np.arange(len(best)) - np.searchsorted(row, row)
     items[row, column], scores[row, column] = item[best], score[best]

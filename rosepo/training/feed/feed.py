@@ -27,9 +27,10 @@ if TYPE_CHECKING:
 
 STEPS_A_BLOCK = 16
 BLOCK_BYTES = 8 * 2**20
+STEPS_AHEAD = 64
+"""That wait for training, about; two blocks more are in the feeding actor's hands."""
 LEAST_STREAM, MOST_STREAM = 64 * 2**20, 2**30
-"""Bytes of ready batches that one rank's stream may hold in the object store. Ray Data's executor is a thread of the
-training process and does not rest while a stream is held up, so small trainings are let through whole."""
+"""Bytes of ready batches that one rank's stream may hold in the object store."""
 STORE_SHARE = 0.25
 """Of the cluster's object store that all streams may take together."""
 _READY_BATCHES = 4
@@ -79,10 +80,13 @@ def streamed(shard: DataIterator, start: int = 0, ahead: int = READ_AHEAD) -> It
 def plan_dataset(plan: FeedPlan, first: int = 0) -> Dataset:
     """The Ray data set to give to a trainer together with `feed_config`: blocks of (first step, last step + 1), from
     the step `first` on."""
-    steps = plan.schedule.steps
-    # What a block holds is sent on together: one of many steps would wait for groups that its first step does not need.
-    block = max(STEPS_A_BLOCK if plan.growing is None else 1, math.ceil(steps / 4096))
+    steps, block = plan.schedule.steps, _steps_a_block(plan)
     return work_dataset([{"start": start, "stop": min(start + block, steps)} for start in range(first, steps, block)])
+
+
+def _steps_a_block(plan: FeedPlan) -> int:
+    # What a block holds is sent on together: one of many steps would wait for groups that its first step does not need.
+    return max(STEPS_A_BLOCK if plan.growing is None else 1, math.ceil(plan.schedule.steps / 4096))
 
 
 def stream_bytes(store: float, world: int) -> int:
@@ -100,8 +104,11 @@ def feed_config(plan: FeedPlan, first: Callable[[], int] = int) -> Any:
     import ray.train
     from ray.data import ActorPoolStrategy, ExecutionOptions, ExecutionResources
 
+    from rosepo.training.feed.read_ahead import bound_read_ahead
+
     # Through the object store: of all the processes that Ray Train starts, only the feeding actors need to unpack it.
     kept = ray.put(plan)
+    blocks = math.ceil(STEPS_AHEAD / _steps_a_block(plan))
 
     class FeedConfig(ray.train.DataConfig):
         def __init__(self) -> None:
@@ -119,6 +126,7 @@ def feed_config(plan: FeedPlan, first: Callable[[], int] = int) -> Any:
             return [{name: stream(ds, rank, world_size) for name, ds in left.items()} for rank in range(world_size)]
 
     def bound(context: DataContext, limit: int) -> None:
+        bound_read_ahead(context, blocks)
         context.target_max_block_size = BLOCK_BYTES
         context.execution_no_progress_timeout_s = -1  # Ray 2.60 ends a stream that waits for half an hour
         context.execution_options = ExecutionOptions(

@@ -13,7 +13,7 @@ from rosepo.config import TemplateConfig
 from rosepo.data.prompts import PromptBuilder
 from rosepo.data.titles import distinct_titles
 from rosepo.lm.rows.logps import plain_logps, sharing_obstacle
-from rosepo.lm.titles.beam_search import Decoder
+from rosepo.lm.titles.beam_search import Decoder, best_per_row
 from rosepo.lm.titles.cached_prompts import PlainRows
 from rosepo.utils.errors import UserError
 from tests.helpers import FAMILIES, tiny_builder, tiny_model, tiny_tokenizer
@@ -207,3 +207,16 @@ def test_no_examples_give_no_answers(builder: PromptBuilder) -> None:
 def test_more_answers_than_beams_are_refused(k: int, builder: PromptBuilder) -> None:
     with pytest.raises(UserError, match="number of beams"):
         Decoder(tiny_model(), builder, beams=5).top_k(prompts_of(builder, [[1]]), [np.array([1])], k)
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 4))
+def test_the_best_of_whole_catalogues_are_those_that_a_sort_of_all_gives(seed: int, limit: int) -> None:
+    rng = np.random.default_rng(seed)
+    sizes = rng.choice([1, limit, 40, 700], size=6)
+    row = np.repeat(np.arange(6), sizes)
+    score = rng.choice([*rng.normal(size=5), -np.inf, np.nan], size=len(row))
+    tie = rng.permutation(len(row))
+    worse = np.where(np.isnan(score), np.finfo(float).max, np.minimum(-score, 1e300))  # what is no number ends last
+    found = best_per_row(row, score, tie, limit)
+    expected = [sorted(np.flatnonzero(row == one), key=lambda at: (worse[at], tie[at]))[:limit] for one in range(6)]
+    assert found.tolist() == np.concatenate(expected).tolist()

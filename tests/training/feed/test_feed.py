@@ -125,6 +125,33 @@ def test_a_step_is_handed_out_while_the_rows_of_the_next_are_waited_for(ray_clus
     assert sorted(int(arrays["step"]) for arrays in stream) == [1, 2]
 
 
+class Noted:
+    """Writes down, a byte a step, what it has been asked for."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __call__(self, rows, parts):
+        with self.path.open("ab") as notes:
+            notes.write(b".")
+        return [{"rows": rows["row"].to_numpy()} for _ in range(parts)]
+
+
+def test_a_stream_is_a_bounded_number_of_steps_ahead_of_training(ray_cluster, table, tmp_path):
+    notes = tmp_path / "notes"
+    plan = FeedPlan(table, ("row",), Noted(notes), n_rows=32, batch_size=8, micro_batch_size=8, seed=0, epochs=500.0)
+    (shards,) = feed.feed_config(plan).configure({"train": feed.plan_dataset(plan)}, 1)
+    stream = feed.streamed(shards["train"])
+    first, size = next(stream), 0
+    while size < notes.stat().st_size:  # until nothing is made any more
+        size = notes.stat().st_size
+        time.sleep(1)
+    in_hand = 2 * feed.STEPS_A_BLOCK  # tasks that the actor has done, taken from it at once
+    assert feed.STEPS_AHEAD / 2 <= size <= feed.STEPS_AHEAD + 2 * in_hand + 2 * feed.STEPS_A_BLOCK < 2000
+    expected = list(micro_batches(plan, 0, 1))
+    np.testing.assert_equal([first, *stream], expected)
+
+
 def test_a_folder_without_rows_is_refused(tmp_path):
     with pytest.raises(UserError, match="no rows to train on"):
         ParquetRows(tmp_path)
