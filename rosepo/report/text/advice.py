@@ -11,8 +11,8 @@ from rosepo.report.text.format import brackets, known, number, sign
 from rosepo.report.text.labels import label
 
 GAIN = 0.005
-"""A training that ends by its schedule was still improving where its last validation was the best one, by at least
-this share of what the one before had."""
+"""A training that ends by its schedule was still improving where its last validation was better than the best one before,
+by at least this share."""
 LEVEL = 0.99
 """From this share of the oracle's NDCG@10 on, a model is not below it."""
 SHOWN = ("markov", "popular")
@@ -49,15 +49,16 @@ class Training:
             return False
         sign = -1.0 if self.metric.endswith("loss") else 1.0
         *before, end = (sign * value for value in self.values)
-        return end > max(before) and end - before[-1] > GAIN * abs(before[-1])
+        return end - max(before) > GAIN * abs(max(before))
 
     @property
     def told(self) -> str:
         """That it ended too early, and the remedy."""
-        values = " to ".join(number(value, digits=4) for value in self.values[-2:])
+        least = min if self.metric.endswith("loss") else max
+        values = " to ".join(number(value, digits=4) for value in (least(self.values[:-1]), self.values[-1]))
         name = self.metric.replace("_", " ") if self.metric.endswith("loss") else f"validation {self.metric.upper()}"
         return (
-            f"{self.title} was still improving at its end ({name} went from {values} between its last two looks, "
+            f"{self.title} was still improving at its end ({name} went from {values} with its last look, "
             f"after {self.last:,} {self.unit}): these are not the figures of this model. Raise {self.epochs}."
         )
 
