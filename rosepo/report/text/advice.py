@@ -11,8 +11,8 @@ from rosepo.report.text.format import brackets, known, number, sign
 from rosepo.report.text.labels import label
 
 GAIN = 0.005
-"""A training that ends by its schedule was still improving where its last validation was better than the best one before,
-by at least this share."""
+"""A training that ends by its schedule was still improving where its last validation was better than the best one
+before, by at least this share."""
 LEVEL = 0.99
 """From this share of the oracle's NDCG@10 on, a model is not below it."""
 SHOWN = ("markov", "popular")
