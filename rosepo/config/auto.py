@@ -61,7 +61,7 @@ TITLES_A_STEP = 430
 """Of fine-tuning, about."""
 LINE = 128
 """Tokens of a line that short rows share: attention over a longer one looks in vain at other rows' tokens."""
-LOOKED_AT = 4000
+LOOKED_AT = 2000
 """Users whose next title a training looks for in the catalogue, at most."""
 GROUPS = 25_000
 """Groups to learn preferences from, about."""
