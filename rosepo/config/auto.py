@@ -69,8 +69,8 @@ ALIGN_STEPS = 800
 """Of alignment in all its passes, about; eight passes at most."""
 STEPS_A_PASS = 500
 """Of alignment, about."""
-SEQUENCES_WAITED = 50_000
-"""Users whose sequences the oracle goes over without getting better before it stops, about."""
+SEQUENCES_WAITED, MOST_LOOKS = 50_000, 10
+"""Users whose sequences the oracle goes over without getting better before it stops, about, and looks at most."""
 ENSEMBLE = 150_000
 """Training examples, of all SASRecs of an oracle together, about; three at most."""
 SHARES = {"oracle": 0.2, "sft": 0.4, "align": 0.25}
@@ -118,6 +118,10 @@ def _sasrec(config: Config) -> bool:
 
 def _ensemble(config: Config) -> bool:
     return _sasrec(config) and config.oracle.models > 1
+
+
+def _oracle_looks(facts: LogFacts) -> int:
+    return int(min(max(SEQUENCES_WAITED // facts.users, 2), MOST_LOOKS))
 
 
 def _users_a_step(config: Config, facts: LogFacts) -> int:
@@ -195,8 +199,14 @@ RULES: dict[str, Rule] = {
     "oracle.dropout": Rule(
         lambda config, facts: 0.4, "models that differ have the better mean", _ensemble, any_model=True
     ),
+    "oracle.min_gain": Rule(
+        lambda config, facts: 0.01 if _oracle_looks(facts) < MOST_LOOKS else 0.0,
+        "where passes are long, a look better by less is not waited for",
+        lambda config: _sasrec(config) and not given(config, "oracle.patience"),
+        any_model=True,
+    ),
     "oracle.patience": Rule(
-        lambda config, facts: int(min(max(SEQUENCES_WAITED // facts.users, 2), 10)),
+        lambda config, facts: _oracle_looks(facts),
         "looks without a better one, of {users:,} users each",
         _sasrec,
         any_model=True,

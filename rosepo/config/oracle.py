@@ -43,6 +43,8 @@ class OracleConfig(Section):
     """Epochs between two validations."""
     patience: Count = 10
     """Looks without a better NDCG@10 on validation before stopping; those in the 100 steps of warm-up do not count."""
+    min_gain: Rate = 0.0
+    """Share by which NDCG@10 has to get better for `patience` to wait anew."""
     max_seconds: Positive | None = None
     """Also stop each model after this long; None trains to the end."""
 

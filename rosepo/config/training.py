@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from rosepo.config.base import Count, Gpu, NonNegative, OpenSection, Option, Positive, Section
+from rosepo.config.base import Count, Gpu, NonNegative, OpenSection, Option, Positive, Rate, Section
 from rosepo.config.losses import (
     LOSSES,
     SMOOTHINGS,
@@ -83,7 +83,7 @@ class TrainConfig(Section):
     """Keep the model of the validation that was best by this; None keeps the last one."""
     patience: Count | None = None
     """Validations without a better `best_metric` before stopping early; None trains to the end."""
-    min_gain: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    min_gain: Rate = 0.0
     """Share by which `best_metric` has to get better for `patience` to wait anew: of many looks some are better by
     chance."""
     max_seconds: Positive | None = None

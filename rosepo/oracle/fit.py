@@ -31,7 +31,8 @@ from rosepo.oracle.sasrec_data import NextItemLoss, Sequences, batch_tensors, ep
 from rosepo.run.training_progress import ProgressTeller, TrainingProgress
 from rosepo.training.ema import follow_mean
 from rosepo.training.metric_log import MetricLog
-from rosepo.training.trainer import root_cause, run_trainer
+from rosepo.training.trainer import root_cause, run_trainer, take_cores
+from rosepo.training.validation import Best
 from rosepo.utils.console import Progress
 from rosepo.utils.errors import StageError
 from rosepo.utils.quiet import quiet_worker
@@ -97,6 +98,7 @@ def _worker(settings: dict[str, Any]) -> None:
     import ray.train
 
     quiet_worker()
+    take_cores()
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     tables = {name: _whole(name) for name in ("train", "validation")}
@@ -135,7 +137,7 @@ def _train_one(
     # Masks of dropout differ from rank to rank, weights do not.
     torch.manual_seed(settings["seed"] * 1_000_003 + rank)
     run = _Run(oracle, model, wrapped, rank, world, device, settings["seed"])
-    best, waited, started = -1.0, 0, time.monotonic()
+    best, started = Best("ndcg@10", oracle.patience, oracle.min_gain), time.monotonic()
     with MetricLog(out) if rank == 0 else contextlib.nullcontext() as log:
         for epoch in range(1, oracle.max_epochs + 1):
             loss = run.epoch(train, epoch, count)
@@ -151,16 +153,16 @@ def _train_one(
             count.told.doing("validating")
             figures = run.validate(histories[rank::world], seen[rank::world], targets[rank::world])
             count.tell(epoch, {"loss": loss, **figures})
-            better = figures["ndcg@10"] > best
-            # A few steps an epoch, as on small data, are no reason to give up before the rate is what it should be.
-            warm = run.steps > WARMUP_STEPS
-            best, waited = (figures["ndcg@10"], 0) if better else (best, waited + warm)
+            better = best.update(epoch, figures)
+            if run.steps <= WARMUP_STEPS:
+                # A few steps an epoch, as on small data: no reason to give up before the rate is what it should be.
+                best.waited = 0
             if log is not None:
                 if better:
                     run.average.save(out, settings["item_ids"])
                 seconds = time.monotonic() - started
                 log.write(epoch, {"loss": loss, **figures, "best": float(better), "seconds": seconds})
-            if last or waited >= oracle.patience:
+            if last or best.exhausted:
                 break
 
 

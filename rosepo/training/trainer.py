@@ -162,14 +162,20 @@ def _worker(config: dict[str, Any]) -> None:
     start = agreed_start(task, out)
     ahead = READ_AHEAD if task.plan.growing is None else 0
     stream = streamed(ray.train.get_dataset_shard("train"), 0 if start is None else start.step, ahead)
-    context = ray.train.get_context()
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    # Ray sets one thread a CPU it accounts for; what is really there is shared by the workers of this node.
-    torch.set_num_threads(max(1, cores // context.get_local_world_size()))
+    take_cores()
     prepare_process("nccl" if config["gpu"] else "gloo")
     figures = train_rank(task, stream, out, start=start, resumable=True)
-    if context.get_world_rank() == 0:
+    if ray.train.get_context().get_world_rank() == 0:
         write_json(out / FIGURES_FILE, figures)
+
+
+def take_cores() -> None:
+    """Let torch use a training worker's share of the cores: Ray sets one thread a CPU that it accounts for, but what is
+    really there is shared by the workers of this node."""
+    import ray.train
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    torch.set_num_threads(max(1, cores // ray.train.get_context().get_local_world_size()))
 
 
 def root_cause(name: str, workers: int, error: BaseException) -> str:

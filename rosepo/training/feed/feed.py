@@ -18,6 +18,7 @@ import pyarrow as pa
 
 from rosepo.run.ray_session import map_by_actors, work_dataset
 from rosepo.run.resources import FEED_CPUS
+from rosepo.training.feed.parquet_rows import part_files
 from rosepo.training.feed.plan import Arrays, FeedPlan
 from rosepo.utils.errors import user_error_from
 from rosepo.utils.quiet import quiet_worker
@@ -25,12 +26,15 @@ from rosepo.utils.quiet import quiet_worker
 if TYPE_CHECKING:
     from ray.data import DataContext, DataIterator, Dataset
 
-STEPS_A_BLOCK = 16
-BLOCK_BYTES = 8 * 2**20
-STEPS_AHEAD = 64
-"""That wait for training, about; two blocks more are in the feeding actor's hands."""
-LEAST_STREAM, MOST_STREAM = 64 * 2**20, 2**30
-"""Bytes of ready batches that one rank's stream may hold in the object store."""
+LEAST_STEPS, TASKS = 16, 64
+"""Steps that a task of the feeding actor makes at least, and tasks of a training at most."""
+BATCHES_A_BLOCK, BLOCKS_AHEAD = 32, 8
+"""Of ready batches: how many are sent on together, and how much of it a stream may hold in the object store."""
+LEAST_BLOCK, MOST_BLOCK = 2**17, 8 * 2**20
+MOST_STREAM = 2**30
+"""Bytes."""
+LOOKED_INTO = 64 * 2**20
+"""Bytes of a table's files, up to which its first batch is made where the training is started from."""
 STORE_SHARE = 0.25
 """Of the cluster's object store that all streams may take together."""
 _READY_BATCHES = 4
@@ -80,18 +84,41 @@ def streamed(shard: DataIterator, start: int = 0, ahead: int = READ_AHEAD) -> It
 def plan_dataset(plan: FeedPlan, first: int = 0) -> Dataset:
     """The Ray data set to give to a trainer together with `feed_config`: blocks of (first step, last step + 1), from
     the step `first` on."""
-    steps, block = plan.schedule.steps, _steps_a_block(plan)
+    steps, block = plan.schedule.steps, _steps_a_task(plan)
     return work_dataset([{"start": start, "stop": min(start + block, steps)} for start in range(first, steps, block)])
 
 
-def _steps_a_block(plan: FeedPlan) -> int:
-    # What a block holds is sent on together: one of many steps would wait for groups that its first step does not need.
-    return max(STEPS_A_BLOCK if plan.growing is None else 1, math.ceil(plan.schedule.steps / 4096))
+def _steps_a_task(plan: FeedPlan) -> int:
+    """Of tasks that outlast what the stream holds, one waits unfinished and the next unbegun: Ray Data's executor, a
+    thread of the training process, rests then, and would ask again at once where all of them were done."""
+    if plan.growing is not None:
+        # What a task makes is sent on together: one of many steps would wait for groups that its first does not need.
+        return max(1, math.ceil(plan.schedule.steps / 4096))
+    return max(LEAST_STEPS, math.ceil(plan.schedule.steps / TASKS))
 
 
-def stream_bytes(store: float, world: int) -> int:
-    """Bytes that the stream of each of `world` ranks may hold in an object store of so many bytes in all."""
-    return max(LEAST_STREAM, min(MOST_STREAM, int(STORE_SHARE * store / world)))
+def block_bytes(plan: FeedPlan) -> int:
+    """Bytes of the blocks that a plan's batches travel in, by the size of its first one; many for a growing table,
+    whose first rows may have to be waited for, and for one that is too large to look into here: there a stream may be
+    some minutes ahead."""
+    if plan.growing is not None or sum(file.stat().st_size for file in part_files(plan.folder)) > LOOKED_INTO:
+        return MOST_BLOCK
+    first = next(micro_batches(plan, 0, 1))
+    return max(LEAST_BLOCK, min(MOST_BLOCK, BATCHES_A_BLOCK * sum(array.nbytes for array in first.values())))
+
+
+def stream_bytes(plan: FeedPlan, block: int, store: float, world: int) -> int:
+    """Bytes that the stream of each of `world` ranks may hold in an object store of so many bytes in all.
+
+    By itself Ray Data makes all that fits. Of small rows that is a whole training's, made as fast as the feeding actor
+    can while training wants its cores.
+
+    Args:
+        block: bytes of its blocks.
+    """
+    # What a growing table holds comes as slowly as it is made.
+    wanted = BLOCKS_AHEAD * block if plan.growing is None else MOST_STREAM
+    return max(BLOCKS_AHEAD * LEAST_BLOCK, min(wanted, int(STORE_SHARE * store / world)))
 
 
 def feed_config(plan: FeedPlan, first: Callable[[], int] = int) -> Any:
@@ -104,11 +131,8 @@ def feed_config(plan: FeedPlan, first: Callable[[], int] = int) -> Any:
     import ray.train
     from ray.data import ActorPoolStrategy, ExecutionOptions, ExecutionResources
 
-    from rosepo.training.feed.read_ahead import bound_read_ahead
-
     # Through the object store: of all the processes that Ray Train starts, only the feeding actors need to unpack it.
-    kept = ray.put(plan)
-    blocks = math.ceil(STEPS_AHEAD / _steps_a_block(plan))
+    kept, size = ray.put(plan), block_bytes(plan)
 
     class FeedConfig(ray.train.DataConfig):
         def __init__(self) -> None:
@@ -120,14 +144,14 @@ def feed_config(plan: FeedPlan, first: Callable[[], int] = int) -> Any:
         ) -> list[dict[str, DataIterator]]:
             begin = first()
             left = {name: plan_dataset(plan, begin) if begin else ds for name, ds in datasets.items()}
-            limit = stream_bytes(ray.cluster_resources().get("object_store_memory", 0.0), world_size)
+            store = ray.cluster_resources().get("object_store_memory", 0.0)
+            limit = stream_bytes(plan, size, store, world_size)
             for dataset in left.values():
                 bound(dataset.context, limit)
             return [{name: stream(ds, rank, world_size) for name, ds in left.items()} for rank in range(world_size)]
 
     def bound(context: DataContext, limit: int) -> None:
-        bound_read_ahead(context, blocks)
-        context.target_max_block_size = BLOCK_BYTES
+        context.target_max_block_size = size
         context.execution_no_progress_timeout_s = -1  # Ray 2.60 ends a stream that waits for half an hour
         context.execution_options = ExecutionOptions(
             preserve_order=True, resource_limits=ExecutionResources(object_store_memory=limit)

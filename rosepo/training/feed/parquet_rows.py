@@ -16,6 +16,11 @@ _KEPT_BYTES = 256 * 2**20
 """Of row groups that a table keeps in memory; the last one that was read stays, however large."""
 
 
+def part_files(folder: Path) -> list[Path]:
+    """The files of a table, in the order of their rows."""
+    return [path for path in sorted(folder.glob("*.parquet")) if not path.name.startswith(("_", "."))]
+
+
 class ParquetRows:
     """Random access to the rows of a Parquet table of many files; row groups read last are held in memory.
 
@@ -33,9 +38,7 @@ class ParquetRows:
         self.names: list[str] = []
         self._groups: list[tuple[Path, int]] = []
         self._starts = [0]
-        for path in sorted(folder.glob("*.parquet")):
-            if path.name.startswith(("_", ".")):
-                continue
+        for path in part_files(folder):
             meta = pq.read_metadata(path)
             self.names = self.names or meta.schema.to_arrow_schema().names
             for group in range(meta.num_row_groups):

@@ -12,7 +12,8 @@ import torch
 
 from rosepo.config import Config, parse_config
 from rosepo.lm.rows.batch import Batch
-from rosepo.lm.rows.logps import LogpsModel, plain_logps
+from rosepo.lm.rows.logps import LogpsModel
+from rosepo.lm.rows.plain_rows import plain_logps
 from rosepo.run.paths import RunPaths
 from rosepo.training.feed.feed import micro_batches
 from rosepo.training.sft import sft_task

@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -90,10 +91,15 @@ def test_row_groups_are_kept_up_to_their_bytes_and_one_at_least(groups, kept, tm
 
 
 class Deadly:
-    """Kills whoever encodes."""
+    """Kills whoever encodes, but for the process that made it."""
+
+    def __init__(self):
+        self.maker = os.getpid()
 
     def __call__(self, rows, parts):
-        os.kill(os.getpid(), signal.SIGKILL)
+        if os.getpid() != self.maker:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return [{"rows": rows["row"].to_numpy()} for _ in range(parts)]
 
 
 def test_a_feeding_actor_that_dies_again_and_again_ends_the_stream_as_a_lost_process(ray_cluster, table, monkeypatch):
@@ -134,7 +140,7 @@ class Noted:
     def __call__(self, rows, parts):
         with self.path.open("ab") as notes:
             notes.write(b".")
-        return [{"rows": rows["row"].to_numpy()} for _ in range(parts)]
+        return [{"rows": rows["row"].to_numpy(), "more": np.zeros(2**14, np.uint8)} for _ in range(parts)]
 
 
 def test_a_stream_is_a_bounded_number_of_steps_ahead_of_training(ray_cluster, table, tmp_path):
@@ -146,10 +152,17 @@ def test_a_stream_is_a_bounded_number_of_steps_ahead_of_training(ray_cluster, ta
     while size < notes.stat().st_size:  # until nothing is made any more
         size = notes.stat().st_size
         time.sleep(1)
-    in_hand = 2 * feed.STEPS_A_BLOCK  # tasks that the actor has done, taken from it at once
-    assert feed.STEPS_AHEAD / 2 <= size <= feed.STEPS_AHEAD + 2 * in_hand + 2 * feed.STEPS_A_BLOCK < 2000
+    assert feed.BATCHES_A_BLOCK <= size <= 2 * feed.BLOCKS_AHEAD * feed.BATCHES_A_BLOCK < 2000
+
     expected = list(micro_batches(plan, 0, 1))
     np.testing.assert_equal([first, *stream], expected)
+
+
+@pytest.mark.parametrize(("mib", "size"), [(64, 2**17), (1e-6, 2**23)])
+def test_a_table_too_large_to_be_looked_into_travels_in_large_blocks(table, monkeypatch, mib, size):
+    monkeypatch.setattr(feed, "LOOKED_INTO", mib * 2**20)
+    plan = FeedPlan(table, ("row",), Deadly(), n_rows=32, batch_size=8, micro_batch_size=8, seed=0, epochs=1.0)
+    assert feed.block_bytes(plan) == size
 
 
 def test_a_folder_without_rows_is_refused(tmp_path):
@@ -203,8 +216,11 @@ def test_all_ranks_together_read_every_target_of_an_epoch_once(tiny_run, world, 
 
 
 @pytest.mark.parametrize(
-    ("store_gib", "world", "mib"),
-    [(100, 8, 1024), (8, 2, 1024), (2, 2, 256), (0.1, 8, 64)],  # plenty, just enough, shared, never nothing
+    ("store_gib", "world", "block_mib", "mib"),
+    [(100, 8, 8, 64), (100, 8, 0.5, 4), (1, 8, 8, 32), (0.01, 8, 8, 1)],  # plenty, small blocks, shared, never nothing
 )
-def test_all_streams_together_leave_most_of_the_object_store(store_gib: float, world: int, mib: int) -> None:
-    assert feed.stream_bytes(store_gib * 2**30, world) == mib * 2**20
+def test_all_streams_together_leave_most_of_the_object_store(
+    store_gib: float, world: int, block_mib: float, mib: int, tmp_path: Path
+) -> None:
+    plan = FeedPlan(tmp_path, (), Deadly(), n_rows=1, batch_size=1, micro_batch_size=1, seed=0, epochs=1.0)
+    assert feed.stream_bytes(plan, int(block_mib * 2**20), store_gib * 2**30, world) == mib * 2**20

@@ -18,7 +18,8 @@ from rosepo.data.catalogue import Catalogue
 from rosepo.data.prompts import PromptBuilder
 from rosepo.lm.model.model_folder import CATALOGUE, load_builder
 from rosepo.lm.rows.batch import Batch, collate
-from rosepo.lm.rows.logps import LogpsModel, plain_logps
+from rosepo.lm.rows.logps import LogpsModel
+from rosepo.lm.rows.plain_rows import plain_logps
 from rosepo.lm.rows.rows import group_row
 from rosepo.objectives.likelihood import distill, drawn_weights
 from rosepo.run.paths import RunPaths
