@@ -9,13 +9,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 MERGE_SCANS = 32
+ENDS = {"earliest": pc.min, "latest": pc.max}
+"""Of the times of a block, or of all."""
 
 
 def scan(table: pa.Table, min_rating: float | None) -> dict[str, pa.Array]:
     """What the driver must know of a block: its users and items, each with rows in all and rows that are positive.
 
     Returns:
-        user, user_rows, user_positives, item, item_rows, item_positives; unrated [1], rows without a rating.
+        user, user_rows, user_positives, item, item_rows, item_positives; unrated [1], rows without a rating; earliest
+        and latest [1], times.
     """
     counted = pa.table(
         {
@@ -26,6 +29,7 @@ def scan(table: pa.Table, min_rating: float | None) -> dict[str, pa.Array]:
         }
     )
     found: dict[str, pa.Array] = {"unrated": pa.array([table["rating"].null_count], pa.int64())}
+    found |= {name: pa.array([ends(table["timestamp"]).as_py()], pa.float64()) for name, ends in ENDS.items()}
     for name in ("user", "item"):
         groups = counted.group_by(name, use_threads=False).aggregate([("rows", "sum"), ("positives", "sum")])
         found[name] = groups[name].combine_chunks()
@@ -49,6 +53,8 @@ def merge_scans(scans: Iterable[dict[str, pa.Array]], schema: pa.Schema) -> dict
 
 def _merged(scans: Sequence[dict[str, pa.Array]]) -> dict[str, pa.Array]:
     merged = {"unrated": pa.array([sum(found["unrated"][0].as_py() for found in scans)], pa.int64())}
+    for name, ends in ENDS.items():
+        merged[name] = pa.array([ends(pa.concat_arrays([found[name] for found in scans])).as_py()], pa.float64())
     for name in ("user", "item"):
         names = [name, f"{name}_rows", f"{name}_positives"]
         parts = pa.concat_tables([pa.table([found[key] for key in names], names=names) for found in scans])

@@ -31,6 +31,7 @@ from rosepo.data.prepare.statistics import (
 from rosepo.data.prepare.ties import TieBreaker
 from rosepo.data.readers import columns as cols
 from rosepo.data.readers.interactions import plan_reading, read_items
+from rosepo.data.readers.times import check_span
 from rosepo.data.readers.title_hint import title_hint
 from rosepo.data.seen import SEQUENCES
 from rosepo.data.split import SPLITS
@@ -125,6 +126,9 @@ def filter_log(config: Config, blocks: LocalBlocks | RayBlocks, items: pa.Table)
     scanned = blocks.scanned(settings.min_rating)
     if not len(scanned["user"]):
         raise UserError(f"data.interactions={config.data.interactions} has no rows")
+    check_span(
+        *(scanned[name][0].as_py() for name in ("earliest", "latest")), f"data.interactions={config.data.interactions}"
+    )
     rows, positive = (int(pc.sum(scanned[name]).as_py()) for name in ("user_rows", "user_positives"))
     known = items["item_id"].combine_chunks()
     check_known(scanned["item"], scanned["item_rows"].to_numpy(), known, config)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -26,6 +26,8 @@ ALIASES = {
     "title": ("movie_title", "item_title", "name"),
     "categories": ("genres", "genre", "class", "category"),
 }
+MOST_NAMED = 20
+"""Columns that a message names."""
 NO_CATEGORIES = "(no genres listed)"
 
 
@@ -54,7 +56,20 @@ def match_columns(names: Sequence[str], columns: ColumnsConfig, kind: str, where
             raise UserError(f"{where}: '{others[0]}' and '{others[1]}' could be {field}: set data.columns.{field}")
         elif explicit or field not in OPTIONAL:
             _there(names, wanted, field, where)
+    _check_distinct(found, where)
     return found
+
+
+def _check_distinct(mapping: Mapping[str, str], where: str) -> None:
+    fields: dict[str, str] = {}
+    for field, name in mapping.items():
+        if field.startswith("{") or field == "title":  # a title may be put together of any columns
+            continue
+        if name in fields:
+            raise UserError(
+                f"{where}: column '{name}' cannot be both {fields[name]} and {field}: set data.columns.{field}"
+            )
+        fields[name] = field
 
 
 def _there(names: Sequence[str], wanted: str, field: str, where: str) -> str:
@@ -63,7 +78,27 @@ def _there(names: Sequence[str], wanted: str, field: str, where: str) -> str:
         return wanted
     near = difflib.get_close_matches(wanted, names, n=1, cutoff=0.5)
     hint = f"did you mean '{near[0]}'? Columns" if near else "columns"
-    raise UserError(f"{where} has no column '{wanted}' ({hint}: {', '.join(names)}): set data.columns.{field}")
+    raise UserError(f"{where} has no column '{wanted}' ({hint}: {named(names)}): {_remedy(names, field)}")
+
+
+def named(names: Sequence[str]) -> str:
+    """Names of columns for a message, of many the first ones."""
+    short = [name if len(name) <= 40 else f"{name[:39]}…" for name in names[:MOST_NAMED]]
+    return ", ".join(short) + (f" and {len(names) - MOST_NAMED:,} more" if len(names) > MOST_NAMED else "")
+
+
+def _remedy(names: Sequence[str], field: str) -> str:
+    if all(_is_number(name) for name in names):
+        return "the first line looks like data: put a line with the names of the columns before it"
+    return f"set data.columns.{field}"
+
+
+def _is_number(name: str) -> bool:
+    try:
+        float(name)
+    except ValueError:
+        return False
+    return True
 
 
 def ids(column: pa.ChunkedArray, name: str, where: str, row: int) -> pa.Array:
@@ -72,9 +107,9 @@ def ids(column: pa.ChunkedArray, name: str, where: str, row: int) -> pa.Array:
     Raises:
         UserError: missing ids, or a type that is neither integer nor text.
     """
-    values = _flat(column)
+    values = flat(column)
     if pa.types.is_string(values.type):
-        values = _trimmed(values)
+        values = trimmed(values)
     elif pa.types.is_integer(values.type):
         try:
             values = values.cast(pa.int64())
@@ -100,7 +135,7 @@ def numbers(column: pa.ChunkedArray, name: str, where: str, row: int, remedy: st
     Raises:
         UserError: another type, text that is no number, NaN or infinity.
     """
-    values = _flat(column)
+    values = flat(column)
     if pa.types.is_timestamp(values.type) or pa.types.is_date(values.type):
         micro = values.cast(pa.timestamp("us", tz=getattr(values.type, "tz", None)), safe=False).cast(pa.int64())
         values = pc.divide(micro.cast(pa.float64(), safe=False), 1e6)
@@ -128,7 +163,7 @@ def text(column: pa.ChunkedArray, name: str, where: str, row: int) -> pa.Array:
     Raises:
         UserError: another type, or a title with nothing in it.
     """
-    values = _flat(column)
+    values = flat(column)
     if pa.types.is_null(values.type):
         values = values.cast(pa.string())
     if not pa.types.is_string(values.type):
@@ -182,20 +217,20 @@ def codes(values: pa.Array | pa.ChunkedArray, known: pa.Array) -> np.ndarray:
 
     Where one side is text, both are compared as text: `007` is not 7.
     """
-    flat = _flat(values) if isinstance(values, pa.ChunkedArray) else values
-    if flat.type != known.type:
-        flat, known = flat.cast(pa.string()), known.cast(pa.string())
-    places = pc.fill_null(pc.index_in(flat, value_set=known), -1)
-    nulls = flat.is_null().to_numpy(zero_copy_only=False)
+    given = flat(values) if isinstance(values, pa.ChunkedArray) else values
+    if given.type != known.type:
+        given, known = given.cast(pa.string()), known.cast(pa.string())
+    places = pc.fill_null(pc.index_in(given, value_set=known), -1)
+    nulls = given.is_null().to_numpy(zero_copy_only=False)
     return np.where(nulls, -1, places.to_numpy(zero_copy_only=False)).astype(np.int64)
 
 
 def _parsed(values: pa.Array, name: str, where: str, row: int, remedy: str) -> pa.Array:
-    trimmed = _trimmed(values)
+    bare = trimmed(values)
     try:
-        return trimmed.cast(pa.float64())
+        return bare.cast(pa.float64())
     except pa.ArrowInvalid as error:
-        for number, value in enumerate(trimmed.to_pylist()):
+        for number, value in enumerate(bare.to_pylist()):
             try:
                 float(value if value is not None else 0)
             except ValueError:
@@ -203,13 +238,14 @@ def _parsed(values: pa.Array, name: str, where: str, row: int, remedy: str) -> p
         raise UserError(f"{where}: column '{name}' holds text that is no number: {remedy}") from error
 
 
-def _trimmed(values: pa.Array) -> pa.Array:
+def trimmed(values: pa.Array) -> pa.Array:
     """Text without white space around it; null where nothing is left."""
     values = pc.utf8_trim_whitespace(values)
     return pc.if_else(pc.equal(values, ""), pa.scalar(None, pa.string()), values)
 
 
-def _flat(column: pa.ChunkedArray | pa.Array) -> pa.Array:
+def flat(column: pa.ChunkedArray | pa.Array) -> pa.Array:
+    """One array, text as `string`, dictionaries as what they stand for."""
     kind = column.type
     if pa.types.is_dictionary(kind):
         column = column.cast(kind.value_type)

@@ -6,9 +6,11 @@ read with the types of the first BLOCK_BYTES, ratings and times that are numbers
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -84,9 +86,9 @@ def read_header(source: Source, kind: str) -> Header:
         else:
             raw = [name.strip() for name in next(csv.reader([line], delimiter=delimiter))]
         names = tuple(name.split(":")[0] for name in raw) if source.format == "recbole" else tuple(raw)
-        repeated = [name for name in names if names.count(name) > 1]
-        if repeated:
-            raise UserError(f"{source.name}: two columns are named '{repeated[0]}': rename one")
+        if source.format == "recbole" and len(names) == 1 and raw[0].count(" ") > 1:
+            raise UserError(f"{source.name}: spaces stand between its columns, where RecBole's files have tabs")
+        _check_repeated(source, names)
         sequences = frozenset(name.split(":")[0] for name in raw if name.endswith(":token_seq"))
         return Header(names, dict.fromkeys(names, pa.string()), (Piece(source),), sequences, delimiter)
 
@@ -160,7 +162,7 @@ def _dat_table(source: Source, raw: bytes, header: Header, columns: list[str], k
     try:
         text = raw.decode("utf-8")
     except UnicodeDecodeError:
-        text = raw.decode("latin-1")  # MovieLens 1M and 10M; newer data of this shape is UTF-8
+        text = "\n".join(_utf8_or_latin(line) for line in raw.split(b"\n"))
     if kind == "items":  # a title may hold `::` itself: the id ends at the first, the categories begin at the last
         # Not splitlines(), which parts titles at U+0085 and U+2028 too.
         lines = [line.rstrip("\r") for line in text.split("\n") if line.strip()]
@@ -177,6 +179,14 @@ def _dat_table(source: Source, raw: bytes, header: Header, columns: list[str], k
         parse_options=pacsv.ParseOptions(delimiter=_FIELD, quote_char=False),
         convert_options=_as_text(columns),
     )
+
+
+def _utf8_or_latin(line: bytes) -> str:
+    """MovieLens 1M and 10M are Latin-1, newer data of this shape UTF-8, and some files hold lines of both."""
+    try:
+        return line.decode("utf-8")
+    except UnicodeDecodeError:
+        return line.decode("latin-1")
 
 
 def _as_text(columns: list[str]) -> pacsv.ConvertOptions:
@@ -196,28 +206,36 @@ def _parquet_header(source: Source) -> Header:
         for group in range(metadata.num_row_groups):
             pieces.append(Piece(source, group, row))
             row += metadata.row_group(group).num_rows
+        _check_repeated(source, schema.names)
         types = {field.name: field.type for field in schema}
         return Header(tuple(schema.names), types, tuple(pieces), rows=metadata.num_rows)
 
 
 def _json_header(source: Source) -> Header:
     with open_stream(source) as stream:
-        try:
-            schema = json_lines.first_schema(stream, BLOCK_BYTES)
-        except pa.ArrowInvalid as error:
-            if "Empty JSON" in str(error):
-                raise UserError(f"{source.name} is empty") from None
-            raise
-    return Header(tuple(schema.names), {field.name: field.type for field in schema}, (Piece(source),))
+        types = json_lines.first_types(stream, BLOCK_BYTES, source.name)
+    return Header(tuple(types), types, (Piece(source),))
+
+
+def _check_repeated(source: Source, names: Sequence[str]) -> None:
+    repeated = [name for name, times in Counter(names).items() if times > 1]
+    if repeated:
+        raise UserError(f"{source.name}: two columns are named '{repeated[0]}': rename one")
 
 
 def _first_line(source: Source) -> str:
     with open_stream(source) as stream:
         start = stream.read(1 << 16)
-    line = start.split(b"\n", 1)[0].rstrip(b"\r")
+        while b"\n" not in start and len(start) < BLOCK_BYTES and (more := stream.read(1 << 20)):
+            start += more
     if not start.strip():
         raise UserError(f"{source.name} is empty")
-    return line.decode("utf-8-sig" if source.format != "dat" else "latin-1")
+    if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise UserError(f"{source.name} is UTF-16 text: convert it, `iconv -f utf-16 -t utf-8`")
+    line, *rest = start.split(b"\n", 1)
+    if not rest and b"\r" in line.rstrip(b"\r"):
+        raise UserError(f"{source.name} ends its lines with carriage returns alone: convert it, `tr '\\r' '\\n'`")
+    return line.rstrip(b"\r").decode("utf-8" if source.format != "dat" else "latin-1")
 
 
 @contextmanager

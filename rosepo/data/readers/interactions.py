@@ -15,13 +15,13 @@ from rosepo.config import DataConfig
 from rosepo.data.readers import columns as cols
 from rosepo.data.readers.formats import Header, Piece, read_header, read_piece
 from rosepo.data.readers.sources import EMBEDDED, Source, find_sources, size_of
+from rosepo.data.readers.times import times
 from rosepo.data.readers.title_template import columns_of, filled
 from rosepo.utils.errors import UserError
 
 if TYPE_CHECKING:
     from ray.data import Dataset
 
-UNIX = "give Unix seconds as a number, or a real timestamp type"
 NUMBER = "give a number"
 FILE_ROWS = 1 << 40
 """No file has more rows."""
@@ -118,10 +118,7 @@ def interaction_tables(plan: Plan, number: int, piece: Piece) -> Iterator[pa.Tab
     for row, table in read_piece(piece, header, mapping, "interactions"):
         if not table.num_rows:
             continue
-        timestamp = cols.numbers(table[mapping["timestamp"]], "timestamp", where, row, UNIX)
-        if timestamp.null_count:
-            at = row + int(np.argmax(timestamp.is_null().to_numpy(zero_copy_only=False)))
-            raise UserError(f"{where}: row {at} has no timestamp: fill it in or leave the row out")
+        timestamp = times(table[mapping["timestamp"]], "timestamp", where, row)
         ratings = pa.nulls(table.num_rows, pa.float64())
         if "rating" in mapping:
             ratings = cols.numbers(table[mapping["rating"]], "rating", where, row, NUMBER)

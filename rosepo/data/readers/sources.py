@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import fnmatch
 import glob
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ ENDINGS = {
     ".inter": "recbole",
     ".item": "recbole",
 }
+ARCHIVES = (".zip", ".tar", ".tgz", ".7z", ".rar")
 COMPRESSIONS = (".gz", ".bz2", ".zst", ".lz4")
 EMBEDDED = "rosepo:"
 """Scheme of the data that ships with the package: resolved where the file is read, which may be another machine."""
@@ -89,8 +91,12 @@ def filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
 
 
 def open_stream(source: Source) -> pa.NativeFile:
-    """The bytes of a file, decompressed where its ending says so."""
+    """The bytes of a text file behind its byte order mark, decompressed where its ending says so."""
     files, path = filesystem(source.uri)
+    stream = files.open_input_stream(path, compression="detect")
+    if stream.read(len(codecs.BOM_UTF8)) == codecs.BOM_UTF8:
+        return stream
+    stream.close()
     return files.open_input_stream(path, compression="detect")
 
 
@@ -144,6 +150,8 @@ def _format(uri: str, data_format: str, key: str) -> str:
         return "csv" if ending == "csv" else "dat"
     if data_format != "auto":
         return data_format
+    if ending is None and _ending(uri) in ARCHIVES:
+        raise UserError(f"{key}={uri} is an archive: unpack it, and name the file in it")
     if ending is None:
         known = ", ".join(ENDINGS)
         raise UserError(f"{key}={uri} has an ending that tells no format (known: {known}): set data.format")

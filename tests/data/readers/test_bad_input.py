@@ -49,9 +49,9 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
         r"prepare.min_rating=3 needs a rating.*'rating'.*set data.columns.rating",
     ),
     "text as time": (
-        {"log": GOOD + "1,1,4,2021-05-01\n"},
+        {"log": GOOD + "1,1,4,May 2021\n"},
         {},
-        r"log.csv: row 21 has timestamp '2021-05-01': give Unix seconds",
+        r"log.csv: row 21 has timestamp 'May 2021': give Unix seconds",
     ),
     "no time": ({"log": GOOD + "1,1,4,\n"}, {}, r"log.csv: row 21 has no timestamp"),
     "NaN time": ({"log": GOOD + "1,1,4,nan\n"}, {}, r"row 21 has timestamp nan"),
@@ -186,6 +186,6 @@ def test_a_dat_file_of_another_shape_names_its_first_row(tmp_path: Path) -> None
 
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_fault_found_by_a_ray_task_is_the_same_sentence(tmp_path: Path) -> None:
-    config = config_for(files(tmp_path, log=GOOD + "1,1,4,2021-05-01\n"), k_core=1)
-    with pytest.raises(UserError, match=r"log.csv: row 21 has timestamp '2021-05-01': give Unix seconds"):
+    config = config_for(files(tmp_path, log=GOOD + "1,1,4,May 2021\n"), k_core=1)
+    with pytest.raises(UserError, match=r"log.csv: row 21 has timestamp 'May 2021': give Unix seconds"):
         RayBlocks(plan_reading(config.data, "interactions"), Progress("reading", None)).scanned(None)
