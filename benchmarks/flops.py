@@ -21,9 +21,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from rosepo.lm.rows.base_model import base_causal_lm
 from rosepo.lm.rows.batch import Batch, dense_mask
 from rosepo.lm.rows.collate import PAD
-from rosepo.lm.rows.logps import base_causal_lm
 
 PEAK_TFLOPS = {
     "B200": 2250.0,

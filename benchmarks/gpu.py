@@ -40,7 +40,8 @@ from benchmarks.gpu_steps import SHAPES, Shape, device_name, fitting, steps
 from benchmarks.gpu_trl import trl
 from benchmarks.reference import groups
 from rosepo.lm.rows.batch import collate
-from rosepo.lm.rows.logps import LogpsModel, plain_logps
+from rosepo.lm.rows.logps import LogpsModel
+from rosepo.lm.rows.plain_rows import plain_logps
 from rosepo.lm.rows.rows import group_row
 from rosepo.training.engine import prepare_process
 

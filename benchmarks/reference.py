@@ -19,7 +19,8 @@ from transformers import LlamaForCausalLM
 from benchmarks import synthetic
 from benchmarks.common import Row, rate_row, side_by_side
 from rosepo.lm.model.scratch import EOS, SPECIAL_TOKENS
-from rosepo.lm.rows.logps import LogpsModel, plain_logps
+from rosepo.lm.rows.logps import LogpsModel
+from rosepo.lm.rows.plain_rows import plain_logps
 from rosepo.lm.titles.cached_prompts import batch_tokens
 from rosepo.lm.titles.title_scores import reference_logps
 

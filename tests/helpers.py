@@ -19,7 +19,12 @@ from rosepo.data.random import example_keys
 from rosepo.lm.model.scratch import train_tokenizer
 from rosepo.sampling.strategies.example_batch import Examples
 
-FAMILIES = ("llama", "qwen2", "qwen3", "mistral", "gemma", "gpt2")
+FAMILIES = ("llama", "qwen2", "qwen3", "qwen3_moe", "mistral", "gemma", "gemma2", "gemma3_text", "phi3", "olmo2",
+            "smollm3", "gpt_neox", "gpt2")  # fmt: skip
+ATTENTIONS = [
+    (family, kind) for family in FAMILIES for kind in ("sdpa", "eager") if (family, kind) != ("gemma2", "sdpa")
+]
+"""Gemma 2 caps the scores of attention, which SDPA cannot."""
 
 _WORDS = [
     "Night",

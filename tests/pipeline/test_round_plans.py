@@ -13,7 +13,7 @@ import torch
 from rosepo.cli.summary import print_next, print_summary
 from rosepo.config import Config
 from rosepo.lm.model.model_folder import load_recommender
-from rosepo.lm.rows.logps import plain_logps
+from rosepo.lm.rows.plain_rows import plain_logps
 from rosepo.pipeline.planning import plan_run
 from rosepo.pipeline.runner import run_stages
 from rosepo.run.manifest import read_manifest

@@ -13,7 +13,7 @@ import torch
 
 from rosepo.data.catalogue import Catalogue
 from rosepo.lm.model.model_folder import load_recommender
-from rosepo.lm.rows.logps import plain_logps
+from rosepo.lm.rows.plain_rows import plain_logps
 from rosepo.oracle.crossfit import Oracle
 from rosepo.oracle.sasrec import SASRec, SASRecConfig
 from rosepo.run.paths import RunPaths

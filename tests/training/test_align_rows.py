@@ -16,7 +16,7 @@ import torch
 
 from rosepo.config import parse_config
 from rosepo.lm.model.policy import load_recommender
-from rosepo.lm.rows.logps import plain_logps
+from rosepo.lm.rows.plain_rows import plain_logps
 from rosepo.run.paths import RunPaths
 from rosepo.training.align import align, align_in_process, align_task
 from rosepo.training.engine import prepare_process

@@ -50,7 +50,7 @@ def test_log_probs_on_cuda_are_those_of_the_cpu(pack_tokens: int | None) -> None
 
 
 @pytest.mark.parametrize("pack_tokens", [None, 70])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [family for family in FAMILIES if family != "gemma2"])
 def test_attention_by_blocks_gives_the_gradients_of_attention_by_mask(family: str, pack_tokens: int | None) -> None:
     batch = collate([*rows_of(make_groups(2)), *rows_of(make_groups(2, seed=1))], pack_tokens=pack_tokens).to(DEVICE)
     model = tiny_model(family, **({"n_embd": 64} if family == "gpt2" else {"head_dim": 16})).to(DEVICE)

@@ -115,7 +115,7 @@ def assert_same_training(one: Path, other: Path, tolerance: float) -> None:
 def write_groups(outputs: RunPaths, negatives: int = 2, rows: int = 32) -> Path:
     """A groups table with the log-probabilities of the model in `outputs.reference`, one row a completion."""
     from rosepo.lm.model.policy import load_recommender
-    from rosepo.lm.rows.logps import plain_logps
+    from rosepo.lm.rows.plain_rows import plain_logps
 
     recommender = load_recommender(outputs.reference)
     rng = np.random.default_rng(1)

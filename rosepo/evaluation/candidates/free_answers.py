@@ -50,7 +50,7 @@ def greedy_answers(
     """
     from transformers import GenerationConfig
 
-    from rosepo.lm.rows.logps import base_causal_lm
+    from rosepo.lm.rows.base_model import base_causal_lm
     from rosepo.lm.titles.cached_prompts import batch_tokens
 
     causal_lm = base_causal_lm(model)

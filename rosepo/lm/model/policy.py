@@ -140,8 +140,8 @@ def validate_model(config: Config) -> dict[str, Any]:
     Raises:
         UserError: whatever `initial_policy` would refuse, weights that do not match their config excepted.
     """
-    from rosepo.lm.rows.attention import set_attention
-    from rosepo.lm.rows.logps import SHARED_PREFIX_ARCHITECTURES, base_causal_lm
+    from rosepo.lm.rows.attention import SHARED_PREFIX_ARCHITECTURES, set_attention
+    from rosepo.lm.rows.base_model import base_causal_lm
 
     model_config = config.model
     adapter = "none" if model_config.lora is None else "new"
@@ -201,7 +201,7 @@ def validate_model(config: Config) -> dict[str, Any]:
 
 def _check_whole(config: Config, model_type: str) -> None:
     """Refuse the oracle's whole distribution for a model whose rows cannot be shared."""
-    from rosepo.lm.rows.logps import SHARED_PREFIX_ARCHITECTURES
+    from rosepo.lm.rows.attention import SHARED_PREFIX_ARCHITECTURES
 
     if config.learns_whole and model_type not in SHARED_PREFIX_ARCHITECTURES:
         raise UserError(

@@ -20,8 +20,13 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from rosepo.lm.rows.batch import Batch
 from rosepo.utils.errors import UserError
 
-SHARED_PREFIX_ARCHITECTURES = frozenset({"llama", "qwen2", "qwen3", "mistral", "gemma", "gpt2"})
-"""Model types whose body takes a mask and positions as given, and whose output layer is applied to its result as is.
+SHARED_PREFIX_ARCHITECTURES = frozenset(
+    {
+        "llama", "qwen2", "qwen3", "qwen3_moe", "mistral", "gemma", "gemma2", "gemma3_text", "phi3", "olmo2", "smollm3",
+        "gpt_neox", "gpt2",
+    }
+)  # fmt: skip
+"""Model types whose body takes a mask and positions as given, and whose logits are those of `OutputLayer`.
 Tests compare each of them with one row a completion."""
 
 BY_BLOCKS = "rosepo_flex"
@@ -58,6 +63,8 @@ def flex_obstacle(causal_lm: Any) -> str | None:
     family = causal_lm.config.model_type
     if family not in SHARED_PREFIX_ARCHITECTURES:
         return f"model type {family} takes one row a completion, whose attention is its own"
+    if getattr(causal_lm.config, "attn_logit_softcapping", None) is not None:
+        return "FlexAttention has no cap of attention's scores, and the model has one"
     if attention_dropout(causal_lm) > 0.0:
         return "FlexAttention has no dropout of attention, and the model trains with it"
     head = head_size(causal_lm.config)

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+import itertools
+import math
+from collections.abc import Callable
+from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from rosepo.lm.rows.partitioned import most_of_ranks
 
 
 class TargetLogps(torch.autograd.Function):
@@ -33,3 +39,43 @@ class TargetLogps(torch.autograd.Function):
         spread = logps.exp_().mul_(-weight[:, None])
         spread.index_put_((source, targets), gradient, accumulate=True)
         return spread.to(ctx.logits_dtype), None, None
+
+
+def token_logps(
+    head: Callable[[torch.Tensor], torch.Tensor],
+    hidden: torch.Tensor,
+    source: torch.Tensor,
+    targets: torch.Tensor,
+    max_logits: int = 2**27,
+    together: bool = False,
+) -> torch.Tensor:
+    """Log-probability of every target, float32 [T]: its logit minus the logsumexp of all, taken in float32.
+
+    Args:
+        head: the output layer, [n, d] → logits [n, V].
+        hidden: [P, d], one state for every position that predicts something.
+        source: int64 [T], never decreasing: the position that predicts each target. Several targets may share one.
+        targets: int64 [T].
+        max_logits: logits held at once; more are computed in chunks and again in the backward pass.
+        together: whether all ranks take as many chunks as the one that needs most, some of them empty: where the
+            weights are in parts, each call of `head` gathers them, and takes all ranks.
+    """
+    vocabulary = int(getattr(head, "out_features", 0) or 2**17)
+    n_chunks = math.ceil(len(hidden) / max(1, max_logits // vocabulary))
+    if together:
+        n_chunks = most_of_ranks(n_chunks, hidden.device)
+    if n_chunks <= 1:
+        return _chunk_logps(head, hidden, source, targets)
+    edges = [len(hidden) * place // n_chunks for place in range(n_chunks + 1)]
+    bounds = torch.searchsorted(source, torch.tensor(edges, device=source.device)).tolist()
+    chunks = []
+    for (first, last), (low, high) in zip(itertools.pairwise(edges), itertools.pairwise(bounds), strict=True):
+        inputs = (head, hidden[first:last], source[low:high] - first, targets[low:high])
+        chunks.append(cast(torch.Tensor, checkpoint(_chunk_logps, *inputs, use_reentrant=False)))
+    return torch.cat(chunks)
+
+
+def _chunk_logps(
+    head: Callable[[torch.Tensor], torch.Tensor], hidden: torch.Tensor, source: torch.Tensor, targets: torch.Tensor
+) -> torch.Tensor:
+    return cast(torch.Tensor, TargetLogps.apply(head(hidden), source, targets))

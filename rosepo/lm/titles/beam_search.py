@@ -16,7 +16,8 @@ from torch import nn
 
 from rosepo.data.prompts import PromptBuilder
 from rosepo.lm.rows.logps import sharing_obstacle
-from rosepo.lm.titles.cached_prompts import PlainRows, SharedPrompts, batch_tokens, partitioned
+from rosepo.lm.rows.partitioned import partitioned
+from rosepo.lm.titles.cached_prompts import PlainRows, SharedPrompts, batch_tokens
 from rosepo.lm.titles.trie import Exclusion, TitleTrie
 from rosepo.utils.console import echo
 from rosepo.utils.errors import UserError

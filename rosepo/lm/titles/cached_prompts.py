@@ -13,17 +13,17 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import nn
 from transformers import DynamicCache
 
-from rosepo.lm.rows.logps import attention_mask, base_causal_lm
+from rosepo.lm.rows.base_model import OutputLayer, base_causal_lm
+from rosepo.lm.rows.logps import attention_mask
 
 MAX_LOGITS = 2**26
 """Logits (states × vocabulary) held at once: 256 MiB in float32."""
 CPU_LOGITS = 2**20
 """The same on a CPU: what its cache holds."""
-_AFTER_ATTENTION = frozenset({"self_attn.o_proj", "attn.c_proj", "mlp"})
+_AFTER_ATTENTION = frozenset({"self_attn.o_proj", "attn.c_proj", "attention.dense", "mlp"})
 """Parts of a layer behind its keys and values, as the families that can share prompts name them."""
 
 
@@ -38,7 +38,7 @@ class SharedPrompts:
     def __init__(self, model: nn.Module, prompts: Sequence[np.ndarray]) -> None:
         causal_lm = base_causal_lm(model)
         self._causal_lm = causal_lm
-        self._head = causal_lm.get_output_embeddings()
+        self._output = OutputLayer(causal_lm)
         self._device = next(causal_lm.parameters()).device
         self._lengths = np.array([len(prompt) - 1 for prompt in prompts])
         self._width = int(self._lengths.max())
@@ -51,7 +51,7 @@ class SharedPrompts:
 
     def logps(self, beam: np.ndarray, token: np.ndarray) -> np.ndarray:
         """log π(token | beam's tokens) over the full vocabulary, float32 [e]. `beam` (ascending), `token`: int [e]."""
-        return _gather(lambda states: _float32_logits(self._head, states), self._states, beam, token)
+        return _gather(self._output.in_float32, self._states, beam, token)
 
     def advance(self, row: np.ndarray, parent: np.ndarray, token: np.ndarray) -> None:
         """Append one token to each surviving beam.
@@ -190,22 +190,3 @@ def _gather(logits_of: Any, states: torch.Tensor, beam: np.ndarray, token: np.nd
         out[first:last] = logits.log_softmax(dim=-1)[inside[0], inside[1]].cpu().numpy()
         low, size = low + size, max(16, limit // logits.shape[1])
     return out
-
-
-def partitioned(module: nn.Module) -> bool:
-    """Whether ZeRO-3 holds the weights in parts, so that a forward pass gathers them and takes all ranks."""
-    return any(hasattr(parameter, "ds_id") for parameter in module.parameters())
-
-
-def _float32_logits(head: nn.Module, states: torch.Tensor) -> torch.Tensor:
-    """Logits in float32 also where the weights are bfloat16: rounded logits would tie among the best titles."""
-    if type(head) is nn.Linear and head.weight.dtype != torch.float32:
-        if partitioned(head):
-            import deepspeed
-
-            with deepspeed.zero.GatheredParameters(list(head.parameters())):
-                return F.linear(states.float(), head.weight.float(), None if head.bias is None else head.bias.float())
-        bias = None if head.bias is None else head.bias.float()
-        return F.linear(states.float(), head.weight.float(), bias)
-    logits: torch.Tensor = head(states).float()
-    return logits

@@ -16,11 +16,13 @@ import numpy as np
 import torch
 from transformers import DynamicCache
 
+from rosepo.lm.rows.base_model import OutputLayer, base_causal_lm
 from rosepo.lm.rows.batch import collate, dense_mask
 from rosepo.lm.rows.collate import PAD
-from rosepo.lm.rows.logps import LogpsModel, attention_mask, base_causal_lm, sharing_obstacle, token_logps
+from rosepo.lm.rows.logps import LogpsModel, attention_mask, sharing_obstacle
 from rosepo.lm.rows.prefix_sharing import common_prefix, prefix_groups
 from rosepo.lm.rows.rows import Branch, Row, build_row, group_row
+from rosepo.lm.rows.target_logps import token_logps
 from rosepo.lm.titles.cached_prompts import batch_tokens, cached_prompts
 
 Group = tuple[np.ndarray, Sequence[np.ndarray]]
@@ -162,7 +164,7 @@ def _line_logps(model: LogpsModel, cache: DynamicCache, lines: list[_Line]) -> t
         use_cache=True,
     )
     states = output.last_hidden_state.flatten(0, 1).index_select(0, batch.gather)
-    tokens = token_logps(causal_lm.get_output_embeddings(), states, batch.source, batch.targets, model.max_logits)
+    tokens = token_logps(OutputLayer(causal_lm), states, batch.source, batch.targets, model.max_logits)
     return tokens.new_zeros(batch.n_completions).index_add(0, batch.completion, tokens)
 
 

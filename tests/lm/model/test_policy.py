@@ -19,7 +19,8 @@ from rosepo.lm.model.loading import load_policy, load_tokenizer
 from rosepo.lm.model.policy import initial_policy, load_recommender, save_policy, validate_model
 from rosepo.lm.model.record import model_record
 from rosepo.lm.rows.batch import collate
-from rosepo.lm.rows.logps import LogpsModel, plain_logps
+from rosepo.lm.rows.logps import LogpsModel
+from rosepo.lm.rows.plain_rows import plain_logps
 from rosepo.lm.rows.rows import trajectory_rows
 from rosepo.utils.errors import StageError, UserError
 from tests.helpers import tiny_catalogue, tiny_model, tiny_tokenizer

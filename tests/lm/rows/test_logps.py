@@ -9,8 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rosepo.lm.rows.batch import Batch, collate
-from rosepo.lm.rows.logps import LogpsModel, plain_logps, plain_reason, separate, token_logps
+from rosepo.lm.rows.logps import LogpsModel, plain_reason
+from rosepo.lm.rows.plain_rows import plain_logps, separate
 from rosepo.lm.rows.rows import Row, group_row
+from rosepo.lm.rows.target_logps import token_logps
 from tests.helpers import FAMILIES, tiny_model
 
 Groups = list[tuple[np.ndarray, list[np.ndarray]]]
@@ -172,7 +174,8 @@ def test_token_log_probs_are_taken_in_float32() -> None:
     [
         ("mistral", {"sliding_window": 8}, "slides"),
         ("qwen2", {"sliding_window": 8, "use_sliding_window": True, "max_window_layers": 1}, "slides"),
-        ("gemma2", {"sliding_window": 4096}, "gemma2"),
+        ("gemma2", {"sliding_window": 8}, "slides"),
+        ("cohere", {}, "cohere"),
         ("llama", {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}}, "rotary"),
     ],
 )
@@ -196,7 +199,6 @@ SLIDING = {
     "gemma3_text": {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]},
 }
 SCALED = {
-    "gemma2": {"final_logit_softcapping": 3.0},
     "cohere": {"logit_scale": 0.3},
     "granite": {"logits_scaling": 4.0},
 }
@@ -218,6 +220,19 @@ def test_windows_and_scaled_logits_are_those_of_the_model_itself(
         logps = model(input_ids=ids[None]).logits[0].log_softmax(-1)[len(prompt) - 1 : -1]
         expected = logps.gather(1, ids[len(prompt) :, None]).sum()
         torch.testing.assert_close(found[place], expected, atol=1e-4, rtol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["gemma2", "gemma3_text"])
+@torch.no_grad()
+def test_capped_logits_share_a_prefix(family: str) -> None:
+    caps = {"final_logit_softcapping": 3.0, "attn_logit_softcapping": 5.0} if family == "gemma2" else {}
+    model, groups = tiny_model(family, **({"final_logit_softcapping": 3.0} | caps)), make_groups(2)
+    batch = collate(rows_of(groups))
+    assert plain_reason(model, batch) is None
+    expected = plain_logps(model, *flatten(groups))[0]
+    torch.testing.assert_close(LogpsModel(model)(batch)[0], expected, atol=1e-4, rtol=1e-5)
+    model.config.final_logit_softcapping = None
+    assert (LogpsModel(model)(batch)[0] - expected).abs().max() > 0.1
 
 
 @torch.no_grad()

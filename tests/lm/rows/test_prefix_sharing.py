@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from rosepo.config import TemplateConfig
 from rosepo.data.prompts import PromptBuilder
 from rosepo.lm.rows.batch import Batch, collate
-from rosepo.lm.rows.logps import LogpsModel, plain_logps, separate
+from rosepo.lm.rows.logps import LogpsModel
+from rosepo.lm.rows.plain_rows import plain_logps, separate
 from rosepo.lm.rows.prefix_sharing import Group, prefix_groups, user_rows
 from rosepo.training.feed.encoders import UserEncoder, run_bounds
 from rosepo.training.feed.micro_batching import shared_by_tokens

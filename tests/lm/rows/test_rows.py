@@ -10,7 +10,8 @@ from rosepo.config import TemplateConfig
 from rosepo.data.prompts import PromptBuilder
 from rosepo.lm.rows.batch import Batch, collate, dense_mask
 from rosepo.lm.rows.collate import collate_numpy, pack_lengths, padded_size
-from rosepo.lm.rows.logps import LogpsModel, plain_logps, separate
+from rosepo.lm.rows.logps import LogpsModel
+from rosepo.lm.rows.plain_rows import plain_logps, separate
 from rosepo.lm.rows.rows import Branch, build_row, group_row, trajectory_rows
 from tests.helpers import FAMILIES, tiny_builder, tiny_model
 

@@ -12,11 +12,12 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from rosepo.config import TemplateConfig
 from rosepo.data.prompts import PromptBuilder
 from rosepo.data.titles import distinct_titles
-from rosepo.lm.rows.logps import plain_logps, sharing_obstacle
+from rosepo.lm.rows.logps import sharing_obstacle
+from rosepo.lm.rows.plain_rows import plain_logps
 from rosepo.lm.titles.beam_search import Decoder, best_per_row
 from rosepo.lm.titles.cached_prompts import PlainRows
 from rosepo.utils.errors import UserError
-from tests.helpers import FAMILIES, tiny_builder, tiny_model, tiny_tokenizer
+from tests.helpers import ATTENTIONS, tiny_builder, tiny_model, tiny_tokenizer
 
 N_ITEMS = 30
 HISTORIES = [[3], [0, 7, 12, 5], [], [1, 2], [29, 28, 27, 26, 25, 24, 23]]
@@ -55,8 +56,7 @@ def check_exact(model: torch.nn.Module, builder: PromptBuilder, decoder: Decoder
         assert np.isneginf(scores[row, len(best) :]).all()
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize(("family", "attention"), ATTENTIONS)
 def test_wide_beams_rank_the_whole_catalogue_exactly(family: str, attention: str, builder: PromptBuilder) -> None:
     model = tiny_model(family)
     model.set_attn_implementation(attention)

@@ -10,7 +10,8 @@ from rosepo.config import TemplateConfig
 from rosepo.data.prompts import PromptBuilder
 from rosepo.evaluation.baselines import top_k
 from rosepo.evaluation.rankers import restricted
-from rosepo.lm.rows.logps import LogpsModel, plain_logps
+from rosepo.lm.rows.logps import LogpsModel
+from rosepo.lm.rows.plain_rows import plain_logps
 from rosepo.lm.titles.candidate_scores import best_candidates, candidate_logps
 from tests.helpers import tiny_builder, tiny_model
 

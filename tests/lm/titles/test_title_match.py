@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rosepo.data.random import Draws
-from rosepo.lm.rows.logps import plain_logps
+from rosepo.lm.rows.plain_rows import plain_logps
 from rosepo.lm.titles.beam_search import Decoder
 from rosepo.lm.titles.title_match import completions_index, match_titles
 from rosepo.sampling.strategies.example_batch import Examples

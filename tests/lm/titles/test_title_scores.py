@@ -8,9 +8,10 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from rosepo.config import TemplateConfig
-from rosepo.lm.rows.logps import LogpsModel, plain_logps
+from rosepo.lm.rows.logps import LogpsModel
+from rosepo.lm.rows.plain_rows import plain_logps
 from rosepo.lm.titles.title_scores import reference_logps
-from tests.helpers import FAMILIES, tiny_builder, tiny_model
+from tests.helpers import ATTENTIONS, tiny_builder, tiny_model
 
 EOS = 2
 
@@ -39,8 +40,7 @@ def check_as_plain(
 
 
 @pytest.mark.parametrize("negatives", [0, 1, 3])
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("family", "attention"), ATTENTIONS)
 def test_every_family_scores_groups_as_rows_of_their_own(family: str, attention: str, negatives: int) -> None:
     model = tiny_model(family)
     model.set_attn_implementation(attention)
@@ -105,13 +105,11 @@ def make_trajectories(suffix: str, negatives: int) -> tuple[list[np.ndarray], li
     return [prompt for prompt, _ in groups], [[builder.completion(int(item)) for item in row] for _, row in groups]
 
 
-@pytest.mark.parametrize(("suffix", "attention", "max_tokens"), [("", "sdpa", None), ("Next: ", "eager", 120)])
-@pytest.mark.parametrize("family", FAMILIES)
-def test_trajectories_score_as_rows_of_their_own(
-    family: str, suffix: str, attention: str, max_tokens: int | None
-) -> None:
+@pytest.mark.parametrize(("family", "attention"), ATTENTIONS)
+def test_trajectories_score_as_rows_of_their_own(family: str, attention: str) -> None:
     model = tiny_model(family)
     model.set_attn_implementation(attention)
+    suffix, max_tokens = ("", None) if attention == "sdpa" else ("Next: ", 120)
     check_as_plain(model, *make_trajectories(suffix, negatives=3), max_tokens)
 
 

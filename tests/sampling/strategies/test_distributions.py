@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from scipy import special, stats
 
 from rosepo.data.random import stream
-from rosepo.lm.rows.logps import plain_logps
+from rosepo.lm.rows.plain_rows import plain_logps
 from rosepo.lm.titles.beam_search import Decoder
 from rosepo.sampling.strategies import distributions
 from rosepo.sampling.strategies.distributions import FromOracle, FromPolicy, draw_titles
