@@ -126,9 +126,8 @@ def filter_log(config: Config, blocks: LocalBlocks | RayBlocks, items: pa.Table)
     scanned = blocks.scanned(settings.min_rating)
     if not len(scanned["user"]):
         raise UserError(f"data.interactions={config.data.interactions} has no rows")
-    check_span(
-        *(scanned[name][0].as_py() for name in ("earliest", "latest")), f"data.interactions={config.data.interactions}"
-    )
+    earliest, latest = (scanned[name][0].as_py() for name in ("earliest", "latest"))
+    check_span(earliest, latest, f"data.interactions={config.data.interactions}")
     rows, positive = (int(pc.sum(scanned[name]).as_py()) for name in ("user_rows", "user_positives"))
     known = items["item_id"].combine_chunks()
     check_known(scanned["item"], scanned["item_rows"].to_numpy(), known, config)

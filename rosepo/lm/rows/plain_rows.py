@@ -112,10 +112,12 @@ def _pass(model: nn.Module, rows: Sequence[_PlainRow], keeps: bool) -> torch.Ten
     if not keeps:  # learned tokens before the prompt have logits too
         logits = logits[:, logits.shape[1] - width :]
     spans = [range(row.first, len(row.ids) - 1) for row in rows]
-    source = np.concatenate([number * logits.shape[1] + np.array(span) - start for number, span in enumerate(spans)])
-    targets = np.concatenate([row.ids[row.first + 1 :] for row in rows])
-    owner = np.repeat(np.arange(len(rows)), [len(span) for span in spans])
-    source, targets, owner = (torch.from_numpy(part).to(device) for part in (source, targets, owner))
+    places = (
+        np.concatenate([number * logits.shape[1] + np.array(span) - start for number, span in enumerate(spans)]),
+        np.concatenate([row.ids[row.first + 1 :] for row in rows]),
+        np.repeat(np.arange(len(rows)), [len(span) for span in spans]),
+    )
+    source, targets, owner = (torch.from_numpy(part).to(device) for part in places)
     tokens = cast(torch.Tensor, TargetLogps.apply(logits.flatten(0, 1), source, targets))
     return tokens.new_zeros(len(rows)).index_add(0, owner, tokens)
 

@@ -90,9 +90,8 @@ def test_keys_of_json_that_nobody_reads_may_be_anything(tmp_path: Path) -> None:
     data = written(tmp_path, "jsonl")
     plain = inspect_data(config_for(data, k_core=1))
     odd: list[Any] = ["$1.00", 1.0, None, {"a": [1]}, [1, "x"]]
-    rows = [
-        {**json.loads(line), "price": odd[place % 5]} for place, line in enumerate(Path(data["interactions"]).open())
-    ]
+    lines = Path(data["interactions"]).read_text().splitlines()
+    rows = [{**json.loads(line), "price": odd[place % 5]} for place, line in enumerate(lines)]
     Path(data["interactions"]).write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert inspect_data(config_for(data, k_core=1))["examples"] == plain["examples"]
 
