@@ -118,8 +118,8 @@ OTHERS = {
     "activation_checkpointing": True, "attention": "eager", "offload": "optimizer", "epochs": 7.0, "batch_size": 4,
     "micro_batch_size": 4, "pack_tokens": 64, "learning_rate": 1e-6, "warmup_fraction": 0.5, "min_learning_rate": 1e-7,
     "weight_decay": 0.3, "max_grad_norm": 0.1, "ema": 0.9, "log_every": 3, "validate_every": 3, "validation_users": 5,
-    "best_metric": "validation_loss", "patience": 3, "max_seconds": 60.0, "checkpoint_every": 3, "keep_checkpoints": 3,
-    "retries": 0,
+    "best_metric": "validation_loss", "patience": 3, "min_gain": 0.1, "max_seconds": 60.0, "checkpoint_every": 3,
+    "keep_checkpoints": 3, "retries": 0,
 }  # fmt: skip
 """A value that `tiny_config` has not, of every setting of a training."""
 RESOURCES = {
