@@ -121,10 +121,16 @@ class Exclusion:
 
     def allows(self, rows: np.ndarray, nodes: np.ndarray) -> np.ndarray:
         """Whether an item under each node is left for its example. `rows`, `nodes`: int64 [e]; bool [e]."""
-        low, high = self._trie.low[nodes], self._trie.high[nodes]
         base = rows * len(self._trie)
-        # Both ends in one call: the keys are searched while they are in the processor's cache.
-        inside = np.diff(np.searchsorted(self._keys, np.stack([base + low, base + high])), axis=0)[0]
+        low, high = base + self._trie.low[nodes], base + self._trie.high[nodes]
+        if len(self._keys) < len(low) and np.all(low[1:] > low[:-1]):
+            # As at the root, where whole catalogues are: ask for each of the few keys which node it is under.
+            under = np.searchsorted(low, self._keys, side="right") - 1
+            under = under[(under >= 0) & (self._keys < high[under])]
+            inside = np.bincount(under, minlength=len(low))
+        else:
+            # Both ends in one call: the keys are searched while they are in the processor's cache.
+            inside = np.diff(np.searchsorted(self._keys, np.stack([low, high])), axis=0)[0]
         return high - low > inside
 
 

@@ -77,6 +77,15 @@ def test_a_node_is_allowed_while_an_item_under_it_is_left(catalogue: list[list[i
         rows = np.arange(len(excluded))
         allowed = exclusion.allows(rows, np.full(len(rows), node))
         assert allowed.tolist() == [bool(expected[prefix] - set(row)) for row in excluded]
+    # Children of a few nodes at once, as beams are: in the order of the catalogue, as at the root, and in any other.
+    parents = np.array(data.draw(st.lists(st.sampled_from([0, *nodes_by_prefix(trie).values()]), max_size=3)))
+    prefix_of = {node: prefix for prefix, node in nodes_by_prefix(trie).items()}
+    for nodes in (np.zeros(1, dtype=np.int64), parents.astype(np.int64)):
+        _, children = trie.expand(nodes)
+        rows = np.repeat(np.arange(len(excluded)), len(children))
+        allowed = exclusion.allows(rows, np.tile(children, len(excluded)))
+        left = [bool(expected[prefix_of[node]] - set(row)) for row in excluded for node in children.tolist()]
+        assert allowed.tolist() == left
 
 
 def test_titles_that_begin_others_have_leaves_of_their_own() -> None:
