@@ -42,7 +42,7 @@ def table(runs: list[Path], most: int) -> str:
             rows = looks(log)
             best = max((row["ndcg@10"] for row in rows), default=0.0)
             for row in shown(rows, most) if rows else []:
-                cells = [run.name, log.title, f"{row['step']:,} {log.x}s", f"{row['seconds'] / 60:.1f}"]
+                cells = [run.name, log.title, f"{log.x} {row['step']:,}", f"{row['seconds'] / 60:.1f}"]
                 cells += [f"{row[key]:.3f}".removeprefix("0") if key in row else "" for key in COLUMNS]
                 cells[-1] = f"**{cells[-1]}**" if row["ndcg@10"] == best else cells[-1]
                 lines.append("| " + " | ".join(cells) + " |")
