@@ -127,7 +127,7 @@ def _room(budget: float, name: str, pace: Pace) -> str:
 
 def _shortened(config: Config) -> dict[str, Any]:
     """What makes trainings stop after a moment, and leaves out what is not measured."""
-    seldom = {"log_every": 1, "max_seconds": SECONDS, "validate_every": 10**9, "patience": None}
+    seldom = {"log_every": 1, "max_seconds": SECONDS, "validate_every": 10**9, "patience": None, "min_gain": 0.0}
     found = {f"{section}.{key}": value for section in ("sft", "align") for key, value in seldom.items()}
     found |= {f"{section}.epochs": passes for section, passes in PASSES.items()}
     found |= {"pairs.rounds": 1, "pairs.reference": None, "pairs.stream": False, "sweep.trials": 0}
