@@ -11,6 +11,8 @@ import pytest
 
 from rosepo.cli.measure import SECONDS, Pace, Sample, _shortened, paces_text
 from rosepo.config import load_config, replaced
+from rosepo.config.auto import LogFacts
+from rosepo.pipeline.chosen_settings import settled
 from tests.pipeline.test_one_command import write_log
 
 PACES = {
@@ -43,7 +45,7 @@ def test_a_training_takes_its_start_and_its_passes() -> None:
     ],
 )
 def test_a_short_run_can_be_made_of_whatever_a_long_one_is(settings: list[str]) -> None:
-    config = load_config(None, settings)
+    config, _ = settled(load_config(None, settings), LogFacts(938, 1008, 49_000, 938, 1_900))
     short = replaced(config, _shortened(config), "check --measure")
     assert (short.pairs.rounds, short.sweep.trials, short.evaluate.models) == (1, 0, ())
     assert short.sft.max_seconds == short.align.max_seconds == SECONDS
