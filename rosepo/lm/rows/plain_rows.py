@@ -79,7 +79,7 @@ def _passes(rows: Sequence[_PlainRow], most: int, keeps: bool) -> list[list[int]
         # Prompts come in order of their length, so the first row of a pass has the first position that is kept.
         wide = max(longest, len(row.ids))
         size = len(passes[-1]) + 1 if passes else 1
-        kept = wide - first if keeps else wide
+        kept = wide - first if keeps else padded_size(wide)
         if not passes or size * kept > most or size * padded_size(wide) > MAX_TOKENS:
             passes.append([])
             first, wide = row.first, len(row.ids)
