@@ -144,9 +144,9 @@ def _leading(row: np.ndarray, score: np.ndarray, limit: int) -> np.ndarray:
         return np.arange(len(row))
     kept = []
     for start, stop in itertools.pairwise(bounds.tolist()):
-        mine = score[start:stop]
-        least = np.partition(mine, -limit)[-limit] if len(mine) > limit else -np.inf
-        kept.append(start + np.flatnonzero(~(mine < least)))  # all of them where the least is no number
+        worse = -score[start:stop]  # what is no number comes last, as in the sort
+        last = np.partition(worse, limit - 1)[limit - 1] if len(worse) > limit else np.inf
+        kept.append(start + np.flatnonzero(~(worse > last)))
     return np.concatenate(kept)
 
 
