@@ -116,6 +116,11 @@ def _sasrec(config: Config) -> bool:
     return config.oracle.kind == "sasrec"
 
 
+def _of_all(config: Config) -> bool:
+    """Whether the oracle is SASRecs of all users."""
+    return _sasrec(config) and config.oracle.folds == 1
+
+
 def _ensemble(config: Config) -> bool:
     return _sasrec(config) and config.oracle.models > 1
 
@@ -131,6 +136,10 @@ def _users_a_step(config: Config, facts: LogFacts) -> int:
 
 def _align_epochs(config: Config, facts: LogFacts) -> float:
     return float(min(max(round(ALIGN_STEPS * config.align.batch_size / facts.users), 1), 8))
+
+
+def _over_groups(config: Config) -> bool:
+    return config.align.loss == "softmax"
 
 
 def _share(stage: str) -> Rule:
@@ -187,17 +196,20 @@ RULES: dict[str, Rule] = {
     "oracle.models": Rule(
         lambda config, facts: int(min(max(ENSEMBLE // max(facts.train, 1), 1), 3)),
         "{train:,} examples: where they are few, several from other starts know more",
-        lambda config: _sasrec(config) and config.oracle.folds == 1,
+        _of_all,
         any_model=True,
     ),
     "oracle.batch_size": Rule(
         lambda config, facts: _sequences_a_step(facts), "some hundred titles a step", _ensemble, any_model=True
     ),
     "oracle.learning_rate": Rule(
-        lambda config, facts: 1e-3, "models that differ have the better mean", _ensemble, any_model=True
+        lambda config, facts: 1e-3 if _ensemble(config) else 2e-3, "of {train:,} examples", _of_all, any_model=True
     ),
     "oracle.dropout": Rule(
-        lambda config, facts: 0.4, "models that differ have the better mean", _ensemble, any_model=True
+        lambda config, facts: 0.4 if _ensemble(config) else 0.3,
+        "several that differ have the better mean",
+        _of_all,
+        any_model=True,
     ),
     "oracle.min_gain": Rule(
         lambda config, facts: 0.01 if _oracle_looks(facts) < MOST_LOOKS else 0.0,
@@ -223,13 +235,10 @@ RULES: dict[str, Rule] = {
     "align.optimizer": Rule(
         lambda config, facts: "sft", "goes on with the moments of fine-tuning", lambda config: config.sft.keep_optimizer
     ),
-    "align.learning_rate": Rule(
-        lambda config, facts: 1e-3, "a small model from scratch", lambda config: config.align.loss == "softmax"
-    ),
+    "align.beta": Rule(lambda config, facts: 3.0, "near enough to the reference to lose nothing of it", _over_groups),
+    "align.learning_rate": Rule(lambda config, facts: 1e-3, "a small model from scratch", _over_groups),
     "align.batch_size": Rule(_users_a_step, "users a step, of {users:,} users"),
-    "align.epochs": Rule(
-        _align_epochs, "some 800 steps, eight passes at most", lambda config: config.align.loss == "softmax"
-    ),
+    "align.epochs": Rule(_align_epochs, "some 800 steps, eight passes at most", _over_groups),
     "align.micro_batch_size": Rule(lambda config, facts: min(config.align.batch_size, 32), "what fits at once"),
     "align.pack_tokens": Rule(lambda config, facts: min(config.model.max_length, LINE), "short rows share lines"),
     "align.validation_users": Rule(

@@ -110,10 +110,11 @@ def test_an_oracle_of_few_examples_is_several_models_and_shares_its_part_of_a_bu
     config, _ = settled(load_config(None, ["run.budget=50m"]), replace(FACTS, train=train))
     assert config.oracle.models == models
     assert config.oracle.max_seconds == pytest.approx(600 / models, abs=0.1)
-    assert config.oracle.learning_rate == (1e-3 if models > 1 else load_config().oracle.learning_rate)
+    assert (config.oracle.learning_rate, config.oracle.dropout) == ((1e-3, 0.4) if models > 1 else (2e-3, 0.3))
     folds = ["run.budget=50m", "oracle.folds=2", "align.loss=pairwise"]
     folded, _ = settled(load_config(None, folds), replace(FACTS, train=train))
     assert (folded.oracle.models, folded.oracle.max_seconds) == (1, 200.0)
+    assert folded.oracle.learning_rate == load_config().oracle.learning_rate
     for oracle in (config.oracle, folded.oracle):
         assert oracle.trained_models == len([*oracle_models(oracle, tmp_path)])
 
@@ -128,9 +129,9 @@ def test_an_oracle_beside_a_pretrained_model_follows_the_same_rules() -> None:
 @pytest.mark.parametrize(("users", "epochs"), [(1, 8), (659, 8), (938, 7), (3_452, 2), (50_335, 1), (10**9, 1)])
 def test_alignment_takes_more_passes_where_they_are_short(users: int, epochs: float) -> None:
     config, _ = settled(load_config(), replace(FACTS, users=users))
-    assert config.align.epochs == epochs
+    assert (config.align.epochs, config.align.beta) == (epochs, 3.0)
     other, _ = settled(load_config(None, ["align.loss=dpo"]), replace(FACTS, users=users))
-    assert other.align.epochs == load_config().align.epochs
+    assert (other.align.epochs, other.align.beta) == (load_config().align.epochs, load_config().align.beta)
 
 
 @pytest.mark.parametrize(("users", "patience"), [(300, 10), (5_000, 10), (10_000, 5), (50_335, 2), (10**7, 2)])
