@@ -10,9 +10,10 @@ from rosepo.config.auto import LogFacts, open_keys
 from rosepo.pipeline.chosen_settings import Choice, choices_table, settled
 from rosepo.pipeline.planning import plan_run
 from rosepo.pipeline.preflight import asking_stages, check_before_run
+from rosepo.run.joining import joins_cluster
 from rosepo.run.manifest import read_manifest
 from rosepo.run.paths import of_round
-from rosepo.run.ray_session import joins_cluster, local_cpus
+from rosepo.run.ray_session import local_cpus
 from rosepo.run.resources import request_of
 from rosepo.run.stages import names_of_run
 from rosepo.training.feed.schedule import Schedule

@@ -38,7 +38,7 @@ def load_external(path: str, catalogue: Catalogue, prompts: ModelConfig, max_his
         check_catalogue(folder, catalogue, SAME_DATA)
         return load_recommender(folder)
     tokenizer, model = load_tokenizer(path), load_policy(path)
-    rows = model.get_input_embeddings().num_embeddings
+    rows = len(model.get_input_embeddings().weight)
     if len(tokenizer) > rows:
         raise UserError(
             f"{path}: the tokenizer has {len(tokenizer)} tokens, the model {rows} embeddings; they do not belong"
@@ -54,8 +54,10 @@ def check_external_model(system: ExternalSystem, catalogue: Catalogue, prompts: 
     Raises:
         UserError: with the key that names it; a model that answers out of candidates where the run lists none.
     """
-    from rosepo.lm.model.loading import adapter_base, find_source, load_model_config, load_tokenizer
+    from rosepo.lm.model.adapters import adapter_base, check_adapter
+    from rosepo.lm.model.loading import load_model_config, load_tokenizer
     from rosepo.lm.model.model_folder import check_catalogue
+    from rosepo.lm.model.model_source import find_source
     from rosepo.lm.model.policy import max_positions
 
     folder = Path(system.location).expanduser()
@@ -67,6 +69,8 @@ def check_external_model(system: ExternalSystem, catalogue: Catalogue, prompts: 
         source = find_source(system.location)
         base = find_source(*adapter_base(source)) if source.adapter else source
         settings = load_model_config(base)
+        if source.adapter:
+            check_adapter(source, settings)
         _builder(system.location, settings, catalogue, prompts, load_tokenizer(system.location))
     except UserError as error:
         raise UserError(str(error).replace("model.path", system.key)) from error

@@ -7,7 +7,8 @@ from typing import Any
 
 from rosepo.config import Config, EvaluateConfig, PairsConfig
 from rosepo.pipeline.plan import RunPlan
-from rosepo.run.ray_session import cluster_size, joins_cluster, local_cpus
+from rosepo.run.joining import check_reachable, joins_cluster
+from rosepo.run.ray_session import cluster_size, local_cpus
 from rosepo.run.resources import check_together, request_of, stage_use_gpu, use_gpu
 from rosepo.run.stages import find_stage, names_of_run
 from rosepo.utils.errors import UserError
@@ -26,7 +27,9 @@ def check_before_run(config: Config) -> dict[str, Any]:
     from rosepo.sampling.strategies.mixture import check_negatives
 
     check_named(config, names_of_run(config))
-    if not joins_cluster(config.ray):
+    if joins_cluster(config.ray):
+        check_reachable(config.ray)
+    else:
         there = local_cpus(config.ray), torch.cuda.device_count()
         for section in asking_stages(config):
             use_gpu(request_of(config, section), *there)
@@ -121,7 +124,7 @@ def _check_systems(evaluate: EvaluateConfig) -> None:
 
 def _check_model(path: str, key: str) -> None:
     """Raises UserError for a model, named by a key of the configuration, that is neither a folder nor on the hub."""
-    from rosepo.lm.model.loading import find_source
+    from rosepo.lm.model.model_source import find_source
 
     try:
         find_source(path)

@@ -10,6 +10,7 @@ from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from rosepo.config import RayConfig
+from rosepo.run.joining import check_reachable, joining, joins_cluster, unreachable
 from rosepo.run.signals import handlers_kept
 from rosepo.utils.errors import UserError
 from rosepo.utils.quiet import quiet_libraries
@@ -28,11 +29,6 @@ def local_cpus(config: RayConfig) -> int:
     return config.num_cpus or max(LOCAL_CPUS, os.cpu_count() or 1)
 
 
-def joins_cluster(config: RayConfig) -> bool:
-    """Whether the session joins a running cluster instead of starting one."""
-    return config.address not in (None, "local") or bool(os.environ.get("RAY_ADDRESS"))
-
-
 @contextmanager
 def ray_session(config: RayConfig, debug: bool = False) -> Iterator[None]:
     """Ray, ready for the body. What was started here is shut down after it; a session that was there before stays.
@@ -45,13 +41,15 @@ def ray_session(config: RayConfig, debug: bool = False) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    joining = joins_cluster(config)
-    if joining and config.num_cpus is not None:
+    joins = joins_cluster(config)
+    if joins and config.num_cpus is not None:
         raise UserError("ray.num_cpus is used where Ray is started here, and a cluster is being joined: leave it out")
     # How often the controller looks at its workers: at the default of two seconds, start and end of a small training
     # wait for it.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
-    if not joining:
+    if joins:
+        check_reachable(config)
+    else:
         # Watches for nodes that a cloud takes away; costs five seconds a trainer, and this machine is the only node.
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -66,8 +64,8 @@ def ray_session(config: RayConfig, debug: bool = False) -> Iterator[None]:
     # Ray's own handler of SIGTERM, which leaves with another exit code, is for programs that have none.
     own = [signal.SIGTERM] if callable(signal.getsignal(signal.SIGTERM)) else []
     try:
-        with nullcontext() if debug else _core_muted(), handlers_kept(*own):
-            if joining:
+        with joining(config), nullcontext() if debug else _core_muted(), handlers_kept(*own):
+            if joins:
                 ray.init(address=config.address, log_to_driver=debug)
             else:
                 # The dashboard stays on (and on loopback): Ray Train cleans its placement groups up through it.
@@ -78,9 +76,7 @@ def ray_session(config: RayConfig, debug: bool = False) -> Iterator[None]:
                     log_to_driver=debug,
                 )
     except ConnectionError as error:
-        raise UserError(
-            f"ray.address={config.address or os.environ.get('RAY_ADDRESS')} cannot be reached: {error}"
-        ) from error
+        raise unreachable(config, error) from error
     _quiet_ray_data(debug)
     try:
         yield

@@ -160,7 +160,8 @@ def reference_key(folder: Path) -> str:
         "dtype": "float32",  # of the weights in memory
     }
     if (folder / "adapter_config.json").exists():
-        from rosepo.lm.model.loading import adapter_base, find_source
+        from rosepo.lm.model.adapters import adapter_base
+        from rosepo.lm.model.model_source import find_source
 
         base, revision = adapter_base(find_source(str(folder)))
         local = Path(base).expanduser()

@@ -16,6 +16,13 @@ class StageError(Exception):
     """Work that started and could not be finished, told in a sentence. Exits with 1."""
 
 
+def said(error: BaseException, longest: int = 1000) -> str:
+    """All that an error of a library says, on one line; its type where it says nothing, its middle left out above
+    `longest` characters."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= longest else f"{text[: longest - 300]} … {text[-300:]}"
+
+
 def user_error_from(error: BaseException | None) -> UserError | StageError | None:
     """The error that a process raised for a person to read, out of Ray's wrapping; None where there is none."""
     seen: set[int] = set()

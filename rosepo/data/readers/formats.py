@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from rosepo.data.readers import json_lines
 from rosepo.data.readers.columns import FIELDS
 from rosepo.data.readers.sources import Source, filesystem, open_stream
-from rosepo.utils.errors import UserError
+from rosepo.utils.errors import UserError, said
 
 BLOCK_BYTES = 16 << 20
 _FIELD = (
@@ -246,5 +246,5 @@ def _explained(source: Source) -> Iterator[None]:
     except (pa.ArrowException, UnicodeDecodeError, OSError, EOFError) as error:
         if isinstance(error, UnicodeDecodeError) or (isinstance(error, pa.ArrowInvalid) and "UTF8" in str(error)):
             raise UserError(f"{source.name} is not UTF-8 text: convert it, e.g. `iconv -f latin1 -t utf-8`") from error
-        what = str(error).splitlines()[0] if str(error) else type(error).__name__
+        what = said(error)
         raise UserError(f"{source.name} cannot be read as {source.format}: {what}") from error

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rosepo.data.readers.columns import flat, numbers, trimmed
-from rosepo.utils.errors import UserError
+from rosepo.utils.errors import UserError, said
 
 UNIX = "give Unix seconds as a number, an ISO 8601 time, or a real timestamp type"
 MOST_YEARS = 200
@@ -67,7 +67,7 @@ def _seconds(values: pa.Array, where: str, row: int) -> pa.Array:
     try:
         seconds = whole.cast(pa.timestamp("s")).cast(pa.int64()).cast(pa.float64())
     except pa.ArrowInvalid as error:
-        raise UserError(f"{where}: a time from row {row} on is no date: {str(error).splitlines()[0]}") from error
+        raise UserError(f"{where}: a time from row {row} on is no date: {said(error)}") from error
     seconds = pc.add(seconds, pc.fill_null(pc.cast(pc.binary_join_element_wise("0", fraction, ""), pa.float64()), 0.0))
     return pc.subtract(seconds, _offset(zone))
 

@@ -14,12 +14,14 @@ from transformers.pytorch_utils import Conv1D
 
 from rosepo.config import Config, LoraConfig, ModelConfig
 from rosepo.data.catalogue import Catalogue
+from rosepo.lm.model.adapters import adapter_base, check_adapter
 from rosepo.lm.model.dropout import disable_dropout
-from rosepo.lm.model.loading import adapter_base, find_source, load_model_config, load_policy, load_tokenizer
+from rosepo.lm.model.loading import load_model_config, load_policy, load_tokenizer
 from rosepo.lm.model.model_folder import Recommender, load_recommender, read_settings, save_policy
+from rosepo.lm.model.model_source import find_source
 from rosepo.lm.model.quantized import check_quantization, saved_quantization
 from rosepo.lm.model.scratch import scratch_config, scratch_model, train_tokenizer
-from rosepo.utils.errors import UserError
+from rosepo.utils.errors import UserError, said
 
 __all__ = [
     "Recommender",
@@ -65,7 +67,7 @@ def initial_policy(
         compute_dtype=compute_dtype,
     )
     check_length(model.config, config)
-    rows = model.get_input_embeddings().num_embeddings
+    rows = len(model.get_input_embeddings().weight)
     if len(tokenizer) > rows:
         raise UserError(
             f"model.path={config.path}: the tokenizer has {len(tokenizer)} tokens, the model {rows} embeddings;"
@@ -99,7 +101,7 @@ def add_adapter(model: nn.Module, lora: LoraConfig) -> Any:
     except ValueError as error:
         raise UserError(
             f"model.lora.target_modules={lora.target_modules!r} does not fit {type(model).__name__}: all-linear does"
-            f" ({str(error).splitlines()[0]})"
+            f" ({said(error)})"
         ) from error
 
 
@@ -232,8 +234,9 @@ def _settings_of(config: ModelConfig) -> tuple[Any, bool]:
     source = find_source(config.path, config.revision)
     if not source.adapter:
         return load_model_config(source), False
-    base = find_source(*adapter_base(source))
-    return load_model_config(base), True
+    settings = load_model_config(find_source(*adapter_base(source)))
+    check_adapter(source, settings)
+    return settings, True
 
 
 def _check_adapter_use(config: ModelConfig) -> None:

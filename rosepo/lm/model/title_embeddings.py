@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rosepo.utils.errors import UserError
+from rosepo.utils.errors import UserError, said
 
 if TYPE_CHECKING:
     from rosepo.data.catalogue import Catalogue
@@ -134,7 +134,7 @@ def _load_encoder(spec: str) -> tuple[Any, Any]:
     import torch
     from transformers import AutoModel, AutoTokenizer
 
-    from rosepo.lm.model.loading import find_source
+    from rosepo.lm.model.model_source import find_source
 
     try:
         source = find_source(spec)
@@ -142,7 +142,7 @@ def _load_encoder(spec: str) -> tuple[Any, Any]:
         model = AutoModel.from_pretrained(source.path, dtype=torch.float32, use_safetensors=True, **options)
         tokenizer = AutoTokenizer.from_pretrained(source.path, **options)
     except (UserError, OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0].replace("model.path", "the encoder")
+        reason = said(error).replace("model.path", "the encoder")
         raise UserError(
             f"pairs.encoder={spec} is not policy, tfidf or an encoder that can be loaded: {reason}"
         ) from error

@@ -128,7 +128,9 @@ class PlainRows:
         mask = (torch.arange(ids.shape[1]) < lengths[:, None]).long()
         output = self._model(input_ids=ids.to(self._device), attention_mask=mask.to(self._device), use_cache=False)
         logits: torch.Tensor = output.logits
-        return logits[torch.arange(len(sequences)), lengths.to(self._device) - 1]
+        # Learned tokens that an adapter puts before the prompt have logits too.
+        last = logits.shape[1] - ids.shape[1] + lengths.to(self._device) - 1
+        return logits[torch.arange(len(sequences)), last]
 
 
 def cached_prompts(causal_lm: Any, prompts: Sequence[np.ndarray]) -> DynamicCache:

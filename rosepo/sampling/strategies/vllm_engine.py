@@ -23,7 +23,8 @@ import numpy as np
 
 from rosepo.config import PairsConfig
 from rosepo.data.prompts import PromptBuilder
-from rosepo.lm.model.loading import adapter_base, find_source
+from rosepo.lm.model.adapters import adapter_base
+from rosepo.lm.model.model_source import find_source
 from rosepo.lm.titles.title_match import completions_index, match_titles
 from rosepo.utils.errors import UserError
 
