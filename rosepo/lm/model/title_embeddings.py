@@ -98,15 +98,16 @@ def _tfidf(catalogue: Catalogue) -> np.ndarray:
 def _policy(titles: Sequence[str], path: Path) -> np.ndarray:
     import torch
 
-    from rosepo.lm.model.loading import load_policy, load_tokenizer
+    from rosepo.lm.model.embedding_rows import embedding_rows
+    from rosepo.lm.model.loading import load_tokenizer
 
     tokens = load_tokenizer(path)(list(titles), add_special_tokens=False)["input_ids"]
     lengths = torch.tensor([len(entry) for entry in tokens])
     flat = torch.tensor([token for entry in tokens for token in entry])
-    weight = load_policy(path).get_input_embeddings().weight
+    used, places = flat.unique(return_inverse=True)
     with torch.inference_mode():
         offsets = lengths.cumsum(0) - lengths
-        means = torch.nn.functional.embedding_bag(flat, weight.float(), offsets, mode="mean")
+        means = torch.nn.functional.embedding_bag(places, embedding_rows(path, used), offsets, mode="mean")
         return (means - means.mean(dim=0)).numpy() if len(means) > 1 else means.numpy()
 
 
