@@ -11,9 +11,12 @@ from rosepo.utils.errors import UserError
 
 
 def normalised(title: str) -> str:
-    """What two titles are compared by: NFKC, case folded, white space collapsed."""
+    """What two titles are compared by: NFKC, case folded, white space collapsed, without what nobody sees."""
     folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", title).casefold())
-    return re.sub(r"\s+", " ", folded).strip()
+    folded = re.sub(r"\s+", " ", folded)
+    if not folded.isprintable():  # NUL, zero-width spaces and joiners, soft hyphens, marks of direction
+        folded = re.sub(" +", " ", "".join(char for char in folded if unicodedata.category(char) not in ("Cc", "Cf")))
+    return folded.strip()
 
 
 class ItemLookup:

@@ -10,6 +10,9 @@ from rosepo.utils.errors import UserError
 
 def test_case_width_and_white_space_do_not_tell_titles_apart() -> None:
     assert len({normalised(t) for t in ("Straße", "STRASSE", " strasse ", "ｓｔｒａｓｓｅ", "stra\u00dfe")}) == 1
+    unseen = ("Café\u200b", "\ufeffCafé", "Ca\u00adfé", "Ca\u200dfé", "Café\x00", "Caf\u0065\u0301", "\u202aCafé\u202c")
+    assert {normalised(title) for title in unseen} == {"café"}
+    assert normalised("a \u200b b") == normalised("a b")
 
 
 def test_refusing_names_both_items_and_the_remedy() -> None:

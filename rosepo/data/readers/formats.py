@@ -8,26 +8,22 @@ from __future__ import annotations
 
 import codecs
 import csv
-import io
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
-from rosepo.data.readers import json_lines
+from rosepo.data.readers import dat_files, json_lines
 from rosepo.data.readers.columns import FIELDS
-from rosepo.data.readers.sources import Source, filesystem, open_stream
+from rosepo.data.readers.sources import Source, filesystem, open_stream, path_columns
 from rosepo.utils.errors import UserError, said
 
 BLOCK_BYTES = 16 << 20
-_FIELD = (
-    "\x1f"  # stands for `::`, which Arrow's CSV reader cannot split on; MovieLens titles hold no control characters
-)
 
 
 @dataclass(frozen=True)
@@ -50,6 +46,7 @@ class Header:
         delimiter: of text formats.
         rows: where the file tells it (Parquet).
         pieces: the read tasks.
+        of_path: columns that stand in the file's path, as Hive's `year=2024/`, with their one value.
     """
 
     names: tuple[str, ...]
@@ -58,6 +55,7 @@ class Header:
     sequences: frozenset[str] = frozenset()
     delimiter: str = ","
     rows: int | None = None
+    of_path: Mapping[str, str | None] = field(default_factory=dict)
 
 
 def read_header(source: Source, kind: str) -> Header:
@@ -67,30 +65,41 @@ def read_header(source: Source, kind: str) -> Header:
         UserError: a file that is empty, cannot be opened, is not of its format, or is not UTF-8.
     """
     with _explained(source):
-        if source.format == "parquet":
-            return _parquet_header(source)
-        if source.format == "jsonl":
-            return _json_header(source)
-        line = _first_line(source)
-        if source.format == "dat":
-            names = FIELDS[kind]
-            if line.count("::") < len(names) - 1:
-                expected = "::".join(names)
-                raise UserError(f"{source.name}: row 1 is not {expected} (got {line[:80]!r}); set data.format")
-            return Header(names, dict.fromkeys(names, pa.string()), (Piece(source),), delimiter="::")
-        delimiter = "," if source.format == "csv" else "\t"
-        if source.format == "csv" and "," not in line:
-            delimiter = next((other for other in "\t;" if other in line), ",")
-        if source.format == "recbole":
-            raw = [name.strip() for name in line.split(delimiter)]
-        else:
-            raw = [name.strip() for name in next(csv.reader([line], delimiter=delimiter))]
-        names = tuple(name.split(":")[0] for name in raw) if source.format == "recbole" else tuple(raw)
-        if source.format == "recbole" and len(names) == 1 and raw[0].count(" ") > 1:
-            raise UserError(f"{source.name}: spaces stand between its columns, where RecBole's files have tabs")
-        _check_repeated(source, names)
-        sequences = frozenset(name.split(":")[0] for name in raw if name.endswith(":token_seq"))
-        return Header(names, dict.fromkeys(names, pa.string()), (Piece(source),), sequences, delimiter)
+        header = _own_header(source, kind)
+    of_path = {name: value for name, value in path_columns(source).items() if name not in header.names}
+    types = {**header.types, **dict.fromkeys(of_path, pa.string())}
+    return replace(header, names=(*header.names, *of_path), types=types, of_path=of_path)
+
+
+def _own_header(source: Source, kind: str) -> Header:
+    if source.format == "parquet":
+        return _parquet_header(source)
+    if source.format == "jsonl":
+        return _json_header(source)
+    return _text_header(source, kind)
+
+
+def _text_header(source: Source, kind: str) -> Header:
+    line = _first_line(source)
+    if source.format == "dat":
+        names = FIELDS[kind]
+        if line.count("::") < len(names) - 1:
+            expected = "::".join(names)
+            raise UserError(f"{source.name}: row 1 is not {expected} (got {line[:80]!r}); set data.format")
+        return Header(names, dict.fromkeys(names, pa.string()), (Piece(source),), delimiter="::")
+    delimiter = "," if source.format == "csv" else "\t"
+    if source.format == "csv" and "," not in line:
+        delimiter = next((other for other in "\t;" if other in line), ",")
+    if source.format == "recbole":
+        raw = [name.strip() for name in line.split(delimiter)]
+    else:
+        raw = [name.strip() for name in next(csv.reader([line], delimiter=delimiter))]
+    names = tuple(name.split(":")[0] for name in raw) if source.format == "recbole" else tuple(raw)
+    if source.format == "recbole" and len(names) == 1 and raw[0].count(" ") > 1:
+        raise UserError(f"{source.name}: spaces stand between its columns, where RecBole's files have tabs")
+    _check_repeated(source, names)
+    sequences = frozenset(name.split(":")[0] for name in raw if name.endswith(":token_seq"))
+    return Header(names, dict.fromkeys(names, pa.string()), (Piece(source),), sequences, delimiter)
 
 
 def read_piece(piece: Piece, header: Header, mapping: Mapping[str, str], kind: str) -> Iterator[tuple[int, pa.Table]]:
@@ -100,8 +109,11 @@ def read_piece(piece: Piece, header: Header, mapping: Mapping[str, str], kind: s
         UserError: malformed or undecodable text, unreadable Parquet.
     """
     row = piece.first_row
+    own = {ours: name for ours, name in mapping.items() if name not in header.of_path}
     with _explained(piece.source):
-        for table in _tables(piece, header, mapping, kind):
+        for table in _tables(piece, header, own, kind):
+            for name in header.of_path.keys() & mapping.values():
+                table = table.append_column(name, pa.repeat(pa.scalar(header.of_path[name], pa.string()), len(table)))
             yield row, table
             row += table.num_rows
 
@@ -119,7 +131,7 @@ def _tables(piece: Piece, header: Header, mapping: Mapping[str, str], kind: str)
         if source.format == "jsonl":
             yield from json_lines.tables(stream, header.types, mapping, BLOCK_BYTES)
         elif source.format == "dat":
-            yield from _dat_tables(source, stream, header, columns, kind)
+            yield from dat_files.tables(source.name, stream, header.names, _as_text(columns), kind)
         else:
             yield from _csv_tables(source, stream, header, columns)
 
@@ -130,7 +142,11 @@ def _csv_tables(source: Source, stream: pa.NativeFile, header: Header, columns: 
     quote = header.delimiter != "\t"
     reader = pacsv.open_csv(
         stream,
-        read_options=pacsv.ReadOptions(column_names=list(header.names), skip_rows=1, block_size=BLOCK_BYTES),
+        read_options=pacsv.ReadOptions(
+            column_names=[name for name in header.names if name not in header.of_path],
+            skip_rows=1,
+            block_size=BLOCK_BYTES,
+        ),
         parse_options=pacsv.ParseOptions(
             delimiter=header.delimiter, quote_char='"' if quote else False, newlines_in_values=quote
         ),
@@ -147,46 +163,6 @@ def _unquoted(values: pa.ChunkedArray) -> pa.ChunkedArray:
     """Fields in quotes as a whole (as pandas writes those that hold a quote) without them; others as they are."""
     inside = pc.replace_substring(pc.utf8_slice_codeunits(values, 1, -1), '""', '"')
     return pc.if_else(pc.match_substring_regex(values, r'^"([^"]|"")*"$'), inside, values)
-
-
-def _dat_tables(
-    source: Source, stream: pa.NativeFile, header: Header, columns: list[str], kind: str
-) -> Iterator[pa.Table]:
-    lines = io.BufferedReader(stream)
-    while block := b"".join(lines.readlines(BLOCK_BYTES)):
-        if block.strip():
-            yield _dat_table(source, block, header, columns, kind)
-
-
-def _dat_table(source: Source, raw: bytes, header: Header, columns: list[str], kind: str) -> pa.Table:
-    try:
-        text = raw.decode("utf-8")
-    except UnicodeDecodeError:
-        text = "\n".join(_utf8_or_latin(line) for line in raw.split(b"\n"))
-    if kind == "items":  # a title may hold `::` itself: the id ends at the first, the categories begin at the last
-        # Not splitlines(), which parts titles at U+0085 and U+2028 too.
-        lines = [line.rstrip("\r") for line in text.split("\n") if line.strip()]
-        wrong = next((line for line in lines if line.count("::") < 2), None)
-        if wrong is not None:
-            raise UserError(f"{source.name}: {wrong[:80]!r} is not {'::'.join(header.names)}")
-        ids, titles = zip(*(line.split("::", 1) for line in lines))
-        titles, categories = zip(*(entry.rsplit("::", 1) for entry in titles))
-        table = pa.table(dict(zip(header.names, (pa.array(part, pa.string()) for part in (ids, titles, categories)))))
-        return table.select(columns)
-    return pacsv.read_csv(
-        io.BytesIO(text.replace("::", _FIELD).encode()),
-        read_options=pacsv.ReadOptions(column_names=list(header.names), block_size=2 * BLOCK_BYTES),
-        parse_options=pacsv.ParseOptions(delimiter=_FIELD, quote_char=False),
-        convert_options=_as_text(columns),
-    )
-
-
-def _utf8_or_latin(line: bytes) -> str:
-    """MovieLens 1M and 10M are Latin-1, newer data of this shape UTF-8, and some files hold lines of both."""
-    try:
-        return line.decode("utf-8")
-    except UnicodeDecodeError:
-        return line.decode("latin-1")
 
 
 def _as_text(columns: list[str]) -> pacsv.ConvertOptions:

@@ -8,6 +8,7 @@ import glob
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
+from urllib.parse import unquote
 
 import pyarrow as pa
 import pyarrow.fs as pafs
@@ -28,6 +29,7 @@ ENDINGS = {
 }
 ARCHIVES = (".zip", ".tar", ".tgz", ".7z", ".rar")
 COMPRESSIONS = (".gz", ".bz2", ".zst", ".lz4")
+_HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
 EMBEDDED = "rosepo:"
 """Scheme of the data that ships with the package: resolved where the file is read, which may be another machine."""
 
@@ -98,6 +100,12 @@ def open_stream(source: Source) -> pa.NativeFile:
         return stream
     stream.close()
     return files.open_input_stream(path, compression="detect")
+
+
+def path_columns(source: Source) -> dict[str, str | None]:
+    """Columns that stand in a file's path as Hive writes them, `…/user_id=17/part-0.parquet`, and their one value."""
+    parts = [part.partition("=") for part in source.uri.split("/")[:-1] if "=" in part]
+    return {unquote(key): None if value == _HIVE_NULL else unquote(value) for key, _, value in parts if key}
 
 
 def size_of(source: Source) -> int:

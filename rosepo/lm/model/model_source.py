@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi, try_to_load_from_cache
+from huggingface_hub import HfApi, constants, try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError
 
@@ -67,10 +67,13 @@ def find_source(path: str, revision: str | None = None) -> Source:
 
 
 def _hub_source(path: str, revision: str | None) -> Source:
-    lost = UserError(
-        f"model.path={path} is neither a model folder nor reachable on the hub: give an existing folder, or the id of a"
-        " model on huggingface.co (log in with `hf auth login` for private and gated ones)"
+    remedy = (
+        "unset HF_HUB_OFFLINE, which keeps to models that were downloaded before, or give an existing folder"
+        if constants.HF_HUB_OFFLINE
+        else "give an existing folder, or the id of a model on huggingface.co (log in with `hf auth login` for private"
+        " and gated ones)"
     )
+    lost = UserError(f"model.path={path} is neither a model folder nor reachable on the hub: {remedy}")
     if path.startswith(("/", ".", "~")) or path.count("/") > 1:
         raise lost
     try:

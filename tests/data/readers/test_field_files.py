@@ -57,6 +57,36 @@ def test_a_line_in_latin_1_leaves_the_others_as_they_are(tmp_path: Path) -> None
     assert read_items(config_for(data).data)["title"].to_pylist() == [title for _, title in ITEMS]
 
 
+@pytest.mark.parametrize("kind", ["parquet", "csv", "jsonl"])
+def test_a_column_that_stands_in_the_path_alone_is_read_from_there(kind: str, tmp_path: Path) -> None:
+    data = written(tmp_path, "csv")
+    plain = inspect_data(config_for(data, k_core=1))
+    for user in {row[0] for row in LOG}:
+        rows = [dict(zip(KEYS[1:], row[1:])) for row in LOG if row[0] == user]
+        folder = tmp_path / "hive" / "site=a%20b" / f"user_id={user}"
+        folder.mkdir(parents=True)
+        if kind == "parquet":
+            pq.write_table(pa.Table.from_pylist(rows), folder / "part-0.parquet")
+        elif kind == "csv":
+            lines = [KEYS[1:], *(row.values() for row in rows)]
+            (folder / "part.csv").write_text("".join(",".join(map(str, line)) + "\n" for line in lines))
+        else:
+            (folder / "part.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    hive = {**data, "interactions": str(tmp_path / "hive")}
+    assert inspect_data(config_for(hive, k_core=1))["examples"] == plain["examples"]
+    with pytest.raises(UserError, match=r"'nobody'.*item_id, rating, timestamp, site, user_id"):
+        inspect_data(config_for({**hive, "columns": {"user_id": "nobody"}}, k_core=1))
+
+
+def test_a_key_without_a_value_is_a_row_without_one(tmp_path: Path) -> None:
+    data = written(tmp_path, "csv")
+    folder = tmp_path / "hive" / "user_id=__HIVE_DEFAULT_PARTITION__"
+    folder.mkdir(parents=True)
+    (folder / "part.csv").write_text("item_id,rating,timestamp\n1,4,1600000000\n")
+    with pytest.raises(UserError, match="user_id"):
+        inspect_data(config_for({**data, "interactions": str(tmp_path / "hive")}, k_core=1))
+
+
 @pytest.mark.parametrize("kind", ["csv", "tsv", "jsonl"])
 @pytest.mark.parametrize("form", ["{:%Y-%m-%dT%H:%M:%S}.123", "{:%Y-%m-%d %H:%M:%S}Z", "{:%Y-%m-%dT%H:%M:%S}+00:00"])
 def test_iso_times_are_times_in_every_format(kind: str, form: str, tmp_path: Path) -> None:
