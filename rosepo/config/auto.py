@@ -99,7 +99,8 @@ def _rows(config: Config, facts: LogFacts) -> int:
 
 def _rows_a_step(config: Config, facts: LogFacts) -> int:
     """So many that a step learns from some hundred titles: few rows of long histories, more of short ones."""
-    return 64 if config.model.template.candidates else _sequences_a_step(facts)
+    rows = 64 if config.model.template.candidates else _sequences_a_step(facts)
+    return max(rows, config.sft.workers)
 
 
 def _sequences_a_step(facts: LogFacts) -> int:
@@ -131,7 +132,7 @@ def _oracle_looks(facts: LogFacts) -> int:
 
 def _users_a_step(config: Config, facts: LogFacts) -> int:
     """8 for a few thousand users; twice as many for twice as many, so that a pass stays some hundred steps."""
-    return int(min(max(2 ** round(math.log2(facts.users / STEPS_A_PASS)), 8), 64))
+    return max(int(min(max(2 ** round(math.log2(facts.users / STEPS_A_PASS)), 8), 64)), config.align.workers)
 
 
 def _align_epochs(config: Config, facts: LogFacts) -> float:
@@ -200,7 +201,10 @@ RULES: dict[str, Rule] = {
         any_model=True,
     ),
     "oracle.batch_size": Rule(
-        lambda config, facts: _sequences_a_step(facts), "some hundred titles a step", _ensemble, any_model=True
+        lambda config, facts: max(_sequences_a_step(facts), config.oracle.workers),
+        "some hundred titles a step",
+        _ensemble,
+        any_model=True,
     ),
     "oracle.learning_rate": Rule(
         lambda config, facts: 1e-3 if _ensemble(config) else 2e-3, "of {train:,} examples", _of_all, any_model=True

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from rosepo.config import Config, EvaluateConfig, PairsConfig
+from rosepo.config.auto import open_keys
 from rosepo.pipeline.plan import RunPlan
 from rosepo.run.joining import check_reachable, joins_cluster
 from rosepo.run.ray_session import cluster_size, local_cpus
@@ -46,8 +47,8 @@ def check_named(config: Config, names: Sequence[str]) -> None:
     """What the named stages would refuse, found before Ray is started.
 
     Raises:
-        UserError: a sweep that tries nothing, settings that `align` would refuse, or an oracle, a strategy, an encoder
-            or systems to evaluate that are not there.
+        UserError: a sweep that tries nothing, settings that `align` would refuse, more workers than rows a step, or an
+            oracle, a strategy, an encoder or systems to evaluate that are not there.
     """
     from rosepo.oracle.external_oracle import check_external
     from rosepo.tuning.search_space import check_space
@@ -55,6 +56,9 @@ def check_named(config: Config, names: Sequence[str]) -> None:
     if "oracle" in names:
         check_external(config.oracle)
     kinds = {find_stage(name).kind for name in names}
+    for kind in ("sft", "oracle", "align"):
+        if kind in kinds:
+            _check_shares(config, kind)
     if "pairs" in kinds:
         _check_strategies(config.pairs)
     if "evaluate" in kinds:
@@ -88,6 +92,19 @@ def asking_stages(config: Config) -> list[str]:
     """The kinds of stages that will ask the cluster for processes, in order; each has a section of its name."""
     idle = {"prepare"} | ({"oracle"} if config.oracle.kind != "sasrec" else set())
     return [kind for kind in dict.fromkeys(find_stage(name).kind for name in names_of_run(config)) if kind not in idle]
+
+
+def _check_shares(config: Config, section: str) -> None:
+    """Refuse a training of more workers than a step has rows: those without any would wait for the others, and cost as
+    much."""
+    train = getattr(config, section)
+    follows = f"{section}.batch_size" in open_keys(config)  # from the number of workers too
+    if not follows and train.workers > train.batch_size:
+        raise UserError(
+            f"{section}.workers={train.workers} share the {train.batch_size} rows of a step ({section}.batch_size), so"
+            f" that {train.workers - train.batch_size} would never have one: lower {section}.workers, or raise"
+            f" {section}.batch_size to a multiple of it"
+        )
 
 
 def _check_strategies(pairs: PairsConfig) -> None:
