@@ -22,7 +22,7 @@ from rosepo.cli.options import (
     SetOption,
 )
 from rosepo.cli.run_stages import quoted, resolve, run_named, run_whole
-from rosepo.cli.tools import compare, experiments, recommend, report
+from rosepo.cli.tools import compare, experiments, merge, recommend, report
 from rosepo.run.paths import of_round
 from rosepo.run.signals import interrupt_on_sigterm
 
@@ -177,6 +177,7 @@ def run(
 
 
 app.command("recommend")(recommend)
+app.command("merge")(merge)
 app.command("report")(report)
 app.command("compare")(compare)
 app.command("experiments")(experiments)

@@ -49,6 +49,30 @@ def recommend(
 
 
 @ends_clearly(keeps_log=False)
+def merge(
+    model: Annotated[
+        str, typer.Option("--model", "-m", help="Folder or hub id of an adapter, e.g. runs/qwen/aligned.")
+    ],
+    output: Annotated[Path, typer.Option("--output", help="Folder to write the whole model to; it must not exist.")],
+    debug: DebugOption = False,
+) -> None:
+    """Write an adapter into its base: a whole model in the base's precision, for programs that know no adapters.
+
+    Example: rosepo merge --model runs/qwen/aligned --output models/qwen-movies
+    """
+    from rosepo.lm.model.merge import merge_adapter
+    from rosepo.run.folders import replacing
+
+    if output.exists():
+        raise UserError(f"--output {output} exists: name a new folder")
+    with replacing(output) as aside:
+        figures = merge_adapter(model, aside)
+    echo(
+        f"  Model  {output}  ({figures['parameters']:,} parameters, {figures['dtype']}; its base was {figures['base']})"
+    )
+
+
+@ends_clearly(keeps_log=False)
 def report(out: OutOption, debug: DebugOption = False) -> None:
     """Draw report.html and report.md of a run again, from what it measured; nothing is ranked or trained again.
 

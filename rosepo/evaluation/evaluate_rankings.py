@@ -106,7 +106,7 @@ class ExampleSeries:
     """
 
     def __init__(self, config: Config, paths: RunPaths, catalogue: Catalogue, n: int, names: Sequence[str]) -> None:
-        from rosepo.lm.model.title_embeddings import encode_titles
+        from rosepo.lm.titles.title_embeddings import encode_titles
 
         spec = config.pairs.encoder
         if spec == "policy" and not paths.sft.is_dir():
@@ -157,7 +157,7 @@ class ExampleSeries:
         return found
 
     def _fill(self, here: slice, batch: Batch, top: dict[str, np.ndarray]) -> None:
-        from rosepo.lm.model.title_embeddings import history_similarity
+        from rosepo.lm.titles.title_embeddings import history_similarity
 
         profiles = history_similarity(self._embeddings, batch.histories, self._decay)
         profiles[[not len(history) for history in batch.histories]] = np.nan

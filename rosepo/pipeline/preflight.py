@@ -113,7 +113,7 @@ def _check_strategies(pairs: PairsConfig) -> None:
     Raises:
         UserError: a strategy that cannot be imported, or an encoder that is neither a folder nor on the hub.
     """
-    from rosepo.lm.model.title_embeddings import BUILT_IN
+    from rosepo.lm.titles.title_embeddings import BUILT_IN
     from rosepo.utils.imports import find_callable
 
     for name in pairs.used:

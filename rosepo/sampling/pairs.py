@@ -23,7 +23,7 @@ from rosepo.data.catalogue import ITEMS_FILE, Catalogue, made_for
 from rosepo.data.example_shards import VALIDATION, Shard, check_columns, most_seen, shards_of
 from rosepo.data.random import round_seed
 from rosepo.lm.model.model_folder import check_catalogue
-from rosepo.lm.model.title_embeddings import encode_titles
+from rosepo.lm.titles.title_embeddings import encode_titles
 from rosepo.oracle.load import load_scorer
 from rosepo.run.manifest import read_manifest
 from rosepo.run.paths import RunPaths, of_round

@@ -15,9 +15,9 @@ from rosepo.data.catalogue import Catalogue
 from rosepo.data.random import Draws
 from rosepo.lm.model.model_folder import load_recommender, save_policy
 from rosepo.lm.model.record import model_record
-from rosepo.lm.model.title_embeddings import encode_titles, history_similarity
 from rosepo.lm.rows.plain_rows import plain_logps
 from rosepo.lm.titles.beam_search import Decoder
+from rosepo.lm.titles.title_embeddings import encode_titles, history_similarity
 from rosepo.oracle.load import load_scorer
 from rosepo.run.paths import RunPaths
 from rosepo.sampling.audit import audit_groups

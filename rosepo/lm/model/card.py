@@ -40,13 +40,38 @@ def model_card(
         f"Trained by {record.trained_by}.\n",
         _facts(record, catalogue, adapter, quantize),
         _figures({**(figures or {}), **record.facts}),
-        f"## Use\n\nPlain {'PEFT' if adapter else 'Transformers'}, without rosepo, in this folder:\n\n"
-        f"```python\n{usage(template, catalogue.titles[:3], max_new_tokens, adapter, quantize)}```\n\n"
-        f"{_free(template)}\n",
+        _use(template, catalogue, max_new_tokens, adapter, quantize),
         f"## How it was made\n\n```sh\n{record.command}\n```\n\n"
         f"with this `config.yaml` (what it does not name is at its default):\n\n```yaml\n{record.config}```\n",
     ]
     return "\n".join(parts)
+
+
+def merged_card(card: str, template: TemplateConfig, catalogue: Catalogue, max_new_tokens: int) -> str:
+    """The card of an adapter's folder, for the whole model that the adapter was merged into.
+
+    Args:
+        card: what `model_card` made.
+        template, catalogue, max_new_tokens: as there.
+    """
+    _, head, body = card.split("---\n", 2)
+    front = yaml.safe_load(head)
+    front |= {"library_name": "transformers", "tags": [tag for tag in front["tags"] if tag != "lora"]}
+    before, _, after = body.partition("## Use\n")
+    _, made, how = after.partition("## How it was made\n")
+    use = _use(template, catalogue, max_new_tokens, adapter=False)
+    merged = "`rosepo merge` then wrote the adapter into its base.\n"
+    return f"---\n{yaml.safe_dump(front, sort_keys=False)}---\n{before}{use}\n{made}{how}\n{merged}"
+
+
+def _use(
+    template: TemplateConfig, catalogue: Catalogue, max_new_tokens: int, adapter: bool, quantize: str = "none"
+) -> str:
+    return (
+        f"## Use\n\nPlain {'PEFT' if adapter else 'Transformers'}, without rosepo, in this folder:\n\n"
+        f"```python\n{usage(template, catalogue.titles[:3], max_new_tokens, adapter, quantize)}```\n\n"
+        f"{_free(template)}\n"
+    )
 
 
 def _free(template: TemplateConfig) -> str:

@@ -142,7 +142,7 @@ def save_policy(
     if adapter:
         _save_adapter(folder, model, record.model, state_dict)
     else:
-        _save_whole(folder, model, state_dict)
+        save_whole(folder, model, state_dict)
     GenerationConfig(
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
@@ -169,7 +169,8 @@ def save_policy(
     (folder / "README.md").write_text(card, encoding="utf-8")
 
 
-def _save_whole(folder: Path, model: Any, state_dict: Mapping[str, torch.Tensor] | None) -> None:
+def save_whole(folder: Path, model: Any, state_dict: Mapping[str, torch.Tensor] | None = None) -> None:
+    """Write config and weights of a causal LM; as `save_policy`, which writes what goes with them too."""
     weights = _named_like(model, state_dict if state_dict is not None else model.state_dict())
     _check(weights)
     # A clean shell of the same architecture: no hooks, no partitioned parameters, and the weights' own dtype.

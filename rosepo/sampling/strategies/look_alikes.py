@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from rosepo.data.random import Draws
-from rosepo.lm.model.title_embeddings import history_similarity
+from rosepo.lm.titles.title_embeddings import history_similarity
 from rosepo.sampling.strategies.example_batch import Examples, Excluded
 from rosepo.sampling.strategies.picking import pick_from_top
 from rosepo.sampling.strategies.protocol import Strategy, StrategyInputs

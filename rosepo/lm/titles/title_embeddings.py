@@ -98,8 +98,8 @@ def _tfidf(catalogue: Catalogue) -> np.ndarray:
 def _policy(titles: Sequence[str], path: Path) -> np.ndarray:
     import torch
 
-    from rosepo.lm.model.embedding_rows import embedding_rows
     from rosepo.lm.model.loading import load_tokenizer
+    from rosepo.lm.titles.embedding_rows import embedding_rows
 
     tokens = load_tokenizer(path)(list(titles), add_special_tokens=False)["input_ids"]
     lengths = torch.tensor([len(entry) for entry in tokens])

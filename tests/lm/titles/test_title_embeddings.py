@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from transformers import BertConfig, BertModel
 
 from rosepo.data.catalogue import Catalogue
-from rosepo.lm.model.title_embeddings import encode_titles, history_similarity
+from rosepo.lm.titles.title_embeddings import encode_titles, history_similarity
 from rosepo.utils.errors import UserError
 from tests.helpers import tiny_catalogue, tiny_model, tiny_tokenizer
 

@@ -12,16 +12,16 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from rosepo.lm.model import embedding_rows as module
-from rosepo.lm.model.embedding_rows import embedding_rows
 from rosepo.lm.model.loading import load_policy
+from rosepo.lm.titles import embedding_rows as module
+from rosepo.lm.titles.embedding_rows import embedding_rows
 from tests.helpers import tiny_model
 
 TOKENS = torch.tensor([0, 7, 7, 399, 5])
 PEAK = """
 import sys, torch
 from pathlib import Path
-from rosepo.lm.model.embedding_rows import embedding_rows
+from rosepo.lm.titles.embedding_rows import embedding_rows
 assert embedding_rows(sys.argv[1], torch.tensor([1, 399])).dtype == torch.float32
 print(*(line.split()[1] for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")))
 """
