@@ -7,6 +7,7 @@ content of the data files. A folder whose manifest carries the fingerprint that 
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -264,5 +265,7 @@ def _check_root(root: Path) -> None:
     there = next(folder for folder in (root, *root.absolute().parents) if os.access(folder, os.F_OK))
     if not there.is_dir():
         raise UserError(f"--out {root}: {there} is a file, not a folder: use another --out")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise UserError(f"--out {root}: {there} cannot be written to: use another --out")
+    try:
+        tempfile.TemporaryFile(dir=there).close()  # without a name: nobody sees it
+    except OSError as error:
+        raise UserError(f"--out {root}: {there} cannot be written to: use another --out ({error.strerror})") from error

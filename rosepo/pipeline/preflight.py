@@ -8,7 +8,7 @@ from typing import Any
 from rosepo.config import Config, EvaluateConfig, PairsConfig
 from rosepo.config.auto import open_keys
 from rosepo.pipeline.plan import RunPlan
-from rosepo.run.joining import check_reachable, joins_cluster
+from rosepo.run.joining import check_session, joins_cluster
 from rosepo.run.ray_session import cluster_size, local_cpus
 from rosepo.run.resources import check_together, request_of, stage_use_gpu, use_gpu
 from rosepo.run.stages import find_stage, names_of_run
@@ -28,9 +28,8 @@ def check_before_run(config: Config) -> dict[str, Any]:
     from rosepo.sampling.strategies.mixture import check_negatives
 
     check_named(config, names_of_run(config))
-    if joins_cluster(config.ray):
-        check_reachable(config.ray)
-    else:
+    check_session(config.ray)
+    if not joins_cluster(config.ray):
         there = local_cpus(config.ray), torch.cuda.device_count()
         for section in asking_stages(config):
             use_gpu(request_of(config, section), *there)

@@ -1,9 +1,10 @@
-"""Joining a Ray cluster that may not be there: found out within seconds, and not waited for without end."""
+"""A Ray session that cannot begin is told within seconds, and a cluster not waited for without end."""
 
 from __future__ import annotations
 
 import os
 import socket
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,9 @@ CONNECT_SECONDS = 5.0
 """For a connection to the cluster's port."""
 TELLS_AFTER, GIVES_UP_AFTER = 5.0, 60.0
 """Seconds after which joining says what it waits for, and ends the process."""
+LONGEST_SOCKET = 103 if sys.platform == "darwin" else 107
+"""Bytes of a Unix socket's path."""
+_SOCKET = "/ray/session_2026-01-31_23-59-59_000000_4194304/sockets/plasma_store"
 _DASHBOARD = ("http://", "https://")
 _EXIT_BAD_INPUT = 2
 
@@ -22,6 +26,26 @@ _EXIT_BAD_INPUT = 2
 def joins_cluster(config: RayConfig) -> bool:
     """Whether the session joins a running cluster instead of starting one."""
     return config.address != "local" and bool(config.address or os.environ.get("RAY_ADDRESS"))
+
+
+def check_session(config: RayConfig) -> None:
+    """Refuse a session that could not begin: see `check_reachable`, and where Ray is started here, a folder for its
+    sockets whose path is too long for one.
+
+    Raises:
+        UserError: with who named the cluster or the folder.
+    """
+    if joins_cluster(config):
+        check_reachable(config)
+        return
+    key = next((key for key in ("RAY_TMPDIR", "TMPDIR") if key in os.environ), "TMPDIR")
+    folder = os.environ.get(key, "/tmp")
+    length = len(os.fsencode(f"{folder}{_SOCKET}"))
+    if length > LONGEST_SOCKET:
+        raise UserError(
+            f"{key}={folder} is too long for Ray, whose sockets lie below it: {length} bytes of path, of "
+            f"{LONGEST_SOCKET} at most; set RAY_TMPDIR to a folder of fewer characters"
+        )
 
 
 def check_reachable(config: RayConfig) -> None:

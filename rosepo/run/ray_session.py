@@ -10,7 +10,7 @@ from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from rosepo.config import RayConfig
-from rosepo.run.joining import check_reachable, joining, joins_cluster, unreachable
+from rosepo.run.joining import check_session, joining, joins_cluster, unreachable
 from rosepo.run.signals import handlers_kept
 from rosepo.utils.errors import UserError
 from rosepo.utils.quiet import quiet_libraries
@@ -47,9 +47,8 @@ def ray_session(config: RayConfig, debug: bool = False) -> Iterator[None]:
     # How often the controller looks at its workers: at the default of two seconds, start and end of a small training
     # wait for it.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
-    if joins:
-        check_reachable(config)
-    else:
+    check_session(config)
+    if not joins:
         # Watches for nodes that a cloud takes away; costs five seconds a trainer, and this machine is the only node.
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 from rosepo.config import RayConfig
-from rosepo.run.joining import check_reachable, joins_cluster
+from rosepo.run.joining import check_reachable, check_session, joins_cluster
 from rosepo.utils.errors import UserError
 
 SESSION = """
@@ -58,6 +58,21 @@ def test_what_is_no_clusters_address_is_refused(address: str, words: str) -> Non
 def test_what_listens_or_is_rays_own_to_find_passes(silent: str) -> None:
     check_reachable(RayConfig(address=silent))
     check_reachable(RayConfig(address="auto"))
+
+
+@pytest.mark.parametrize("key", ["RAY_TMPDIR", "TMPDIR"])
+def test_a_folder_that_is_too_long_for_sockets_is_refused_where_ray_is_started_here(
+    key: str, silent: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("RAY_ADDRESS", "RAY_TMPDIR", "TMPDIR"):
+        monkeypatch.delenv(name, raising=False)
+    check_session(RayConfig())
+    monkeypatch.setenv(key, "/tmp/" + 34 * "x")
+    check_session(RayConfig())
+    monkeypatch.setenv(key, "/tmp/" + 35 * "x")
+    with pytest.raises(UserError, match=rf"{key}=/tmp/x.*108 bytes.*107 at most; set RAY_TMPDIR"):
+        check_session(RayConfig())
+    check_session(RayConfig(address=silent))
 
 
 def test_local_starts_ray_here_whatever_the_environment_says(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -56,7 +56,7 @@ def merge_adapter(path: str, folder: Path) -> dict[str, Any]:
     save_whole(folder, model.to(dtype))
     model.generation_config.save_pretrained(folder)
     load_tokenizer(path).save_pretrained(folder)
-    if source.files is not None and SETTINGS in source.files:
+    if (Path(source.path) / SETTINGS).is_file():
         _take_along(Path(source.path), folder)
     return {"base": base, "parameters": model.num_parameters(), "dtype": str(dtype).removeprefix("torch.")}
 
