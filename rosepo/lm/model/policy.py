@@ -140,7 +140,8 @@ def validate_model(config: Config) -> dict[str, Any]:
         weights_dtype, shared_prefix.
 
     Raises:
-        UserError: whatever `initial_policy` would refuse, weights that do not match their config excepted.
+        UserError: whatever `initial_policy` would refuse, weights of whole models that do not match their config
+            excepted.
     """
     from rosepo.lm.rows.attention import SHARED_PREFIX_ARCHITECTURES, set_attention
     from rosepo.lm.rows.base_model import base_causal_lm

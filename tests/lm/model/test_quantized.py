@@ -80,8 +80,8 @@ def test_zero_3_is_refused(section):
     ],
 )
 def test_a_given_adapter_on_a_quantized_base_is_refused_the_same(settings, words, alone, tmp_path, monkeypatch):
-    peft.LoraConfig(task_type="CAUSAL_LM", base_model_name_or_path=str(alone)).save_pretrained(tmp_path)
-    (tmp_path / "adapter_model.safetensors").touch()
+    adapted = peft.get_peft_model(load_policy(alone), peft.LoraConfig(task_type="CAUSAL_LM"))
+    adapted.save_pretrained(tmp_path, save_embedding_layers=False)
     (tmp_path / "rosepo.json").write_text(json.dumps({"quantize": "nf4"}))
     monkeypatch.setattr("rosepo.lm.model.policy.check_quantization", lambda quantize: None)
     model = {"model": {"path": str(tmp_path), "max_length": 128}}
