@@ -63,7 +63,11 @@ def ray_session(config: RayConfig, debug: bool = False) -> Iterator[None]:
     # Ray's own handler of SIGTERM, which leaves with another exit code, is for programs that have none.
     own = [signal.SIGTERM] if callable(signal.getsignal(signal.SIGTERM)) else []
     try:
-        with joining(config), nullcontext() if debug else _core_muted(), handlers_kept(*own):
+        with (
+            joining(config) if joins else nullcontext(),
+            nullcontext() if debug else _core_muted(),
+            handlers_kept(*own),
+        ):
             if joins:
                 ray.init(address=config.address, log_to_driver=debug)
             else:

@@ -82,6 +82,16 @@ def test_local_starts_ray_here_whatever_the_environment_says(monkeypatch: pytest
     assert [joins_cluster(RayConfig(address=address)) for address in (None, "local", "auto")] == [True, False, True]
 
 
+def test_a_ray_that_is_started_here_may_take_as_long_as_it_needs() -> None:
+    environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+    quick = SESSION.format(address=None).replace("0.5, 2.0", "0.01, 0.02")
+    quick = quick.replace("RayConfig(address=None)", "RayConfig(num_cpus=1), debug=True")  # stderr is not muted
+    done = subprocess.run([sys.executable, "-c", quick], env=environment, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout.splitlines()[-1:]) == (0, ["joined"]), done.stderr
+    assert "Exception in thread" not in done.stderr
+    assert "waiting for" not in done.stderr
+
+
 def test_a_cluster_that_does_not_answer_is_told_and_given_up(silent: str) -> None:
     environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
     done = subprocess.run(
