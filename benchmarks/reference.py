@@ -21,7 +21,7 @@ from benchmarks.common import Row, rate_row, side_by_side
 from rosepo.lm.model.scratch import EOS, SPECIAL_TOKENS
 from rosepo.lm.rows.logps import LogpsModel
 from rosepo.lm.rows.plain_rows import plain_logps
-from rosepo.lm.titles.cached_prompts import batch_tokens
+from rosepo.lm.titles.room import room_of
 from rosepo.lm.titles.title_scores import reference_logps
 
 PROMPT, TITLE = 400, 8
@@ -88,7 +88,7 @@ def row_a_completion(
     start = 0
     while start < len(order):
         width = int(lengths[order[start]])
-        batch = order[start : start + max(1, batch_tokens(model) // width)]
+        batch = order[start : start + max(1, room_of(model).tokens // width)]
         out[batch] = score([rows[index] for index in batch], width, model)
         start += len(batch)
     return np.split(out, np.cumsum([len(group) for group in completions])[:-1])

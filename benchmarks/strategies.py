@@ -157,7 +157,9 @@ def _run(examples: Path, shards: list[Shard], actors: int) -> Done:
         {"pairs": {"strategies": strategies, "score": False, "actors": actors, "groups_per_user": "all"}}
     )
     paths = RunPaths(examples.parent)
-    settings = ActorSettings(config.pairs, config.seed, False, paths, out, None, None, "cpu", "benchmark", negatives=1)
+    settings = ActorSettings(
+        config.pairs, config.seed, False, paths, out, None, None, "cpu", "float32", "benchmark", negatives=1
+    )
     tally = Tally()
     try:
         with ray_session(RayConfig(num_cpus=max(4, actors + 1))), _watched(out, len(shards)) as peaks:

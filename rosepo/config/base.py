@@ -35,6 +35,7 @@ def word(value: Any) -> Any:
     return {True: "yes", False: "no"}[value] if isinstance(value, bool) else value
 
 
+Precision = Literal["auto", "float32", "bfloat16"]
 Gpu = Annotated[Literal["auto", "yes", "no"], BeforeValidator(word)]
 
 
@@ -169,3 +170,6 @@ class ActorsConfig(Section):
     cpus_per_actor: Positive = 1.0
     gpu: Gpu = "auto"
     """One GPU an actor: where the cluster has them, always, or never."""
+    precision: Precision = "auto"
+    """Of language models, which are held and run in it: `auto` is bfloat16 on GPUs and float32 on CPUs. Logits that
+    rank titles are float32 either way."""

@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field
 
-from rosepo.config.base import ActorsConfig, Count, NonNegative, OpenSection, Option, nearest, word
+from rosepo.config.base import ActorsConfig, Count, NonNegative, OpenSection, Option, Precision, nearest, word
 from rosepo.config.strategies import STRATEGIES, Asked, Needs, strategies_with, strategy_options
 
 
@@ -53,6 +53,10 @@ class PairsConfig(ActorsConfig, OpenSection):
     reference_cache: Annotated[str, BeforeValidator(word)] = "auto"
     """Folder of reference log-probabilities, keyed by what they depend on, which runs share: `auto` is
     $ROSEPO_CACHE/reference or ~/.cache/rosepo/reference, `no` keeps none. On a cluster, a folder that all nodes see."""
+
+    precision: Precision = "auto"
+    """Of the language models: `auto` is align.precision, so that the reference's log-probabilities are those that
+    training starts from; with score=false bfloat16 on GPUs and float32 on CPUs."""
 
     section: ClassVar[str] = "pairs"
 

@@ -42,6 +42,11 @@ class Config(Section):
         obstacle = self.quantized_obstacle(quantize)
         if obstacle is not None:
             yield f"model.lora.quantize={quantize}: {obstacle}"
+        if self.pairs.score and self.pairs.precision not in ("auto", self.align.precision):
+            yield (
+                f"pairs.precision={self.pairs.precision} is not align.precision={self.align.precision}: the "
+                "reference's log-probabilities would not be those that training starts from; leave pairs.precision out"
+            )
         asking = self.pairs.asking("candidates")
         if asking and self.prepare.candidates < 2:
             yield (
@@ -136,6 +141,15 @@ class Config(Section):
                 " out"
             )
         return None
+
+    def precision(self, section: str, on_gpu: bool) -> str:
+        """float32 or bfloat16: what the language models of pairs, evaluate or recommend are held and run in."""
+        asked: str = getattr(self, section).precision
+        if asked != "auto":
+            return asked
+        if section == "pairs" and self.pairs.score:
+            return self.align.precision
+        return "bfloat16" if on_gpu else "float32"
 
     def negatives(self, allowed: int) -> int:
         """K, rejected titles a group (`pairs.negatives`), where the catalogue has `allowed` for every one of them."""

@@ -21,8 +21,10 @@ if TYPE_CHECKING:
 SAME_DATA = "give one of a run on the same data"
 
 
-def load_external(path: str, catalogue: Catalogue, prompts: ModelConfig, max_history: int) -> Recommender:
-    """A model that ranks a catalogue, in eval mode, float32 on the CPU.
+def load_external(
+    path: str, catalogue: Catalogue, prompts: ModelConfig, max_history: int, precision: str = "float32"
+) -> Recommender:
+    """A model that ranks a catalogue, in eval mode on the CPU, its weights in a precision.
 
     A folder that rosepo wrote brings its own template and lengths; any other model is read with those of `prompts`, as
     far as it has positions.
@@ -30,14 +32,16 @@ def load_external(path: str, catalogue: Catalogue, prompts: ModelConfig, max_his
     Raises:
         UserError: not a model that can be loaded, or one that was trained on another catalogue.
     """
+    import torch
+
     from rosepo.lm.model.loading import load_policy, load_tokenizer
     from rosepo.lm.model.model_folder import Recommender, check_catalogue, load_recommender
 
-    folder = Path(path).expanduser()
+    folder, dtype = Path(path).expanduser(), getattr(torch, precision)
     if _is_rosepos(folder):
         check_catalogue(folder, catalogue, SAME_DATA)
-        return load_recommender(folder)
-    tokenizer, model = load_tokenizer(path), load_policy(path)
+        return load_recommender(folder, dtype)
+    tokenizer, model = load_tokenizer(path), load_policy(path, dtype=dtype)
     rows = len(model.get_input_embeddings().weight)
     if len(tokenizer) > rows:
         raise UserError(

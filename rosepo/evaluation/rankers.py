@@ -67,6 +67,7 @@ class RankerSettings:
         catalogue: file of the run's items.
         out: folder of the folders of rankings.
         device: `cpu` or `cuda`.
+        precision: of the models, float32 or bfloat16.
         answering: what is asked of a model.
     """
 
@@ -78,6 +79,7 @@ class RankerSettings:
     catalogue: Path
     out: Path
     device: str
+    precision: str
     answering: Answering
 
 
@@ -113,7 +115,7 @@ class LanguageModelRanker:
             self.answer = None  # or both models would lie in memory while the next one is loaded
             settings = self.settings
             path, longest = settings.models[name], settings.max_history
-            recommender = load_external(path, self.catalogue, settings.prompts, longest)
+            recommender = load_external(path, self.catalogue, settings.prompts, longest, settings.precision)
             recommender.model.to(settings.device)
             self.answer, self.held = settings.answering(recommender, settings.beams), name
         return self.answer
@@ -155,7 +157,7 @@ def rank_batch(
     prompts, left_out = builder.prompts(newest, batch.candidates)
     if batch.candidates is None:
         return *decoder.top_k(prompts, batch.seen, k), left_out
-    scores = candidate_logps(LogpsModel(recommender.model), builder, prompts, batch.candidates)
+    scores = candidate_logps(LogpsModel(recommender.model, float32_logits=True), builder, prompts, batch.candidates)
     return *best_candidates(batch.candidates, scores, np.ones(scores.shape, dtype=bool), k), left_out
 
 

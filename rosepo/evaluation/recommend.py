@@ -32,14 +32,19 @@ class Answerer:
         folder: a model folder that rosepo wrote.
         settings: k and beams.
         use_gpu: put the model on a GPU.
+        precision: of the model, float32 or bfloat16.
     """
 
-    def __init__(self, folder: str, settings: RecommendConfig, use_gpu: bool = False) -> None:
+    def __init__(
+        self, folder: str, settings: RecommendConfig, use_gpu: bool = False, precision: str = "float32"
+    ) -> None:
+        import torch
+
         from rosepo.lm.model.model_folder import load_recommender
         from rosepo.lm.titles.beam_search import Decoder
 
         quiet_worker()
-        self.recommender: Recommender = load_recommender(folder)
+        self.recommender: Recommender = load_recommender(folder, getattr(torch, precision))
         self.recommender.model.to("cuda" if use_gpu else "cpu")
         self.decoder: Decoder = Decoder(self.recommender.model, self.recommender.builder, settings.beams)
         self.k = min(settings.k, len(self.recommender.catalogue))
@@ -96,7 +101,7 @@ def recommend(
     reader = HistoryReader(catalogue)
     if file is None:
         items = reader.indexes(history, "--history")
-        answer = Answerer(model, config.recommend).answer([items])[0]
+        answer = Answerer(model, config.recommend, precision=config.precision("recommend", False)).answer([items])[0]
         with _destination(output) as stream:
             if as_json or output is not None:
                 stream.write(_line(None, [catalogue.titles[item] for item in items], answer))
@@ -138,7 +143,12 @@ def _answer_on_ray(config: Config, model: str, histories: list[np.ndarray]) -> I
         dataset.context.execution_options.preserve_order = True
         answered = dataset.map_batches(
             Answerer,
-            fn_constructor_kwargs={"folder": str(Path(model).resolve()), "settings": settings, "use_gpu": use_gpu},
+            fn_constructor_kwargs={
+                "folder": str(Path(model).resolve()),
+                "settings": settings,
+                "use_gpu": use_gpu,
+                "precision": config.precision("recommend", use_gpu),
+            },
             batch_size=None,
             batch_format="pyarrow",
             compute=ActorPoolStrategy(size=min(settings.actors, len(blocks))),

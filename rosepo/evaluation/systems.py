@@ -124,6 +124,7 @@ class Ranking:
                 catalogue=self.paths.examples / ITEMS_FILE,
                 out=self.folder,
                 device=device,
+                precision=config.precision("evaluate", device == "cuda"),
                 answering=self.answering,
             )
             work = [{"model": name, **asdict(part)} for name, part in left]

@@ -21,6 +21,8 @@ RESOURCE_KEYS = SAME_RESULT | {"actors", "cpus_per_actor", "concurrent", "part_g
 def stage_settings(config: Config, stage: Stage) -> dict[str, Any]:
     """The settings that a stage's result depends on, flat: dotted key to value."""
     flat = _flatten(config.model_dump(mode="json"))
+    if config.pairs.score:
+        flat["pairs.precision"] = config.align.precision
     searched = set(config.sweep_parameters) if stage.name == "sweep" else set()
     unused = {f"pairs.strategies.{name}" for name in config.pairs.strategies if name not in config.pairs.used}
     # Parts of a streamed table are what training shuffles within: their size is then no matter of speed alone.

@@ -37,9 +37,10 @@ class Models:
         pairs, paths = settings.pairs, settings.paths
         torch.set_num_threads(max(1, int(pairs.cpus_per_actor)))
         self.settings = settings
+        self.dtype: torch.dtype = getattr(torch, settings.precision)
         self.free = pairs.asks_policy and pairs.engine == "vllm"
         if pairs.score or (pairs.asks_policy and not self.free):
-            recommender = load_recommender(paths.policy)
+            recommender = load_recommender(paths.policy, self.dtype)
             self.builder = recommender.builder
             self.policy = recommender.model.to(settings.device)
         elif self.free:
@@ -62,7 +63,7 @@ class Models:
         """The policy's log-probabilities of the candidates that its prompts list; None where they list none."""
         if not (self.settings.pairs.asks_policy and self.builder.lists_candidates):
             return None
-        model = LogpsModel(self.policy)
+        model = LogpsModel(self.policy, float32_logits=True)
         return lambda prompts, candidates: candidate_logps(model, self.builder, prompts, candidates)
 
     @cached_property
@@ -89,5 +90,5 @@ class Models:
         settings, paths = self.settings, self.settings.paths
         reference = self.policy
         if paths.reference != paths.policy:
-            reference = load_recommender(paths.reference).model.to(settings.device)
+            reference = load_recommender(paths.reference, self.dtype).model.to(settings.device)
         return GroupScorer(self.builder, self.scores, LogpsModel(reference), settings.cache)

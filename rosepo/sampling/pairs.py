@@ -67,6 +67,7 @@ class Sampling:
         shards: of the whole table, by number.
         negatives: K, rejected titles a group.
         device: `cpu` or `cuda`, of the actors.
+        precision: of their language models.
         cache: of reference log-probabilities, None keeps none.
         held_out: validation examples that become groups beside the table; None where there are none.
     """
@@ -77,6 +78,7 @@ class Sampling:
     shards: Sequence[Shard]
     negatives: int
     device: str
+    precision: str
     cache: ReferenceCache | None
     held_out: pa.Table | None
 
@@ -123,6 +125,7 @@ class Sampling:
             embeddings=embeddings,
             cache=self.cache,
             device=self.device,
+            precision=self.precision,
             origin=self.origin,
             negatives=self.negatives,
         )
@@ -148,9 +151,10 @@ def plan_sampling(config: Config, paths: RunPaths) -> Sampling:
     allowed = max_negatives(catalogue, most_seen(paths.examples, settings.newest))
     check_negatives(settings.negatives, allowed, len(catalogue))
     negatives = config.negatives(allowed)
-    cache = open_cache(settings.reference_cache, paths.reference) if settings.score else None
+    precision = config.precision("pairs", device == "cuda")
+    cache = open_cache(settings.reference_cache, paths.reference, precision) if settings.score else None
     held_out = validation_examples(config, paths, catalogue, negatives)
-    return Sampling(config, paths, catalogue, shards, negatives, device, cache, held_out)
+    return Sampling(config, paths, catalogue, shards, negatives, device, precision, cache, held_out)
 
 
 def _embeddings(config: Config, catalogue: Catalogue, paths: RunPaths, out: Path, tally: Tally) -> Path | None:

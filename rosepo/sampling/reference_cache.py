@@ -117,8 +117,8 @@ class ReferenceCache:
             aside.unlink(missing_ok=True)
 
 
-def open_cache(setting: str, reference: Path) -> ReferenceCache | None:
-    """The cache of a reference model's folder under `pairs.reference_cache`, None for `no`.
+def open_cache(setting: str, reference: Path, precision: str) -> ReferenceCache | None:
+    """The cache of a reference model's folder, run in a precision, under `pairs.reference_cache`; None for `no`.
 
     Raises:
         UserError: the folder cannot be made.
@@ -126,7 +126,7 @@ def open_cache(setting: str, reference: Path) -> ReferenceCache | None:
     if setting == "no":
         return None
     root = default_folder() if setting == "auto" else Path(setting).expanduser()
-    folder = root.resolve() / reference_key(reference)
+    folder = root.resolve() / reference_key(reference, precision)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -145,11 +145,12 @@ def default_folder() -> Path:
     return (Path(home).expanduser() if home else Path.home() / ".cache" / "rosepo") / "reference"
 
 
-def reference_key(folder: Path) -> str:
+def reference_key(folder: Path, precision: str) -> str:
     """Digest of everything but the groups that log-probabilities depend on.
 
     Args:
         folder: the reference's model folder; an adapter's base is looked at too.
+        precision: float32 or bfloat16, of the weights in memory and their arithmetic.
     """
     settings = read_settings(folder)
     about: dict[str, Any] = {
@@ -157,7 +158,7 @@ def reference_key(folder: Path) -> str:
         "tokenizer": _digests(folder, _TOKENIZER_FILES),
         "settings": {name: settings[name] for name in SETTING_KEYS},
         "quantize": settings.get("quantize", "none"),
-        "dtype": "float32",  # of the weights in memory
+        "dtype": precision,
     }
     if (folder / "adapter_config.json").exists():
         from rosepo.lm.model.adapters import adapter_base

@@ -27,6 +27,7 @@ class ActorSettings:
         embeddings: NumPy file of the title embeddings float32 [n_items, d]; None where `semantic` is not used.
         cache: of the reference's log-probabilities; None keeps none.
         device: `cpu` or `cuda`.
+        precision: of the language models, float32 or bfloat16.
         origin: digest of all that the groups are made from, `Sampling.origin`.
         negatives: K, rejected titles a group.
     """
@@ -39,5 +40,6 @@ class ActorSettings:
     embeddings: Path | None
     cache: ReferenceCache | None
     device: str
+    precision: str
     origin: str
     negatives: int

@@ -133,7 +133,7 @@ class AlignTask:
         if self.reference == self.start:
             check_reference(probed, self.reference, remedy, logps, self.train.precision)
         else:
-            check_reference(probed, self.reference, remedy)
+            check_reference(probed, self.reference, remedy, precision=self.train.precision)
 
     @cached_property
     def validation(self) -> list[Arrays]:

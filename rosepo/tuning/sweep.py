@@ -49,7 +49,7 @@ def sweep(config: Config, paths: RunPaths, out: Path) -> dict[str, Any]:
     if config.pairs.rounds > 1:
         echo(f"  settings are tried on the groups of round 1 of {config.pairs.rounds}, from the SFT model")
     echo("  measuring the SFT model")
-    before = _measure(paths.sft, config, paths)
+    before = _measure_beside(paths.sft, config, paths, use_gpu)
     results = _run_trials(config, paths, out, settings, use_gpu)
     finished = [result for result in results if "error" not in result]
     if not finished:
@@ -83,7 +83,9 @@ class Trial:
                 figures = align(config, self.paths, folder, max_groups=config.sweep.max_groups)
             else:
                 figures = align_in_process(config, self.paths, folder, max_groups=config.sweep.max_groups, gpu=self.gpu)
-            measured = _measure(folder, config, self.paths, self.gpu and config.sweep.mode == "process")
+            # A trial that trains in its own process holds what it needs to measure, the GPU too.
+            measure = _measure if config.sweep.mode == "process" else _measure_beside
+            measured = measure(folder, config, self.paths, self.gpu)
             kept = self.out / "curves"
             kept.mkdir(exist_ok=True)
             shutil.copyfile(folder / "metrics.jsonl", kept / f"trial-{number:03d}.jsonl")
@@ -142,16 +144,28 @@ def _run_trials(
     return results
 
 
-def _measure(model_folder: Path, config: Config, paths: RunPaths, gpu: bool = False) -> dict[str, float]:
+def _measure_beside(model_folder: Path, config: Config, paths: RunPaths, gpu: bool) -> dict[str, float]:
+    """`_measure` in a process of its own, with the GPU that this one does not have: no driver loads a model."""
+    import ray
+
+    task: Any = ray.remote(num_cpus=config.align.cpus_per_worker, num_gpus=1.0 if gpu else 0.0)(_measure)
+    found: dict[str, float] = ray.get(task.remote(model_folder, config, RunPaths(paths.root), gpu))
+    return found
+
+
+def _measure(model_folder: Path, config: Config, paths: RunPaths, gpu: bool) -> dict[str, float]:
     """HR@10 and NDCG@10 of a model on the sweep's validation examples."""
+    import torch
+
     from rosepo.evaluation.measured_examples import Batch
     from rosepo.evaluation.rankers import rank_batch
     from rosepo.lm.model.policy import load_recommender
     from rosepo.lm.titles.beam_search import Decoder
     from rosepo.metrics.ranking import accuracy, target_ranks
 
-    recommender = load_recommender(model_folder)
-    model = recommender.model.to("cuda") if gpu else recommender.model
+    quiet_worker()
+    recommender = load_recommender(model_folder, getattr(torch, config.precision("evaluate", gpu)))
+    model = recommender.model.to("cuda" if gpu else "cpu")
     extra = ("candidates",) if recommender.builder.lists_candidates else ()
     examples = pa.concat_tables(read_split(paths.examples, "validation", config.sweep.max_examples, extra))
     if not len(examples):

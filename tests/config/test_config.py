@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from rosepo.config import LOSSES, Config, dump_config, load_config, located
+from rosepo.config import LOSSES, Config, dump_config, load_config, located, parse_config
 from rosepo.config.losses import loss_settings
 from rosepo.config.training import SAME_RESULT
 from rosepo.tuning.search_space import check_space
@@ -377,3 +377,18 @@ def test_a_key_that_stands_twice_in_a_file_is_refused(tmp_path: Path) -> None:
     path.write_text("align: {beta: 0.5}\nsft: {epochs: 1}\nalign: {epochs: 2}\n")
     with pytest.raises(UserError, match=r"config\.yaml cannot be read: .*'align' stands twice"):
         load_config(path)
+
+
+def test_precision_follows_from_the_device_and_the_references_from_training() -> None:
+    plain = parse_config({})
+    assert [plain.precision(section, True) for section in ("evaluate", "recommend")] == ["bfloat16"] * 2
+    assert [plain.precision(section, False) for section in ("evaluate", "recommend")] == ["float32"] * 2
+    for train in ("float32", "bfloat16"):
+        config = parse_config({"align": {"precision": train}})
+        assert {config.precision("pairs", gpu) for gpu in (True, False)} == {train}
+    titles = parse_config({"pairs": {"score": False}})
+    assert titles.precision("pairs", True) == "bfloat16"
+    asked = parse_config({"evaluate": {"precision": "float32"}, "pairs": {"score": False, "precision": "float32"}})
+    assert asked.precision("evaluate", True) == asked.precision("pairs", True) == "float32"
+    with pytest.raises(UserError, match=r"pairs.precision=float32 is not align.precision=bfloat16.*leave pairs.prec"):
+        parse_config({"align": {"precision": "bfloat16"}, "pairs": {"precision": "float32"}})

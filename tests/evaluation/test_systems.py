@@ -288,6 +288,7 @@ def test_an_actor_lets_go_of_a_model_before_it_loads_the_next(
         catalogue=paths.examples / "_items.parquet",
         out=tmp_path,
         device="cpu",
+        precision="float32",
         answering=ranking,
     )
     for answering in (ranking, writing):

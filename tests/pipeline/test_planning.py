@@ -70,6 +70,11 @@ def test_streaming_makes_the_alignment_another_one_and_no_group(done: Path) -> N
         finish(done, config, "align", "sweep", "evaluate")
 
 
+def test_groups_are_made_again_where_training_has_another_precision(done: Path) -> None:
+    found = states(configure("align.precision=bfloat16"), done)
+    assert {name for name, state in found.items() if state != "done"} == {"pairs", "align", "sweep", "evaluate"}
+
+
 def names(plan: RunPlan) -> list[str]:
     return [step.stage.name for step in plan.stages]
 

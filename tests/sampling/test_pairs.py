@@ -13,7 +13,9 @@ import torch
 
 from rosepo.data.catalogue import Catalogue
 from rosepo.lm.model.model_folder import load_recommender
+from rosepo.lm.rows.logps import LogpsModel
 from rosepo.lm.rows.plain_rows import plain_logps
+from rosepo.lm.titles.title_scores import reference_logps
 from rosepo.oracle.crossfit import Oracle
 from rosepo.oracle.sasrec import SASRec, SASRecConfig
 from rosepo.run.paths import RunPaths
@@ -262,3 +264,22 @@ def test_what_the_test_split_holds_changes_no_group(
     (tmp_path / "out").mkdir()
     pairs(configure(), other, tmp_path / "out")
     assert read(tmp_path / "out").equals(read(groups[0]))
+
+
+def test_the_reference_runs_in_the_precision_that_trains(
+    groups: Any, run: RunPaths, in_process: None, tmp_path: Path
+) -> None:
+    """Its log-probabilities are then those that training starts from, and rewards begin at 0."""
+    config = configure()
+    trained = config.model_copy(update={"align": config.align.model_copy(update={"precision": "bfloat16"})})
+    pairs(trained, run, tmp_path)
+    model = LogpsModel(load_recommender(run.sft, torch.bfloat16).model)
+    off, other = [], []
+    for row, exact in list(zip(read(tmp_path).to_pylist(), read(groups[0]).to_pylist(), strict=True))[::9]:
+        titles = [np.array(ids) for ids in (row["chosen_ids"], *row["rejected_ids"])]
+        expected = reference_logps(model, [np.array(row["prompt_ids"])], [titles])[0]
+        off += [np.asarray(row["ref_logps"]) - expected]
+        other += [row["ref_logps"][0] - exact["ref_logps"][0]]
+    assert abs(np.concatenate(off).mean()) < 0.01
+    np.testing.assert_allclose(np.concatenate(off), 0.0, atol=0.1)
+    assert any(other)

@@ -80,30 +80,30 @@ def reference(tmp_path: Path) -> Path:
 
 
 def test_a_model_that_changed_by_one_weight_has_another_key(reference: Path, tmp_path: Path) -> None:
-    before = reference_key(reference)
-    assert reference_key(reference) == before
+    before = reference_key(reference, "float32")
+    assert reference_key(reference, "float32") == before
     config = parse_config({"model": {"max_length": 128}})
     model = tiny_model(max_length=128)
     save_policy(tmp_path / "same", model, tiny_tokenizer(), tiny_catalogue(), model_record(config, "align"))
-    assert reference_key(tmp_path / "same") == before
+    assert reference_key(tmp_path / "same", "float32") == before
     with torch.no_grad():
         next(model.parameters()).view(-1)[0] += 1e-3
     save_policy(tmp_path / "other", model, tiny_tokenizer(), tiny_catalogue(), model_record(config, "sft"))
-    assert reference_key(tmp_path / "other") != before
+    assert reference_key(tmp_path / "other", "float32") != before
 
 
 def test_template_tokenizer_and_quantization_are_part_of_the_key(reference: Path) -> None:
-    keys = {reference_key(reference)}
+    keys = {reference_key(reference, "float32")}
     settings = json.loads((reference / SETTINGS).read_text())
     settings["template"]["separator"] = " | "
     (reference / SETTINGS).write_text(json.dumps(settings))
-    keys.add(reference_key(reference))
+    keys.add(reference_key(reference, "float32"))
     settings["quantize"] = "nf4"
     (reference / SETTINGS).write_text(json.dumps(settings))
-    keys.add(reference_key(reference))
+    keys.add(reference_key(reference, "float32"))
     path = reference / "tokenizer.json"
     path.write_text(path.read_text() + "\n")
-    keys.add(reference_key(reference))
+    keys.add(reference_key(reference, "float32"))
     assert len(keys) == 4
 
 
@@ -111,10 +111,10 @@ def test_no_keeps_nothing_and_auto_goes_to_the_users_cache(
     reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ROSEPO_CACHE", str(tmp_path / "cache"))
-    assert open_cache("no", reference) is None
-    cache = open_cache("auto", reference)
+    assert open_cache("no", reference, "float32") is None
+    cache = open_cache("auto", reference, "float32")
     assert cache is not None
-    assert cache.folder == tmp_path / "cache" / "reference" / reference_key(reference)
+    assert cache.folder == tmp_path / "cache" / "reference" / reference_key(reference, "float32")
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"pairs.reference_cache=.*cannot be written to.*or set it to no"):
-        open_cache(str(tmp_path / "file"), reference)
+        open_cache(str(tmp_path / "file"), reference, "float32")

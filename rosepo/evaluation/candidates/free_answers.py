@@ -6,7 +6,7 @@ rankings are: in part files that actors write and from which a later run goes on
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,7 +43,7 @@ def greedy_answers(
         prompts: N int arrays of token ids, none empty.
         eos_id: the token that ends an answer; no other one does, whatever the model's own settings say.
         limit: tokens of an answer at most, EOS included.
-        max_tokens: tokens in the model at once; bounds memory. None takes what suits the device.
+        max_tokens: tokens in the model at once; bounds memory. None takes what the device has room for.
 
     Returns:
         N int64 arrays of the tokens written, the EOS among them where one ended the answer.
@@ -51,36 +51,31 @@ def greedy_answers(
     from transformers import GenerationConfig
 
     from rosepo.lm.rows.base_model import base_causal_lm
-    from rosepo.lm.titles.cached_prompts import batch_tokens
+    from rosepo.lm.titles.room import Room, room_of
 
     causal_lm = base_causal_lm(model)
-    room, device = max_tokens or max(batch_tokens(model), LEAST_TOKENS), next(causal_lm.parameters()).device
+    room, device = Room(max_tokens or max(room_of(model).tokens, LEAST_TOKENS)), next(causal_lm.parameters()).device
+    order = np.argsort([-len(prompt) for prompt in prompts], kind="stable")
     answers: list[np.ndarray] = [np.zeros(0, dtype=np.int64)] * len(prompts)
     # A model's own penalties, bad words or sampling would fill in what is unset here.
     kept, causal_lm.generation_config = causal_lm.generation_config, GenerationConfig()
     greedy = GenerationConfig(do_sample=False, num_beams=1, max_new_tokens=limit, eos_token_id=eos_id,
                               pad_token_id=eos_id)  # fmt: skip
+
+    def write(rows: np.ndarray) -> np.ndarray:
+        ids, mask = _left_padded([prompts[row] for row in rows], eos_id)
+        inputs = {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
+        written: torch.Tensor = causal_lm.generate(**inputs, generation_config=greedy)
+        return written[:, ids.shape[1] :].cpu().numpy()
+
     try:
-        for rows in _batches([len(prompt) for prompt in prompts], limit, room):
-            ids, mask = _left_padded([prompts[row] for row in rows], eos_id)
-            inputs = {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
-            written = causal_lm.generate(**inputs, generation_config=greedy)[:, ids.shape[1] :].cpu().numpy()
+        for rows, written in room.in_batches(order, lambda first: len(prompts[first]) + limit, write):
             for row, tokens in zip(rows, written, strict=True):
                 ends = np.flatnonzero(tokens == eos_id)
                 answers[row] = tokens[: ends[0] + 1] if len(ends) else tokens
     finally:
         causal_lm.generation_config = kept
     return answers
-
-
-def _batches(lengths: list[int], limit: int, room: int) -> Iterator[list[int]]:
-    """Places of prompts of like length, longest first, that take at most `room` tokens with their answers, or one."""
-    order = sorted(range(len(lengths)), key=lambda place: -lengths[place])
-    start = 0
-    while start < len(order):
-        size = max(1, room // (lengths[order[start]] + limit))
-        yield order[start : start + size]
-        start += size
 
 
 def _left_padded(prompts: Sequence[np.ndarray], pad: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -73,7 +73,11 @@ def load_policy(
             base_model = load_policy(base, base_revision, dtype, quantize=held, compute_dtype=compute_dtype)
         except UserError as error:
             raise UserError(f"the adapter model.path={source.path} needs its base model: {error}") from error
-        return with_adapter(base_model, source, trainable)
+        adapted = with_adapter(base_model, source, trainable)
+        for parameter in adapted.parameters():  # PEFT holds it in float32 on a base in bfloat16; no engine does
+            if parameter.is_floating_point():
+                parameter.data = parameter.data.to(dtype)
+        return adapted
     load_model_config(source)
     options = dict(source.options)
     if quantize != "none":

@@ -8,6 +8,7 @@ row a completion through the model's own forward, and know why.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from torch import nn
 from torch.nn.attention.flex_attention import BlockMask
 
 from rosepo.lm.rows.attention import BY_BLOCKS, SHARED_PREFIX_ARCHITECTURES, block_mask, set_attention
-from rosepo.lm.rows.base_model import OutputLayer, base_causal_lm, learns_prompt
+from rosepo.lm.rows.base_model import OutputLayer, base_causal_lm, float32_logits, learns_prompt
 from rosepo.lm.rows.batch import Batch, dense_mask
 from rosepo.lm.rows.partitioned import most_of_ranks, partitioned
 from rosepo.lm.rows.plain_rows import plain_logps, separate
@@ -36,6 +37,7 @@ class LogpsModel(nn.Module):
         activation_checkpointing: recompute every layer in the backward pass instead of keeping its activations.
         max_logits: logits (positions × vocabulary) held at once; beyond it the output layer runs in chunks that are
             recomputed in the backward pass.
+        float32_logits: take logits in float32 also where the weights are bfloat16, for ranking; see `OutputLayer`.
 
     Raises:
         UserError: a model that cannot compute attention in that way.
@@ -48,9 +50,11 @@ class LogpsModel(nn.Module):
         attention: str | None = None,
         activation_checkpointing: bool = False,
         max_logits: int = 2**27,
+        float32_logits: bool = False,
     ) -> None:
         super().__init__()
         self.model = model
+        self.float32_logits = float32_logits
         self.max_logits = max_logits
         self.obstacle: str | None = None
         """Why the last batch that took the plain path did; None before one does."""
@@ -92,7 +96,9 @@ class LogpsModel(nn.Module):
         self.obstacle = obstacle
         if batch.weights is not None:
             raise ValueError(f"targets with weights take shared rows: {obstacle}")
-        return plain_logps(self.model, *separate(batch), self.max_logits, together)[0], counts
+        exact = float32_logits(base_causal_lm(self.model)) if self.float32_logits else nullcontext()
+        with exact:
+            return plain_logps(self.model, *separate(batch), self.max_logits, together)[0], counts
 
     def _shared(self, batch: Batch, together: bool) -> torch.Tensor:
         causal_lm = base_causal_lm(self.model)
@@ -105,7 +111,8 @@ class LogpsModel(nn.Module):
         body = causal_lm.get_decoder()
         hidden = body(input_ids=batch.input_ids, attention_mask=mask, position_ids=positions, use_cache=False)
         gathered = hidden.last_hidden_state.flatten(0, 1).index_select(0, batch.gather)
-        tokens = token_logps(OutputLayer(causal_lm), gathered, batch.source, batch.targets, self.max_logits, together)
+        head = OutputLayer(causal_lm, self.float32_logits)
+        tokens = token_logps(head, gathered, batch.source, batch.targets, self.max_logits, together)
         if batch.weights is not None:
             tokens = tokens * batch.weights
         return tokens.new_zeros(batch.n_completions).index_add(0, batch.completion, tokens)

@@ -17,7 +17,8 @@ from torch import nn
 from rosepo.data.prompts import PromptBuilder
 from rosepo.lm.rows.logps import sharing_obstacle
 from rosepo.lm.rows.partitioned import partitioned
-from rosepo.lm.titles.cached_prompts import PlainRows, SharedPrompts, batch_tokens
+from rosepo.lm.titles.cached_prompts import PlainRows, SharedPrompts
+from rosepo.lm.titles.room import Room, room_of
 from rosepo.lm.titles.trie import Exclusion, TitleTrie
 from rosepo.utils.console import echo
 from rosepo.utils.errors import UserError
@@ -34,7 +35,7 @@ class Decoder:
         builder: the prompts' own builder; its completions are the titles that can be found.
         beams: open beams an example; titles found take up none. With as many beams as titles the search is exact.
         max_tokens: prompt tokens and beams that are in the model at once; bounds memory, does not change answers. None
-            takes what suits the device.
+            takes what the device has room for.
 
     Raises:
         UserError: two titles with the same tokens, or fewer than one beam.
@@ -48,7 +49,7 @@ class Decoder:
         self.model = model
         self.trie = TitleTrie.build([builder.completion(item) for item in range(len(builder))])
         self.beams = beams
-        self.max_tokens = max_tokens or batch_tokens(model)
+        self.room = Room(max_tokens) if max_tokens else room_of(model)
         self._told = False
 
     def top_k(
@@ -78,18 +79,13 @@ class Decoder:
         order = np.argsort([-len(prompt) for prompt in prompts], kind="stable")
         # Weights that ZeRO-3 gathers on the way are trained on afterwards, which tensors of inference mode cannot be.
         with torch.no_grad() if partitioned(self.model) else torch.inference_mode():
-            for rows in self._batches(prompts, order):
-                found = self._search([prompts[row] for row in rows], [excluded[row] for row in rows], k)
+            for rows, found in self.room.in_batches(
+                order,
+                lambda first: len(prompts[first]) + 2 * self.beams,
+                lambda rows: self._search([prompts[row] for row in rows], [excluded[row] for row in rows], k),
+            ):
                 items[rows], scores[rows] = found
         return items, scores
-
-    def _batches(self, prompts: Sequence[np.ndarray], order: np.ndarray) -> list[np.ndarray]:
-        batches, start = [], 0
-        while start < len(order):
-            size = max(1, self.max_tokens // (len(prompts[order[start]]) + 2 * self.beams))
-            batches.append(order[start : start + size])
-            start += size
-        return batches
 
     def _search(
         self, prompts: Sequence[np.ndarray], excluded: Sequence[np.ndarray], k: int

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from transformers import DynamicCache
 
-from rosepo.lm.rows.base_model import OutputLayer, base_causal_lm
+from rosepo.lm.rows.base_model import OutputLayer, base_causal_lm, float32_logits
 from rosepo.lm.rows.logps import attention_mask
 
 MAX_LOGITS = 2**26
@@ -38,7 +38,7 @@ class SharedPrompts:
     def __init__(self, model: nn.Module, prompts: Sequence[np.ndarray]) -> None:
         causal_lm = base_causal_lm(model)
         self._causal_lm = causal_lm
-        self._output = OutputLayer(causal_lm)
+        self._output = OutputLayer(causal_lm, in_float32=True)
         self._device = next(causal_lm.parameters()).device
         self._lengths = np.array([len(prompt) - 1 for prompt in prompts])
         self._width = int(self._lengths.max())
@@ -51,7 +51,7 @@ class SharedPrompts:
 
     def logps(self, beam: np.ndarray, token: np.ndarray) -> np.ndarray:
         """log π(token | beam's tokens) over the full vocabulary, float32 [e]. `beam` (ascending), `token`: int [e]."""
-        return _gather(self._output.in_float32, self._states, beam, token)
+        return _gather(self._output, self._states, beam, token)
 
     def advance(self, row: np.ndarray, parent: np.ndarray, token: np.ndarray) -> None:
         """Append one token to each surviving beam.
@@ -126,7 +126,8 @@ class PlainRows:
         for row, sequence in enumerate(sequences):
             ids[row, : len(sequence)] = torch.from_numpy(sequence)
         mask = (torch.arange(ids.shape[1]) < lengths[:, None]).long()
-        output = self._model(input_ids=ids.to(self._device), attention_mask=mask.to(self._device), use_cache=False)
+        with float32_logits(base_causal_lm(self._model)):
+            output = self._model(input_ids=ids.to(self._device), attention_mask=mask.to(self._device), use_cache=False)
         logits: torch.Tensor = output.logits
         # Learned tokens that an adapter puts before the prompt have logits too.
         last = logits.shape[1] - ids.shape[1] + lengths.to(self._device) - 1
@@ -173,11 +174,6 @@ def _last_layer_for_its_keys(body: Any) -> Iterator[None]:
     finally:
         for hook in hooks:
             hook.remove()
-
-
-def batch_tokens(model: nn.Module) -> int:
-    """Tokens that a model on this device takes at once: few on a CPU, where padding costs more than small batches."""
-    return 2**11 if next(model.parameters()).device.type == "cpu" else 2**16
 
 
 def _gather(logits_of: Any, states: torch.Tensor, beam: np.ndarray, token: np.ndarray) -> np.ndarray:

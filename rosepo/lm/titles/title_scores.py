@@ -23,7 +23,8 @@ from rosepo.lm.rows.logps import LogpsModel, attention_mask, sharing_obstacle
 from rosepo.lm.rows.prefix_sharing import common_prefix, prefix_groups
 from rosepo.lm.rows.rows import Branch, Row, build_row, group_row
 from rosepo.lm.rows.target_logps import token_logps
-from rosepo.lm.titles.cached_prompts import batch_tokens, cached_prompts
+from rosepo.lm.titles.cached_prompts import cached_prompts
+from rosepo.lm.titles.room import Room, room_of
 
 Group = tuple[np.ndarray, Sequence[np.ndarray]]
 """A prompt and its completions."""
@@ -56,25 +57,33 @@ def reference_logps(
     """log π(completion | prompt), summed over the completion's tokens, EOS included.
 
     What prompts have in common is computed once; prompts of like length share a batch. How groups are batched is a
-    function of the groups given, so equal calls give equal bits.
+    function of the groups and the room given, so equal calls with room enough give equal bits.
 
     Args:
         model: the reference, in eval mode, on the device that it shall run on.
         prompts: N int arrays of token ids, none empty.
         completions: N lists of int arrays, each ending in EOS.
-        max_tokens: padded tokens in the model at once; None takes what suits the device.
+        max_tokens: padded tokens in the model at once; None takes what the device has room for.
 
     Returns:
         N arrays float32 [number of completions].
     """
     groups = list(zip(prompts, completions, strict=True))
-    limit = max_tokens or batch_tokens(model)
+    room, found = Room(max_tokens) if max_tokens else room_of(model.model), None
+    while found is None:
+        found = room.attempt(lambda: _group_logps(model, groups, room.tokens))
+    return found
+
+
+def _group_logps(model: LogpsModel, groups: Sequence[Group], limit: int) -> list[np.ndarray]:
     found: list[np.ndarray] = [np.zeros(0, dtype=np.float32)] * len(groups)
     lengths = [len(prompt) + max(len(ids) for ids in titles) - 1 for prompt, titles in groups]
     shares = {length: sharing_obstacle(model.model, length) is None for length in set(lengths)}
     behind = [place for place, length in enumerate(lengths) if shares[length]]
     # A rest of half the prompt is worth a line that others are padded to; a longer one is not.
-    families = prefix_groups([prompts[place] for place in behind], [-(-len(prompts[place]) // 2) for place in behind])
+    families = prefix_groups(
+        [groups[place][0] for place in behind], [-(-len(groups[place][0]) // 2) for place in behind]
+    )
     for batch in _batches(groups, [[behind[place] for place in family] for family in families], limit):
         for lines, sums in _behind_prompts(model, groups, batch, limit):
             _split(found, [line.place for line in lines], sums, groups)
@@ -164,7 +173,8 @@ def _line_logps(model: LogpsModel, cache: DynamicCache, lines: list[_Line]) -> t
         use_cache=True,
     )
     states = output.last_hidden_state.flatten(0, 1).index_select(0, batch.gather)
-    tokens = token_logps(OutputLayer(causal_lm), states, batch.source, batch.targets, model.max_logits)
+    head = OutputLayer(causal_lm, model.float32_logits)
+    tokens = token_logps(head, states, batch.source, batch.targets, model.max_logits)
     return tokens.new_zeros(batch.n_completions).index_add(0, batch.completion, tokens)
 
 
