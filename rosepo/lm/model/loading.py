@@ -97,6 +97,8 @@ def load_policy(
     if info["missing_keys"]:
         missing = sorted(info["missing_keys"])
         raise UserError(f"model.path={path} lacks {len(missing)} weights of its own architecture, {missing[0]} for one")
+    # An adapter's base is what was asked for; PEFT takes it from the model itself.
+    model.name_or_path = model.config.name_or_path = str(source.given)
     return model.eval()
 
 
