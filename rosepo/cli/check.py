@@ -121,34 +121,40 @@ def _model(config: Config, data: dict[str, Any]) -> dict[str, Any]:
         "positions": facts["max_positions"] or "no limit named",
         "shared prefix": "yes" if facts["shared_prefix"] else "no: one row a completion, slower",
     }
-    builder = _sample_builder(config)
+    builder, told = _sample_builder(config)
+    if told is not None:
+        shown["chat template"] = told
     mean, longest = float(builder.lengths.mean()), int(builder.lengths.max())
+    piece = float(builder.piece_lengths.mean())
     shown["title tokens"] = f"{mean:.1f} on average, {longest} at most (of {len(builder):,} titles)"
     room = config.model.max_length - builder.template_tokens - builder.longest_completion
-    listed = config.prepare.candidates * (mean + len(builder.separator)) if builder.lists_candidates else 0.0
+    listed = config.prepare.candidates * piece if builder.lists_candidates else 0.0
     room -= int(listed)
-    history = max(0, min(config.prepare.max_history, int(room / (mean + len(builder.separator)))))
+    history = max(0, min(config.prepare.max_history, int(room / piece)))
     shown["history"] = f"about {history} items fit in model.max_length={config.model.max_length}"
     if data["exact"]:
-        titles = data["mean_history"]["train"] * (mean + len(builder.separator)) + mean + 1
+        titles = data["mean_history"]["train"] * piece + mean + 1
         facts["row_tokens"] = min(config.model.max_length, builder.template_tokens + listed + titles)
     else:
         facts["row_tokens"] = config.model.max_length
     return {"facts": facts, "shown": shown}
 
 
-def _sample_builder(config: Config) -> PromptBuilder:
-    """Prompts over the first titles of the items file and the longest one.
+def _sample_builder(config: Config) -> tuple[PromptBuilder, str | None]:
+    """Prompts over the first titles of the items file and the longest one, and what is to be said of a pretrained
+    model's chat template.
 
     Raises:
         UserError: titles that cannot be told apart, or do not fit.
     """
     import numpy as np
 
+    from rosepo.data.chat import unused
     from rosepo.data.prompts import PromptBuilder
     from rosepo.data.readers.interactions import read_items
     from rosepo.lm.model.loading import load_tokenizer
     from rosepo.lm.model.scratch import train_tokenizer
+    from rosepo.lm.model.usage import chat_use
 
     titles = list(dict.fromkeys(read_items(config.data)["title"].to_pylist()))
     titles = list(dict.fromkeys([*titles[:SAMPLED_TITLES], max(titles, key=lambda title: len(title.encode()))]))
@@ -157,7 +163,13 @@ def _sample_builder(config: Config) -> PromptBuilder:
         tokenizer: Any = train_tokenizer(titles, np.ones(len(titles), np.int64), model.scratch_config, model.template)
     else:
         tokenizer = load_tokenizer(model.path, model.revision)
-    return PromptBuilder(tokenizer, titles, model.template, model.max_length)
+    builder = PromptBuilder(tokenizer, titles, model.template, model.max_length)
+    if model.path is None:
+        return builder, None
+    chat = chat_use(builder, tokenizer, titles)
+    if chat is None:
+        return builder, f"not used: {unused(tokenizer, model.template)}"
+    return builder, f"used; ids are those of apply_chat_template {chat.told}"
 
 
 def _work(config: Config, data: dict[str, Any], facts: dict[str, Any]) -> list[list[Any]]:

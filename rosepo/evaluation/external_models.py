@@ -112,7 +112,7 @@ def sources_of(system: ExternalSystem) -> list[Source]:
     if system.kind == "predictions":
         return find_sources(system.location, "auto", system.key)
     folder = Path(system.location).expanduser()
-    endings = (".json", ".safetensors", ".parquet", ".model", ".txt")  # vocabularies and merges are text
+    endings = (".json", ".safetensors", ".parquet", ".model", ".txt", ".jinja")  # vocabularies, merges: text
     files = sorted(folder.iterdir()) if folder.is_dir() else []
     return [Source(str(path.absolute()), "") for path in files if path.suffix in endings and path.name[0] != "_"]
 

@@ -29,11 +29,14 @@ def stage_settings(config: Config, stage: Stage) -> dict[str, Any]:
     streamed = {"pairs.stream", "pairs.part_groups"} if config.pairs.stream and "align" in stage.sections else set()
     # Models that rosepo did not train are read with the run's template.
     external = bool(config.evaluate.models) and stage.kind == "evaluate"
+    # A run of before there was a choice goes on without a chat template, and models from scratch have none.
+    if config.model.template.chat == "no" or (config.model.path is None and not external):
+        unused |= {"model.template.chat", "model.template.system"}
     return {"seed": config.seed} | {
         key: value
         for key, value in flat.items()
         if key in streamed
-        or (external and (key == "model.max_length" or key.startswith("model.template.")))
+        or (external and key not in unused and (key == "model.max_length" or key.startswith("model.template.")))
         or (
             key not in unused
             and stage.depends_on(key)

@@ -8,10 +8,13 @@ from typing import Any
 
 import pytest
 
-from rosepo.cli.check import _memory, _steps
-from rosepo.config import TrainConfig
+from rosepo.cli.check import _memory, _sample_builder, _steps
+from rosepo.config import TrainConfig, parse_config
 from rosepo.training.feed.schedule import Schedule
+from rosepo.utils.errors import UserError
 from tests.cli.test_app import call
+from tests.data.chats import chat_tokenizer
+from tests.helpers import tiny_model
 
 FACTS = {
     "parameters": 2**30,
@@ -88,3 +91,24 @@ def test_a_title_that_cannot_fit_is_refused_with_the_length_that_it_needs(tmp_pa
     fit = re.search(r"about (\d+) items fit", told)
     assert fit, told
     assert int(fit[1]) >= 1
+
+
+def test_what_becomes_of_a_chat_template_is_told_or_refused(tmp_path: Path) -> None:
+    write_log(tmp_path, "The Last One (2001)")
+    for family in ("gemma", "qwen3"):
+        tiny_model(vocab_size=512).save_pretrained(tmp_path / family)
+        chat_tokenizer(family).save_pretrained(tmp_path / family)
+
+    def told(family: str, **template: str) -> str | None:
+        data = {"interactions": str(tmp_path / "log.csv"), "items": str(tmp_path / "items.csv")}
+        model = {"path": str(tmp_path / family), "max_length": 200, "template": template}
+        return _sample_builder(parse_config({"data": data, "model": model}))[1]
+
+    assert told("gemma") == "used; ids are those of apply_chat_template with each of the 8 titles looked at"
+    assert "with 7 of the 8 titles looked at; with others tokens reach over" in (told("qwen3", separator=", ") or "")
+    assert told("qwen3", chat="no") == "not used: model.template.chat is no"
+    assert (
+        told("qwen3", separator="{eos}") == "not used: model.template.separator holds {eos}, which would end a message"
+    )
+    with pytest.raises(UserError, match=r"System role not supported\): put model\.template\.system into"):
+        told("gemma", system="You know films.")

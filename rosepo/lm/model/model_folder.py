@@ -9,8 +9,8 @@ catalogue.parquet    the items that it recommends from
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,10 @@ from rosepo.config import ModelConfig, TemplateConfig
 from rosepo.data.catalogue import Catalogue
 from rosepo.data.prompts import PromptBuilder
 from rosepo.lm.model.card import model_card
-from rosepo.lm.model.loading import load_policy, load_tokenizer
+from rosepo.lm.model.loading import load_policy, load_tokenizer, save_tokenizer
 from rosepo.lm.model.quantized import SETTINGS, quantization_of
 from rosepo.lm.model.record import ModelRecord
+from rosepo.lm.model.usage import chat_use
 from rosepo.utils.errors import StageError, UserError
 
 CATALOGUE = "catalogue.parquet"
@@ -84,7 +85,19 @@ def check_catalogue(folder: str | Path, catalogue: Catalogue, remedy: str) -> No
 
 
 def _builder(tokenizer: PreTrainedTokenizerBase, catalogue: Catalogue, settings: Mapping[str, Any]) -> PromptBuilder:
-    return PromptBuilder(tokenizer, catalogue.titles, TemplateConfig(**settings["template"]), settings["max_length"])
+    template = _template(settings)
+    builder = PromptBuilder(tokenizer, catalogue.titles, template, settings["max_length"])
+    if builder.chat is None and template.chat != "no":
+        raise UserError(
+            f"{tokenizer.name_or_path} was trained with its chat template, which is no longer there: put "
+            "chat_template.jinja back, or train the model again"
+        )
+    return builder
+
+
+def _template(settings: Mapping[str, Any]) -> TemplateConfig:
+    """The template in `rosepo.json`. A folder of before chat templates were used says nothing of them."""
+    return TemplateConfig(**{"chat": "no", **settings["template"]})
 
 
 def read_settings(folder: str | Path) -> dict[str, Any]:
@@ -103,7 +116,7 @@ def read_settings(folder: str | Path) -> dict[str, Any]:
             )
     try:
         settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
-        TemplateConfig(**settings["template"])
+        _template(settings)
         return {**settings, "max_length": int(settings["max_length"]), "max_history": int(settings["max_history"])}
     except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
         raise UserError(
@@ -138,19 +151,21 @@ def save_policy(
     """
     folder.mkdir(parents=True, exist_ok=True)
     builder = PromptBuilder(tokenizer, catalogue.titles, record.model.template, record.model.max_length)
+    record = replace(record, model=record.model.model_copy(update={"template": builder.template}))
     adapter = getattr(model, "peft_type", None) is not None
     if adapter:
         _save_adapter(folder, model, record.model, state_dict)
     else:
         save_whole(folder, model, state_dict)
+    ends = list(dict.fromkeys((builder.stop_id, builder.eos_id)))
     GenerationConfig(
         bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
+        eos_token_id=ends if len(ends) > 1 else ends[0],
         pad_token_id=tokenizer.pad_token_id,
         do_sample=False,
         max_new_tokens=builder.longest_completion,
     ).save_pretrained(folder)
-    _save_tokenizer(folder, tokenizer, catalogue.titles)
+    save_tokenizer(folder, tokenizer, catalogue.titles)
     catalogue.save(folder / CATALOGUE)
     quantize = quantization_of(model)
     settings = {
@@ -165,7 +180,15 @@ def save_policy(
     }
     (folder / SETTINGS).write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     longest = builder.longest_completion
-    card = model_card(record, catalogue, max_new_tokens=longest, adapter=adapter, quantize=quantize, figures=figures)
+    card = model_card(
+        record,
+        catalogue,
+        max_new_tokens=longest,
+        adapter=adapter,
+        quantize=quantize,
+        figures=figures,
+        chat=chat_use(builder, tokenizer, catalogue.titles),
+    )
     (folder / "README.md").write_text(card, encoding="utf-8")
 
 
@@ -209,18 +232,6 @@ def _save_adapter(folder: Path, model: Any, config: ModelConfig, state_dict: Map
             f"the adapter has {expected} adapted layers, but {len(halves['A'])} A and {len(halves['B'])} B matrices"
             " came out"
         )
-
-
-def _save_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase, titles: Sequence[str]) -> None:
-    tokenizer.save_pretrained(folder)
-    # AutoTokenizer goes by the model's type, and for some types rebuilds a tokenizer of its own from the files.
-    sample = list(titles[:1000])
-    before, after = (
-        made(sample, add_special_tokens=False)["input_ids"] for made in (tokenizer, load_tokenizer(folder))
-    )
-    if before != after:
-        title = next(title for title, old, new in zip(sample, before, after, strict=True) if old != new)
-        raise StageError(f"the saved tokenizer reads {title!r} differently: its class does not suit the model's type")
 
 
 def _named_like(model: Any, state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

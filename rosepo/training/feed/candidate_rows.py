@@ -67,7 +67,7 @@ def check_room(examples: Path, builder: PromptBuilder) -> None:
         UserError: no candidates, or the example that needs the most tokens.
     """
     worst, name = 0, ""
-    cost = builder.lengths + len(builder.separator)
+    cost = builder.piece_lengths
     for table in _tables(examples, ["example_id", "history", "candidates"]):
         if not len(table):
             continue
