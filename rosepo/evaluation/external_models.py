@@ -28,15 +28,16 @@ def load_external(path: str, catalogue: Catalogue, prompts: ModelConfig, max_his
     far as it has positions.
 
     Raises:
-        UserError: not a model that can be loaded, or one that was trained on another catalogue.
+        UserError: not a model that can be loaded, one that was trained on another catalogue, or one that cannot spell
+            the titles that were added to it.
     """
     from rosepo.lm.model.loading import load_policy, load_tokenizer
     from rosepo.lm.model.model_folder import Recommender, check_catalogue, load_recommender
 
     folder = Path(path).expanduser()
     if _is_rosepos(folder):
-        check_catalogue(folder, catalogue, SAME_DATA)
-        return load_recommender(folder)
+        check_catalogue(folder, catalogue.own, SAME_DATA)
+        return load_recommender(folder, catalogue=catalogue)
     tokenizer, model = load_tokenizer(path), load_policy(path)
     rows = len(model.get_input_embeddings().weight)
     if len(tokenizer) > rows:
@@ -55,6 +56,7 @@ def check_external_model(system: ExternalSystem, catalogue: Catalogue, prompts: 
         UserError: with the key that names it; a model that answers out of candidates where the run lists none.
     """
     from rosepo.lm.model.adapters import adapter_base, check_adapter
+    from rosepo.lm.model.added_titles import check_added
     from rosepo.lm.model.loading import load_model_config, load_tokenizer
     from rosepo.lm.model.model_folder import check_catalogue
     from rosepo.lm.model.model_source import find_source
@@ -63,8 +65,10 @@ def check_external_model(system: ExternalSystem, catalogue: Catalogue, prompts: 
     folder = Path(system.location).expanduser()
     try:
         if _is_rosepos(folder):
-            check_catalogue(folder, catalogue, SAME_DATA)
+            check_catalogue(folder, catalogue.own, SAME_DATA)
             _check_prompts(system, folder, prompts)
+            if catalogue.added:
+                check_added(folder, catalogue)
             return
         source = find_source(system.location)
         base = find_source(*adapter_base(source)) if source.adapter else source
@@ -95,12 +99,16 @@ def _check_prompts(system: ExternalSystem, folder: Path, prompts: ModelConfig) -
 
 
 def external_files(evaluate: EvaluateConfig) -> dict[str, Source]:
-    """The files behind `evaluate.models` and `evaluate.predictions`, by name; a hub id stands for itself.
+    """The files behind `evaluate.models`, `evaluate.predictions` and `evaluate.add_items`, by name; a hub id stands for
+    itself.
 
     Raises:
-        UserError: predictions that are not there.
+        UserError: predictions or items that are not there.
     """
-    return {source.name: source for system in evaluate.external.values() for source in sources_of(system)}
+    sources = [source for system in evaluate.external.values() for source in sources_of(system)]
+    if evaluate.add_items is not None:
+        sources += find_sources(evaluate.add_items, "auto", "evaluate.add_items")
+    return {source.name: source for source in sources}
 
 
 def sources_of(system: ExternalSystem) -> list[Source]:
