@@ -1,13 +1,13 @@
 """What titles that came after training are worth: a share of a log's items is held out, and added again by --add-items.
 
 The items are chosen by a hash of their ids among those that `prepare` keeps. Their interactions are taken out of the
-log, the pipeline runs on the rest, and then
+log, a model is fine-tuned on the rest (with --align the whole pipeline runs), and then
 - the run is evaluated with and without the items that were held out: what they cost the targets that there are;
 - whoever chose one of them as their last title, or the one before, is asked for from what they had chosen until then
   (`rosepo recommend --add-items`): how often it is among the first ten of all titles, and of the new ones alone.
 Beside the models stand chance and the title that looks most like the history (TF-IDF of words and categories).
 
-    python benchmarks/new_items.py --out runs/new-items [--config FILE] [--share 0.05] [--set SECTION.KEY=VALUE]…
+    python benchmarks/new_items.py --out runs/new-items [--align] [--config FILE] [--share 0.05] [--set KEY=VALUE]
 
 What is finished in --out is not made again.
 """
@@ -44,7 +44,6 @@ from rosepo.run.paths import RunPaths
 
 SPELLED = ("model.scratch.whole_titles=0", "model.scratch.vocab_size=1024")
 """Settings of a model from scratch that can spell a title."""
-MODELS = ("sft", "aligned")
 K = 10
 
 
@@ -69,6 +68,7 @@ def main() -> None:
     parser.add_argument("--config", type=Path, default=Path(__file__).resolve().parents[1] / "jobs/configs/demo.yaml")
     parser.add_argument("--share", type=float, default=0.05, help="of the items that are held out")
     parser.add_argument("--set", action="append", default=list(SPELLED), metavar="SECTION.KEY=VALUE")
+    parser.add_argument("--align", action="store_true", help="measure the aligned model too")
     asked = parser.parse_args()
     config, out = load_config(asked.config, asked.set), asked.out
     options = [option for setting in asked.set for option in ("--set", setting)]
@@ -77,14 +77,18 @@ def main() -> None:
     held = hold_out(config, out, asked.share)
     if not (out / "before").is_dir():
         files = ("--interactions", out / "interactions.parquet", "--items", out / "items.parquet")
-        rosepo("run", "--config", asked.config, "--out", out / "run", "--set", "data.dataset=null", *files, *options)
+        made = ("--config", asked.config, "--out", out / "run", "--set", "data.dataset=null", *options)
+        rosepo("run" if asked.align else "prepare", *made, *files)
+        for stage in () if asked.align else ("sft", "evaluate"):
+            rosepo(stage, "--out", out / "run")
         shutil.copytree(out / "run" / "evaluation", out / "before")
     rosepo("evaluate", "--out", out / "run", "--add-items", out / "new.parquet", "--overwrite")
+    models = [name for name in ("sft", "aligned") if (out / "run" / name).is_dir()]
     own = Catalogue.load(out / "run" / "examples" / ITEMS_FILE)
     catalogue, _ = with_items(own, config, str(out / "new.parquet"), "new items")
     asking = new_targets(RunPaths(out / "full").examples, held, catalogue, out)
     print(f"\n{len(own):,} titles, {catalogue.added} new; {len(asking.targets):,} targets among the new\n")
-    print(table([*of_old_targets(out), *of_new_targets(asking, catalogue, out)]))
+    print(table([*of_old_targets(out, models), *of_new_targets(asking, catalogue, out, models)]))
 
 
 def rosepo(*arguments: object) -> None:
@@ -124,11 +128,11 @@ def new_targets(examples: Path, held: set[object], catalogue: Catalogue, out: Pa
     return found
 
 
-def of_old_targets(out: Path) -> list[tuple[str, dict[str, Estimate]]]:
+def of_old_targets(out: Path, models: Sequence[str]) -> list[tuple[str, dict[str, Estimate]]]:
     """Accuracy of the run's own examples without and with the new titles, and the paired difference."""
     folders = {"without": out / "before", "with": out / "run" / "evaluation"}
     series = {}
-    for (when, folder), model in ((one, model) for one in folders.items() for model in MODELS):
+    for (when, folder), model in ((one, model) for one in folders.items() for model in models):
         ranks, _ = read_rankings(folder / RANKINGS_FOLDER / f"{model}.parquet")
         series |= {("HR@10", when, model): hit_ratio(ranks, K), ("NDCG@10", when, model): ndcg(ranks, K)}
     drawn = UserBootstrap(user_codes(out / "before" / EXAMPLES_FILE), 1000, 0).resample(series)
@@ -136,21 +140,22 @@ def of_old_targets(out: Path) -> list[tuple[str, dict[str, Estimate]]]:
     for metric in ("HR@10", "NDCG@10"):
         told = f"old targets, {metric}"
         for when in folders:
-            rows.append(
-                (f"{told}, {when} the new titles", {model: drawn.mean((metric, when, model)) for model in MODELS})
-            )
-        change = {model: drawn.difference((metric, "with", model), (metric, "without", model)) for model in MODELS}
+            means = {model: drawn.mean((metric, when, model)) for model in models}
+            rows.append((f"{told}, {when} the new titles", means))
+        change = {model: drawn.difference((metric, "with", model), (metric, "without", model)) for model in models}
         rows.append((f"{told}, difference", change))
     return rows
 
 
-def of_new_targets(asking: NewTargets, catalogue: Catalogue, out: Path) -> list[tuple[str, dict[str, Estimate]]]:
+def of_new_targets(
+    asking: NewTargets, catalogue: Catalogue, out: Path, models: Sequence[str]
+) -> list[tuple[str, dict[str, Estimate]]]:
     """How often the new targets are found, among all titles and among the new ones alone."""
     lines = [json.dumps({"user_id": n, "history": history}) for n, history in enumerate(asking.histories)]
     (out / "histories.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     rows = []
     for told, alone in (("all titles", False), ("the new titles alone", True)):
-        ranks = {model: _asked(asking, out, model, alone) for model in MODELS}
+        ranks = {model: _asked(asking, out, model, alone) for model in models}
         ranks["look-alikes"] = _look_alikes(asking, catalogue, alone)
         left = catalogue.added if alone else np.array([len(catalogue) - len(history) for history in asking.histories])
         series = {name: hit_ratio(found, K) for name, found in ranks.items()}
