@@ -58,7 +58,11 @@ class ItemLookup:
 
 
 def distinct_titles(
-    titles: Sequence[str], ids: Sequence[Any], duplicates: str, hint: Callable[[], str] = str
+    titles: Sequence[str],
+    ids: Sequence[Any],
+    duplicates: str,
+    hint: Callable[[], str] = str,
+    remedy: str = "--set prepare.duplicate_titles=disambiguate tells them apart",
 ) -> tuple[list[str], int]:
     """Titles without two that are equal after normalisation, and how many were changed.
 
@@ -68,6 +72,7 @@ def distinct_titles(
         duplicates: `refuse`; `disambiguate`: later ones get ` (2)`, ` (3)`, …, passing over titles that exist; or
             `auto`: that, unless there is a hint.
         hint: another remedy, the end of the sentence that refuses; empty for none. Asked where titles are equal.
+        remedy: what that sentence says can be done.
 
     Raises:
         UserError: two items share a title and `duplicates` does not let them.
@@ -88,8 +93,7 @@ def distinct_titles(
         if refused:
             raise UserError(
                 f"items {ids[other]!r} ({titles[other]!r}) and {ids[place]!r} ({titles[place]!r}) have one title "
-                f"({len(keys) - len(taken)} such in all): --set prepare.duplicate_titles=disambiguate tells them apart"
-                f"{told}"
+                f"({len(keys) - len(taken)} such in all): {remedy}{told}"
             )
         number = following.get(key, 2)
         while normalised(f"{titles[place]} ({number})") in taken:

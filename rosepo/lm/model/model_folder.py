@@ -21,6 +21,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedToken
 
 import rosepo
 from rosepo.config import ModelConfig, TemplateConfig
+from rosepo.config.root import NO_END
 from rosepo.data.catalogue import Catalogue
 from rosepo.data.prompts import PromptBuilder
 from rosepo.lm.model.card import model_card
@@ -45,28 +46,33 @@ class Recommender:
     """Newest items of a history that it was trained to read."""
 
 
-def load_recommender(folder: str | Path, dtype: torch.dtype = torch.float32) -> Recommender:
+def load_recommender(
+    folder: str | Path, dtype: torch.dtype = torch.float32, catalogue: Catalogue | None = None
+) -> Recommender:
     """The recommender of a folder that `save_policy` wrote; the model in eval mode, on the CPU.
 
+    Args:
+        catalogue: what it recommends from: the folder's own items and those that were added behind them; None for the
+            folder's own.
+
     Raises:
-        UserError: no such folder, or not one of rosepo's.
+        UserError: no such folder, not one of rosepo's, or added titles that the model cannot spell.
     """
-    folder = Path(folder)
-    settings = read_settings(folder)
-    tokenizer = load_tokenizer(folder)
-    catalogue = Catalogue.load(folder / CATALOGUE)
-    builder = _builder(tokenizer, catalogue, settings)
-    return Recommender(load_policy(folder, dtype=dtype), tokenizer, builder, catalogue, int(settings["max_history"]))
+    tokenizer, builder, catalogue = _without_model(Path(folder), catalogue)
+    longest = int(read_settings(folder)["max_history"])
+    return Recommender(load_policy(folder, dtype=dtype), tokenizer, builder, catalogue, longest)
 
 
-def load_builder(folder: str | Path) -> PromptBuilder:
+def load_builder(folder: str | Path, catalogue: Catalogue | None = None) -> PromptBuilder:
     """The prompts of a folder that `save_policy` wrote, without its model.
+
+    Args:
+        catalogue: as of `load_recommender`.
 
     Raises:
         UserError: as `load_recommender`.
     """
-    folder = Path(folder)
-    return _builder(load_tokenizer(folder), Catalogue.load(folder / CATALOGUE), read_settings(folder))
+    return _without_model(Path(folder), catalogue)[1]
 
 
 def check_catalogue(folder: str | Path, catalogue: Catalogue, remedy: str) -> None:
@@ -84,15 +90,22 @@ def check_catalogue(folder: str | Path, catalogue: Catalogue, remedy: str) -> No
         )
 
 
-def _builder(tokenizer: PreTrainedTokenizerBase, catalogue: Catalogue, settings: Mapping[str, Any]) -> PromptBuilder:
+def _without_model(
+    folder: Path, catalogue: Catalogue | None
+) -> tuple[PreTrainedTokenizerBase, PromptBuilder, Catalogue]:
+    settings = read_settings(folder)
     template = _template(settings)
-    builder = PromptBuilder(tokenizer, catalogue.titles, template, settings["max_length"])
+    items = Catalogue.load(folder / CATALOGUE) if catalogue is None else catalogue
+    if items.added and not template.end:
+        raise UserError(f"titles cannot be added to what {folder} recommends: {NO_END}")
+    tokenizer = load_tokenizer(folder)
+    builder = PromptBuilder(tokenizer, items.titles, template, settings["max_length"])
     if builder.chat is None and template.chat != "no":
         raise UserError(
             f"{tokenizer.name_or_path} was trained with its chat template, which is no longer there: put "
             "chat_template.jinja back, or train the model again"
         )
-    return builder
+    return tokenizer, builder, items
 
 
 def _template(settings: Mapping[str, Any]) -> TemplateConfig:
