@@ -152,9 +152,9 @@ def _sample_builder(config: Config) -> tuple[PromptBuilder, str | None]:
     from rosepo.data.chat import unused
     from rosepo.data.prompts import PromptBuilder
     from rosepo.data.readers.interactions import read_items
+    from rosepo.lm.cards.usage import chat_use
     from rosepo.lm.model.loading import load_tokenizer
     from rosepo.lm.model.scratch import train_tokenizer
-    from rosepo.lm.model.usage import chat_use
 
     titles = list(dict.fromkeys(read_items(config.data)["title"].to_pylist()))
     titles = list(dict.fromkeys([*titles[:SAMPLED_TITLES], max(titles, key=lambda title: len(title.encode()))]))

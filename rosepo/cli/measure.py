@@ -11,7 +11,7 @@ from typing import Any
 from rosepo.cli.run_stages import make
 from rosepo.config import Config, TrainConfig, replaced
 from rosepo.config.auto import SHARES
-from rosepo.data.user_sample import keep_users
+from rosepo.data.prepare.user_sample import keep_users
 from rosepo.oracle.crossfit import oracle_models
 from rosepo.pipeline.chosen_settings import chosen_by_data
 from rosepo.report.training_logs import read_log

@@ -20,8 +20,8 @@ import rosepo
 from rosepo.config import AlignConfig, Config
 from rosepo.data.catalogue import ITEMS_FILE, Catalogue
 from rosepo.data.example_shards import VALIDATION_FILE, planned_users, shards_of
+from rosepo.lm.cards.record import ModelRecord, model_record
 from rosepo.lm.model.model_folder import check_catalogue, load_builder, read_settings
-from rosepo.lm.model.record import ModelRecord, model_record
 from rosepo.run.manifest import read_manifest
 from rosepo.run.paths import RunPaths, of_round
 from rosepo.run.resources import stage_use_gpu

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from rosepo.config import LOSSES, AlignConfig
 from rosepo.config.losses import INPUTS, LossEntry
 from rosepo.data.catalogue import Catalogue
+from rosepo.lm.cards.record import ModelRecord
 from rosepo.lm.model.dropout import disable_dropout, training_dropout
 from rosepo.lm.model.model_folder import CATALOGUE, load_builder
 from rosepo.lm.model.policy import load_policy, load_tokenizer, save_policy
-from rosepo.lm.model.record import ModelRecord
 from rosepo.lm.rows.logps import LogpsModel, sharing_obstacle
 from rosepo.objectives.likelihood import chosen_nll, drawn_weights
 from rosepo.objectives.rewards import Metrics, reward_margins

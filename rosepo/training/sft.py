@@ -24,10 +24,10 @@ from rosepo.config import Config, ModelConfig, TrainConfig
 from rosepo.config.training import SftConfig
 from rosepo.data.catalogue import ITEMS_FILE, Catalogue
 from rosepo.data.prompts import PromptBuilder
+from rosepo.lm.cards.record import ModelRecord, model_record
 from rosepo.lm.model.dropout import training_dropout
 from rosepo.lm.model.policy import initial_policy, load_tokenizer, save_policy
 from rosepo.lm.model.quantized import check_quantization
-from rosepo.lm.model.record import ModelRecord, model_record
 from rosepo.lm.model.scratch import train_tokenizer
 from rosepo.lm.rows.logps import LogpsModel
 from rosepo.run.manifest import read_manifest

@@ -17,8 +17,8 @@ from rosepo.data.catalogue import Catalogue, ranked_items
 from rosepo.evaluation.evaluate import evaluate
 from rosepo.evaluation.measured_examples import read_batches
 from rosepo.evaluation.rankings import read_rankings
+from rosepo.lm.cards.record import model_record
 from rosepo.lm.model.model_folder import load_recommender, save_policy
-from rosepo.lm.model.record import model_record
 from rosepo.lm.titles.beam_search import Decoder
 from rosepo.oracle.sasrec import SASRec, SASRecConfig
 from rosepo.pipeline.fingerprints import stage_settings

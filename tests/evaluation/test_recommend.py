@@ -12,8 +12,8 @@ import torch
 
 from rosepo.data.catalogue import Catalogue
 from rosepo.evaluation.recommend import recommend
+from rosepo.lm.cards.record import model_record
 from rosepo.lm.model.model_folder import load_recommender, save_policy
-from rosepo.lm.model.record import model_record
 from rosepo.utils.errors import UserError
 from tests.evaluation.runs import tiny_config, tiny_run
 from tests.helpers import tiny_catalogue, tiny_model, tiny_tokenizer

@@ -10,13 +10,13 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from rosepo.data.catalogue import Catalogue
+from rosepo.lm.cards.card import merged_card
+from rosepo.lm.cards.usage import chat_use
 from rosepo.lm.model.adapters import adapter_base
-from rosepo.lm.model.card import merged_card
 from rosepo.lm.model.loading import load_model_config, load_policy, load_tokenizer
 from rosepo.lm.model.model_folder import CATALOGUE, load_builder, save_whole
 from rosepo.lm.model.model_source import find_source
 from rosepo.lm.model.quantized import SETTINGS, saved_quantization
-from rosepo.lm.model.usage import chat_use
 from rosepo.utils.errors import UserError
 
 _CARD = "README.md"

@@ -24,11 +24,11 @@ from rosepo.config import ModelConfig, TemplateConfig
 from rosepo.config.root import NO_END
 from rosepo.data.catalogue import Catalogue
 from rosepo.data.prompts import PromptBuilder
-from rosepo.lm.model.card import model_card
+from rosepo.lm.cards.card import model_card
+from rosepo.lm.cards.record import ModelRecord
+from rosepo.lm.cards.usage import chat_use
 from rosepo.lm.model.loading import load_policy, load_tokenizer, save_tokenizer
 from rosepo.lm.model.quantized import SETTINGS, quantization_of
-from rosepo.lm.model.record import ModelRecord
-from rosepo.lm.model.usage import chat_use
 from rosepo.utils.errors import StageError, UserError
 
 CATALOGUE = "catalogue.parquet"

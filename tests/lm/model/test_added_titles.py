@@ -14,9 +14,9 @@ from rosepo.config import ScratchConfig, TemplateConfig
 from rosepo.config.root import Config
 from rosepo.data.catalogue import Catalogue
 from rosepo.data.prompts import PromptBuilder
+from rosepo.lm.cards.record import model_record
 from rosepo.lm.model.added_titles import check_added, strange_titles
 from rosepo.lm.model.model_folder import Recommender, load_builder, load_recommender, save_policy
-from rosepo.lm.model.record import model_record
 from rosepo.lm.model.scratch import SPECIAL_TOKENS, train_tokenizer
 from rosepo.lm.titles.beam_search import Decoder
 from rosepo.utils.errors import UserError

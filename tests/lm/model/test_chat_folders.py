@@ -14,10 +14,10 @@ from transformers import AutoTokenizer, GenerationConfig, pipeline
 
 from rosepo.config import parse_config
 from rosepo.data.chat import message
+from rosepo.lm.cards.record import model_record
 from rosepo.lm.model.merge import merge_adapter
 from rosepo.lm.model.model_folder import load_builder, load_recommender
 from rosepo.lm.model.policy import initial_policy, save_policy, validate_model
-from rosepo.lm.model.record import model_record
 from rosepo.utils.errors import UserError
 from tests.data.chats import CHATS, chat_tokenizer
 from tests.helpers import tiny_catalogue, tiny_model

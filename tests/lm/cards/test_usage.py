@@ -8,9 +8,9 @@ import pytest
 
 from rosepo.config import TemplateConfig, parse_config
 from rosepo.data.prompts import PromptBuilder
-from rosepo.lm.model.card import model_card
-from rosepo.lm.model.record import model_record
-from rosepo.lm.model.usage import chat_use, usage
+from rosepo.lm.cards.card import model_card
+from rosepo.lm.cards.record import model_record
+from rosepo.lm.cards.usage import chat_use, usage
 from tests.data.chats import CHATS, chat_tokenizer
 from tests.data.chats import TITLES as CUT
 from tests.helpers import tiny_builder, tiny_catalogue, tiny_tokenizer

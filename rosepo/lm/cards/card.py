@@ -10,8 +10,8 @@ import yaml
 
 from rosepo.config import TemplateConfig
 from rosepo.data.catalogue import Catalogue
-from rosepo.lm.model.record import ModelRecord
-from rosepo.lm.model.usage import ChatUse, use
+from rosepo.lm.cards.record import ModelRecord
+from rosepo.lm.cards.usage import ChatUse, use
 
 
 def model_card(

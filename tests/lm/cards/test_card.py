@@ -8,9 +8,9 @@ import yaml
 from transformers import BitsAndBytesConfig
 
 from rosepo.config import parse_config
-from rosepo.lm.model.card import model_card
+from rosepo.lm.cards.card import model_card
+from rosepo.lm.cards.record import model_record
 from rosepo.lm.model.quantized import quantization_config
-from rosepo.lm.model.record import model_record
 from tests.helpers import tiny_catalogue
 
 
