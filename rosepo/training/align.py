@@ -119,7 +119,7 @@ def align_task(
         offsets = user_offsets(users)
         rows = max(1, (len(offsets) - 1) * rows // len(table))
         users_a_group = (len(offsets) - 1) / len(table)
-        most = most_tokens(train, max(train.row_tokens, config.model.max_length))
+        most = most_tokens(train, config.full_row("align"))
         encoder = UserEncoder(train.row_tokens, train.pack_tokens, branchings, most)
     plan = FeedPlan(
         folder=paths.groups,

@@ -92,7 +92,7 @@ def sft_task(config: Config, paths: RunPaths) -> SftTask:
 def _plan(config: Config, paths: RunPaths, builder: PromptBuilder) -> FeedPlan:
     """Rows of whole trajectories or, where prompts list candidates, of one example each."""
     sft = config.sft
-    most = most_tokens(sft, config.model.max_length)
+    most = most_tokens(sft, config.full_row("sft"))
     encoder: Encoder
     columns: tuple[str, ...]
     if builder.lists_candidates:

@@ -71,7 +71,7 @@ class Schedule:
             yield np.arange(window * self.window, min((window + 1) * self.window, self.n_rows), dtype=np.int64)
 
     def micro_batches(self, world: int, micro_batch_size: int) -> int:
-        """Micro-batches that a rank's rows of a step are dealt out to; more come of them where they have too many tokens."""
+        """Micro-batches that a rank's rows of a step are dealt out to; rows of too many tokens make more of them."""
         return math.ceil(self.batch_size / (world * micro_batch_size))
 
     def share(self, step: int, rank: int, world: int, micro_batch_size: int) -> list[np.ndarray]:

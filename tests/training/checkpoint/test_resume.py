@@ -99,7 +99,8 @@ def test_the_number_of_workers_and_the_zero_stage_may_change(tiny_run: RunPaths,
     settings = {"model": plain, "epochs": 2, "checkpoint_every": 3, "log_every": 1}
     one = tiny_config(zero_stage=1, micro_batch_size=2, **settings)
     two = tiny_config(zero_stage=3, micro_batch_size=1, workers=2, **settings)
-    three = tiny_config(zero_stage=3, micro_batch_size=4, activation_checkpointing=True, **settings)
+    bounded = {"micro_batch_size": 4, "micro_batch_tokens": 48}
+    three = tiny_config(zero_stage=3, activation_checkpointing=True, **bounded, **settings)
     task = sft_task(one, tiny_run)
     alone(task, tmp_path / "whole")
     alone(task, tmp_path / "stopped", at=30)
