@@ -176,6 +176,12 @@ class Config(Section):
         """Whether a row of alignment is a user's trajectory (`align.rows`)."""
         return self.align.rows != "group" and not self.model.template.candidates
 
+    def full_row(self, stage: str) -> int:
+        """Tokens of a row of `sft` or `align` at most, but for one of a single group and for what a template puts
+        between a prompt and each of its titles."""
+        length = self.model.max_length
+        return max(length, self.align.row_tokens) if stage == "align" and self.trajectories else length
+
     @property
     def learns_whole(self) -> bool:
         """Whether alignment learns the oracle's whole distribution, at every branching of the titles."""

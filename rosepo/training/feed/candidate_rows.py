@@ -31,9 +31,10 @@ class ExampleEncoder:
 
     builder: PromptBuilder
     pack_tokens: int | None = None
+    most_tokens: int | None = None
 
     def __call__(self, rows: pa.Table, parts: int) -> list[Arrays]:
-        return collated(example_rows(rows, self.builder), parts, self.pack_tokens)
+        return collated(example_rows(rows, self.builder), parts, self.pack_tokens, self.most_tokens)
 
 
 def example_rows(examples: pa.Table, builder: PromptBuilder) -> list[Row]:
