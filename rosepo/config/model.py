@@ -42,6 +42,10 @@ class LoraConfig(Section):
     alpha: Positive = 32.0
     dropout: Rate = 0.05
     target_modules: str | tuple[str, ...] = "all-linear"
+    rslora: bool = False
+    """Scale by alpha / sqrt(rank) instead of alpha / rank (Kalajdzievski 2023, arXiv 2312.03732)."""
+    dora: bool = False
+    """Magnitudes of the weights train beside their directions (Liu et al. 2024, arXiv 2402.09353)."""
     quantize: Literal["none", "nf4", "int8"] = "none"
     """How the frozen base is held, in all stages: 4 bits a weight (QLoRA) or 8, with bitsandbytes."""
 

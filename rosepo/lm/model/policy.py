@@ -96,6 +96,8 @@ def add_adapter(model: nn.Module, lora: LoraConfig) -> Any:
         lora_alpha=lora.alpha,  # type: ignore[arg-type]  # a float does, whatever its annotation says
         lora_dropout=lora.dropout,
         target_modules=targets,
+        use_rslora=lora.rslora,
+        use_dora=lora.dora,
     )
     try:
         return peft.get_peft_model(model, settings)  # type: ignore[arg-type]
