@@ -32,7 +32,7 @@ from rosepo.training.feed.plan import Arrays
 from rosepo.training.sft import SftTask, sft_task
 from rosepo.training.task import Loss
 from rosepo.training.trainer import fit
-from rosepo.utils.files import now, write_json
+from rosepo.utils.files import now, write_json, write_text
 from tests.training.kills import config_of, train_rank_of
 from tests.training.ranks import forked_ranks
 from tests.training.tiny_run import assert_same_training, lines
@@ -52,7 +52,7 @@ class Deadly(SftTask):
         self.calls += logps.requires_grad
         left = int(self.deaths.read_text())
         if left and dist.get_rank() == 1 and self.calls == DEADLY_CALL:
-            self.deaths.write_text(str(left - 1))
+            write_text(self.deaths, str(left - 1))  # whole or not at all: the other worker reads it
             os.kill(os.getpid(), signal.SIGKILL)
         return super().loss(logps, counts, arrays)
 
