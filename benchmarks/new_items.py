@@ -5,7 +5,8 @@ log, a model is fine-tuned on the rest (with --align the whole pipeline runs), a
 - the run is evaluated with and without the items that were held out: what they cost the targets that there are;
 - whoever chose one of them as their last title, or the one before, is asked for from what they had chosen until then
   (`rosepo recommend --add-items`): how often it is among the first ten of all titles, and of the new ones alone.
-Beside the models stand chance and the title that looks most like the history (TF-IDF of words and categories).
+Beside the models stand chance and the titles that look most like the history (TF-IDF of words and categories). A second
+table says how many of the new titles have tokens that no other title has, by the size of a vocabulary from scratch.
 
     python benchmarks/new_items.py --out runs/new-items [--align] [--config FILE] [--share 0.05] [--set KEY=VALUE]
 
@@ -29,14 +30,17 @@ import pyarrow.parquet as pq
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from rosepo.config import Config, load_config
+from rosepo.config import Config, ScratchConfig, TemplateConfig, load_config
 from rosepo.data.added_items import with_items
 from rosepo.data.catalogue import ITEMS_FILE, Catalogue
+from rosepo.data.prompts import PromptBuilder
 from rosepo.data.random import example_keys, uniforms
 from rosepo.data.readers.interactions import interaction_tables, plan_reading, read_items
 from rosepo.evaluation.baselines import top_k
 from rosepo.evaluation.measured_examples import EXAMPLES_FILE, read_batches, user_codes, write_examples
 from rosepo.evaluation.rankings import DEPTH, RANKINGS_FOLDER, read_rankings
+from rosepo.lm.model.added_titles import strange_titles
+from rosepo.lm.model.scratch import train_tokenizer
 from rosepo.lm.titles.title_embeddings import encode_titles, history_similarity
 from rosepo.metrics.bootstrap import Estimate, UserBootstrap
 from rosepo.metrics.ranking import hit_ratio, ndcg
@@ -45,6 +49,7 @@ from rosepo.run.paths import RunPaths
 SPELLED = ("model.scratch.whole_titles=0", "model.scratch.vocab_size=1024")
 """Settings of a model from scratch that can spell a title."""
 K = 10
+VOCABULARIES = (1024, 2048, 4096, 8192)
 
 
 @dataclass(frozen=True)
@@ -89,6 +94,7 @@ def main() -> None:
     asking = new_targets(RunPaths(out / "full").examples, held, catalogue, out)
     print(f"\n{len(own):,} titles, {catalogue.added} new; {len(asking.targets):,} targets among the new\n")
     print(table([*of_old_targets(out, models), *of_new_targets(asking, catalogue, out, models)]))
+    print(f"\n{vocabularies(catalogue)}")
 
 
 def rosepo(*arguments: object) -> None:
@@ -188,6 +194,19 @@ def _look_alikes(asking: NewTargets, catalogue: Catalogue, alone: bool) -> np.nd
     items, _ = top_k(scores, [np.concatenate([history, own]) for history in histories], DEPTH)
     found = items == np.array([index[target] for target in asking.targets])[:, None]
     return np.where(found.any(axis=1), found.argmax(axis=1), -1)
+
+
+def vocabularies(catalogue: Catalogue) -> str:
+    """Markdown: how titles are spelled by vocabularies that are trained on those that are not new."""
+    own = catalogue.own
+    lines = ["| tokens | of a title | of a new title | new titles with tokens that no other has |", "|---|---|---|---|"]
+    for size in VOCABULARIES:
+        tokenizer = train_tokenizer(own.titles, own.train_count, ScratchConfig(vocab_size=size))
+        builder = PromptBuilder(tokenizer, catalogue.titles, TemplateConfig(), max_length=4096)
+        means = (builder.lengths[: len(own)].mean(), builder.lengths[len(own) :].mean())
+        cells = [f"{size:,}", *(f"{mean:.1f}" for mean in means), str(strange_titles(builder, catalogue.added))]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
 
 
 def table(rows: Sequence[tuple[str, Mapping[str, Estimate]]]) -> str:
