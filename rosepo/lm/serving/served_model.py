@@ -7,6 +7,7 @@ cache from one question to the next.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import json
 import os
@@ -49,6 +50,8 @@ class ServedModel:
         retry = urllib3.Retry(3, backoff_factor=0.5, status_forcelist=(502, 503, 504), allowed_methods=None)
         self._http = urllib3.PoolManager(maxsize=AT_ONCE, retries=retry)
         self._questions = ThreadPoolExecutor(AT_ONCE, "rosepo-vllm")
+        if process is not None:
+            atexit.register(self.close)
 
     @classmethod
     def attached(cls, address: str, model: str) -> ServedModel:
@@ -89,6 +92,7 @@ class ServedModel:
             (prompt.tolist(), part.tolist())
             for prompt, all_of in zip(prompts, tokens, strict=True)
             for part in np.split(all_of, range(MOST_TOKENS, len(all_of), MOST_TOKENS))
+            if len(part)
         ]
         told = np.concatenate([np.zeros(0, np.float32), *self._questions.map(lambda one: self._ask(*one), asked)])
         return np.split(told, np.cumsum([len(part) for part in tokens])[:-1])
@@ -116,7 +120,6 @@ class ServedModel:
 
     def close(self) -> None:
         """End the server, where it was started here."""
-        self._questions.shutdown(wait=False, cancel_futures=True)
         if self._process is None or self._process.poll() is not None:
             return
         for how in (signal.SIGTERM, signal.SIGKILL):

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import shlex
-import shutil
 import socket
 import subprocess
 import sys
@@ -18,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rosepo.config.base import ActorsConfig
 from rosepo.lm.model.adapters import adapter_base
 from rosepo.lm.model.model_source import find_source
 from rosepo.lm.serving.served_model import MOST_TOKENS, ServedModel, answers
@@ -47,59 +47,40 @@ class Serving:
     precision: str
     memory: float
 
-    @property
-    def started(self) -> bool:
-        """Whether servers are started here."""
-        return not self.vllm.startswith(("http://", "https://"))
+    def __call__(self, model: str, max_length: int) -> ServedModel:
+        """A model folder or hub id, served.
+
+        Args:
+            max_length: tokens of the longest prompt with its title.
+
+        Raises:
+            UserError: an adapter that vLLM does not serve, or an address at which the model is not served.
+            StageError: the server ended before it answered.
+        """
+        if self.vllm.startswith(("http://", "https://")):
+            return ServedModel.attached(self.vllm, model)
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        command = [*shlex.split(self.vllm), "serve", *arguments(self, model, max_length, port)]
+        handle, log = tempfile.mkstemp(prefix="rosepo-vllm-", suffix=".log")
+        process = _start(command, handle, on_gpu=self.gpus > 0)
+        os.close(handle)
+        name = ADAPTER if find_source(model).adapter else model
+        served = ServedModel(f"http://127.0.0.1:{port}", name, process, Path(log))
+        _wait(served, process, Path(log))
+        return served
 
 
-def check_command(key: str, vllm: str) -> None:
-    """Refuse a command that is not there. All nodes have what the driver has.
-
-    Raises:
-        UserError: with the remedy.
-    """
-    if Serving(vllm, 0, "", 0).started and (not shlex.split(vllm) or shutil.which(shlex.split(vllm)[0]) is None):
-        raise UserError(
-            f"{key}={vllm} is no command here: give the path of vllm in an environment of its own on every node, or the"
-            " http address of a server that serves the model (docs/method.md)"
-        )
-
-
-def serve(serving: Serving, model: str, max_length: int) -> ServedModel:
-    """A model folder or hub id, served.
+def serving_of(settings: ActorsConfig, precision: str, use_gpu: bool, memory: float = 0.9) -> Serving | None:
+    """How the models of a stage are served; None with `engine=transformers`.
 
     Args:
-        max_length: tokens of the longest prompt with its title.
-
-    Raises:
-        UserError: an adapter that vLLM does not serve, or an address at which the model is not served.
-        StageError: the server ended before it answered.
+        memory: share of each GPU's memory for the server.
     """
-    if not serving.started:
-        return ServedModel.attached(serving.vllm, model)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [*shlex.split(serving.vllm), "serve", *arguments(serving, model, max_length, port)]
-    log = tempfile.NamedTemporaryFile(prefix="rosepo-vllm-", suffix=".log", mode="wb", delete=False)  # noqa: SIM115
-    # What leads an interpreter to this environment's packages would lead vLLM's to the wrong ones.
-    environment = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "PYTHONHOME")}
-    environment |= {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
-    if not serving.gpus:
-        environment.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB; by itself vLLM takes half of the memory
-    process = subprocess.Popen(
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=log,
-        stderr=subprocess.STDOUT,
-        env=environment,
-        start_new_session=True,
-        preexec_fn=end_with_parent if sys.platform == "linux" else None,
-    )
-    served = ServedModel(f"http://127.0.0.1:{port}", _name(model), process, Path(log.name))
-    _wait(served, process, Path(log.name))
-    return served
+    if settings.engine != "vllm":
+        return None
+    return Serving(settings.vllm, settings.gpus_per_actor if use_gpu else 0, precision, memory)
 
 
 def arguments(serving: Serving, model: str, max_length: int, port: int) -> list[str]:
@@ -123,7 +104,7 @@ def arguments(serving: Serving, model: str, max_length: int, port: int) -> list[
         flags.append("--enforce-eager")  # what it would compile pays on GPUs
     if source.adapter:
         base, revision = adapter_base(source)
-        room = _room(Path(source.location))
+        room = _room(Path(source.path))
         options |= {"tokenizer": model, "max-lora-rank": room, "lora-modules": f"{ADAPTER}={model}"}
         options |= {"revision": revision} if revision else {}
         flags.append("--enable-lora")
@@ -145,9 +126,21 @@ def _room(folder: Path) -> int:
     return next(size for size in _RANKS if size >= rank)
 
 
-def _name(model: str) -> str:
-    """Under which a server that is started here serves a model."""
-    return ADAPTER if find_source(model).adapter else model
+def _start(command: list[str], log: int, on_gpu: bool) -> subprocess.Popen[bytes]:
+    # What leads an interpreter to this environment's packages would lead vLLM's to the wrong ones.
+    environment = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "PYTHONHOME")}
+    environment |= {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
+    if not on_gpu:
+        environment.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB; by itself vLLM takes half of the memory
+    return subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        env=environment,
+        start_new_session=True,
+        preexec_fn=end_with_parent if sys.platform == "linux" else None,
+    )
 
 
 def _wait(served: ServedModel, process: subprocess.Popen[bytes], log: Path) -> None:

@@ -59,9 +59,10 @@ class Decoder:
         self.model = model
         self.trie = TitleTrie.build([builder.completion(item) for item in range(len(builder))])
         self.beams = beams
-        if max_tokens is None and isinstance(model, ServedModel):
-            max_tokens = SERVED_TOKENS
-        self.room = Room(max_tokens) if max_tokens else room_of(model)
+        if isinstance(model, ServedModel):
+            self.room = Room(max_tokens or SERVED_TOKENS)
+        else:
+            self.room = Room(max_tokens) if max_tokens else room_of(model)
         self._told = False
 
     def top_k(
