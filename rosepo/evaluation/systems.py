@@ -169,7 +169,8 @@ class Ranking:
         origin = digest(
             [FORMAT, DEPTH, PARTS, PART_BATCHES, rosepo.__version__, read_manifest(self.paths.examples), sources,
              self.config.model.template.candidates,
-             self.config.evaluate.model_dump(include={"split", "max_examples", "batch_size", "beams", "engine"}), *added]
+             self.config.evaluate.model_dump(include={"split", "max_examples", "batch_size", "beams", "engine"}),
+             *added]
         )  # fmt: skip
         finished = read_manifest(self.paths.evaluation) is not None
         earlier = self.paths.evaluation / self.folder_name / f"{name}.parquet" if finished else None

@@ -18,6 +18,8 @@ def test_a_policy_that_is_served_gives_the_groups_of_one_that_is_in_the_actor(
     gpus_per_actor: int, run: RunPaths, ray_cluster: None, in_process: None, tmp_path: Path
 ) -> None:
     own, served = tmp_path / "own", tmp_path / "served"
+    own.mkdir()
+    served.mkdir()
     settings = {"strategies": {"self_hard": 1.0, "policy": 1.0}, "groups_per_user": 1}
     pairs(configure(**settings), run, own)
     settings |= {"engine": "vllm", "vllm": STAND_IN, "gpus_per_actor": gpus_per_actor, "gpu": "no"}

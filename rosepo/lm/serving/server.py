@@ -93,7 +93,7 @@ def arguments(serving: Serving, model: str, max_length: int, port: int) -> list[
         "host": "127.0.0.1",
         "port": port,
         "dtype": serving.precision,
-        "max-model-len": max_length + 1,  # and the one token that every question generates
+        "max-model-len": max_length,  # a question lacks the title's last token, and generates one
         "max-logprobs": MOST_TOKENS,
         "generation-config": "vllm",
     }

@@ -78,7 +78,7 @@ def test_a_whole_model_is_divided_among_the_gpus_of_its_actor(tmp_path: Path) ->
     options = told(words)
     assert words[0] == str(tmp_path)
     assert options["tensor-parallel-size"] == "4"
-    assert (options["dtype"], options["gpu-memory-utilization"], options["max-model-len"]) == ("bfloat16", "0.5", "129")
+    assert (options["dtype"], options["gpu-memory-utilization"], options["max-model-len"]) == ("bfloat16", "0.5", "128")
     assert options["host"] == "127.0.0.1"
     assert "--enable-lora" not in words
 
