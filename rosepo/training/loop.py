@@ -168,7 +168,9 @@ class Loop:
             self.averages.add({"loss": (value, loss.units), **loss.sums})
             if loss.tracked is not None:
                 tracked += loss.tracked.cpu()
-        self.averages.add({"wait": (waited, 1)})
+        blocked = self.saver.settle()
+        self.saving += blocked
+        self.averages.add({"wait": (waited, 1), "saving": (blocked, 1)})
         done = self.engine.step()
         if self.mean is not None:
             self.mean.follow(self.engine.done)
