@@ -18,6 +18,12 @@ from rosepo.config.training import AlignConfig, SftConfig
 
 MOST_NEGATIVES = 15
 """Rejected titles a group where `pairs.negatives` is left open."""
+NO_END = (
+    "model.template.end is empty, as where each title is one token: a model cannot spell a title there that it has no "
+    "token for. Train one that spells them all and ends each, --set model.scratch.whole_titles=0 --set "
+    "model.scratch.vocab_size=1024, or a pretrained one (model.path)"
+)
+"""Why there are models that new titles cannot be added to, and what can be done."""
 
 
 class Config(Section):
@@ -54,6 +60,8 @@ class Config(Section):
                 " at least 2"
             )
         yield from self._faults_of_listing()
+        if self.evaluate.add_items is not None and not self.model.template.end:
+            yield f"evaluate.add_items={self.evaluate.add_items} adds titles, and {NO_END}"
         if LOSSES[self.align.loss].reference_free and "reference" in self.pairs.model_fields_set:
             yield (
                 f"pairs.reference={self.pairs.reference} is not used: align.loss={self.align.loss} knows no reference; "
@@ -114,6 +122,11 @@ class Config(Section):
                 f"pairs.strategies.{searching[0]} draws from the whole catalogue, and under {setting} prompts ask for "
                 "one of their candidates: use self_hard, which draws among those"
             )
+        if self.evaluate.add_items is not None:
+            yield (
+                f"evaluate.add_items is not used under {setting}, where examples have candidates of their own: leave "
+                "it out"
+            )
         if self.evaluate.free_generation:
             yield (
                 f"evaluate.free_generation is for prompts without candidates; under {setting} every example is answered"
@@ -162,6 +175,12 @@ class Config(Section):
     def trajectories(self) -> bool:
         """Whether a row of alignment is a user's trajectory (`align.rows`)."""
         return self.align.rows != "group" and not self.model.template.candidates
+
+    def full_row(self, stage: str) -> int:
+        """Tokens of a row of `sft` or `align` at most, but for one of a single group and for what a template puts
+        between a prompt and each of its titles."""
+        length = self.model.max_length
+        return max(length, self.align.row_tokens) if stage == "align" and self.trajectories else length
 
     @property
     def learns_whole(self) -> bool:

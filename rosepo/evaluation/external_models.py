@@ -30,7 +30,8 @@ def load_external(
     far as it has positions.
 
     Raises:
-        UserError: not a model that can be loaded, or one that was trained on another catalogue.
+        UserError: not a model that can be loaded, one that was trained on another catalogue, or one that cannot spell
+            the titles that were added to it.
     """
     import torch
 
@@ -39,8 +40,8 @@ def load_external(
 
     folder, dtype = Path(path).expanduser(), getattr(torch, precision)
     if _is_rosepos(folder):
-        check_catalogue(folder, catalogue, SAME_DATA)
-        return load_recommender(folder, dtype)
+        check_catalogue(folder, catalogue.own, SAME_DATA)
+        return load_recommender(folder, dtype, catalogue)
     tokenizer, model = load_tokenizer(path), load_policy(path, dtype=dtype)
     rows = len(model.get_input_embeddings().weight)
     if len(tokenizer) > rows:
@@ -59,6 +60,7 @@ def check_external_model(system: ExternalSystem, catalogue: Catalogue, prompts: 
         UserError: with the key that names it; a model that answers out of candidates where the run lists none.
     """
     from rosepo.lm.model.adapters import adapter_base, check_adapter
+    from rosepo.lm.model.added_titles import check_added
     from rosepo.lm.model.loading import load_model_config, load_tokenizer
     from rosepo.lm.model.model_folder import check_catalogue
     from rosepo.lm.model.model_source import find_source
@@ -67,8 +69,10 @@ def check_external_model(system: ExternalSystem, catalogue: Catalogue, prompts: 
     folder = Path(system.location).expanduser()
     try:
         if _is_rosepos(folder):
-            check_catalogue(folder, catalogue, SAME_DATA)
+            check_catalogue(folder, catalogue.own, SAME_DATA)
             _check_prompts(system, folder, prompts)
+            if catalogue.added:
+                check_added(folder, catalogue)
             return
         source = find_source(system.location)
         base = find_source(*adapter_base(source)) if source.adapter else source
@@ -99,12 +103,16 @@ def _check_prompts(system: ExternalSystem, folder: Path, prompts: ModelConfig) -
 
 
 def external_files(evaluate: EvaluateConfig) -> dict[str, Source]:
-    """The files behind `evaluate.models` and `evaluate.predictions`, by name; a hub id stands for itself.
+    """The files behind `evaluate.models`, `evaluate.predictions` and `evaluate.add_items`, by name; a hub id stands for
+    itself.
 
     Raises:
-        UserError: predictions that are not there.
+        UserError: predictions or items that are not there.
     """
-    return {source.name: source for system in evaluate.external.values() for source in sources_of(system)}
+    sources = [source for system in evaluate.external.values() for source in sources_of(system)]
+    if evaluate.add_items is not None:
+        sources += find_sources(evaluate.add_items, "auto", "evaluate.add_items")
+    return {source.name: source for source in sources}
 
 
 def sources_of(system: ExternalSystem) -> list[Source]:
@@ -112,7 +120,7 @@ def sources_of(system: ExternalSystem) -> list[Source]:
     if system.kind == "predictions":
         return find_sources(system.location, "auto", system.key)
     folder = Path(system.location).expanduser()
-    endings = (".json", ".safetensors", ".parquet", ".model", ".txt")  # vocabularies and merges are text
+    endings = (".json", ".safetensors", ".parquet", ".model", ".txt", ".jinja")  # vocabularies, merges: text
     files = sorted(folder.iterdir()) if folder.is_dir() else []
     return [Source(str(path.absolute()), "") for path in files if path.suffix in endings and path.name[0] != "_"]
 

@@ -12,7 +12,7 @@ import numpy as np
 
 import rosepo
 from rosepo.config import Config
-from rosepo.data.catalogue import ITEMS_FILE, Catalogue
+from rosepo.data.catalogue import Catalogue, ranked_items
 from rosepo.data.readers.digests import FileDigests
 from rosepo.evaluation.baselines import Popular, markov
 from rosepo.evaluation.external_models import sources_of
@@ -44,6 +44,7 @@ class Ranking:
 
     Attributes:
         out: the evaluation's folder.
+        catalogue: what is ranked; where items were added, `out` holds its file.
         parts: of every system's rankings.
         examples_name: file of the examples, in `out`.
         folder_name: of what is made, in `out`.
@@ -81,7 +82,10 @@ class Ranking:
         return sum(part.rows for part in self.parts)
 
     def by_scorers(self, *, with_oracle: bool) -> dict[str, float]:
-        """Rank by the baselines that score whole batches, in this process; seconds by what ran together."""
+        """Rank by the baselines that score whole batches, in this process; seconds by what ran together.
+
+        Added items have been chosen by nobody: they come last, and the oracle, which has no score for them, ranks none.
+        """
         popular, chain = Popular(self.catalogue.train_count), markov(self.paths.examples, self.catalogue)
         scorers: dict[str, BatchScores] = {
             "popular": lambda batch: popular.score_all(batch.histories),
@@ -121,7 +125,7 @@ class Ranking:
                 beams=config.evaluate.beams,
                 models=dict(models),
                 examples=self.examples,
-                catalogue=self.paths.examples / ITEMS_FILE,
+                catalogue=ranked_items(self.paths.examples, self.out),
                 out=self.folder,
                 device=device,
                 precision=config.precision("evaluate", device == "cuda"),
@@ -153,10 +157,12 @@ class Ranking:
     def _left(self, name: str, sources: Mapping[str, Any]) -> list[Part]:
         """The parts of a system's rankings that are left to make."""
         # What was made again under the same settings may differ by a bit: manifests say when a thing was made.
+        own = len(self.catalogue) - self.catalogue.added
+        added = [self.catalogue.item_ids[own:].tolist(), self.catalogue.titles[own:]] if self.catalogue.added else []
         origin = digest(
             [FORMAT, DEPTH, PARTS, PART_BATCHES, rosepo.__version__, read_manifest(self.paths.examples), sources,
              self.config.model.template.candidates,
-             self.config.evaluate.model_dump(include={"split", "max_examples", "batch_size", "beams"})]
+             self.config.evaluate.model_dump(include={"split", "max_examples", "batch_size", "beams"}), *added]
         )  # fmt: skip
         finished = read_manifest(self.paths.evaluation) is not None
         earlier = self.paths.evaluation / self.folder_name / f"{name}.parquet" if finished else None
@@ -191,11 +197,15 @@ def oracle_name(folder: Path) -> str | None:
 
 
 def _oracle_baseline(folder: Path, catalogue: Catalogue) -> BatchScores:
-    """The oracle as a ranker: SASRec trained on all users, or a scorer of one's own over the whole catalogue."""
+    """The oracle as a ranker: SASRec trained on all users, or a scorer of one's own over the whole catalogue; -inf for
+    added items."""
+    own, added = catalogue.own, ((0, 0), (0, catalogue.added))
     if read_kind(folder)["kind"] == "sasrec":
         from rosepo.oracle.crossfit import Oracle
 
-        oracle = Oracle.load(folder, catalogue.item_ids)
-        return lambda batch: oracle.score_all(batch.histories)
-    scorer = load_scorer(folder, catalogue)
-    return lambda batch: scorer.score_all(batch.users.to_pylist(), batch.histories)
+        oracle = Oracle.load(folder, own.item_ids)
+        return lambda batch: np.pad(oracle.score_all(batch.histories), added, constant_values=-np.inf)
+    scorer = load_scorer(folder, own)
+    return lambda batch: np.pad(
+        scorer.score_all(batch.users.to_pylist(), batch.histories), added, constant_values=-np.inf
+    )

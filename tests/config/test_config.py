@@ -91,6 +91,12 @@ CONFIGS = Path(__file__).parents[2] / "jobs" / "configs"
         ("sweep.parameters={align.beta: 3}", ["sweep.parameters.align.beta: Input should be a valid tuple (got 3)"]),
         ("data.interactions=a.csv", ["without data.items"]),
         ("model.template.separator=''", ["separator is empty"]),
+        ("model.template.chat=yes", ["model.template.chat", "'auto' or 'no'", "'yes'"]),
+        (
+            "model.template={chat: no, system: x}",
+            ["model.template.system", "which model.template.chat=no does not use"],
+        ),
+        ("model.template.system=x", ["model.template.system is a message", "a model from scratch has none"]),
         ("align", ["is not section.key=value"]),
         ("align.beta=[", ["the value is not YAML"]),
     ],

@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 from rosepo.config import Config, load_config
 from rosepo.data.catalogue import Catalogue
 from rosepo.evaluation import systems
+from rosepo.lm.cards.record import model_record
 from rosepo.lm.model.model_folder import save_policy
-from rosepo.lm.model.record import model_record
 from rosepo.pipeline.fingerprints import stage_settings
 from rosepo.report.run_report import write_report
 from rosepo.run.paths import RunPaths

@@ -31,8 +31,8 @@ from rosepo.evaluation.measured_examples import plan_parts, read_batches, write_
 from rosepo.evaluation.rankers import LanguageModelRanker, RankerSettings, ranking
 from rosepo.evaluation.rankings import open_rankings, rankings_table, read_rankings, write_part
 from rosepo.evaluation.systems import Ranking
+from rosepo.lm.cards.record import model_record
 from rosepo.lm.model.model_folder import save_policy
-from rosepo.lm.model.record import model_record
 from rosepo.lm.titles.beam_search import Decoder
 from rosepo.oracle.sasrec import SASRec, SASRecConfig
 from rosepo.pipeline.kept_config import CONFIG_FILE, resolve_config

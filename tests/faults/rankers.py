@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import signal
-
 import pyarrow as pa
 
 from rosepo.evaluation.rankers import LanguageModelRanker
+from tests.deaths import die_if_told
 from tests.faults.strategies import SCRATCH
 
 
@@ -15,9 +13,6 @@ class DeadlyRanker(LanguageModelRanker):
     """Kills its process at the second part of `aligned` as often as the file `deaths` says."""
 
     def __call__(self, work: pa.Table) -> dict[str, list[int]]:
-        deaths = SCRATCH / "deaths"
-        left = int(deaths.read_text())
-        if left and {"model": "aligned", "number": 1}.items() <= work.to_pylist()[0].items():
-            deaths.write_text(str(left - 1))
-            os.kill(os.getpid(), signal.SIGKILL)
+        if {"model": "aligned", "number": 1}.items() <= work.to_pylist()[0].items():
+            die_if_told(SCRATCH / "deaths")
         return super().__call__(work)

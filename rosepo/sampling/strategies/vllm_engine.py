@@ -128,7 +128,7 @@ class VllmDecoder:
                 temperature=1.0,
                 seed=prompt_seed(self.seed, prompt),
                 max_tokens=self.builder.longest_completion,
-                stop_token_ids=[self.builder.eos_id],
+                stop_token_ids=[self.builder.stop_id],
                 logprobs=0,  # of the sampled tokens alone; without it there is no cumulative one
                 detokenize=False,
             )
