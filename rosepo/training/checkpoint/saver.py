@@ -84,6 +84,7 @@ class Saver:
         self.interval = checkpoint_interval(task.train, steps) if resumable else 0
         keep = task.train.keep_checkpoints if self.interval else 1
         self.writer = CheckpointWriter(out, task.name, dist.get_rank(), engine.world, keep)
+        self.borrowed = False
 
     def due(self, step: int) -> bool:
         """Whether a checkpoint belongs after this step."""
@@ -102,11 +103,14 @@ class Saver:
         pieces, places = own_state(self.engine, shares)
         pieces |= random_state(self.engine.device) | {f"averages/{dist.get_rank()}": averages.parts.numpy()}
         self.writer.write(step, pieces, places, {"origin": self.task.origin, "whole": whole, **facts})
+        # What came from a GPU is a copy, which no step changes.
+        self.borrowed = any(share.device.type == "cpu" for laid_out in shares.values() for share in laid_out)
 
     def settle(self) -> float:
         """Wait until what is being written has been read, before a step changes it: seconds that it took."""
         started = time.monotonic()
-        self.writer.settle()
+        if self.borrowed:
+            self.writer.settle()
         return time.monotonic() - started
 
     def restore(self, start: Checkpoint, averages: Averages) -> None:
