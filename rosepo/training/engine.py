@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from rosepo.config import TrainConfig
+from rosepo.lm.rows.partitioned import shape_of
 from rosepo.utils.errors import StageError, UserError
 
 
@@ -71,7 +72,8 @@ class Engine:
     computes under torch autocast, because DeepSpeed's own bfloat16 optimizer takes a wrong first step there.
 
     Args:
-        module: float32 parameters, the same on every rank; those that do not require gradients stay as they are.
+        module: float32 parameters, the same on every rank, or what `zero.Divider` has made of them; those that do not
+            require gradients stay as they are.
         train: stage, precision, clipping and learning rate.
         steps: optimizer steps of the whole run.
 
@@ -87,7 +89,7 @@ class Engine:
         self.done = 0
         self.carried = 0  # steps that the optimizer's state had seen before the first of this training
         self._complete = False
-        self._shapes = {name: list(parameter.shape) for name, parameter in module.named_parameters()}
+        self._shapes = {name: shape_of(parameter) for name, parameter in module.named_parameters()}
         self._optimizer = torch.optim.AdamW(
             _parameter_groups(module, train.weight_decay), lr=train.learning_rate, fused=True
         )
@@ -234,8 +236,8 @@ def _parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, 
     """Matrices decay; biases and the weights of norms do not."""
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
     groups = [
-        {"params": [parameter for parameter in trained if parameter.dim() >= 2], "weight_decay": weight_decay},
-        {"params": [parameter for parameter in trained if parameter.dim() < 2], "weight_decay": 0.0},
+        {"params": [parameter for parameter in trained if len(shape_of(parameter)) > 1], "weight_decay": weight_decay},
+        {"params": [parameter for parameter in trained if len(shape_of(parameter)) < 2], "weight_decay": 0.0},
     ]
     return [group for group in groups if group["params"]]
 

@@ -10,13 +10,44 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
+
+from rosepo.lm.rows.partitioned import is_part
 
 if TYPE_CHECKING:
     from rosepo.training.engine import Engine
 
 WEIGHT, MOMENTS = "weight", ("exp_avg", "exp_avg_sq")
 """Parts of the state of a parameter."""
+
+
+class Divider:
+    """Divides weights among the ranks before there is an engine, as ZeRO-3 will hold them: nothing is sent, each rank
+    keeps its part of what it has read itself.
+
+    Args:
+        config: DeepSpeed's.
+        dtype: that is computed with.
+    """
+
+    def __init__(self, config: dict[str, Any], dtype: torch.dtype) -> None:
+        import deepspeed
+
+        # Around no module: only its own call also makes DeepSpeed's linear layers, which save memory.
+        self._init = deepspeed.zero.Init(module=nn.Module(), config_dict_or_path=config)
+        self.dtype = dtype
+
+    def take(self, parameter: nn.Parameter) -> None:
+        """Keep this rank's part of a parameter alone; not of quantized ones, which an engine refuses."""
+        if parameter.is_floating_point() and not is_part(parameter):
+            parameter.data = parameter.data.to(self._init.local_device, self.dtype)
+            self._init._convert_to_deepspeed_param(parameter)
+            parameter.partition()  # type: ignore[attr-defined]
+
+    def take_all(self, module: nn.Module) -> None:
+        """What is still whole in a module."""
+        for parameter in module.parameters():
+            self.take(parameter)
 
 
 def master_shares(engine: Engine) -> list[Tensor]:
@@ -124,8 +155,3 @@ def link_moments(engine: Engine) -> None:
 def trained_parameters(engine: Engine) -> dict[str, Tensor]:
     """Those that take gradients, by name."""
     return {name: parameter for name, parameter in engine.module.named_parameters() if parameter.requires_grad}
-
-
-def size_of(parameter: Any) -> int:
-    """Numbers in the whole of a parameter, which ZeRO-3 may have divided."""
-    return int(getattr(parameter, "ds_numel", parameter.numel()))

@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from rosepo.lm.rows.partitioned import shape_of, size_of
 from rosepo.training.checkpoint.pieces import Place, flat_slice, opened
 from rosepo.training.zero import (
     MOMENTS,
@@ -26,7 +27,6 @@ from rosepo.training.zero import (
     master_shares,
     moment_shares,
     publish_masters,
-    size_of,
     trained_parameters,
 )
 
@@ -124,7 +124,7 @@ def import_moments(engine: Engine, path: Path, remedy: str) -> None:
 
 def moment_shapes(engine: Engine) -> dict[str, list[int]]:
     """Names and shapes of the tensors that `import_moments` takes."""
-    shapes = {name: list(getattr(one, "ds_shape", one.shape)) for name, one in trained_parameters(engine).items()}
+    shapes = {name: shape_of(parameter) for name, parameter in trained_parameters(engine).items()}
     return {f"{part}/{name}": shape for name, shape in shapes.items() for part in MOMENTS}
 
 
