@@ -2,11 +2,11 @@
 
     python benchmarks/sharding.py [--layers N] [--lora] [--precision float32] [--steps N]
 
-A random Llama of width 1536 in a folder (bfloat16, 30 million parameters a layer; 20 layers are 0.6 billion), all of
-its weights or a LoRA adapter, a checkpoint after every second step. Told of each rank: the highest resident memory until
-the model stands in the engine, until the last step is done, and in all, in MiB (what is mapped from files included);
-then seconds that training stood still for a checkpoint, seconds of a step without one, and what a checkpoint weighs.
-Without Ray, whose own processes are not a rank's.
+A random Llama of width 1536 in a folder (bfloat16, 28 million parameters a layer; 20 layers are 0.6 billion), all of
+its weights or a LoRA adapter, a checkpoint after every second step. Told of each rank: the highest resident memory
+until the model stands in the engine, until the last step is done, and in all, in MiB (what is mapped from files
+included); then seconds that training stood still for a checkpoint, seconds of a step (the median), and what a
+checkpoint weighs. Without Ray, whose own processes are not a rank's.
 """
 
 from __future__ import annotations

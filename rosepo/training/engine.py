@@ -145,54 +145,57 @@ class Engine:
         rate = learning_rate_at(self.done, self.steps, self.train)
         for group in self._optimizer.param_groups:
             group["lr"] = rate
-        norm = self._plain_norm() if self.train.zero_stage == 0 else None
+        gradients = [parameter.grad for parameter in self.module.parameters() if parameter.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients) if self.train.zero_stage == 0 else None
         self._engine.step()
         self.done += 1
         self._complete = False
         return StepFigures(torch.as_tensor(self._engine.get_global_grad_norm() if norm is None else norm), rate)
 
-    def state_dict(self) -> dict[str, Tensor] | None:
-        """All weights of the module on the CPU, float32 masters where there are, on rank 0; None on the others.
+    def state_dict(self, dtype: torch.dtype | None = None, frozen: bool = True) -> dict[str, Tensor] | None:
+        """Weights of the module on the CPU, float32 masters where there are, on rank 0; None on the others.
 
         Every rank must call it. Tied weights appear once under every name.
+
+        Args:
+            dtype: what they are rounded to, one by one as they are gathered; None leaves them as they are.
+            frozen: those too that do not train.
 
         Raises:
             StageError: a weight came out empty or with another shape.
         """
+        weights: dict[str, Tensor] = {}
+        known, keeps = dict[int, Tensor](), dist.get_rank() == 0
+        for name, parameter in self.module.named_parameters(remove_duplicate=False):
+            if not (frozen or parameter.requires_grad):
+                continue
+            if id(parameter) not in known:
+                whole = self._whole(name, parameter)
+                known[id(parameter)] = _on_host(whole if keeps else whole.new_empty(0), dtype)
+            weights[name] = known[id(parameter)]
+        saved = self.module.state_dict().keys()
+        weights |= {name: _on_host(buffer, dtype) for name, buffer in self.module.named_buffers() if name in saved}
+        return weights if keeps else None
+
+    def _whole(self, name: str, parameter: nn.Parameter) -> Tensor:
+        """A weight in one piece, on every rank."""
         import deepspeed
         from deepspeed.utils import safe_get_full_fp32_param
 
-        weights: dict[str, Tensor] = {}
-        first: dict[int, str] = {}
-        keeps = dist.get_rank() == 0
-        for name, parameter in self.module.named_parameters(remove_duplicate=False):
-            if id(parameter) in first:
-                if keeps:
-                    weights[name] = weights[first[id(parameter)]]
-                continue
-            first[id(parameter)] = name
-            full = safe_get_full_fp32_param(parameter) if parameter.requires_grad else None
-            if full is None and self.train.zero_stage == 3:
-                with deepspeed.zero.GatheredParameters([parameter]):
-                    full = parameter.detach().clone()
-            full = parameter.detach() if full is None else full
-            # What is frozen in four bits takes other shapes as it is used; it is not what is saved.
-            whole = not full.is_floating_point() or list(full.shape) == self._shapes.get(name, list(full.shape))
-            if full.numel() == 0 or not whole:
-                raise StageError(f"weight {name} was gathered with shape {list(full.shape)}: nothing was saved")
-            if keeps:
-                weights[name] = full.to("cpu", copy=True)
-        for name, buffer in _persistent_buffers(self.module):
-            weights[name] = buffer.detach().to("cpu", copy=True)
-        return weights if keeps else None
+        full = safe_get_full_fp32_param(parameter) if parameter.requires_grad else None
+        if full is None and self.train.zero_stage == 3:
+            with deepspeed.zero.GatheredParameters([parameter]):
+                full = parameter.detach().clone()
+        full = parameter.detach() if full is None else full
+        # What is frozen in four bits takes other shapes as it is used; it is not what is saved.
+        whole = not full.is_floating_point() or list(full.shape) == self._shapes.get(name, list(full.shape))
+        if full.numel() == 0 or not whole:
+            raise StageError(f"weight {name} was gathered with shape {list(full.shape)}: nothing was saved")
+        return cast(Tensor, full)
 
     def close(self) -> None:
         """Drop DeepSpeed's hooks and buffers."""
         self._engine.destroy()
-
-    def _plain_norm(self) -> Tensor:
-        gradients = [parameter.grad for parameter in self.module.parameters() if parameter.grad is not None]
-        return torch.nn.utils.get_total_norm(gradients)
 
 
 def deepspeed_config(train: TrainConfig, world: int, parameters: int) -> dict[str, Any]:
@@ -242,10 +245,6 @@ def _parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, 
     return [group for group in groups if group["params"]]
 
 
-def _persistent_buffers(module: nn.Module) -> list[tuple[str, Tensor]]:
-    found = []
-    for prefix, child in module.named_modules():
-        for name, buffer in child.named_buffers(recurse=False):
-            if name not in child._non_persistent_buffers_set:
-                found.append((f"{prefix}.{name}" if prefix else name, buffer))
-    return found
+def _on_host(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """A copy on the CPU; of whole numbers, whatever the dtype, as they are."""
+    return tensor.detach().to("cpu", dtype if tensor.is_floating_point() else None, copy=True)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from rosepo.lm.model.adapters import saves_what_trains
 from rosepo.lm.model.reading import given_to
 from rosepo.run.training_progress import PROGRESS_FILE, ProgressTeller
 from rosepo.training.checkpoint.checkpoint_files import Checkpoint, remove_checkpoints
@@ -79,7 +80,7 @@ def train_rank(
         figures = run.go(stream, None)
     tell.doing("saving the model")
     run.saver.finish(run.best, figures["steps"])
-    weights = engine.state_dict()
+    weights = engine.state_dict(task.stored, frozen=not saves_what_trains(engine.module))
     if weights is not None:
         task.save(weights, out, figures)
     del weights

@@ -92,8 +92,8 @@ def load_policy(
         base, base_revision = adapter_base(source)
         held = saved_quantization(source.path)
         try:
-            options = {"quantize": held, "compute_dtype": compute_dtype, "whole": looks_at_base(source)}
-            base_model = load_policy(base, base_revision, dtype, **options)
+            read = looks_at_base(source)
+            base_model = load_policy(base, base_revision, dtype, False, held, compute_dtype, whole=read)
         except UserError as error:
             raise UserError(f"the adapter model.path={source.path} needs its base model: {error}") from error
         adapted = with_adapter(base_model, source, trainable)

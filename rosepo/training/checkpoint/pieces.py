@@ -51,7 +51,7 @@ def write_pieces(path: Path, pieces: Mapping[str, np.ndarray], places: Mapping[s
     with path.open("wb") as file:
         file.write(len(told).to_bytes(8, "little") + told)
         for array in pieces.values():
-            file.write(array.reshape(-1).view(np.uint8))
+            file.write(array.reshape(-1).view(np.uint8).data)
 
 
 class PieceReader:
