@@ -216,6 +216,8 @@ def deepspeed_config(train: TrainConfig, world: int, parameters: int) -> dict[st
             "reduce_bucket_size": bucket,
             "allgather_bucket_size": bucket,
             "overlap_comm": False,
+            # ZeRO-3 steps on so many numbers at once, of whose gradients it makes a copy.
+            "sub_group_size": bucket // 4,
         },
         # torch.optim.AdamW is passed in: by name it would mean FusedAdam, which is compiled on first use, and for
         # offloaded states DeepSpeedCPUAdam, which is too.
