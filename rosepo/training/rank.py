@@ -25,6 +25,7 @@ from rosepo.training.metric_log import MetricLog
 from rosepo.training.task import Task
 from rosepo.training.zero import Divider
 from rosepo.utils.console import echo
+from rosepo.utils.memory import give_back
 
 
 def fit_in_process(task: Task, out: Path, show: Report | None = None, gpu: bool = False) -> dict[str, Any]:
@@ -103,7 +104,10 @@ def build_engine(task: Task) -> Engine:
     with given_to(divider.take):
         module = task.build()
     divider.take_all(module)
-    return Engine(module, train, steps)
+    give_back()
+    engine = Engine(module, train, steps)
+    give_back()
+    return engine
 
 
 def tell_plain_rows(name: str, figures: Mapping[str, Any]) -> None:

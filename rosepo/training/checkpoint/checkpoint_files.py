@@ -10,11 +10,12 @@ Free of torch: the processes that feed training look here for the step to begin 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,16 +89,19 @@ def complete_checkpoints(out: Path, origin: str | None = None) -> list[Checkpoin
         origin: digest of all that the training depends on; checkpoints of another one are passed over. None takes any.
     """
     found = []
-    for folder in sorted((out / FOLDER).glob("step-*")):
-        try:
-            facts = json.loads((folder / _FACTS).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            continue
+    for folder, facts in _all_facts(out):
         checkpoint = Checkpoint(folder, facts)
         written = all(checkpoint.path(rank).exists() for rank in range(checkpoint.world))
         if written and facts["format"] == FORMAT and origin in (None, facts["origin"]):
             found.append(checkpoint)
     return found
+
+
+def _all_facts(out: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Folder and facts of every checkpoint that has any, oldest first."""
+    for folder in sorted((out / FOLDER).glob("step-*")):
+        with contextlib.suppress(OSError, ValueError):
+            yield folder, json.loads((folder / _FACTS).read_text(encoding="utf-8"))
 
 
 def newest_checkpoint(out: Path, origin: str | None = None) -> Checkpoint | None:
@@ -110,6 +114,11 @@ def steps_done(out: Path, origin: str) -> int:
     """Steps of the training that its newest checkpoint holds; 0 where there is none."""
     newest = newest_checkpoint(out, origin)
     return 0 if newest is None else newest.step
+
+
+def of_another_version(out: Path) -> bool:
+    """Whether checkpoints are there that another version of rosepo wrote, which nothing goes on from."""
+    return any(facts["format"] != FORMAT for _, facts in _all_facts(out))
 
 
 def remove_checkpoints(out: Path) -> None:
