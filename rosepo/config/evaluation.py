@@ -116,7 +116,12 @@ class EvaluateConfig(ActorsConfig):
     def faults(self) -> Iterator[str]:
         external_systems(self.models, self.predictions)
         refuse_credentials("evaluate.add_items", self.add_items or "")
-        return super().faults()
+        if self.engine == "vllm" and self.free_generation:
+            yield (
+                f"evaluate.free_generation={self.free_generation} lets models write without a search, which"
+                " evaluate.engine=vllm does not do: leave one of them out"
+            )
+        yield from self.engine_faults("evaluate")
 
 
 class RangeConfig(Section):
@@ -191,6 +196,7 @@ class RecommendConfig(ActorsConfig):
     def faults(self) -> Iterator[str]:
         if self.beams < self.k:
             yield f"recommend.beams={self.beams} is below recommend.k={self.k}"
+        yield from self.engine_faults("recommend")
 
 
 def _seconds(value: Any) -> Any:

@@ -111,11 +111,12 @@ class Config(Section):
             )
         if "row_tokens" in self.align.model_fields_set:
             yield f"align.row_tokens is for users' trajectories, and under {setting} rows are groups: leave it out"
-        if self.pairs.engine == "vllm":
-            yield (
-                f"pairs.engine=vllm writes freely, and under {setting} the policy's wrong answers are its candidates, "
-                "each of which is scored: leave pairs.engine out"
-            )
+        for section in ("pairs", "evaluate"):
+            if getattr(self, section).engine == "vllm":
+                yield (
+                    f"{section}.engine=vllm searches the catalogue, and under {setting} each of an example's candidates"
+                    f" is scored: leave {section}.engine out"
+                )
         searching = self.pairs.asking("search")
         if searching:
             yield (
@@ -148,11 +149,12 @@ class Config(Section):
             if train.zero_stage == 3:
                 name = train.section
                 return f"{name}.zero_stage=3 cannot divide quantized weights: use {name}.zero_stage=2"
-        if self.pairs.engine == "vllm":
-            return (
-                "pairs.engine=vllm would answer with another base than the adapter was trained on: leave pairs.engine"
-                " out"
-            )
+        for section in ("pairs", "evaluate", "recommend"):
+            if getattr(self, section).engine == "vllm":
+                return (
+                    f"{section}.engine=vllm would answer with another base than the adapter was trained on: leave"
+                    f" {section}.engine out"
+                )
         return None
 
     def precision(self, section: str, on_gpu: bool) -> str:

@@ -17,14 +17,20 @@ if TYPE_CHECKING:
 
     from rosepo.data.prompts import PromptBuilder
     from rosepo.lm.model.model_folder import Recommender
+    from rosepo.lm.serving.server import Serving
 
 SAME_DATA = "give one of a run on the same data"
 
 
 def load_external(
-    path: str, catalogue: Catalogue, prompts: ModelConfig, max_history: int, precision: str = "float32"
+    path: str,
+    catalogue: Catalogue,
+    prompts: ModelConfig,
+    max_history: int,
+    precision: str = "float32",
+    serving: Serving | None = None,
 ) -> Recommender:
-    """A model that ranks a catalogue, in eval mode on the CPU, its weights in a precision.
+    """A model that ranks a catalogue, in eval mode on the CPU, its weights in a precision; or served.
 
     A folder that rosepo wrote brings its own template and lengths; any other model is read with those of `prompts`, as
     far as it has positions.
@@ -41,8 +47,12 @@ def load_external(
     folder, dtype = Path(path).expanduser(), getattr(torch, precision)
     if _is_rosepos(folder):
         check_catalogue(folder, catalogue.own, SAME_DATA)
-        return load_recommender(folder, dtype, catalogue)
-    tokenizer, model = load_tokenizer(path), load_policy(path, dtype=dtype)
+        return load_recommender(folder, dtype, catalogue, serving)
+    tokenizer = load_tokenizer(path)
+    if serving is not None:
+        builder = _builder(path, _config_of(path), catalogue, prompts, tokenizer)
+        return Recommender(serving(path, builder.max_length), tokenizer, builder, catalogue, max_history)
+    model = load_policy(path, dtype=dtype)
     rows = len(model.get_input_embeddings().weight)
     if len(tokenizer) > rows:
         raise UserError(
@@ -59,9 +69,9 @@ def check_external_model(system: ExternalSystem, catalogue: Catalogue, prompts: 
     Raises:
         UserError: with the key that names it; a model that answers out of candidates where the run lists none.
     """
-    from rosepo.lm.model.adapters import adapter_base, check_adapter
+    from rosepo.lm.model.adapters import check_adapter
     from rosepo.lm.model.added_titles import check_added
-    from rosepo.lm.model.loading import load_model_config, load_tokenizer
+    from rosepo.lm.model.loading import load_tokenizer
     from rosepo.lm.model.model_folder import check_catalogue
     from rosepo.lm.model.model_source import find_source
     from rosepo.lm.model.policy import max_positions
@@ -74,9 +84,7 @@ def check_external_model(system: ExternalSystem, catalogue: Catalogue, prompts: 
             if catalogue.added:
                 check_added(folder, catalogue)
             return
-        source = find_source(system.location)
-        base = find_source(*adapter_base(source)) if source.adapter else source
-        settings = load_model_config(base)
+        source, settings = find_source(system.location), _config_of(system.location)
         if source.adapter:
             check_adapter(source, settings)
         _builder(system.location, settings, catalogue, prompts, load_tokenizer(system.location))
@@ -138,6 +146,16 @@ def _builder(
         return PromptBuilder(tokenizer, catalogue.titles, prompts.template, length)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
+
+
+def _config_of(path: str) -> Any:
+    """The config of a model, or of the one under an adapter."""
+    from rosepo.lm.model.adapters import adapter_base
+    from rosepo.lm.model.loading import load_model_config
+    from rosepo.lm.model.model_source import find_source
+
+    source = find_source(path)
+    return load_model_config(find_source(*adapter_base(source)) if source.adapter else source)
 
 
 def _is_rosepos(folder: Path) -> bool:

@@ -25,6 +25,7 @@ from rosepo.utils.quiet import quiet_worker
 
 if TYPE_CHECKING:
     from rosepo.lm.model.model_folder import Recommender
+    from rosepo.lm.serving.server import Serving
     from rosepo.lm.titles.beam_search import Decoder
 
 Answering = Callable[["Recommender", int], Callable[[Batch], pa.Table]]
@@ -68,6 +69,7 @@ class RankerSettings:
         out: folder of the folders of rankings.
         device: `cpu` or `cuda`.
         precision: of the models, float32 or bfloat16.
+        serving: how vLLM serves the models; None loads them into the actor.
         answering: what is asked of a model.
     """
 
@@ -80,6 +82,7 @@ class RankerSettings:
     out: Path
     device: str
     precision: str
+    serving: Serving | None
     answering: Answering
 
 
@@ -92,6 +95,7 @@ class LanguageModelRanker:
         self.catalogue = Catalogue.load(settings.catalogue)
         self.held = ""
         self.answer: Callable[[Batch], pa.Table] | None = None
+        self.end: Callable[[], None] = _nothing
 
     def __call__(self, work: pa.Table) -> dict[str, list[Any]]:
         """Column `model` and those of `Part`: one part file a row is written; columns `rows`, its examples, and
@@ -113,12 +117,23 @@ class LanguageModelRanker:
             from rosepo.evaluation.external_models import load_external
 
             self.answer = None  # or both models would lie in memory while the next one is loaded
+            self.end()
+            self.end = _nothing
             settings = self.settings
             path, longest = settings.models[name], settings.max_history
-            recommender = load_external(path, self.catalogue, settings.prompts, longest, settings.precision)
-            recommender.model.to(settings.device)
+            recommender = load_external(
+                path, self.catalogue, settings.prompts, longest, settings.precision, settings.serving
+            )
+            if settings.serving is None:
+                recommender.model.to(settings.device)
+            else:
+                self.end = recommender.model.close
             self.answer, self.held = settings.answering(recommender, settings.beams), name
         return self.answer
+
+
+def _nothing() -> None:
+    """What ends a model that is in this process."""
 
 
 def ranking(recommender: Recommender, beams: int) -> Callable[[Batch], pa.Table]:

@@ -50,11 +50,14 @@ class Answerer:
         import torch
 
         from rosepo.lm.model.model_folder import load_recommender
+        from rosepo.lm.serving.server import serving_of
         from rosepo.lm.titles.beam_search import Decoder
 
         quiet_worker()
-        self.recommender: Recommender = load_recommender(folder, getattr(torch, precision), catalogue)
-        self.recommender.model.to("cuda" if use_gpu else "cpu")
+        serving = serving_of(settings, precision, use_gpu)
+        self.recommender: Recommender = load_recommender(folder, getattr(torch, precision), catalogue, serving)
+        if serving is None:
+            self.recommender.model.to("cuda" if use_gpu else "cpu")
         self.decoder: Decoder = Decoder(self.recommender.model, self.recommender.builder, settings.beams)
         catalogue = self.recommender.catalogue
         self.k = min(settings.k, len(catalogue))
@@ -206,7 +209,7 @@ def _answer_on_ray(
             batch_format="pyarrow",
             compute=ActorPoolStrategy(size=min(settings.actors, len(blocks))),
             num_cpus=settings.cpus_per_actor,
-            num_gpus=1 if use_gpu else None,
+            num_gpus=settings.gpus_per_actor if use_gpu else None,
         )
         try:
             rows: Any

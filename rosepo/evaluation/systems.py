@@ -20,6 +20,7 @@ from rosepo.evaluation.measured_examples import EXAMPLES_FILE, PART_BATCHES, PAR
 from rosepo.evaluation.predictions import Predictions
 from rosepo.evaluation.rankers import Answering, LanguageModelRanker, RankerSettings, rank_by_batches, ranking
 from rosepo.evaluation.rankings import DEPTH, RANKINGS_FOLDER, check_complete, open_rankings
+from rosepo.lm.serving.server import serving_of
 from rosepo.oracle.load import load_scorer, read_kind
 from rosepo.run.manifest import read_manifest
 from rosepo.run.ray_session import answers_of_actors
@@ -119,6 +120,7 @@ class Ranking:
         if done := total - len(left):
             echo(f"  goes on from {done} of {total} parts of {self.folder_name} that an earlier run finished")
         if left:
+            precision = config.precision("evaluate", use_gpu)
             settings = RankerSettings(
                 prompts=config.model,
                 max_history=config.prepare.max_history,
@@ -128,16 +130,21 @@ class Ranking:
                 catalogue=ranked_items(self.paths.examples, self.out),
                 out=self.folder,
                 device=device,
-                precision=config.precision("evaluate", device == "cuda"),
+                precision=precision,
+                serving=serving_of(config.evaluate, precision, use_gpu),
                 answering=self.answering,
             )
             work = [{"model": name, **asdict(part)} for name, part in left]
-            pool: dict[str, Any] = {"actors": config.evaluate.actors, "cpus_per_actor": config.evaluate.cpus_per_actor}
+            pool: dict[str, Any] = {
+                "actors": config.evaluate.actors,
+                "cpus_per_actor": config.evaluate.cpus_per_actor,
+                "gpus_per_actor": config.evaluate.gpus_per_actor if use_gpu else 0,
+            }
             before = rows - sum(part.rows for _, part in left)
             with Progress(" and ".join(models) + self.doing, rows, "examples", before=before) as progress:
                 progress.doing("starting actors")
                 try:
-                    for answer in answers_of_actors(work, LanguageModelRanker, settings, **pool, use_gpu=use_gpu):
+                    for answer in answers_of_actors(work, LanguageModelRanker, settings, **pool):
                         progress.update(answer["rows"])
                         busy += answer["seconds"]
                 except Exception as error:
@@ -162,7 +169,7 @@ class Ranking:
         origin = digest(
             [FORMAT, DEPTH, PARTS, PART_BATCHES, rosepo.__version__, read_manifest(self.paths.examples), sources,
              self.config.model.template.candidates,
-             self.config.evaluate.model_dump(include={"split", "max_examples", "batch_size", "beams"}), *added]
+             self.config.evaluate.model_dump(include={"split", "max_examples", "batch_size", "beams", "engine"}), *added]
         )  # fmt: skip
         finished = read_manifest(self.paths.evaluation) is not None
         earlier = self.paths.evaluation / self.folder_name / f"{name}.parquet" if finished else None

@@ -14,7 +14,15 @@ from rosepo.run.stages import Stage
 from rosepo.utils.files import digest
 from rosepo.utils.imports import module_file
 
-RESOURCE_KEYS = SAME_RESULT | {"actors", "cpus_per_actor", "concurrent", "part_groups", "reference_cache"}
+RESOURCE_KEYS = SAME_RESULT | {
+    "actors",
+    "cpus_per_actor",
+    "gpus_per_actor",
+    "vllm",
+    "concurrent",
+    "part_groups",
+    "reference_cache",
+}
 """Keys that do not make a stage stale."""
 
 

@@ -17,6 +17,7 @@ from rosepo.lm.model.model_folder import load_recommender, save_policy
 from rosepo.utils.errors import UserError
 from tests.evaluation.runs import tiny_config, tiny_run
 from tests.helpers import tiny_catalogue, tiny_model, tiny_tokenizer
+from tests.lm.serving.model_server import STAND_IN
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +43,17 @@ def test_titles_from_the_command_line_match_whatever_their_case(
     assert len(scores) == 4
     assert scores == sorted(scores, reverse=True)
     assert not {row["title"] for row in answer["recommendations"]} & {titles[3], titles[5]}
+
+
+def test_a_model_that_is_served_recommends_the_same(
+    model: Path, titles: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = []
+    for engine in (["recommend.engine=transformers"], ["recommend.engine=vllm", f"recommend.vllm={STAND_IN}"]):
+        recommend(tiny_config("recommend.k=4", *engine), str(model), titles[3:5], None, None, True)
+        found.append(json.loads(capsys.readouterr().out)["recommendations"])
+    assert [row["title"] for row in found[0]] == [row["title"] for row in found[1]]
+    assert [row["score"] for row in found[0]] == pytest.approx([row["score"] for row in found[1]], abs=1e-3)
 
 
 def test_the_table_lists_the_same_titles(model: Path, titles: list[str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -106,9 +106,7 @@ class TitleMatcher:
     """
 
     def __init__(self, builder: PromptBuilder, titles: Sequence[str]) -> None:
-        from rosepo.lm.titles.title_match import completions_index
-
-        self._by_tokens = completions_index(builder)
+        self._by_tokens = {builder.completion(item).astype(np.int32).tobytes(): item for item in range(len(builder))}
         self._by_text = {normalised(title): item for item, title in enumerate(titles)}
 
     def first(self, tokens: np.ndarray) -> np.ndarray:

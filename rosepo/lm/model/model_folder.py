@@ -9,7 +9,7 @@ catalogue.parquet    the items that it recommends from
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -47,20 +47,29 @@ class Recommender:
 
 
 def load_recommender(
-    folder: str | Path, dtype: torch.dtype = torch.float32, catalogue: Catalogue | None = None
+    folder: str | Path,
+    dtype: torch.dtype = torch.float32,
+    catalogue: Catalogue | None = None,
+    serving: Callable[[str, int], Any] | None = None,
 ) -> Recommender:
-    """The recommender of a folder that `save_policy` wrote; the model in eval mode, on the CPU.
+    """The recommender of a folder that `save_policy` wrote; the model in eval mode, on the CPU, or served.
 
     Args:
         catalogue: what it recommends from: the folder's own items and those that were added behind them; None for the
             folder's own.
+        serving: of the folder and the tokens of the longest prompt with its title a model that runs elsewhere, see
+            `rosepo.lm.serving.server.Serving`; None loads it into this process.
 
     Raises:
         UserError: no such folder, not one of rosepo's, or added titles that the model cannot spell.
     """
     tokenizer, builder, catalogue = _without_model(Path(folder), catalogue)
     longest = int(read_settings(folder)["max_history"])
-    return Recommender(load_policy(folder, dtype=dtype), tokenizer, builder, catalogue, longest)
+    if serving is None:
+        model = load_policy(folder, dtype=dtype)
+    else:
+        model = serving(str(Path(folder).resolve()), builder.max_length)
+    return Recommender(model, tokenizer, builder, catalogue, longest)
 
 
 def load_builder(folder: str | Path, catalogue: Catalogue | None = None) -> PromptBuilder:
