@@ -43,7 +43,7 @@ EVERY = 2
 MAX_LENGTH = 128
 
 
-def write_run(root: Path, layers: int, steps: int) -> RunPaths:
+def write_run(root: Path, layers: int, steps: int, width: int = 1536) -> RunPaths:
     """The examples of a run, and the folder `base` of a random model."""
     from transformers import LlamaForCausalLM
 
@@ -65,7 +65,7 @@ def write_run(root: Path, layers: int, steps: int) -> RunPaths:
     columns = [("example_id", pa.string()), ("user_id", pa.int64()), ("split", pa.string()), ("position", pa.int32())]
     schema = pa.schema([*columns, ("history", pa.list_(INDEX)), ("target", INDEX)])
     pq.write_table(schema.empty_table(), outputs.examples / "part-00000.parquet")
-    shape = ScratchConfig(hidden_size=1536, layers=layers, heads=12, intermediate_size=4096, vocab_size=8192)
+    shape = ScratchConfig(hidden_size=width, layers=layers, heads=12, intermediate_size=width * 8 // 3, vocab_size=8192)
     tokenizer = train_tokenizer(names, counts, shape, TemplateConfig())
     torch.manual_seed(0)
     before = torch.get_default_dtype()

@@ -25,7 +25,11 @@ from rosepo.training.metric_log import MetricLog
 from rosepo.training.task import Task
 from rosepo.training.zero import Divider
 from rosepo.utils.console import echo
-from rosepo.utils.memory import give_back
+from rosepo.utils.memory import return_freed
+
+_LARGE = 2**22
+"""Bytes of a block that is given back to the system as soon as it is free, where weights are divided: what is gathered
+for a moment would else stay with every rank."""
 
 
 def fit_in_process(task: Task, out: Path, show: Report | None = None, gpu: bool = False) -> dict[str, Any]:
@@ -99,15 +103,13 @@ def build_engine(task: Task) -> Engine:
     train, steps = task.train, task.plan.schedule.steps
     if train.zero_stage < 3:
         return Engine(task.build(), train, steps)
+    return_freed(_LARGE)
     dtype = torch.bfloat16 if train.precision == "bfloat16" else torch.float32
     divider = Divider(deepspeed_config(train, dist.get_world_size(), 0), dtype)
     with given_to(divider.take):
         module = task.build()
     divider.take_all(module)
-    give_back()
-    engine = Engine(module, train, steps)
-    give_back()
-    return engine
+    return Engine(module, train, steps)
 
 
 def tell_plain_rows(name: str, figures: Mapping[str, Any]) -> None:
