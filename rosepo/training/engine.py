@@ -180,9 +180,8 @@ class Engine:
     def _whole(self, name: str, parameter: nn.Parameter) -> Tensor:
         """A weight in one piece, on every rank."""
         import deepspeed
-        from deepspeed.utils import safe_get_full_fp32_param
 
-        full = safe_get_full_fp32_param(parameter) if parameter.requires_grad else None
+        full = deepspeed.utils.safe_get_full_fp32_param(parameter) if parameter.requires_grad else None
         if full is None and self.train.zero_stage == 3:
             with deepspeed.zero.GatheredParameters([parameter]):
                 full = parameter.detach().clone()
@@ -231,9 +230,8 @@ def deepspeed_config(train: TrainConfig, world: int, parameters: int) -> dict[st
     if train.precision == "bfloat16" and train.zero_stage == 0:
         config["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}
     elif train.precision == "bfloat16":
-        config["bf16"] = {"enabled": True}
+        config |= {"bf16": {"enabled": True}, "communication_data_type": "fp32"}
         config["data_types"] = {"grad_accum_dtype": "fp32"}
-        config["communication_data_type"] = "fp32"
     return config
 
 

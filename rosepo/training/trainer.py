@@ -65,8 +65,7 @@ def fit(
 
     storage = out / "_ray_train"
     steps, name = task.plan.schedule.steps, label or task.name
-    before = steps_done(out, task.origin)
-    if before:
+    if before := steps_done(out, task.origin):
         echo(f"  {name} goes on from step {before:,} of {steps:,} that an earlier run reached")
     elif of_another_version(out):
         echo(f"  {name} begins anew: another version of rosepo wrote the checkpoints in {out / FOLDER}")
