@@ -36,6 +36,7 @@ from rosepo.config import Config, ScratchConfig, TemplateConfig, parse_config
 from rosepo.data.catalogue import Catalogue
 from rosepo.data.item_columns import INDEX
 from rosepo.run.paths import RunPaths
+from rosepo.utils.memory import return_freed
 
 WORLD, ITEMS, ROWS = 2, 400, 8
 EVERY = 2
@@ -49,6 +50,7 @@ def write_run(root: Path, layers: int, steps: int, width: int = 1536) -> RunPath
 
     from rosepo.lm.model.scratch import scratch_config, train_tokenizer
 
+    return_freed(2**20)  # what is not a rank's is small then
     outputs = RunPaths(root)
     names, counts = titles(ITEMS)
     (outputs.examples / "_trajectories").mkdir(parents=True)

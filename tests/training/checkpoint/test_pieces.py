@@ -6,6 +6,8 @@ import json
 import os
 import shutil
 import signal
+import threading
+import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -176,6 +178,27 @@ def test_one_worker_of_zero_0_and_two_of_zero_3_go_on_from_one_another(tiny_run:
     assert start.world == 2
     alone(one, out, start=start)
     assert_same_training(tmp_path / "whole", out, 1e-5)
+
+
+@pytest.mark.parametrize("stage", [0, 3])
+def test_a_step_waits_until_what_it_changes_is_read(
+    tiny_run: RunPaths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: int
+) -> None:
+    def slow(*arguments: Any) -> None:
+        time.sleep(0.2)
+        write_pieces(*arguments)
+
+    task = sft_task(config_of(stage, epochs=1, ema=0.8), tiny_run)
+    alone(task, tmp_path / "whole")
+    monkeypatch.setattr(checkpoint_files, "write_pieces", slow)
+    alone(task, tmp_path / "stopped", at=20)
+    for thread in threading.enumerate():
+        if thread.name == "rosepo-checkpoint":
+            thread.join()
+    start = agreed_start(task, tmp_path / "stopped")
+    assert start is not None
+    alone(task, tmp_path / "stopped", start=start)
+    assert_same_training(tmp_path / "whole", tmp_path / "stopped", 1e-6)
 
 
 def dying(path: Path, pieces: Any, places: Any) -> None:
