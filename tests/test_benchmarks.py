@@ -11,9 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import ceiling, dpo, gpu, new_items, reference, synthetic, trajectory
+from benchmarks import ceiling, dpo, gpu, new_items, reference, sharding, synthetic, trajectory
 from benchmarks.command import Source, chosen
 from benchmarks.flops import Size, Work, peak_flops, size_of, step_flops, work_of
 from benchmarks.groups_run import make_run, read_groups, split_table, write_groups, write_model
@@ -211,3 +212,15 @@ def test_items_that_are_held_out_are_nowhere_in_the_log_and_targets_alone_afterw
     expected = {(row["user_id"], ids[row["target"]]): [ids[item] for item in row["history"]] for row in examples}
     for user, history, target in zip(found.users, found.histories, found.targets, strict=True):
         assert history == [item for item in expected[user, target] if item != ids[4]]
+
+
+def test_what_ranks_hold_is_measured_of_each_and_checkpoints_are_weighed_whole(tmp_path: Path) -> None:
+    sharding.write_run(tmp_path, layers=1, steps=3, width=48)
+    config = sharding.settings(tmp_path / "base", False, "bfloat16", 3)
+    found = on_ranks(2, 1, sharding.rank_training, tmp_path, config)["ranks"]
+    for figures in found:
+        assert 0 < figures["libraries"] <= figures["loaded"] <= figures["trained"] <= figures["all"]
+        assert 0 <= figures["lost"] < figures["step"]
+    # Weights and two moments in float32, once, of both ranks together.
+    numbers = sum(value.numel() for value in load_file(tmp_path / "base" / "model.safetensors").values())
+    assert found[0]["checkpoint"] == found[1]["checkpoint"] == pytest.approx(12 * numbers / 2**20, rel=0.1)

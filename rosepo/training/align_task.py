@@ -99,6 +99,10 @@ class AlignTask:
         return self.train.optimizer == "sft"
 
     @property
+    def stored(self) -> torch.dtype:
+        return storage_dtype(self.record.model, self.train)
+
+    @property
     def figures(self) -> dict[str, Any]:
         """What is known of the training without it."""
         known: dict[str, Any] = {"groups": self.plan.n_table_rows}
@@ -209,7 +213,7 @@ class AlignTask:
 
     def save(self, weights: dict[str, Tensor], folder: Path, figures: dict[str, Any]) -> None:
         tokenizer, catalogue = load_tokenizer(self.start), Catalogue.load(self.start / CATALOGUE)
-        weights, figures = storage_dtype(weights, self.record.model, self.train), card_figures(figures)
+        figures = card_figures(figures)
         save_policy(folder, self._built, tokenizer, catalogue, self.record, state_dict=weights, figures=figures)
 
 

@@ -33,25 +33,28 @@ class WeightMean:
     Args:
         engine: it begins as this engine's weights.
         decay: see `follow_mean`.
+
+    Attributes:
+        shares: the mean, or while it has changed places with them the weights, laid out as `zero.master_shares` is.
     """
 
     def __init__(self, engine: Engine, decay: float) -> None:
         self.engine, self.decay = engine, decay
-        self._shares = [master.clone() for master in self._masters()]
+        self.shares = [master.clone() for master in self._masters()]
 
     def follow(self, step: int) -> None:
         """Move on after step 1, 2, …"""
-        follow_mean(self._shares, self._masters(), step, self.decay)
+        follow_mean(self.shares, self._masters(), step, self.decay)
 
     @torch.no_grad()
     def begin(self) -> None:
         """Begin anew as the engine's weights."""
-        torch._foreach_copy_(self._shares, self._masters())
+        torch._foreach_copy_(self.shares, self._masters())
 
     @torch.no_grad()
     def swap(self) -> None:
         """Let mean and weights change places, in the weights that are computed with too; every rank must call it."""
-        for share, master in zip(self._shares, self._masters(), strict=True):
+        for share, master in zip(self.shares, self._masters(), strict=True):
             weights = master.clone()
             master.copy_(share)
             share.copy_(weights)

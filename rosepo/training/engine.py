@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from rosepo.config import TrainConfig
+from rosepo.lm.rows.partitioned import shape_of
 from rosepo.utils.errors import StageError, UserError
 
 
@@ -71,7 +72,8 @@ class Engine:
     computes under torch autocast, because DeepSpeed's own bfloat16 optimizer takes a wrong first step there.
 
     Args:
-        module: float32 parameters, the same on every rank; those that do not require gradients stay as they are.
+        module: float32 parameters, the same on every rank, or what `zero.Divider` has made of them; those that do not
+            require gradients stay as they are.
         train: stage, precision, clipping and learning rate.
         steps: optimizer steps of the whole run.
 
@@ -87,7 +89,7 @@ class Engine:
         self.done = 0
         self.carried = 0  # steps that the optimizer's state had seen before the first of this training
         self._complete = False
-        self._shapes = {name: list(parameter.shape) for name, parameter in module.named_parameters()}
+        self._shapes = {name: shape_of(parameter) for name, parameter in module.named_parameters()}
         self._optimizer = torch.optim.AdamW(
             _parameter_groups(module, train.weight_decay), lr=train.learning_rate, fused=True
         )
@@ -143,54 +145,56 @@ class Engine:
         rate = learning_rate_at(self.done, self.steps, self.train)
         for group in self._optimizer.param_groups:
             group["lr"] = rate
-        norm = self._plain_norm() if self.train.zero_stage == 0 else None
+        gradients = [parameter.grad for parameter in self.module.parameters() if parameter.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients) if self.train.zero_stage == 0 else None
         self._engine.step()
         self.done += 1
         self._complete = False
         return StepFigures(torch.as_tensor(self._engine.get_global_grad_norm() if norm is None else norm), rate)
 
-    def state_dict(self) -> dict[str, Tensor] | None:
-        """All weights of the module on the CPU, float32 masters where there are, on rank 0; None on the others.
+    def state_dict(self, dtype: torch.dtype | None = None, frozen: bool = True) -> dict[str, Tensor] | None:
+        """Weights of the module on the CPU, float32 masters where there are, on rank 0; None on the others.
 
         Every rank must call it. Tied weights appear once under every name.
+
+        Args:
+            dtype: what they are rounded to, one by one as they are gathered; None leaves them as they are.
+            frozen: those too that do not train.
 
         Raises:
             StageError: a weight came out empty or with another shape.
         """
-        import deepspeed
-        from deepspeed.utils import safe_get_full_fp32_param
-
         weights: dict[str, Tensor] = {}
-        first: dict[int, str] = {}
-        keeps = dist.get_rank() == 0
+        known, keeps = dict[int, Tensor](), dist.get_rank() == 0
         for name, parameter in self.module.named_parameters(remove_duplicate=False):
-            if id(parameter) in first:
-                if keeps:
-                    weights[name] = weights[first[id(parameter)]]
+            if not (frozen or parameter.requires_grad):
                 continue
-            first[id(parameter)] = name
-            full = safe_get_full_fp32_param(parameter) if parameter.requires_grad else None
-            if full is None and self.train.zero_stage == 3:
-                with deepspeed.zero.GatheredParameters([parameter]):
-                    full = parameter.detach().clone()
-            full = parameter.detach() if full is None else full
-            # What is frozen in four bits takes other shapes as it is used; it is not what is saved.
-            whole = not full.is_floating_point() or list(full.shape) == self._shapes.get(name, list(full.shape))
-            if full.numel() == 0 or not whole:
-                raise StageError(f"weight {name} was gathered with shape {list(full.shape)}: nothing was saved")
-            if keeps:
-                weights[name] = full.to("cpu", copy=True)
-        for name, buffer in _persistent_buffers(self.module):
-            weights[name] = buffer.detach().to("cpu", copy=True)
+            if id(parameter) not in known:
+                whole = self._whole(name, parameter)
+                known[id(parameter)] = _on_host(whole if keeps else whole.new_empty(0), dtype)
+            weights[name] = known[id(parameter)]
+        saved = self.module.state_dict().keys()
+        weights |= {name: _on_host(buffer, dtype) for name, buffer in self.module.named_buffers() if name in saved}
         return weights if keeps else None
+
+    def _whole(self, name: str, parameter: nn.Parameter) -> Tensor:
+        """A weight in one piece, on every rank."""
+        import deepspeed
+
+        full = deepspeed.utils.safe_get_full_fp32_param(parameter) if parameter.requires_grad else None
+        if full is None and self.train.zero_stage == 3:
+            with deepspeed.zero.GatheredParameters([parameter]):
+                full = parameter.detach().clone()
+        full = parameter.detach() if full is None else full
+        # What is frozen in four bits takes other shapes as it is used; it is not what is saved.
+        whole = not full.is_floating_point() or list(full.shape) == self._shapes.get(name, list(full.shape))
+        if full.numel() == 0 or not whole:
+            raise StageError(f"weight {name} was gathered with shape {list(full.shape)}: nothing was saved")
+        return cast(Tensor, full)
 
     def close(self) -> None:
         """Drop DeepSpeed's hooks and buffers."""
         self._engine.destroy()
-
-    def _plain_norm(self) -> Tensor:
-        gradients = [parameter.grad for parameter in self.module.parameters() if parameter.grad is not None]
-        return torch.nn.utils.get_total_norm(gradients)
 
 
 def deepspeed_config(train: TrainConfig, world: int, parameters: int) -> dict[str, Any]:
@@ -211,6 +215,8 @@ def deepspeed_config(train: TrainConfig, world: int, parameters: int) -> dict[st
             "reduce_bucket_size": bucket,
             "allgather_bucket_size": bucket,
             "overlap_comm": False,
+            # ZeRO-3 steps on so many numbers at once, of whose gradients it makes a copy.
+            "sub_group_size": bucket // 4,
         },
         # torch.optim.AdamW is passed in: by name it would mean FusedAdam, which is compiled on first use, and for
         # offloaded states DeepSpeedCPUAdam, which is too.
@@ -224,9 +230,8 @@ def deepspeed_config(train: TrainConfig, world: int, parameters: int) -> dict[st
     if train.precision == "bfloat16" and train.zero_stage == 0:
         config["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}
     elif train.precision == "bfloat16":
-        config["bf16"] = {"enabled": True}
+        config |= {"bf16": {"enabled": True}, "communication_data_type": "fp32"}
         config["data_types"] = {"grad_accum_dtype": "fp32"}
-        config["communication_data_type"] = "fp32"
     return config
 
 
@@ -234,16 +239,12 @@ def _parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, 
     """Matrices decay; biases and the weights of norms do not."""
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
     groups = [
-        {"params": [parameter for parameter in trained if parameter.dim() >= 2], "weight_decay": weight_decay},
-        {"params": [parameter for parameter in trained if parameter.dim() < 2], "weight_decay": 0.0},
+        {"params": [parameter for parameter in trained if len(shape_of(parameter)) > 1], "weight_decay": weight_decay},
+        {"params": [parameter for parameter in trained if len(shape_of(parameter)) < 2], "weight_decay": 0.0},
     ]
     return [group for group in groups if group["params"]]
 
 
-def _persistent_buffers(module: nn.Module) -> list[tuple[str, Tensor]]:
-    found = []
-    for prefix, child in module.named_modules():
-        for name, buffer in child.named_buffers(recurse=False):
-            if name not in child._non_persistent_buffers_set:
-                found.append((f"{prefix}.{name}" if prefix else name, buffer))
-    return found
+def _on_host(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """A copy on the CPU; of whole numbers, whatever the dtype, as they are."""
+    return tensor.detach().to("cpu", dtype if tensor.is_floating_point() else None, copy=True)

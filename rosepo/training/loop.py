@@ -170,6 +170,9 @@ class Loop:
             self.averages.add({"loss": (losses[-1], loss.units), **loss.sums})
             if loss.tracked is not None:
                 tracked += loss.tracked
+        blocked = self.saver.settle()
+        self.saving += blocked
+        self.averages.add({"saving": (blocked, 1)})
         done = self.engine.step()
         if self.mean is not None:
             self.mean.follow(self.engine.done)

@@ -10,18 +10,26 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from rosepo.lm.model.adapters import saves_what_trains
+from rosepo.lm.model.reading import given_to
 from rosepo.run.training_progress import PROGRESS_FILE, ProgressTeller
 from rosepo.training.checkpoint.checkpoint_files import Checkpoint, remove_checkpoints
 from rosepo.training.checkpoint.optimizer_state import begin_with, save_optimizer_state
 from rosepo.training.checkpoint.saver import Saver
 from rosepo.training.ema import WeightMean
-from rosepo.training.engine import Engine, prepare_process
+from rosepo.training.engine import Engine, deepspeed_config, prepare_process
 from rosepo.training.feed.feed import micro_batches
 from rosepo.training.feed.plan import Arrays
 from rosepo.training.loop import Loop, Report
 from rosepo.training.metric_log import MetricLog
 from rosepo.training.task import Task
+from rosepo.training.zero import Divider
 from rosepo.utils.console import echo
+from rosepo.utils.memory import return_freed
+
+_LARGE = 2**22
+"""Bytes of a block that is given back to the system as soon as it is free, where weights are divided: what is gathered
+for a moment would else stay with every rank."""
 
 
 def fit_in_process(task: Task, out: Path, show: Report | None = None, gpu: bool = False) -> dict[str, Any]:
@@ -62,7 +70,7 @@ def train_rank(
     started = time.monotonic()
     tell = ProgressTeller(out if rank == 0 else None)
     tell.doing("loading the model")
-    engine = Engine(task.build(), train, schedule.steps)
+    engine = build_engine(task)
     mean = None if train.ema is None else WeightMean(engine, train.ema)
     run = Loop(task, engine, mean, schedule.steps, Saver(task, engine, mean, out, schedule.steps, resumable), tell)
     run.verify()
@@ -77,7 +85,7 @@ def train_rank(
         figures = run.go(stream, None)
     tell.doing("saving the model")
     run.saver.finish(run.best, figures["steps"])
-    weights = engine.state_dict()
+    weights = engine.state_dict(task.stored, frozen=not saves_what_trains(engine.module))
     if weights is not None:
         task.save(weights, out, figures)
     del weights
@@ -87,6 +95,21 @@ def train_rank(
         figures["plain_rows"] = engine.module.obstacle
     engine.close()
     return figures | {"seconds": round(time.monotonic() - started, 2)}
+
+
+def build_engine(task: Task) -> Engine:
+    """The engine around a task's model, which ZeRO-3 divides among the ranks as it is read: none of them ever holds all
+    of it. A model from scratch is made whole before."""
+    train, steps = task.train, task.plan.schedule.steps
+    if train.zero_stage < 3:
+        return Engine(task.build(), train, steps)
+    return_freed(_LARGE)
+    dtype = torch.bfloat16 if train.precision == "bfloat16" else torch.float32
+    divider = Divider(deepspeed_config(train, dist.get_world_size(), 0), dtype)
+    with given_to(divider.take):
+        module = task.build()
+    divider.take_all(module)
+    return Engine(module, train, steps)
 
 
 def tell_plain_rows(name: str, figures: Mapping[str, Any]) -> None:

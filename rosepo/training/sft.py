@@ -138,6 +138,10 @@ class SftTask:
     def keeps_moments(self) -> bool:
         return self.train.keep_optimizer
 
+    @property
+    def stored(self) -> torch.dtype:
+        return storage_dtype(self.record.model, self.train)
+
     def build(self) -> nn.Module:
         train, model_config = self.train, self.record.model
         self._built = model, _ = initial_policy(model_config, self.catalogue, self.seed, compute_dtype(train))
@@ -155,7 +159,7 @@ class SftTask:
 
     def save(self, weights: dict[str, Tensor], folder: Path, figures: dict[str, Any]) -> None:
         model, tokenizer = self._built
-        weights, figures = storage_dtype(weights, self.record.model, self.train), card_figures(figures)
+        figures = card_figures(figures)
         save_policy(folder, model, tokenizer, self.catalogue, self.record, state_dict=weights, figures=figures)
 
 
@@ -187,15 +191,9 @@ def compute_dtype(train: TrainConfig) -> torch.dtype | None:
     return torch.bfloat16 if train.precision == "bfloat16" else None
 
 
-def storage_dtype(weights: dict[str, Tensor], model: ModelConfig, train: TrainConfig) -> dict[str, Tensor]:
-    """Weights as they are stored: float32, but bfloat16 for a pretrained model trained in it, as such models come."""
-    if model.path is None or train.precision == "float32":
-        return weights
-    small: dict[int, Tensor] = {}
-    for weight in weights.values():
-        if id(weight) not in small:
-            small[id(weight)] = weight.to(torch.bfloat16) if weight.is_floating_point() else weight
-    return {name: small[id(weight)] for name, weight in weights.items()}
+def storage_dtype(model: ModelConfig, train: TrainConfig) -> torch.dtype:
+    """That weights are stored in: float32, but bfloat16 for a pretrained model trained in it, as such models come."""
+    return torch.float32 if model.path is None or train.precision == "float32" else torch.bfloat16
 
 
 def card_figures(figures: dict[str, Any]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from rosepo.config import TrainConfig
@@ -118,6 +119,11 @@ class Task(Protocol):
     @property
     def tracker(self) -> Tracker | None:
         """What is to be told of every step; None for nothing."""
+        ...
+
+    @property
+    def stored(self) -> torch.dtype:
+        """What the model's weights are stored in."""
         ...
 
     def build(self) -> nn.Module:

@@ -16,7 +16,7 @@ import torch
 
 from rosepo.run.signals import handlers_kept
 from rosepo.run.training_progress import TrainingProgress
-from rosepo.training.checkpoint.checkpoint_files import remove_checkpoints, steps_done
+from rosepo.training.checkpoint.checkpoint_files import FOLDER, of_another_version, remove_checkpoints, steps_done
 from rosepo.training.checkpoint.saver import agreed_start
 from rosepo.training.engine import prepare_process
 from rosepo.training.feed.feed import READ_AHEAD, feed_config, plan_dataset, streamed
@@ -65,9 +65,10 @@ def fit(
 
     storage = out / "_ray_train"
     steps, name = task.plan.schedule.steps, label or task.name
-    before = steps_done(out, task.origin)
-    if before:
+    if before := steps_done(out, task.origin):
         echo(f"  {name} goes on from step {before:,} of {steps:,} that an earlier run reached")
+    elif of_another_version(out):
+        echo(f"  {name} begins anew: another version of rosepo wrote the checkpoints in {out / FOLDER}")
     try:
         progress = Progress(name, steps, before=before, beside=beside)
         with TrainingProgress(progress, out, task.train.workers, shown) as told:

@@ -1,21 +1,53 @@
-"""Where DeepSpeed keeps masters and moments, by ZeRO stage: found, and put back whole.
+"""Where DeepSpeed keeps masters and moments, by ZeRO stage: found, and followed by the weights.
 
 The one module that knows DeepSpeed's wrappers of an optimizer from within.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
+
+from rosepo.lm.rows.partitioned import is_part
 
 if TYPE_CHECKING:
     from rosepo.training.engine import Engine
 
 WEIGHT, MOMENTS = "weight", ("exp_avg", "exp_avg_sq")
 """Parts of the state of a parameter."""
+
+
+class Divider:
+    """Divides weights among the ranks before there is an engine, as ZeRO-3 will hold them: nothing is sent, each rank
+    keeps its part of what it has read itself.
+
+    Args:
+        config: DeepSpeed's.
+        dtype: that is computed with.
+    """
+
+    def __init__(self, config: dict[str, Any], dtype: torch.dtype) -> None:
+        import deepspeed
+
+        # Around no module: only its own call also makes DeepSpeed's linear layers, which save memory.
+        self._init = deepspeed.zero.Init(module=nn.Module(), config_dict_or_path=config)
+        self.dtype = dtype
+
+    def take(self, parameter: nn.Parameter) -> None:
+        """Keep this rank's part of a parameter alone; not of quantized ones, which an engine refuses."""
+        if parameter.is_floating_point() and not is_part(parameter):
+            parameter.data = parameter.data.to(self._init.local_device, self.dtype)
+            self._init._convert_to_deepspeed_param(parameter)
+            parameter.partition()  # type: ignore[attr-defined]
+
+    def take_all(self, module: nn.Module) -> None:
+        """What is still whole in a module."""
+        for parameter in module.parameters():
+            self.take(parameter)
 
 
 def master_shares(engine: Engine) -> list[Tensor]:
@@ -27,6 +59,60 @@ def master_shares(engine: Engine) -> list[Tensor]:
     return [parameter for group in engine.optimizer.param_groups for parameter in group["params"]]
 
 
+class Fragment(NamedTuple):
+    """Consecutive numbers of a parameter that this rank steps on.
+
+    Attributes:
+        name: of the parameter.
+        share: which of `master_shares` they lie in.
+        offset: of the first of them in that share.
+        start: of the first of them in the flattened parameter.
+        size: how many there are.
+    """
+
+    name: str
+    share: int
+    offset: int
+    start: int
+    size: int
+
+    def of(self, shares: Sequence[Tensor]) -> Tensor:
+        """Its numbers in the masters, or in what is laid out as they are: a view, [size]."""
+        return shares[self.share].detach().view(-1)[self.offset : self.offset + self.size]
+
+
+def fragments(engine: Engine, once: bool = False) -> list[Fragment]:
+    """Where this rank's masters are, and with them its moments.
+
+    Args:
+        once: every number on one rank alone. At ZeRO-0 every rank holds all of them; this takes an equal part of each.
+    """
+    found, rank = [], dist.get_rank()
+    trained: dict[str, Any] = trained_parameters(engine)
+    wrapper, stage = engine.deepspeed.optimizer, engine.train.zero_stage
+    places = {id(share): place for place, share in enumerate(master_shares(engine))}
+    for name, parameter in trained.items():
+        if stage == 0:
+            size = -(-parameter.numel() // engine.world) if once else parameter.numel()
+            start = size * rank if once else 0
+            real = min(size, parameter.numel() - start)
+            found.append(Fragment(name, places[id(parameter)], start, start, real))
+        elif stage == 3:
+            share, offset, size = wrapper.grad_position[wrapper.get_param_id(parameter)]
+            start = size * rank  # the last rank's part is padded
+            found.append(Fragment(name, share, offset, start, min(size, parameter.ds_numel - start)))
+        elif (mapped := parameter._hp_mapping) is not None:
+            place, size = mapped.hp_fragment_address.start, mapped.hp_fragment_address.numel
+            found.append(Fragment(name, mapped.param_group_index, place, mapped.lp_fragment_address.start, size))
+    return [fragment for fragment in found if fragment.size > 0]
+
+
+def moment_shares(engine: Engine) -> dict[str, list[Tensor]]:
+    """Both moments of Adam, each laid out as `master_shares` is."""
+    state = engine.optimizer.state
+    return {part: [state[share][part] for share in master_shares(engine)] for part in MOMENTS}
+
+
 @torch.no_grad()
 def publish_masters(engine: Engine) -> None:
     """Let the weights that are computed with follow the float32 masters, which have changed; every rank calls it."""
@@ -34,51 +120,17 @@ def publish_masters(engine: Engine) -> None:
         return  # they are the masters
     from deepspeed.utils import safe_get_full_fp32_param
 
-    for parameter in trained_parameters(engine).values():
-        put_whole(engine, parameter, WEIGHT, safe_get_full_fp32_param(parameter).clone())
-
-
-def put_whole(engine: Engine, parameter: Tensor, part: str, value: Tensor) -> None:
-    """Set a part (`WEIGHT` or one of `MOMENTS`) of a parameter's state from its whole value; every rank must call it.
-
-    Raises:
-        ValueError: another shape.
-    """
-    shape = tuple(getattr(parameter, "ds_shape", parameter.shape))
-    if tuple(value.shape) != shape:
-        raise ValueError(f"a checkpoint holds a {part} of shape {tuple(value.shape)} for a parameter of {shape}")
-    if engine.train.zero_stage == 0:
-        target = parameter.data if part == WEIGHT else engine.optimizer.state[parameter][part]
-        target.copy_(value)
-    elif engine.train.zero_stage == 3:
-        _put_partition(parameter, part, value)
-    else:
-        from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
-
-        value = value.to(parameter.device)
-        if part == WEIGHT:
-            safe_set_full_fp32_param(parameter, value)
-            parameter.data.copy_(value)
-        else:
-            safe_set_full_optimizer_state(parameter, value, part)
-
-
-def _put_partition(parameter: Any, part: str, value: Tensor) -> None:
-    """ZeRO-3: this rank's partition. DeepSpeed's setter of whole values takes no parameter that is padded."""
-    from deepspeed.utils import safe_set_local_fp32_param, safe_set_local_optimizer_state
-
-    size = parameter.ds_tensor.numel()
-    start = size * dist.get_rank()
-    mine = value.new_zeros(size)
-    real = value.flatten()[start : start + size]
-    mine[: len(real)] = real
-    if part != WEIGHT:
-        safe_set_local_optimizer_state(parameter, mine, part)
-        return
-    safe_set_local_fp32_param(parameter, mine)
-    parameter.ds_tensor.data.copy_(mine)
-    if parameter.data.numel() == value.numel():  # small parameters stay whole on every rank
-        parameter.data.copy_(value.view_as(parameter.data))
+    trained: dict[str, Any] = trained_parameters(engine)
+    whole = trained
+    if engine.train.zero_stage == 3:
+        shares = master_shares(engine)
+        for fragment in fragments(engine):
+            trained[fragment.name].ds_tensor.data.view(-1)[: fragment.size].copy_(fragment.of(shares))
+        whole = {name: parameter for name, parameter in trained.items() if parameter.ds_persist}
+    for parameter in whole.values():
+        value = safe_get_full_fp32_param(parameter)
+        if parameter.data.numel() == value.numel():  # small parameters stay whole on every rank, once they were used
+            parameter.data.copy_(value.view_as(parameter.data))
 
 
 def create_moments(engine: Engine, steps: int) -> None:
@@ -103,8 +155,3 @@ def link_moments(engine: Engine) -> None:
 def trained_parameters(engine: Engine) -> dict[str, Tensor]:
     """Those that take gradients, by name."""
     return {name: parameter for name, parameter in engine.module.named_parameters() if parameter.requires_grad}
-
-
-def size_of(parameter: Any) -> int:
-    """Numbers in the whole of a parameter, which ZeRO-3 may have divided."""
-    return int(getattr(parameter, "ds_numel", parameter.numel()))

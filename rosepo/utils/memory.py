@@ -8,6 +8,7 @@ session started here belong to this one; those of a cluster that was there befor
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import threading
 import time
 
@@ -15,6 +16,14 @@ import psutil
 
 INTERVAL = 0.5
 """Seconds between two looks at least; where a look takes long, as with many processes, twenty times as long as it."""
+_MMAP_THRESHOLD = -3  # M_MMAP_THRESHOLD of malloc.h
+
+
+def return_freed(least: int) -> None:
+    """Let memory that this process frees go back to the system at once where it was asked for in blocks of at least so
+    many bytes; by itself the allocator of Linux (glibc) comes to keep blocks of up to 32 MiB. No other is told."""
+    with contextlib.suppress(AttributeError, OSError):
+        ctypes.CDLL(None).mallopt(_MMAP_THRESHOLD, least)
 
 
 class MemoryMonitor:

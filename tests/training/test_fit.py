@@ -16,6 +16,7 @@ from rosepo.training.checkpoint.checkpoint_files import FOLDER, newest_checkpoin
 from rosepo.training.sft import SftTask, sft_task
 from rosepo.training.trainer import fit, told_by_worker
 from rosepo.utils.errors import StageError, UserError
+from rosepo.utils.files import write_json
 from tests.training.tiny_run import assert_same_training, lines, tiny_config
 
 
@@ -68,6 +69,17 @@ def test_an_error_of_the_training_is_told_in_one_sentence_and_not_tried_again(ra
     with pytest.raises(StageError, match=r"^sft: worker [01] of 2 failed with ValueError: the weights are gone$"):
         fit(broken, out)
     assert len(list(tries.iterdir())) <= 2
+
+
+def test_that_checkpoints_of_another_version_are_not_gone_on_from_is_told(ray_cluster, tiny_run, tmp_path, capsys):
+    task: Any = sft_task(tiny_config(workers=2), tiny_run)
+    (tmp_path / FOLDER / "step-000000003").mkdir(parents=True)
+    write_json(tmp_path / FOLDER / "step-000000003" / "checkpoint.json", {"format": 1, "step": 3, "world": 2})
+    with pytest.raises(StageError, match="the weights are gone"):
+        fit(Broken(**vars(task), tries=tmp_path), tmp_path)
+    told = f"sft begins anew: another version of rosepo wrote the checkpoints in {tmp_path / FOLDER}"
+    assert capsys.readouterr().err.count(told) == 1
+    assert not list((tmp_path / FOLDER).iterdir())
 
 
 def test_what_a_worker_tells_the_user_is_found_whatever_else_failed():

@@ -6,6 +6,7 @@ import warnings
 from typing import Any
 
 import torch
+from torch import nn
 
 from rosepo.lm.model.model_source import FAULTS, Source
 from rosepo.utils.errors import UserError, said
@@ -13,15 +14,37 @@ from rosepo.utils.errors import UserError, said
 
 def adapter_base(source: Source) -> tuple[str, str | None]:
     """Path or hub id, and revision, of the model that an adapter was trained on."""
-    from peft import PeftConfig
-
-    try:
-        config = PeftConfig.from_pretrained(source.path, **source.options)
-    except (*FAULTS, TypeError) as error:
-        raise UserError(f"model.path={source.path}: adapter_config.json cannot be read: {said(error)}") from error
+    config = _config(source)
     if not config.base_model_name_or_path:
         raise UserError(f"model.path={source.path}: adapter_config.json does not name base_model_name_or_path")
     return config.base_model_name_or_path, config.revision
+
+
+def looks_at_base(source: Source) -> bool:
+    """Whether an adapter may read or copy weights of its base as it is put on it; a plain LoRA does not."""
+    config = _config(source)
+    plain = _kind(config) == "LORA" and isinstance(config.init_lora_weights, bool)
+    others = ("use_dora", "modules_to_save", "target_parameters", "trainable_token_indices", "layer_replication")
+    return not plain or any(getattr(config, name, None) for name in others)
+
+
+def saves_what_trains(module: nn.Module) -> bool:
+    """Whether of a model, or of one inside a module, no more is saved than takes gradients: so it is of a LoRA."""
+    adapted: Any = next((one for one in module.modules() if hasattr(one, "active_peft_config")), None)
+    return adapted is not None and _kind(adapted.active_peft_config) == "LORA"
+
+
+def _kind(config: Any) -> str:
+    return str(getattr(config.peft_type, "value", config.peft_type))
+
+
+def _config(source: Source) -> Any:
+    from peft import PeftConfig
+
+    try:
+        return PeftConfig.from_pretrained(source.path, **source.options)
+    except (*FAULTS, TypeError) as error:
+        raise UserError(f"model.path={source.path}: adapter_config.json cannot be read: {said(error)}") from error
 
 
 def with_adapter(model: Any, source: Source, trainable: bool) -> Any:

@@ -9,9 +9,11 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer, PreTrainedTokenizerBase
 
-from rosepo.lm.model.adapters import adapter_base, with_adapter
+from rosepo.lm.model.adapters import adapter_base, looks_at_base, with_adapter
 from rosepo.lm.model.model_source import FAULTS, Source, find_source
 from rosepo.lm.model.quantized import quantization_config, saved_quantization
+from rosepo.lm.model.reading import given_away
+from rosepo.lm.rows.partitioned import is_part
 from rosepo.utils.console import echo
 from rosepo.utils.errors import StageError, UserError, said
 
@@ -67,6 +69,7 @@ def load_policy(
     trainable: bool = False,
     quantize: str = "none",
     compute_dtype: torch.dtype | None = None,
+    whole: bool = False,
 ) -> Any:
     """A causal LM in eval mode on the CPU: a `PreTrainedModel`, or a `PeftModel` for an adapter, not merged.
 
@@ -79,6 +82,7 @@ def load_policy(
         trainable: let an adapter's weights take gradients; without an effect on whole models, whose weights all do.
         quantize: of a whole model: none, nf4 or int8; see `quantization_config`.
         compute_dtype: that nf4 weights are multiplied in; None takes `dtype`.
+        whole: keep all weights here also where they are given away as they are read, see `reading`.
 
     Raises:
         UserError: not a model that can be loaded, one whose weights are incomplete, or no bitsandbytes.
@@ -88,12 +92,13 @@ def load_policy(
         base, base_revision = adapter_base(source)
         held = saved_quantization(source.path)
         try:
-            base_model = load_policy(base, base_revision, dtype, quantize=held, compute_dtype=compute_dtype)
+            read = looks_at_base(source)
+            base_model = load_policy(base, base_revision, dtype, False, held, compute_dtype, whole=read)
         except UserError as error:
             raise UserError(f"the adapter model.path={source.path} needs its base model: {error}") from error
         adapted = with_adapter(base_model, source, trainable)
         for parameter in adapted.parameters():  # PEFT holds it in float32 on a base in bfloat16; no engine does
-            if parameter.is_floating_point():
+            if parameter.is_floating_point() and not is_part(parameter):
                 parameter.data = parameter.data.to(dtype)
         return adapted
     load_model_config(source)
@@ -101,14 +106,15 @@ def load_policy(
     if quantize != "none":
         options["quantization_config"] = quantization_config(quantize, compute_dtype or dtype)
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            source.path,
-            dtype=dtype,
-            use_safetensors=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-            **options,
-        )
+        with given_away(whole):
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                source.path,
+                dtype=dtype,
+                use_safetensors=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+                **options,
+            )
     except FAULTS as error:
         raise UserError(f"model.path={path} cannot be loaded as a causal language model: {said(error)}") from error
     model, info = loaded

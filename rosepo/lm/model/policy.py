@@ -66,6 +66,7 @@ def initial_policy(
         trainable=True,
         quantize="none" if lora is None else lora.quantize,
         compute_dtype=compute_dtype,
+        whole=lora is not None and lora.dora,  # which begins with the lengths of their rows
     )
     check_length(model.config, config)
     rows = len(model.get_input_embeddings().weight)

@@ -4,15 +4,31 @@ on a number without waiting for a device."""
 from __future__ import annotations
 
 from functools import cache
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import nn
 
 
+def is_part(parameter: nn.Parameter) -> bool:
+    """Whether ZeRO-3 holds a weight in parts: of its numbers those alone are here that are this rank's."""
+    return hasattr(parameter, "ds_id")
+
+
 def partitioned(module: nn.Module) -> bool:
     """Whether ZeRO-3 holds the weights in parts, so that a forward pass gathers them and takes all ranks."""
-    return any(hasattr(parameter, "ds_id") for parameter in module.parameters())
+    return any(is_part(parameter) for parameter in module.parameters())
+
+
+def size_of(parameter: Any) -> int:
+    """Numbers in the whole of a weight."""
+    return int(getattr(parameter, "ds_numel", parameter.numel()))
+
+
+def shape_of(parameter: Any) -> list[int]:
+    """Shape of the whole of a weight."""
+    return list(getattr(parameter, "ds_shape", parameter.shape))
 
 
 def most_of_ranks(count: int) -> int:

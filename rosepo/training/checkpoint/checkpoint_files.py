@@ -1,15 +1,16 @@
 """Checkpoints of a training run, to go on from after a worker or the whole job was lost. Nothing is pickled.
 
-Every rank writes the share of the training state that was dealt to it, `rank-00000-of-00002.safetensors`, in a thread
-beside the training, aside and then renamed; rank 0 adds `checkpoint.json` with what all ranks have in common. A
-checkpoint is complete when the JSON and the files of all its ranks are there, so nobody has to wait for anybody.
-Tensors are whole and stand under their names: any number of workers, and any ZeRO stage, can read them.
+Every rank writes the numbers that it steps on itself, `rank-00000-of-00002.safetensors`, in a thread beside the
+training, aside and then renamed; rank 0 adds `checkpoint.json` with what all ranks have in common. A checkpoint is
+complete when the JSON and the files of all its ranks are there, so nobody has to wait for anybody. Numbers stand under
+their parameter's name and place (`pieces`): any number of workers, and any ZeRO stage, can read those they need.
 
 Free of torch: the processes that feed training look here for the step to begin with.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -20,14 +21,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
+from rosepo.training.checkpoint.pieces import PieceReader, Place, opened, write_pieces
 from rosepo.utils.errors import StageError
 from rosepo.utils.files import write_json
 
 FOLDER = "_checkpoints"
-FORMAT = 1
+FORMAT = 2
 _FACTS = "checkpoint.json"
 _STEP = "step-{:09d}"
 _RANK = "rank-{:05d}-of-{:05d}.safetensors"
@@ -40,7 +40,7 @@ class Checkpoint:
     Attributes:
         folder: where it stands.
         facts: what all ranks have in common: `step`, `world` (ranks that wrote it), `origin`, and what the training
-            loop keeps there.
+            loop keeps there; `whole`, whether the optimizer's state is in it, without which nothing goes on from it.
     """
 
     folder: Path
@@ -54,22 +54,32 @@ class Checkpoint:
     def world(self) -> int:
         return int(self.facts["world"])
 
-    def tensors(self, kinds: tuple[str, ...]) -> Iterator[tuple[str, np.ndarray]]:
-        """The tensors, of all ranks' shares, whose names begin with one of `kinds` and a slash: one at a time.
+    @property
+    def whole(self) -> bool:
+        return bool(self.facts["whole"])
+
+    def path(self, rank: int) -> Path:
+        """The file of one of the ranks that wrote it."""
+        return self.folder / _RANK.format(rank, self.world)
+
+    def reader(self, rank: int) -> PieceReader:
+        """The pieces of all ranks' files, those of `rank`, where there is one of its number, first."""
+        others = [self.path(other) for other in range(self.world) if other != rank]
+        return PieceReader(([self.path(rank)] if rank < self.world else []) + others, self._remedy)
+
+    def tensors(self, rank: int, kinds: tuple[str, ...]) -> dict[str, np.ndarray]:
+        """The tensors in a rank's file whose names begin with one of `kinds` and a slash.
 
         Raises:
-            StageError: a file that cannot be read.
+            StageError: it cannot be read.
         """
-        for rank in range(self.world):
-            path = self.folder / _RANK.format(rank, self.world)
-            try:
-                with safe_open(path, framework="numpy") as file:
-                    names = list(file.keys())
-                    for name in names:
-                        if name.partition("/")[0] in kinds:
-                            yield name, file.get_tensor(name)
-            except (OSError, SafetensorError) as error:
-                raise StageError(f"{path} cannot be read ({error}): remove {self.folder} and run it again") from error
+        with opened(self.path(rank), self._remedy) as file:
+            names = list(file.keys())
+            return {name: file.get_tensor(name) for name in names if name.partition("/")[0] in kinds}
+
+    @property
+    def _remedy(self) -> str:
+        return f"remove {self.folder} and run it again"
 
 
 def complete_checkpoints(out: Path, origin: str | None = None) -> list[Checkpoint]:
@@ -79,27 +89,36 @@ def complete_checkpoints(out: Path, origin: str | None = None) -> list[Checkpoin
         origin: digest of all that the training depends on; checkpoints of another one are passed over. None takes any.
     """
     found = []
-    for folder in sorted((out / FOLDER).glob("step-*")):
-        try:
-            facts = json.loads((folder / _FACTS).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            continue
+    for folder, facts in _all_facts(out):
         checkpoint = Checkpoint(folder, facts)
-        whole = all((folder / _RANK.format(rank, checkpoint.world)).exists() for rank in range(checkpoint.world))
-        if whole and facts["format"] == FORMAT and origin in (None, facts["origin"]):
+        written = all(checkpoint.path(rank).exists() for rank in range(checkpoint.world))
+        if written and facts["format"] == FORMAT and origin in (None, facts["origin"]):
             found.append(checkpoint)
     return found
 
 
+def _all_facts(out: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Folder and facts of every checkpoint that has any, oldest first."""
+    for folder in sorted((out / FOLDER).glob("step-*")):
+        with contextlib.suppress(OSError, ValueError):
+            yield folder, json.loads((folder / _FACTS).read_text(encoding="utf-8"))
+
+
 def newest_checkpoint(out: Path, origin: str | None = None) -> Checkpoint | None:
     """The one to go on from; None where there is none."""
-    return max(complete_checkpoints(out, origin), key=lambda found: found.step, default=None)
+    whole = (found for found in complete_checkpoints(out, origin) if found.whole)
+    return max(whole, key=lambda found: found.step, default=None)
 
 
 def steps_done(out: Path, origin: str) -> int:
     """Steps of the training that its newest checkpoint holds; 0 where there is none."""
     newest = newest_checkpoint(out, origin)
     return 0 if newest is None else newest.step
+
+
+def of_another_version(out: Path) -> bool:
+    """Whether checkpoints are there that another version of rosepo wrote, which nothing goes on from."""
+    return any(facts["format"] != FORMAT for _, facts in _all_facts(out))
 
 
 def remove_checkpoints(out: Path) -> None:
@@ -113,19 +132,24 @@ class CheckpointWriter:
     Args:
         out: the folder that the training writes into; all ranks must reach it.
         name: of the training, for messages.
-        keep: newest complete checkpoints that stay.
+        keep: newest complete checkpoints to go on from that stay.
     """
 
     def __init__(self, out: Path, name: str, rank: int, world: int, keep: int) -> None:
         self.out, self.name, self.rank, self.world, self.keep = out, name, rank, world, keep
         self._thread: threading.Thread | None = None
+        self._read = threading.Event()
+        self._read.set()
         self._error: BaseException | None = None
 
-    def write(self, step: int, tensors: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> None:
+    def write(
+        self, step: int, pieces: Mapping[str, np.ndarray], places: Mapping[str, Place], facts: Mapping[str, Any]
+    ) -> None:
         """Begin to write the checkpoint of a step; waits for the one before.
 
         Args:
-            tensors: this rank's share, not to be changed any more.
+            pieces: this rank's part, not to be changed before `settle` has been called.
+            places: see `write_pieces`.
             facts: JSON-able, the same on every rank; `best_step`, where there is one, names a checkpoint that stays
                 beside the newest ones.
 
@@ -134,10 +158,15 @@ class CheckpointWriter:
         """
         self.wait()
         about = {"format": FORMAT, "step": step, "world": self.world, **facts}
+        self._read.clear()
         self._thread = threading.Thread(
-            target=self._write, args=(step, dict(tensors), about), name="rosepo-checkpoint", daemon=True
+            target=self._write, args=(step, pieces, places, about), name="rosepo-checkpoint", daemon=True
         )
         self._thread.start()
+
+    def settle(self) -> None:
+        """Until what was begun has been read, though it may not be on the disk yet."""
+        self._read.wait()
 
     def wait(self) -> None:
         """Until everything that was begun is written.
@@ -156,32 +185,37 @@ class CheckpointWriter:
                 f"mend its rights and run the same command again, or set {self.name}.checkpoint_every=0"
             ) from error
 
-    def _write(self, step: int, tensors: dict[str, np.ndarray], about: dict[str, Any]) -> None:
+    def _write(
+        self, step: int, pieces: Mapping[str, np.ndarray], places: Mapping[str, Place], about: dict[str, Any]
+    ) -> None:
         folder = self.out / FOLDER / _STEP.format(step)
         try:
             folder.mkdir(parents=True, exist_ok=True)
             path = folder / _RANK.format(self.rank, self.world)
             aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-            save_file(tensors, aside)
+            write_pieces(aside, pieces, places)
+            self._read.set()
             with aside.open("rb") as file:
                 os.fsync(file.fileno())
             aside.replace(path)
             if self.rank == 0:
                 write_json(folder / _FACTS, about)
                 self._tidy(about)
-        except (OSError, SafetensorError) as error:
+        except OSError as error:
             self._error = error
+        finally:
+            self._read.set()
 
     def _tidy(self, about: dict[str, Any]) -> None:
-        """Remove what is older than the newest complete checkpoint, but for `keep` complete ones and the best they
+        """Remove what is older than the newest complete checkpoint, but for `keep` to go on from and the best they
         name; of what is newer, other ranks may still be writing their share."""
         complete = complete_checkpoints(self.out)
-        kept = complete[-self.keep :]
-        if not kept:
+        if not complete:
             return
+        kept = [found for found in complete if found.whole][-self.keep :]
         names = {found.folder.name for found in kept}
         names |= {_STEP.format(best) for best in (about.get("best_step"), *(one.facts.get("best_step") for one in kept))
                   if best is not None}  # fmt: skip
         for folder in (self.out / FOLDER).glob("step-*"):
-            if folder.name < kept[-1].folder.name and folder.name not in names:
+            if folder.name < complete[-1].folder.name and folder.name not in names:
                 shutil.rmtree(folder, ignore_errors=True)

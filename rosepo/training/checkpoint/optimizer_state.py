@@ -7,17 +7,14 @@ folders (vLLM) take every safetensors file in them for weights.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch.distributed as dist
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from rosepo.training.checkpoint.state import export_state, import_moments, moment_shapes
-from rosepo.training.zero import MOMENTS
+from rosepo.training.checkpoint.state import gather_moments, import_moments, moment_shapes
 from rosepo.utils.errors import StageError, UserError
 
 if TYPE_CHECKING:
@@ -33,7 +30,7 @@ def save_optimizer_state(engine: Engine, folder: Path) -> None:
     Raises:
         StageError: the disk is full.
     """
-    tensors = export_state(engine, MOMENTS, owner=0)
+    tensors = gather_moments(engine)
     if dist.get_rank() != 0:
         return
     path = folder / FILE
@@ -98,11 +95,4 @@ def begin_with(engine: Engine, path: Path, resumed: bool = False) -> None:
             f"{path} is the optimizer's state of another model: {name} has {found.get(other[0], 'none')} there and "
             f"{expected.get(other[0], 'none')} in training; {_REMEDY}"
         )
-    import_moments(engine, _tensors(path))
-
-
-def _tensors(path: Path) -> Iterator[tuple[str, np.ndarray]]:
-    with safe_open(path, framework="numpy") as file:
-        names = list(file.keys())
-        for name in names:
-            yield name, file.get_tensor(name)
+    import_moments(engine, path, _REMEDY)

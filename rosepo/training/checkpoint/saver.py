@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +21,17 @@ from rosepo.training.checkpoint.checkpoint_files import (
 )
 from rosepo.training.checkpoint.state import (
     MEAN,
-    export_state,
     import_state,
+    own_state,
     random_state,
     restore_random_state,
 )
-from rosepo.training.ema import WeightMean, mean_in_place
+from rosepo.training.ema import WeightMean
 from rosepo.training.engine import Engine
 from rosepo.training.metric_log import Averages, all_sum
 from rosepo.training.task import Task
 from rosepo.training.validation import Best
-from rosepo.training.zero import WEIGHT
+from rosepo.training.zero import WEIGHT, master_shares, moment_shares
 from rosepo.utils.files import digest
 
 SHARE = 20
@@ -60,7 +61,8 @@ def agreed_start(task: Task, out: Path) -> Checkpoint | None:
     if dist.get_rank() == 0:
         start = newest_checkpoint(out, task.origin)
         step = 0 if start is None else start.step
-        kept = {found.folder for found in complete_checkpoints(out, task.origin)}
+        # A newer one holds no more than the best weights of that time, and will be written again.
+        kept = {found.folder for found in complete_checkpoints(out, task.origin) if found.step <= step}
         for folder in (out / FOLDER).glob("step-*"):
             if folder not in kept:
                 shutil.rmtree(folder, ignore_errors=True)
@@ -82,20 +84,34 @@ class Saver:
         self.interval = checkpoint_interval(task.train, steps) if resumable else 0
         keep = task.train.keep_checkpoints if self.interval else 1
         self.writer = CheckpointWriter(out, task.name, dist.get_rank(), engine.world, keep)
+        self.borrowed = False
 
     def due(self, step: int) -> bool:
         """Whether a checkpoint belongs after this step."""
         return self.interval > 0 and step % self.interval == 0
 
     def save(self, step: int, facts: dict[str, Any], averages: Averages) -> None:
-        """Copy the state after a step and begin to write it; every rank must call it."""
-        tensors = export_state(self.engine) | random_state(self.engine.device)
+        """Begin to write the state after a step, from where it lies: it may change when `settle` has been called.
+
+        Between two checkpoints that are due it is the weights of the best validation that are kept: the optimizer's
+        state is with them where the next training will begin with it.
+        """
+        whole = self.due(step) or self.task.keeps_moments
+        shares = {WEIGHT: master_shares(self.engine)} | (moment_shares(self.engine) if whole else {})
         if self.mean is not None:
-            with mean_in_place(self.mean):
-                means = export_state(self.engine, (WEIGHT,))
-            tensors |= {f"{MEAN}/{key.partition('/')[2]}": value for key, value in means.items()}
-        tensors[f"averages/{dist.get_rank()}"] = averages.parts.numpy()
-        self.writer.write(step, tensors, {"origin": self.task.origin, **facts})
+            shares[MEAN] = self.mean.shares
+        pieces, places = own_state(self.engine, shares)
+        pieces |= random_state(self.engine.device) | {f"averages/{dist.get_rank()}": averages.parts.numpy()}
+        self.writer.write(step, pieces, places, {"origin": self.task.origin, "whole": whole, **facts})
+        # What came from a GPU is a copy, which no step changes.
+        self.borrowed = any(share.device.type == "cpu" for laid_out in shares.values() for share in laid_out)
+
+    def settle(self) -> float:
+        """Wait until what is being written has been read, before a step changes it: seconds that it took."""
+        started = time.monotonic()
+        if self.borrowed:
+            self.writer.settle()
+        return time.monotonic() - started
 
     def restore(self, start: Checkpoint, averages: Averages) -> None:
         """Put a checkpoint into the engine, the random generators and the running figures; every rank must call it.
@@ -108,11 +124,12 @@ class Saver:
             self.mean.begin()
         import_state(self.engine, start)
         rank = dist.get_rank()
-        found = dict(start.tensors(("averages",)))
         mine = range(rank, start.world, self.engine.world)
-        averages.restore(sum((torch.from_numpy(found[f"averages/{one}"]) for one in mine), torch.zeros(1, 2)))
+        counted = (torch.from_numpy(start.tensors(one, ("averages",))[f"averages/{one}"]) for one in mine)
+        averages.restore(sum(counted, torch.zeros(1, 2)))
         seed = (self.task.seed * 1009 + rank) * 1_000_003 + start.step
-        restore_random_state(dict(start.tensors(("rng", "cuda_rng"))), self.engine.device, seed)
+        found = start.tensors(rank, ("rng", "cuda_rng")) if rank < start.world else {}
+        restore_random_state(found, self.engine.device, seed)
 
     def finish(self, best: Best, last: int) -> None:
         """Wait for what is being written, and put the weights that are kept into the engine where they are not there:

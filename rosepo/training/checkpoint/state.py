@@ -1,19 +1,34 @@
 """The state of training, out of a DeepSpeed engine and into another one, whatever their ZeRO stages and ranks.
 
-What is exchanged are whole float32 tensors by name: a parameter's master weight and the two moments of Adam. Only
+It is float32 numbers of parameters by name: of a parameter's master weight and of the two moments of Adam. Each rank
+gives what it steps on itself and takes what it will step on, wherever that lies, so that nothing is gathered. Only
 parameters that train have any; the others come from the model that training starts from.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
-from rosepo.training.zero import MOMENTS, WEIGHT, create_moments, link_moments, put_whole, size_of, trained_parameters
+from rosepo.lm.rows.partitioned import shape_of, size_of
+from rosepo.training.checkpoint.pieces import Place, flat_slice, opened
+from rosepo.training.zero import (
+    MOMENTS,
+    WEIGHT,
+    create_moments,
+    fragments,
+    link_moments,
+    master_shares,
+    moment_shares,
+    publish_masters,
+    trained_parameters,
+)
 
 if TYPE_CHECKING:
     from rosepo.training.checkpoint.checkpoint_files import Checkpoint
@@ -23,45 +38,44 @@ MEAN = "mean"
 """In a checkpoint, the running mean of a weight."""
 
 
-def dealt_out(sizes: dict[str, int], world: int) -> dict[str, int]:
-    """The rank that writes each parameter: largest first, to the one with the least so far."""
-    filled = np.zeros(world, dtype=np.int64)
-    owner = {}
-    for name, size in sorted(sizes.items(), key=lambda entry: (-entry[1], entry[0])):
-        owner[name] = int(np.argmin(filled))
-        filled[owner[name]] += size
-    return owner
-
-
-def export_state(
-    engine: Engine, parts: tuple[str, ...] = (WEIGHT, *MOMENTS), owner: int | None = None
-) -> dict[str, np.ndarray]:
-    """This rank's share of the state after a step, copied to the CPU; every rank must call it.
+def own_state(engine: Engine, shares: Mapping[str, Sequence[Tensor]]) -> tuple[dict[str, np.ndarray], dict[str, Place]]:
+    """This rank's part of the state: on the CPU the very memory that the next step changes, from a GPU a copy.
 
     Args:
-        parts: of the state of each parameter.
-        owner: the rank whose share is everything; None deals it out.
+        shares: by kind (`weight`, `exp_avg`, …), laid out as `master_shares` is.
 
     Returns:
-        `weight/<parameter>`, `exp_avg/<parameter>` and `exp_avg_sq/<parameter>`, float32.
+        `<kind>/<parameter>` with float32 [n], and the place of each.
     """
-    from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+    sizes = {name: size_of(parameter) for name, parameter in trained_parameters(engine).items()}
+    pieces, places = {}, {}
+    for fragment in fragments(engine, once=True):
+        for kind, laid_out in shares.items():
+            key = f"{kind}/{fragment.name}"
+            pieces[key] = fragment.of(laid_out).to("cpu", torch.float32).numpy()
+            places[key] = Place(fragment.start, sizes[fragment.name])
+    return pieces, places
+
+
+def gather_moments(engine: Engine) -> dict[str, np.ndarray]:
+    """The moments of all ranks, whole, on rank 0; nothing on the others. Every rank must call it.
+
+    Returns:
+        `exp_avg/<parameter>` and `exp_avg_sq/<parameter>`, float32.
+    """
+    from deepspeed.utils import safe_get_full_optimizer_state
 
     link_moments(engine)
-    trained = trained_parameters(engine)
-    owners = dealt_out({name: size_of(parameter) for name, parameter in trained.items()}, engine.world)
-    share: dict[str, np.ndarray] = {}
-    for name, parameter in trained.items():
-        for part in parts:
+    found: dict[str, np.ndarray] = {}
+    for name, parameter in trained_parameters(engine).items():
+        for part in MOMENTS:
             if engine.train.zero_stage == 0:
-                whole = parameter.detach() if part == WEIGHT else engine.optimizer.state[parameter][part]
-            elif part == WEIGHT:
-                whole = safe_get_full_fp32_param(parameter)
+                whole = engine.optimizer.state[parameter][part]
             else:
                 whole = safe_get_full_optimizer_state(parameter, part)
-            if (owners[name] if owner is None else owner) == dist.get_rank():
-                share[f"{part}/{name}"] = whole.detach().to("cpu", torch.float32, copy=True).contiguous().numpy()
-    return share
+            if dist.get_rank() == 0:
+                found[f"{part}/{name}"] = whole.detach().to("cpu", torch.float32, copy=True).contiguous().numpy()
+    return found
 
 
 @torch.no_grad()
@@ -73,41 +87,44 @@ def import_state(engine: Engine, checkpoint: Checkpoint, weights_only: bool = Fa
         weight: what becomes the weights, `WEIGHT` or `MEAN`.
 
     Raises:
-        ValueError: a parameter that trains has no such tensor, or one of another shape.
+        ValueError: of a parameter that trains not all numbers are there, or it has another size.
     """
-    trained = trained_parameters(engine)
+    shares = {weight: master_shares(engine)}
     if not weights_only:
         create_moments(engine, engine.carried + checkpoint.step)
         engine.done = checkpoint.step
-    parts = (weight,) if weights_only else (weight, *MOMENTS)
-    left = {f"{part}/{name}" for name in trained for part in parts}
-    for key, array in checkpoint.tensors(parts):
-        part, _, name = key.partition("/")
-        if name in trained:
-            left.remove(key)
-            put_whole(engine, trained[name], WEIGHT if part == weight else part, torch.from_numpy(array))
-    if left:
-        raise ValueError(f"{checkpoint.folder} holds no {min(left)}")
+        shares |= moment_shares(engine)
+    sizes = {name: size_of(parameter) for name, parameter in trained_parameters(engine).items()}
+    reader = checkpoint.reader(dist.get_rank())
+    for fragment in fragments(engine):
+        for kind, laid_out in shares.items():
+            stop = fragment.start + fragment.size
+            numbers = reader.read(f"{kind}/{fragment.name}", fragment.start, stop, sizes[fragment.name])
+            fragment.of(laid_out).copy_(torch.from_numpy(numbers))
+    publish_masters(engine)
 
 
 @torch.no_grad()
-def import_moments(engine: Engine, tensors: Iterable[tuple[str, np.ndarray]]) -> None:
-    """Put moments of Adam, as after `engine.carried` steps, into an engine before its first step; every rank must call
-    it.
+def import_moments(engine: Engine, path: Path, remedy: str) -> None:
+    """Put moments of Adam, as after `engine.carried` steps, into an engine before its first step.
 
     Args:
-        tensors: `exp_avg/<parameter>` and `exp_avg_sq/<parameter>` of every parameter that trains, float32.
+        path: safetensors with `exp_avg/<parameter>` and `exp_avg_sq/<parameter>` of every parameter that trains, whole.
+        remedy: where it cannot be read.
     """
-    trained = trained_parameters(engine)
     create_moments(engine, engine.carried)
-    for key, array in tensors:
-        part, _, name = key.partition("/")
-        put_whole(engine, trained[name], part, torch.from_numpy(array))
+    shares = moment_shares(engine)
+    for fragment in fragments(engine):
+        with opened(path, remedy) as file:
+            for part in MOMENTS:
+                stop = fragment.start + fragment.size
+                numbers = flat_slice(file, f"{part}/{fragment.name}", fragment.start, stop)
+                fragment.of(shares[part]).copy_(torch.from_numpy(numbers))
 
 
 def moment_shapes(engine: Engine) -> dict[str, list[int]]:
     """Names and shapes of the tensors that `import_moments` takes."""
-    shapes = {name: list(getattr(one, "ds_shape", one.shape)) for name, one in trained_parameters(engine).items()}
+    shapes = {name: shape_of(parameter) for name, parameter in trained_parameters(engine).items()}
     return {f"{part}/{name}": shape for name, shape in shapes.items() for part in MOMENTS}
 
 

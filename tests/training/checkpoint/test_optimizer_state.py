@@ -19,7 +19,7 @@ from rosepo.run.paths import RunPaths
 from rosepo.training.align import align_in_process, align_task
 from rosepo.training.checkpoint.optimizer_state import FILE, begin_with, steps_of
 from rosepo.training.checkpoint.saver import agreed_start
-from rosepo.training.checkpoint.state import MOMENTS, export_state
+from rosepo.training.checkpoint.state import MOMENTS, gather_moments
 from rosepo.training.engine import Engine, prepare_process
 from rosepo.training.feed.feed import micro_batches
 from rosepo.training.rank import fit_in_process, train_rank
@@ -43,7 +43,7 @@ def carried(tiny_run: RunPaths, tmp_path_factory: pytest.TempPathFactory) -> Run
 
 
 def moments_in(engine: Engine) -> dict[str, np.ndarray]:
-    return export_state(engine, MOMENTS, owner=0)
+    return gather_moments(engine)
 
 
 def test_a_training_leaves_both_moments_of_every_parameter_where_no_reader_of_models_looks(carried: RunPaths) -> None:
