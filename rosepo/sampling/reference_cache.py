@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,7 @@ import pyarrow.parquet as pq
 
 from rosepo.lm.model.model_folder import read_settings
 from rosepo.utils.errors import StageError, UserError
-from rosepo.utils.files import cache_folder, digest, file_digest
+from rosepo.utils.files import aside_of, cache_folder, digest, file_digest
 
 SETTING_KEYS = ("template", "max_length")
 _MODEL_FILES = ("*.safetensors", "config.json", "adapter_config.json")
@@ -102,7 +101,7 @@ class ReferenceCache:
         """
         path = self.path(key)
         lists = pa.FixedSizeListArray.from_arrays(pa.array(logps.ravel(), pa.float32()), logps.shape[1])
-        aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+        aside = aside_of(path)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             pq.write_table(pa.table({"example_id": pa.array(ids, pa.string()), "ref_logps": lists}), aside)

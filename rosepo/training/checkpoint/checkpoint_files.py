@@ -24,7 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from rosepo.utils.errors import StageError
-from rosepo.utils.files import write_json
+from rosepo.utils.files import aside_of, write_json
 
 FOLDER = "_checkpoints"
 FORMAT = 1
@@ -161,7 +161,7 @@ class CheckpointWriter:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             path = folder / _RANK.format(self.rank, self.world)
-            aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+            aside = aside_of(path)
             save_file(tensors, aside)
             with aside.open("rb") as file:
                 os.fsync(file.fileno())
