@@ -211,8 +211,7 @@ def lost_worker(error: BaseException) -> bool:
         return False
     return any(
         (_died(cause) and not isinstance(cause, torch.OutOfMemoryError))
-        or isinstance(cause, torch.distributed.DistError)
-        or isinstance(cause, LaggingView)
+        or isinstance(cause, (torch.distributed.DistError, LaggingView))
         or (isinstance(cause, RuntimeError) and _LOST.search(str(cause)) is not None)
         for cause in _causes(error).values()
     )
