@@ -28,10 +28,11 @@ from rosepo.oracle.calibration import validation_arrays
 from rosepo.oracle.crossfit import oracle_models
 from rosepo.oracle.sasrec import SASRec, SASRecConfig
 from rosepo.oracle.sasrec_data import NextItemLoss, Sequences, batch_tensors, epoch_batches, ranks_of
+from rosepo.run.signals import run_trainer
 from rosepo.run.training_progress import ProgressTeller, TrainingProgress
 from rosepo.training.ema import follow_mean
 from rosepo.training.metric_log import MetricLog
-from rosepo.training.trainer import root_cause, run_trainer, take_cores
+from rosepo.training.trainer import root_cause, take_cores
 from rosepo.training.validation import Best
 from rosepo.utils.console import Progress
 from rosepo.utils.errors import StageError

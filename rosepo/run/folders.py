@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import fcntl
 import os
+import platform
 import shutil
 import threading
+import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 
 import psutil
 
+from rosepo.utils.console import echo
 from rosepo.utils.errors import UserError
+from rosepo.utils.files import digest
 
 
 @contextmanager
@@ -28,8 +33,7 @@ def passing(folder: Path) -> Iterator[Path]:
     """An empty folder beside `folder`, where whoever sees that sees it too, that is removed when the body ends."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     _remove_stale(folder)
-    aside = folder.parent / f".{folder.name}.{os.getpid()}.tmp"
-    shutil.rmtree(aside, ignore_errors=True)
+    aside = _own_name(folder)
     aside.mkdir()
     try:
         yield aside
@@ -66,6 +70,8 @@ def partial_folder(folder: Path, key: str) -> Path:
     return folder.parent / f".{folder.name}.{key}.partial"
 
 
+LOCK_FILE = ".lock"
+"""Locked where the file system does not lock the directory itself."""
 _locks: dict[Path, tuple[int, frozenset[str]]] = {}
 """Directories that this process has locked: the handle, and the folders in it that are being written."""
 _locks_guard = threading.Lock()
@@ -95,28 +101,51 @@ _WRITTEN = "another rosepo is writing {folder}: wait for it, or use another --ou
 
 
 def _lock(directory: Path, folder: Path) -> int:
-    """The handle that holds the lock; the system lets go of it when the process ends, however it ends."""
-    handle = os.open(directory, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(handle)
-        raise UserError(_WRITTEN.format(folder=folder)) from None
-    except OSError:
-        pass  # a file system without locks
-    return handle
+    """The handle that holds the lock; the system lets go of it when the process ends, however it ends.
+
+    NFS locks nothing that is not open for writing, so no directory: there a hidden file in it is locked instead.
+    """
+    refused = ""
+    for path, flags in ((directory, os.O_RDONLY), (directory / LOCK_FILE, os.O_RDWR | os.O_CREAT)):
+        handle = os.open(path, flags, 0o666)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return handle
+        except OSError as error:
+            os.close(handle)
+            if isinstance(error, BlockingIOError):
+                raise UserError(_WRITTEN.format(folder=folder)) from None
+            refused = error.strerror
+    echo(f"  {directory} cannot be locked ({refused}): see to it that no other rosepo writes there")
+    return os.open(directory, os.O_RDONLY)
 
 
 def _remove_stale(folder: Path) -> None:
-    """What processes that are no more left beside `folder`."""
-    for stale in folder.parent.glob(f".{folder.name}.*.tmp"):
-        pid = stale.name.split(".")[-2]
-        if not (pid.isdigit() and psutil.pid_exists(int(pid))):
+    """What processes of this machine that are no more left beside `folder`. Whether one of another machine still works
+    cannot be asked here: what it made is left alone."""
+    for stale in folder.parent.glob(f".{folder.name}.{_machine()}-*.tmp"):
+        pid = stale.name.split("-")[-2]
+        if not psutil.pid_exists(int(pid)):
             shutil.rmtree(stale, ignore_errors=True)
 
 
+def _own_name(folder: Path) -> Path:
+    """A new hidden name beside `folder`, which says what process of what machine it belongs to."""
+    return folder.with_name(f".{folder.name}.{_machine()}-{os.getpid()}-{uuid.uuid4().hex}.tmp")
+
+
+@cache
+def _machine() -> str:
+    """Among what processes this one's number means it: those of this host since it started, in this container."""
+    about = [platform.node()]
+    with suppress(OSError):
+        about.append(Path("/proc/sys/kernel/random/boot_id").read_text())
+        about.append(str(Path("/proc/self/ns/pid").readlink()))
+    return digest(about)
+
+
 def _take_place(aside: Path, folder: Path) -> None:
-    old = folder.parent / f".{folder.name}.old.{os.getpid()}.tmp"
+    old = _own_name(folder)
     if folder.exists():
         folder.replace(old)
     aside.replace(folder)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import errno
 import re
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from rosepo.run.ray_session import RESTARTS
 from rosepo.utils.errors import StageError
+from rosepo.utils.files import aside_of
 
 
 @contextmanager
@@ -21,7 +21,7 @@ def whole_part(path: Path) -> Iterator[Path]:
         StageError: the disk is full.
     """
     # A name of its own: an actor that was taken for lost may still be at work on the same part.
-    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    aside = aside_of(path)
     try:
         yield aside
         aside.replace(path)

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 
 @contextmanager
@@ -37,3 +38,16 @@ def _as_ctrl_c(number: int, frame: FrameType | None) -> None:
     if callable(handler):
         handler(signal.SIGINT, frame)
     raise KeyboardInterrupt
+
+
+def run_trainer(trainer: Any) -> None:
+    """`fit()` of a trainer of Ray Train, out of which Ctrl-C comes as KeyboardInterrupt.
+
+    While it trains, Ray Train has a handler of its own for Ctrl-C: it ends the workers, and then this process by a
+    SystemExit, whose code says nothing.
+    """
+    with handlers_kept(signal.SIGINT):
+        try:
+            trainer.fit()
+        except SystemExit as stopped:
+            raise KeyboardInterrupt from stopped

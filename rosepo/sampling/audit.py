@@ -19,6 +19,7 @@ from rosepo.data.prompts import PromptBuilder
 from rosepo.data.seen import COLUMNS as EXAMPLE_COLUMNS
 from rosepo.data.seen import example_files, read_split, with_seen
 from rosepo.utils.errors import UserError
+from rosepo.utils.log_shares import from_codes
 
 TITLES = ("example_id", "chosen_item", "rejected_items", "strategy")
 SCORES = ("prompt_ids", "chosen_ids", "rejected_ids", "epsilon", "oracle_scores", "ref_logps")
@@ -189,7 +190,9 @@ def _check_scores(path: Path, table: pa.Table, negatives: int) -> None:
 def _check_shares(path: Path, table: pa.Table, source: pa.Table, n_items: int) -> None:
     """Check that one file's distributions are such, over what was neither chosen nor seen before it."""
     refuse = _refuser(path, table["example_id"].to_pylist())
-    shares = _flat(table[SHARES]).astype(np.float64)
+    codes = _flat(table[SHARES])
+    refuse(np.full(len(table), codes.dtype != np.uint16), f"has {SHARES} of an older version: run `rosepo pairs` again")
+    shares = from_codes(codes)
     refuse(np.full(len(table), shares.size != len(table) * n_items), f"has {SHARES} of another catalogue")
     shares = shares.reshape(len(table), -1)
     sound = np.isfinite(shares).all(axis=1) & (shares >= 0).all(axis=1) & (np.abs(shares.sum(axis=1) - 1) < 0.02)

@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-import uuid
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rosepo.lm.model.model_folder import read_settings
-from rosepo.utils.errors import StageError, UserError
-from rosepo.utils.files import cache_folder, digest, file_digest
+from rosepo.utils.console import echo
+from rosepo.utils.errors import UserError
+from rosepo.utils.files import aside_of, cache_folder, digest, file_digest
 
 SETTING_KEYS = ("template", "max_length")
 _MODEL_FILES = ("*.safetensors", "config.json", "adapter_config.json")
@@ -95,32 +97,28 @@ class ReferenceCache:
         return values.reshape(len(found), -1)
 
     def write(self, key: str, ids: Sequence[str] | np.ndarray, logps: np.ndarray) -> None:
-        """Keep the log-probabilities float32 [N, 1 + K] of an entry, whole or not at all.
-
-        Raises:
-            StageError: the disk is full, or the folder cannot be written to any more.
-        """
+        """Keep the log-probabilities float32 [N, 1 + K] of an entry, whole or not at all. Where the folder cannot be
+        written to (a full disk, a worker with another home), a process says so once and goes on without."""
         path = self.path(key)
         lists = pa.FixedSizeListArray.from_arrays(pa.array(logps.ravel(), pa.float32()), logps.shape[1])
-        aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+        aside = aside_of(path)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             pq.write_table(pa.table({"example_id": pa.array(ids, pa.string()), "ref_logps": lists}), aside)
             aside.replace(path)
         except OSError as error:
-            raise StageError(
-                f"the reference cache {self.folder} cannot be written to ({error.strerror or error}): free some space, "
-                "give another pairs.reference_cache, or set it to no, and run the same command again"
-            ) from error
+            _warn_once(self.folder.parent, error)
         finally:
-            aside.unlink(missing_ok=True)
+            with suppress(OSError):
+                aside.unlink(missing_ok=True)
 
 
 def open_cache(setting: str, reference: Path, precision: str) -> ReferenceCache | None:
-    """The cache of a reference model's folder, run in a precision, under `pairs.reference_cache`; None for `no`.
+    """The cache of a reference model's folder, run in a precision, under `pairs.reference_cache`; None for `no`, and
+    for an `auto` whose folder cannot be written to, which is said.
 
     Raises:
-        UserError: the folder cannot be made.
+        UserError: a folder that was asked for cannot be written to.
     """
     if setting == "no":
         return None
@@ -131,11 +129,26 @@ def open_cache(setting: str, reference: Path, precision: str) -> ReferenceCache 
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
+        if setting == "auto":
+            _warn_once(root, error)
+            return None
         raise UserError(
             f"pairs.reference_cache={setting}: {folder} cannot be written to ({error.strerror}): give another folder, "
             "or set it to no"
         ) from error
     return ReferenceCache(folder)
+
+
+@cache
+def _told(root: Path, reason: str) -> None:
+    echo(
+        f"  the reference cache {root} cannot be written to ({reason}): what is computed now is not kept for other"
+        " runs; pairs.reference_cache names another folder"
+    )
+
+
+def _warn_once(root: Path, error: OSError) -> None:
+    _told(root, error.strerror or str(error))
 
 
 def reference_key(folder: Path, precision: str) -> str:

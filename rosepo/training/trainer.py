@@ -6,7 +6,6 @@ import json
 import os
 import re
 import shutil
-import signal
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -14,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from rosepo.run.signals import handlers_kept
+from rosepo.run.signals import run_trainer
 from rosepo.run.training_progress import TrainingProgress
 from rosepo.training.checkpoint.checkpoint_files import FOLDER, of_another_version, remove_checkpoints, steps_done
 from rosepo.training.checkpoint.saver import agreed_start
 from rosepo.training.engine import prepare_process
-from rosepo.training.feed.feed import READ_AHEAD, feed_config, plan_dataset, streamed
+from rosepo.training.feed.feed import READ_AHEAD, LaggingView, feed_config, plan_dataset, streamed
 from rosepo.training.rank import tell_plain_rows, train_rank
 from rosepo.training.task import Task
 from rosepo.utils.console import Progress, echo
@@ -32,6 +31,14 @@ if TYPE_CHECKING:
 
 FIGURES_FILE = "_figures.json"
 """What rank 0 hands over, until it was read. Ray 2.55 does not pass on what a worker returns."""
+_LOST = re.compile(
+    r"gloo|NCCL|[Cc]onnection"
+    # What a broken GPU says. A device-side assert is the program's own, and would come again.
+    r"|ECC error|unspecified launch failure|\bXid\b|illegal memory access|fallen off the bus|GPU is lost"
+    r"|CUDA error: (?:unknown error|hardware stack error|misaligned address|illegal instruction)"
+    r"|CUDA-capable device\(s\) is/are busy|NVLink"
+)
+"""In the message of a RuntimeError: a connection or a device was lost; another try may go well, or get another node."""
 _LESS_MEMORY = "lower {name}.micro_batch_tokens or model.max_length, or set {name}.activation_checkpointing=true"
 
 
@@ -205,8 +212,8 @@ def lost_worker(error: BaseException) -> bool:
         return False
     return any(
         (_died(cause) and not isinstance(cause, torch.OutOfMemoryError))
-        or isinstance(cause, torch.distributed.DistError)
-        or (isinstance(cause, RuntimeError) and re.search(r"gloo|NCCL|[Cc]onnection", str(cause)) is not None)
+        or isinstance(cause, (torch.distributed.DistError, LaggingView))
+        or (isinstance(cause, RuntimeError) and _LOST.search(str(cause)) is not None)
         for cause in _causes(error).values()
     )
 
@@ -239,16 +246,3 @@ def _innermost(error: BaseException) -> BaseException:
             break
         error = inner
     return error
-
-
-def run_trainer(trainer: TorchTrainer) -> None:
-    """`trainer.fit()`, out of which Ctrl-C comes as KeyboardInterrupt.
-
-    While it trains, Ray Train has a handler of its own for Ctrl-C: it ends the workers, and then this process by a
-    SystemExit, whose code says nothing.
-    """
-    with handlers_kept(signal.SIGINT):
-        try:
-            trainer.fit()
-        except SystemExit as stopped:
-            raise KeyboardInterrupt from stopped

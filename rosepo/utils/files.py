@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import uuid
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,9 +31,15 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write aside, then rename: a reader sees the old file or the new one, never half of one."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    aside = aside_of(path)
     aside.write_text(text, encoding="utf-8")
     aside.replace(path)
+
+
+def aside_of(path: Path) -> Path:
+    """A hidden name beside `path` to write to before it is renamed, new at every call: on a disk that machines share,
+    processes of two containers may have one number."""
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
 
 
 def cache_folder() -> Path:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import multiprocessing
 import os
+import re
+import stat
 from pathlib import Path
 
 import pytest
 
-from rosepo.run.folders import continuing, replacing
+from rosepo.run.folders import LOCK_FILE, continuing, passing, replacing
 from rosepo.run.manifest import MANIFEST, read_manifest
 from rosepo.utils.errors import UserError
-from rosepo.utils.files import digest, write_json
+from rosepo.utils.files import aside_of, digest, write_json
 
 
 def test_a_folder_appears_only_when_its_work_ended_well(tmp_path: Path) -> None:
@@ -52,10 +56,54 @@ def test_what_a_killed_process_left_is_cleared_by_the_next(tmp_path: Path) -> No
     process = multiprocessing.get_context("spawn").Process(target=_die_half_way, args=(folder,))
     process.start()
     process.join()
-    assert [path.name for path in tmp_path.iterdir()] == [f".table.{process.pid}.tmp"]
+    (left,) = tmp_path.iterdir()
+    assert re.fullmatch(rf"\.table\.[0-9a-f]+-{process.pid}-[0-9a-f]+\.tmp", left.name)
     with replacing(folder) as aside:
         (aside / "part").write_text("1")
     assert [path.name for path in tmp_path.iterdir()] == ["table"]
+
+
+def test_a_folder_of_another_machine_is_left_whatever_its_process_number(tmp_path: Path) -> None:
+    folder = tmp_path / "table"
+    with passing(folder) as aside:
+        machine, pid, one = aside.name.removeprefix(".table.").removesuffix(".tmp").split("-")
+    for name in (f".table.{machine[::-1]}-{2**30}-{one}.tmp", f".table.{2**30}.tmp", f".table.{machine}-{pid}-0.tmp"):
+        (tmp_path / name).mkdir()
+    (tmp_path / f".table.{machine}-{2**30}-{one}.tmp").mkdir()
+    before = {path.name for path in tmp_path.iterdir()}
+    with replacing(folder):
+        pass
+    gone = before - {path.name for path in tmp_path.iterdir()}
+    assert gone == {f".table.{machine}-{2**30}-{one}.tmp"}
+
+
+def test_two_writers_of_one_process_number_have_names_of_their_own(tmp_path: Path) -> None:
+    with passing(tmp_path / "table") as one, passing(tmp_path / "table") as other:
+        assert one != other
+        assert one.exists()
+    assert aside_of(tmp_path / "a.json") != aside_of(tmp_path / "a.json")
+
+
+@pytest.mark.parametrize("files_too", [False, True])
+def test_where_directories_cannot_be_locked_a_file_is_and_where_nothing_can_it_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], files_too: bool
+) -> None:
+    lock = fcntl.flock
+
+    def as_on_nfs(handle: int, how: int) -> None:
+        if files_too or stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(errno.EBADF, "Bad file descriptor")
+        lock(handle, how)
+
+    monkeypatch.setattr(fcntl, "flock", as_on_nfs)
+    with continuing(tmp_path / "table", "key"):
+        rival = (tmp_path / LOCK_FILE).open("r+")
+        if files_too:
+            lock(rival, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        else:
+            with pytest.raises(BlockingIOError):
+                lock(rival, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    assert ("cannot be locked (Bad file descriptor)" in capsys.readouterr().err) == files_too
 
 
 def test_a_manifest_that_is_missing_or_broken_counts_as_none(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from rosepo.sampling.audit import audit_groups
 from rosepo.sampling.pairs import pairs
 from rosepo.sampling.strategies.example_batch import Examples
 from rosepo.utils.errors import UserError
+from rosepo.utils.log_shares import from_codes
 from tests.helpers import tiny_catalogue, tiny_model, tiny_tokenizer, with_candidates
 from tests.sampling.runs import N_ITEMS, borrow, configure, read
 
@@ -159,7 +160,8 @@ def test_titles_drawn_from_the_oracle_and_the_policy_make_groups(
         assert set(other["rejected_items"]) <= set(answers[0].tolist())
     both = read(tmp_path / "both")
     assert {name for names in both["strategy"].to_pylist() for name in names} == {"policy", "oracle"}
-    whole = both["oracle_shares"].combine_chunks().flatten().to_numpy(zero_copy_only=False).reshape(len(both), -1)
+    codes = both["oracle_shares"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    whole = from_codes(codes).reshape(len(both), -1)
     for row, found in list(zip(both.to_pylist(), whole, strict=True))[::40]:
         example = source[row["example_id"]]
         known = np.array([*example["history"], example["target"]])

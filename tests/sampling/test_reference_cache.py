@@ -107,6 +107,19 @@ def test_template_tokenizer_and_quantization_are_part_of_the_key(reference: Path
     assert len(keys) == 4
 
 
+def test_a_cache_that_cannot_be_written_is_told_once_and_nothing_stops(
+    reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    cache = ReferenceCache(tmp_path / "file" / "of-a-model")
+    for name in IDS:
+        cache.write(cache.key([name], PROMPTS[:1], COMPLETIONS[:1]), [name], np.zeros((1, 2), np.float32))
+    assert capsys.readouterr().err.count("cannot be written to") == 1
+    monkeypatch.setenv("ROSEPO_CACHE", str(tmp_path / "file"))
+    assert open_cache("auto", reference, "float32") is None
+    assert "cannot be written to" in capsys.readouterr().err
+
+
 def test_no_keeps_nothing_and_auto_goes_to_the_users_cache(
     reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

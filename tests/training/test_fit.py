@@ -13,8 +13,9 @@ from torch import nn
 
 from rosepo.training.align import align, align_in_process
 from rosepo.training.checkpoint.checkpoint_files import FOLDER, newest_checkpoint
+from rosepo.training.feed.feed import LaggingView
 from rosepo.training.sft import SftTask, sft_task
-from rosepo.training.trainer import fit, told_by_worker
+from rosepo.training.trainer import fit, lost_worker, told_by_worker
 from rosepo.utils.errors import StageError, UserError
 from rosepo.utils.files import write_json
 from tests.training.tiny_run import assert_same_training, lines, tiny_config
@@ -87,3 +88,23 @@ def test_what_a_worker_tells_the_user_is_found_whatever_else_failed():
     assert told_by_worker(SimpleNamespace(worker_failures=failures)) is failures[1]
     del failures[1]
     assert told_by_worker(SimpleNamespace(worker_failures=failures)) is None
+
+
+@pytest.mark.parametrize(
+    ("message", "again"),
+    [
+        ("CUDA error: uncorrectable ECC error encountered", True),
+        ("CUDA error: unspecified launch failure", True),
+        ("CUDA error: an illegal memory access was encountered", True),
+        ("NVRM: Xid (PCI:0000:3b:00): 79, GPU has fallen off the bus", True),
+        ("NCCL error: unhandled system error", True),
+        ("CUDA error: device-side assert triggered", False),
+        ("mat1 and mat2 shapes cannot be multiplied (2x3 and 4x5)", False),
+    ],
+)
+def test_a_broken_gpu_is_tried_again_and_an_error_of_the_program_is_not(message, again):
+    assert lost_worker(SimpleNamespace(worker_failures={1: RuntimeError(message)})) == again
+
+
+def test_a_view_of_the_disk_that_is_behind_is_tried_again():
+    assert lost_worker(SimpleNamespace(worker_failures={0: LaggingView("the data begin with step 4")}))

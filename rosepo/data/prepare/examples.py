@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from rosepo.data.prepare.log import Arrays
 from rosepo.data.prepare.ties import tied
 from rosepo.data.seen import SEQUENCES
 from rosepo.utils.arrays import ranges, segment_starts
+from rosepo.utils.files import aside_of
 from rosepo.utils.list_columns import list_column
 
 ROW_GROUP = 16_384
@@ -199,6 +199,6 @@ def _windows(items: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> pa.L
 
 def _write(table: pa.Table, path: Path) -> None:
     # Aside and then renamed: a task that Ray runs again must not leave half a file.
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    aside = aside_of(path)
     pq.write_table(table, aside, compression="zstd", row_group_size=ROW_GROUP)
     aside.replace(path)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import uuid
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from rosepo.utils.console import echo
 from rosepo.utils.errors import UserError, said
-from rosepo.utils.files import cache_folder, digest
+from rosepo.utils.files import aside_of, cache_folder, digest
 
 SUFFIX = ".gguf"
 
@@ -53,7 +52,7 @@ def plain_folder(file: Path) -> Path:
     except ImportError as error:
         raise UserError(f"model.path={file} needs the library gguf: pip install 'rosepo[gguf]'") from error
     echo(f"  {file.name} is made into a model folder, once: {folder}")
-    aside = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
+    aside = aside_of(folder)
     try:
         aside.mkdir(parents=True)
         _convert(file, aside)

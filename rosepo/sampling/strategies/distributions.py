@@ -16,6 +16,7 @@ from rosepo.data.random import Draws, gumbel_noise
 from rosepo.sampling.strategies.example_batch import Examples
 from rosepo.sampling.strategies.protocol import Answers, CatalogueScores, Strategy, StrategyInputs
 from rosepo.utils.errors import StageError
+from rosepo.utils.log_shares import to_codes
 
 CELLS = 1 << 22
 """Scores of the whole catalogue that are held at once."""
@@ -62,16 +63,16 @@ class FromOracle:
         Returns:
             ``rest = log sum exp f`` over the titles that can be drawn, float32 [N]: ``exp(f - rest)`` is a title's
             chance to be the first, and ``sigmoid(f - rest)`` the target's share where it belongs to the distribution
-            too. With `whole` that chance of every title, float16 [N, n_items], 0 where it cannot be drawn.
+            too. With `whole` the codes of that chance of every title (`utils.log_shares`), uint16 [N, n_items].
         """
         rest = np.empty(len(examples), dtype=np.float32)
-        shares = np.empty((len(examples), examples.n_items), dtype=np.float16) if whole else None
+        shares = np.empty((len(examples), examples.n_items), dtype=np.uint16) if whole else None
         for rows, scores in self._blocks(examples):
             scores = scores.astype(np.float64)
             total = logsumexp(scores, axis=1)
             rest[rows] = total
             if shares is not None:
-                shares[rows] = np.exp(scores - total[:, None])
+                shares[rows] = to_codes(scores - total[:, None])
         return rest, shares
 
     def _blocks(self, examples: Examples) -> Iterator[tuple[np.ndarray, np.ndarray]]:

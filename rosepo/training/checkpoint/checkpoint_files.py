@@ -24,7 +24,7 @@ import numpy as np
 
 from rosepo.training.checkpoint.pieces import PieceReader, Place, opened, write_pieces
 from rosepo.utils.errors import StageError
-from rosepo.utils.files import write_json
+from rosepo.utils.files import aside_of, write_json
 
 FOLDER = "_checkpoints"
 FORMAT = 2
@@ -192,7 +192,7 @@ class CheckpointWriter:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             path = folder / _RANK.format(self.rank, self.world)
-            aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+            aside = aside_of(path)
             write_pieces(aside, pieces, places)
             self._read.set()
             with aside.open("rb") as file:

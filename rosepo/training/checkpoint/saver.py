@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import shutil
 import time
 from pathlib import Path
@@ -32,12 +33,17 @@ from rosepo.training.metric_log import Averages, all_sum
 from rosepo.training.task import Task
 from rosepo.training.validation import Best
 from rosepo.training.zero import WEIGHT, master_shares, moment_shares
+from rosepo.utils.errors import StageError
 from rosepo.utils.files import digest
 
 SHARE = 20
 """Checkpoints in a run where `checkpoint_every` is unset, …"""
 LEAST_STEPS = 10
 """… this many steps apart at least."""
+
+
+LAG = 120.0
+"""Seconds that a checkpoint of other ranks is waited for: NFS may hide a new file for 60."""
 
 
 def checkpoint_interval(train: TrainConfig, steps: int) -> int:
@@ -71,7 +77,23 @@ def agreed_start(task: Task, out: Path) -> Checkpoint | None:
 
 
 def _at(out: Path, step: int) -> Checkpoint:
-    return next(found for found in complete_checkpoints(out) if found.step == step)
+    """The checkpoint of a step that is known to be complete, waited for where this machine's view of a shared disk is
+    behind.
+
+    Raises:
+        StageError: it does not show within `LAG` seconds.
+    """
+    end = time.monotonic() + LAG
+    while True:
+        for found in complete_checkpoints(out):
+            if found.step == step:
+                return found
+        if time.monotonic() > end:
+            raise StageError(
+                f"the checkpoint of step {step:,} is not to be seen whole in {out / FOLDER} on {platform.node()} after "
+                f"{LAG:g} s: see to it that all nodes share --out, and run the same command again"
+            )
+        time.sleep(min(1.0, LAG))
 
 
 class Saver:

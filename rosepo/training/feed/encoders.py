@@ -23,6 +23,7 @@ from rosepo.training.feed.micro_batching import bounded, shared_by_tokens, share
 from rosepo.training.feed.plan import Arrays
 from rosepo.training.feed.trie_targets import TrieTargets
 from rosepo.utils.errors import UserError
+from rosepo.utils.log_shares import from_codes
 
 PAD_MULTIPLE = 8
 """Trajectories of a small catalogue are a few dozen tokens: half of a step would be padding at larger sizes."""
@@ -168,11 +169,11 @@ def _completions(table: dict[str, list[Any]]) -> list[list[Any]]:
 
 
 def _shares(rows: pa.Table) -> np.ndarray | None:
-    """The oracle's shares of every title, float16 [n, n_items], where their column is fed."""
+    """The oracle's shares of every title, float64 [n, n_items], where their column is fed."""
     if SHARES_COLUMN not in rows.column_names:
         return None
-    shares: np.ndarray = rows[SHARES_COLUMN].combine_chunks().flatten().to_numpy(zero_copy_only=False)
-    return shares.reshape(len(rows), -1)
+    codes: np.ndarray = rows[SHARES_COLUMN].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    return from_codes(codes).reshape(len(rows), -1)
 
 
 def _micro_batch(

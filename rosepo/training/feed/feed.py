@@ -41,6 +41,10 @@ _READY_BATCHES = 4
 READ_AHEAD = 2
 
 
+class LaggingView(RuntimeError):
+    """A rank's view of a shared disk is behind the controller's: what the two see differs for a minute at most."""
+
+
 def micro_batches(plan: FeedPlan, rank: int, world: int, steps: range | None = None) -> Iterator[Arrays]:
     """The micro-batches of one rank, step after step, made in this process: see `RankReader.step`."""
     reader = RankReader(plan, rank, world)
@@ -52,7 +56,8 @@ def streamed(shard: DataIterator, start: int = 0, ahead: int = READ_AHEAD) -> It
     """The same micro-batches out of the rank's Ray Data shard, which fills from now on, while the model is built.
 
     Args:
-        start: the step that the training begins with, counted from 0: a stream of another one is an error.
+        start: the step that the training begins with, counted from 0: what a stream has before it is passed over,
+            and one that begins later is an error (`LaggingView`).
         ahead: micro-batches that Ray Data has to have read before it hands out the one in front of them; 0 where those
             may still have to be waited for, as in a table that grows.
     """
@@ -62,8 +67,11 @@ def streamed(shard: DataIterator, start: int = 0, ahead: int = READ_AHEAD) -> It
         try:
             first = True
             for batch in shard.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=ahead):
-                if first and batch["step"][0].as_py() != start:
-                    raise RuntimeError(f"the data begin with step {batch['step'][0]} and training with step {start}")
+                step = batch["step"][0].as_py()
+                if first and step < start:
+                    continue  # whoever gave out the stream did not see the newest checkpoint on a shared disk yet
+                if first and step != start:
+                    raise LaggingView(f"the data begin with step {step} and training with step {start}")
                 first = False
                 ready.put(unpack(batch))
             ready.put(None)

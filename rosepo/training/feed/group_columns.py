@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from rosepo.config import LOSSES, Config
 from rosepo.run.paths import RunPaths
@@ -16,7 +17,7 @@ from rosepo.training.feed.encoders import (
     USER_COLUMN,
     run_bounds,
 )
-from rosepo.training.feed.parquet_rows import ParquetRows
+from rosepo.training.feed.parquet_rows import ParquetRows, part_files
 from rosepo.utils.errors import UserError
 
 _OF_INPUT: dict[str, tuple[str, ...]] = {
@@ -73,6 +74,13 @@ def groups_table(columns: list[str], paths: RunPaths, loss: str) -> ParquetRows:
             f"{paths.groups} has no column '{SHARES_COLUMN}', which align.loss={loss} reads with "
             "pairs.oracle_whole=true: run `rosepo pairs --overwrite` again"
         )
+    if SHARES_COLUMN in columns and not missing:
+        kind = pq.read_schema(part_files(paths.groups)[0]).field(SHARES_COLUMN).type
+        if kind.value_type != pa.uint16():
+            raise UserError(
+                f"{paths.groups} has '{SHARES_COLUMN}' as {kind.value_type}, as an older version wrote it, not the "
+                "codes (uint16) that are read now: run `rosepo pairs --overwrite` again"
+            )
     if missing == ["oracle_rest"]:
         raise UserError(
             f"{paths.groups} has no column 'oracle_rest', which align.loss={loss} reads: its titles were not drawn "

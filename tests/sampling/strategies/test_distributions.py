@@ -19,6 +19,7 @@ from rosepo.sampling.strategies import distributions
 from rosepo.sampling.strategies.distributions import FromOracle, FromPolicy, draw_titles
 from rosepo.sampling.strategies.example_batch import Examples
 from rosepo.utils.errors import StageError
+from rosepo.utils.log_shares import from_codes
 from tests.helpers import examples_of, tiny_builder, tiny_model
 from tests.sampling.strategies.test_strategies import batches, check_promises
 
@@ -66,6 +67,7 @@ def test_the_oracle_s_best_titles_alone_are_drawn_where_that_is_asked() -> None:
     assert set(strategy(examples, 1, stream(examples.keys, 0, "oracle")).ravel().tolist()) == {1, 3}
     assert (strategy(examples, 3, stream(examples.keys, 0, "oracle"))[:, 2] == -1).all()
     rest, shares = strategy.odds(examples, whole=True)
+    shares = from_codes(shares)
     assert np.allclose(rest, special.logsumexp(LOGITS[[1, 3]]))
     assert np.allclose(shares[:, [1, 3]], special.softmax(LOGITS[[1, 3]]), rtol=1e-3)
     assert not shares[:, [0, 2, 4, 5]].any()

@@ -17,7 +17,14 @@ from rosepo.pipeline.fingerprints import stage_settings
 from rosepo.run.paths import RunPaths
 from rosepo.run.stages import find_stage
 from rosepo.training.align import align_task
-from rosepo.training.checkpoint.checkpoint_files import FOLDER, Checkpoint, complete_checkpoints, newest_checkpoint
+from rosepo.training.checkpoint import saver
+from rosepo.training.checkpoint.checkpoint_files import (
+    FOLDER,
+    Checkpoint,
+    CheckpointWriter,
+    complete_checkpoints,
+    newest_checkpoint,
+)
 from rosepo.training.checkpoint.saver import agreed_start, origin_of
 from rosepo.training.engine import prepare_process
 from rosepo.training.feed.feed import micro_batches
@@ -304,3 +311,24 @@ def train_each(rank: int, run: str, configs: dict[str, Config], out: str) -> Non
     """One rank of several trainings, one after another."""
     for name, config in configs.items():
         resumed(sft_task(config, RunPaths(Path(run))), Path(out) / name)
+
+
+def test_a_checkpoint_that_a_shared_disk_hides_is_waited_for_and_then_told(tmp_path, monkeypatch):
+    writer = CheckpointWriter(tmp_path, "sft", 0, 1, 1)
+    writer.write(3, {"weight/a": np.ones(2, np.float32)}, {"origin": "x"})
+    writer.wait()
+    folder = tmp_path / FOLDER
+    folder.rename(tmp_path / "hidden")
+    looks = []
+
+    def shown_later(seconds: float) -> None:
+        looks.append(seconds)
+        if len(looks) == 3:
+            (tmp_path / "hidden").rename(folder)
+
+    monkeypatch.setattr(saver.time, "sleep", shown_later)
+    assert saver._at(tmp_path, 3).step == 3
+    assert len(looks) == 3
+    monkeypatch.setattr(saver, "LAG", 0.0)
+    with pytest.raises(StageError, match=r"step 9 is not to be seen whole in .*_checkpoints.* share --out"):
+        saver._at(tmp_path, 9)

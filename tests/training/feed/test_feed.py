@@ -230,3 +230,20 @@ def test_all_streams_together_leave_most_of_the_object_store(
 ) -> None:
     plan = FeedPlan(tmp_path, (), Deadly(), n_rows=1, batch_size=1, micro_batch_size=1, seed=0, epochs=1.0)
     assert feed.stream_bytes(plan, int(block_mib * 2**20), store_gib * 2**30, world) == mib * 2**20
+
+
+class Shard:
+    """One rank's blocks, a step a block."""
+
+    def __init__(self, steps: range) -> None:
+        self.steps = steps
+
+    def iter_batches(self, **_: object):
+        for step in self.steps:
+            yield pack({"step": np.array(step)}).append_column("step", pa.array([step]))
+
+
+def test_a_stream_that_begins_before_the_training_is_passed_over_and_one_that_begins_later_is_told():
+    assert [int(arrays["step"]) for arrays in feed.streamed(Shard(range(2, 7)), start=4)] == [4, 5, 6]
+    with pytest.raises(feed.LaggingView, match="begin with step 4 and training with step 2"):
+        list(feed.streamed(Shard(range(4, 7)), start=2))

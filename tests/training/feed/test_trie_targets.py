@@ -28,6 +28,7 @@ from rosepo.training.align_task import _at_branchings
 from rosepo.training.feed.feed import micro_batches
 from rosepo.training.feed.trie_targets import TrieTargets
 from rosepo.utils.errors import UserError
+from rosepo.utils.log_shares import from_codes, to_codes
 from tests.helpers import tiny_builder, tiny_model
 from tests.training.tiny_run import lines, tiny_config
 
@@ -156,6 +157,19 @@ def test_training_comes_nearer_to_the_whole_distribution(run, tmp_path):
     assert figures["validation_target_kl"] < found[0]
 
 
+def test_shares_as_an_older_version_wrote_them_are_refused(run, tmp_path):
+    other = with_shares(run, tmp_path)
+    path = other.groups / "part-00000.parquet"
+    table = pq.read_table(path)
+    codes = table["oracle_shares"].combine_chunks()
+    halves = pa.array(from_codes(codes.flatten().to_numpy()).astype(np.float16))
+    old = pa.FixedSizeListArray.from_arrays(halves, codes.type.list_size)
+    place = table.column_names.index("oracle_shares")
+    pq.write_table(table.set_column(place, "oracle_shares", old), path)
+    with pytest.raises(UserError, match=r"'oracle_shares' as halffloat, as an older version wrote it.*--overwrite"):
+        align_task(distilling(), other)
+
+
 def test_groups_without_the_column_and_models_without_shared_rows_are_refused(run, tmp_path):
     with pytest.raises(UserError, match=r"no column 'oracle_shares', .*pairs\.oracle_whole=true: run `rosepo pairs"):
         align_task(distilling(), with_shares(run, tmp_path, shares=False))
@@ -188,8 +202,8 @@ def with_shares(run: RunPaths, folder: Any, shares: bool = True) -> RunPaths:
         scores[target] += 3.0
         can = np.setdiff1d(np.arange(len(catalogue)), [*history, target])
         rest = logsumexp(scores[can])
-        whole = np.zeros(len(catalogue), dtype=np.float16)
-        whole[can] = np.exp(scores[can] - rest)
+        whole = np.zeros(len(catalogue), dtype=np.uint16)
+        whole[can] = to_codes(scores[can] - rest)
         items = [target, *rng.choice(can, 2, replace=False, p=softmax(scores[can].astype(float)))]
         ids = [builder.completion(int(item)).tolist() for item in items]
         made.append(
