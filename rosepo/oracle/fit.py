@@ -1,8 +1,8 @@
 """SASRec on Ray Train: the models of all users, then, for each fold, those without its users, in one start of workers.
 
 A catalogue's sequences are a few integers an interaction, so every worker reads and holds them all. Which users a step
-takes follows from (seed, epoch) alone and each rank takes its stride of them: all ranks make the same number of steps by
-construction, and a step's loss is the mean over all its targets, however many workers share it.
+takes follows from (seed, epoch) alone and each rank takes its stride of them: all ranks make the same number of steps
+by construction, and a step's loss is the mean over all its targets, however many workers share it.
 """
 
 from __future__ import annotations
