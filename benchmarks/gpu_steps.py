@@ -96,7 +96,7 @@ def steps(
         precision="bfloat16", batch_size=shape.groups, micro_batch_size=shape.groups, beta=BETA, warmup_fraction=0.0
     )
     reset_peak(device)
-    engine = Engine(LogpsModel(model, **options).train(), train, 1000, 1)
+    engine = Engine(LogpsModel(model, **options).train(), train, 1000)
     del model
     try:
         taken = [_step(engine, batch, negatives, device) for _ in range(4 if quick else 7)][1 if quick else 2 :]

@@ -16,8 +16,8 @@ from benchmarks import synthetic
 from benchmarks.reference import groups as random_groups
 from rosepo.config import Config, parse_config
 from rosepo.data.catalogue import Catalogue
+from rosepo.lm.cards.record import model_record
 from rosepo.lm.model.policy import save_policy, train_tokenizer
-from rosepo.lm.model.record import model_record
 from rosepo.lm.rows.logps import LogpsModel
 from rosepo.lm.titles.title_scores import reference_logps
 from rosepo.run.paths import RunPaths

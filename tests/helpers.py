@@ -26,6 +26,12 @@ ATTENTIONS = [
 ]
 """Gemma 2 caps the scores of attention, which SDPA cannot."""
 
+CHAT = (
+    "{{ bos_token }}{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}<|eos|>\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+)
+"""A chat template for the scratch tokenizer."""
+
 _WORDS = [
     "Night",
     "of the",
@@ -108,9 +114,11 @@ def tiny_builder(
     max_length: int = 256,
     vocab_size: int = 400,
     whole: bool = False,
+    chat: bool = False,
 ) -> PromptBuilder:
-    """Prompts over `tiny_catalogue(n)` with `tiny_tokenizer(n)`."""
+    """Prompts over `tiny_catalogue(n)` with `tiny_tokenizer(n)`; with `chat` that has a chat template."""
     tokenizer = tiny_tokenizer(n, vocab_size, whole)
+    tokenizer.chat_template = CHAT if chat else None
     return PromptBuilder(tokenizer, tiny_catalogue(n).titles, template or TemplateConfig(), max_length)
 
 

@@ -7,21 +7,27 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import ceiling, dpo, gpu, reference, synthetic, trajectory
+from benchmarks import ceiling, dpo, gpu, new_items, reference, synthetic, trajectory
 from benchmarks.command import Source, chosen
 from benchmarks.flops import Size, Work, peak_flops, size_of, step_flops, work_of
 from benchmarks.groups_run import make_run, read_groups, split_table, write_groups, write_model
 from benchmarks.ranks import on_ranks
 from benchmarks.scaling import rank_training
+from rosepo.config import load_config
+from rosepo.data.added_items import with_items
+from rosepo.data.catalogue import Catalogue
 from rosepo.lm.rows.batch import collate
 from rosepo.lm.rows.logps import LogpsModel
 from rosepo.lm.rows.rows import group_row
 from rosepo.run.paths import RunPaths
-from tests.helpers import tiny_model
+from tests.evaluation.runs import write_examples
+from tests.helpers import tiny_catalogue, tiny_model
 
 TINY = synthetic.SHAPE.model_copy(
     update={"hidden_size": 16, "layers": 2, "heads": 2, "intermediate_size": 32, "vocab_size": 400}
@@ -172,3 +178,36 @@ def test_a_ceiling_counts_a_tie_against_the_target() -> None:
     scores = np.array([[0.0, 2.0, 1.0, 1.0], [3.0, -np.inf, 3.0, 3.0]])
     assert ceiling.ranks_in(scores, np.array([1, 0])).tolist() == [0, 2]
     assert ceiling.ranks_in(scores, np.array([2, 3])).tolist() == [2, 2]
+
+
+def test_items_that_are_held_out_are_nowhere_in_the_log_and_targets_alone_afterwards(tmp_path: Path) -> None:
+    catalogue, full = tiny_catalogue(30), tmp_path / "full"
+    write_examples(full, catalogue, users=40)
+    ids, titles = catalogue.item_ids.tolist(), catalogue.titles
+    log = {"user_id": [item % 7 for item in ids], "item_id": ids, "timestamp": list(range(30))}
+    pq.write_table(pa.table(log), tmp_path / "log.parquet")
+    pq.write_table(pa.table({"item_id": [*ids, 999], "title": [*titles, "Seldom"]}), tmp_path / "all.parquet")
+    config = load_config(None, [f"data.interactions={tmp_path}/log.parquet", f"data.items={tmp_path}/all.parquet"])
+    held = new_items.hold_out(config, tmp_path, 0.3)
+    assert 3 < len(held) < 15
+    left, kept, new = (
+        pq.read_table(tmp_path / f"{name}.parquet")["item_id"].to_pylist() for name in ("interactions", "items", "new")
+    )
+    assert set(new) == held < set(ids)
+    assert sorted(left) == sorted(set(ids) - held)
+    assert set(kept) == {*ids, 999} - held
+    run = [item for item in ids if item not in held and item != ids[4]]  # one more that the run does not keep
+    places = [ids.index(item) for item in run]
+    own = Catalogue(np.array(run), [titles[place] for place in places], [()] * len(run), np.ones(len(run), np.int64))
+    more, _ = with_items(own, config, str(tmp_path / "new.parquet"), "new")
+    found = new_items.new_targets(RunPaths(full).examples, held, more, tmp_path)
+    examples = [
+        row
+        for row in pq.read_table(full / "examples" / "part-00000.parquet").to_pylist()
+        if row["split"] != "train" and ids[row["target"]] in held
+    ]
+    assert len(found.targets) == len(examples) > 5
+    assert set(found.targets) <= held
+    expected = {(row["user_id"], ids[row["target"]]): [ids[item] for item in row["history"]] for row in examples}
+    for user, history, target in zip(found.users, found.histories, found.targets, strict=True):
+        assert history == [item for item in expected[user, target] if item != ids[4]]

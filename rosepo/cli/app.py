@@ -12,6 +12,7 @@ import rosepo
 from rosepo.cli.exit_codes import ends_clearly
 from rosepo.cli.help import stage_help
 from rosepo.cli.options import (
+    AddItemsOption,
     ConfigOption,
     DebugOption,
     InteractionsOption,
@@ -147,11 +148,13 @@ def evaluate(
             "list `items` of titles or ids, or item_id with rank or score; may be repeated.",
         ),
     ] = None,
+    add_items: AddItemsOption = None,
     overwrite: OverwriteOption = False,
     debug: DebugOption = False,
 ) -> None:
     external = {"models": model, "predictions": predictions}
     settings = [f"evaluate.{key}=[{', '.join(map(quoted, found))}]" for key, found in external.items() if found]
+    settings += [f"evaluate.add_items={quoted(add_items)}"] if add_items is not None else []
     run_named(resolve(out, config, [*settings, *(set_ or [])]), out, "evaluate", overwrite, debug)
 
 

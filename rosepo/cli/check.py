@@ -16,6 +16,7 @@ from rosepo.run.paths import of_round
 from rosepo.run.ray_session import local_cpus
 from rosepo.run.resources import request_of
 from rosepo.run.stages import names_of_run
+from rosepo.training.feed.micro_batching import most_tokens
 from rosepo.training.feed.schedule import Schedule
 from rosepo.utils.console import echo, table
 
@@ -65,7 +66,8 @@ def run_check(config: Config, root: Path, measured: bool = False, debug: bool = 
     model = _model(config, data)
     echo(table(list(model["shown"].items())))
     echo("work")
-    echo(table(_work(config, data, model["facts"]), header=("stage", "rows", "steps", "memory a process, at least")))
+    header = ("stage", "rows", "steps", "memory a process, at least", "with full micro-batches")
+    echo(table(_work(config, data, model["facts"]), header=header))
     echo("resources")
     echo(table(_resources(config), header=("stage", "processes", "CPUs in all", "CPUs there")))
     _say_outputs(config, root)
@@ -121,32 +123,38 @@ def _model(config: Config, data: dict[str, Any]) -> dict[str, Any]:
         "positions": facts["max_positions"] or "no limit named",
         "shared prefix": "yes" if facts["shared_prefix"] else "no: one row a completion, slower",
     }
-    builder = _sample_builder(config)
+    builder, told = _sample_builder(config)
+    if told is not None:
+        shown["chat template"] = told
     mean, longest = float(builder.lengths.mean()), int(builder.lengths.max())
+    piece = float(builder.piece_lengths.mean())
     shown["title tokens"] = f"{mean:.1f} on average, {longest} at most (of {len(builder):,} titles)"
     room = config.model.max_length - builder.template_tokens - builder.longest_completion
-    listed = config.prepare.candidates * (mean + len(builder.separator)) if builder.lists_candidates else 0.0
+    listed = config.prepare.candidates * piece if builder.lists_candidates else 0.0
     room -= int(listed)
-    history = max(0, min(config.prepare.max_history, int(room / (mean + len(builder.separator)))))
+    history = max(0, min(config.prepare.max_history, int(room / piece)))
     shown["history"] = f"about {history} items fit in model.max_length={config.model.max_length}"
     if data["exact"]:
-        titles = data["mean_history"]["train"] * (mean + len(builder.separator)) + mean + 1
+        titles = data["mean_history"]["train"] * piece + mean + 1
         facts["row_tokens"] = min(config.model.max_length, builder.template_tokens + listed + titles)
     else:
         facts["row_tokens"] = config.model.max_length
     return {"facts": facts, "shown": shown}
 
 
-def _sample_builder(config: Config) -> PromptBuilder:
-    """Prompts over the first titles of the items file and the longest one.
+def _sample_builder(config: Config) -> tuple[PromptBuilder, str | None]:
+    """Prompts over the first titles of the items file and the longest one, and what is to be said of a pretrained
+    model's chat template.
 
     Raises:
         UserError: titles that cannot be told apart, or do not fit.
     """
     import numpy as np
 
+    from rosepo.data.chat import unused
     from rosepo.data.prompts import PromptBuilder
     from rosepo.data.readers.interactions import read_items
+    from rosepo.lm.cards.usage import chat_use
     from rosepo.lm.model.loading import load_tokenizer
     from rosepo.lm.model.scratch import train_tokenizer
 
@@ -157,22 +165,29 @@ def _sample_builder(config: Config) -> PromptBuilder:
         tokenizer: Any = train_tokenizer(titles, np.ones(len(titles), np.int64), model.scratch_config, model.template)
     else:
         tokenizer = load_tokenizer(model.path, model.revision)
-    return PromptBuilder(tokenizer, titles, model.template, model.max_length)
+    builder = PromptBuilder(tokenizer, titles, model.template, model.max_length)
+    if model.path is None:
+        return builder, None
+    chat = chat_use(builder, tokenizer, titles)
+    if chat is None:
+        return builder, f"not used: {unused(tokenizer, model.template)}"
+    return builder, f"used; ids are those of apply_chat_template {chat.told}"
 
 
 def _work(config: Config, data: dict[str, Any], facts: dict[str, Any]) -> list[list[Any]]:
     if not data["exact"]:
-        return [["sft", "unknown before prepare", "", _memory(config.sft, facts)]]
+        return [["sft", "unknown before prepare", "", *_memories(config, "sft", facts)]]
     groups = data["examples"]["train"]
     if config.pairs.newest is not None:
         groups = min(groups, config.pairs.newest * data["users"])
     # Rows of a step are users where rows are trajectories; those without a training example are few.
     aligned = min(groups, data["users"]) if config.trajectories else groups
     tuned = data["examples"]["train"] if config.model.template.candidates else data["trajectories"]
-    rows = [["sft", tuned, _steps(config.sft, tuned), _memory(config.sft, facts)]]
+    rows = [["sft", tuned, _steps(config.sft, tuned), *_memories(config, "sft", facts)]]
     for number in range(1, config.pairs.rounds + 1):
-        rows.append([of_round("pairs", number), groups, "", ""])
-        rows.append([of_round("align", number), aligned, _steps(config.align, aligned), _memory(config.align, facts)])
+        rows.append([of_round("pairs", number), groups, "", "", ""])
+        told = _memories(config, "align", facts)
+        rows.append([of_round("align", number), aligned, _steps(config.align, aligned), *told])
     return rows
 
 
@@ -180,9 +195,21 @@ def _steps(train: TrainConfig, rows: int) -> int:
     return Schedule(rows, train.batch_size, seed=0, epochs=train.epochs).steps
 
 
-def _memory(train: TrainConfig, facts: dict[str, Any]) -> str:
-    """One worker's weights, gradients and optimizer states as ZeRO shares them out, and a micro-batch's activations;
-    without what is offloaded, which lies in the CPU's memory."""
+def _memories(config: Config, stage: str, facts: dict[str, Any]) -> tuple[str, str]:
+    """Of one worker: with micro-batches of mean rows, and with one of as many tokens as there can be, each of which
+    predicts another."""
+    from rosepo.lm.rows.target_logps import MAX_LOGITS
+
+    train: TrainConfig = getattr(config, stage)
+    most = most_tokens(train, config.full_row(stage))
+    mean = min(int(facts["row_tokens"] * train.micro_batch_size), most)
+    logits = min(most * facts["vocabulary"], MAX_LOGITS)
+    return _memory(train, facts, mean), _memory(train, facts, most, logits)
+
+
+def _memory(train: TrainConfig, facts: dict[str, Any], tokens: int, logits: int = 0) -> str:
+    """One worker's weights, gradients and optimizer states as ZeRO shares them out, and the activations and logits of a
+    micro-batch of so many; without what is offloaded, which lies in the CPU's memory."""
     # bfloat16 with ZeRO-0 is autocast: the weights stay as they are (`Engine`).
     weights, gradients, optimizer = BYTES_A_STATE["float32" if train.zero_stage == 0 else train.precision]
     optimizer += 0 if train.ema is None else BYTES_MEAN
@@ -198,8 +225,8 @@ def _memory(train: TrainConfig, facts: dict[str, Any]) -> str:
     # Korthikanti et al. (arXiv 2205.05198), equation 1: 34 bytes a token, layer and hidden unit at two bytes a number.
     a_layer = 2 if train.activation_checkpointing else 34
     number = 2 if train.precision == "bfloat16" else 4
-    tokens = facts["row_tokens"] * train.micro_batch_size
     states += a_layer * number / 2 * facts["layers"] * facts["hidden_size"] * tokens
+    states += logits * (number + 4)  # and their log-probabilities in float32
     return f"{states / 2**30:,.2f} GiB"
 
 

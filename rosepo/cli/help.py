@@ -65,7 +65,8 @@ _HELP = {
 
     Most-popular, Markov, the oracle, the SFT model and the aligned model on the same examples, with 95 % intervals.
     Models and systems that are not the run's own are measured beside them by --model and --predictions; a run that is
-    only prepared is enough for that. A run that was ended goes on where it was. `rosepo report` draws the page again.
+    only prepared is enough for that. With --add-items titles compete too that came after training, as far as models can
+    spell them. A run that was ended goes on where it was. `rosepo report` draws the page again.
 
     Example: rosepo evaluate --out runs/ml --model Qwen/Qwen3-1.7B --predictions bpr=bpr-top20.csv --overwrite
     """,

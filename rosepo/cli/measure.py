@@ -11,7 +11,7 @@ from typing import Any
 from rosepo.cli.run_stages import make
 from rosepo.config import Config, TrainConfig, replaced
 from rosepo.config.auto import SHARES
-from rosepo.data.user_sample import keep_users
+from rosepo.data.prepare.user_sample import keep_users
 from rosepo.oracle.crossfit import oracle_models
 from rosepo.pipeline.chosen_settings import chosen_by_data
 from rosepo.report.training_logs import read_log
@@ -133,7 +133,7 @@ def _shortened(config: Config) -> dict[str, Any]:
     found |= {"pairs.rounds": 1, "pairs.reference": None, "pairs.stream": False, "sweep.trials": 0}
     if config.oracle.kind == "sasrec":
         found |= {"oracle.max_epochs": 2, "oracle.evaluate_every": 1}
-    return found | {"evaluate.models": [], "evaluate.predictions": []}
+    return found | {"evaluate.models": [], "evaluate.predictions": [], "evaluate.add_items": None}
 
 
 def _of_training(train: TrainConfig, passes: float, made: Mapping[str, Any], folder: Path, times: float) -> Pace:

@@ -39,3 +39,11 @@ InteractionsOption = Annotated[
 ItemsOption = Annotated[
     str | None, typer.Option("--items", help="Items with titles, in the same formats (RecBole: .item).")
 ]
+AddItemsOption = Annotated[
+    str | None,
+    typer.Option(
+        "--add-items",
+        metavar="FILE",
+        help="Items that came after training, in the same formats and columns as --items: they can be recommended too.",
+    ),
+]

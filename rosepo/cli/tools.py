@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from rosepo.cli.exit_codes import ends_clearly
-from rosepo.cli.options import ConfigOption, DebugOption, OutOption, OverwriteOption, SetOption
+from rosepo.cli.options import AddItemsOption, ConfigOption, DebugOption, OutOption, OverwriteOption, SetOption
 from rosepo.cli.run_stages import check_job, resolve
 from rosepo.config import Config
 from rosepo.run.manifest import read_manifest
@@ -31,6 +31,10 @@ def recommend(
     file: Annotated[
         str | None, typer.Option("--file", help="Many histories: Parquet, CSV or JSON Lines with a column `history`.")
     ] = None,
+    add_items: AddItemsOption = None,
+    only_new: Annotated[
+        bool, typer.Option("--only-new", help="Recommend what --add-items adds, and nothing else.")
+    ] = False,
     output: Annotated[Path | None, typer.Option("--output", help="Write JSON Lines there instead of stdout.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="JSON Lines instead of a table.")] = False,
     config: ConfigOption = None,
@@ -45,7 +49,7 @@ def recommend(
     from rosepo.evaluation.recommend import recommend as answer
 
     settings = resolve(out, config, set_) if out is not None else load_config(config, set_ or [])
-    answer(settings, _model_of(settings, model, out), history or [], file, output, as_json)
+    answer(settings, _model_of(settings, model, out), history or [], file, output, as_json, add_items, only_new)
 
 
 @ends_clearly(keeps_log=False)

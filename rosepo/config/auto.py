@@ -239,7 +239,7 @@ RULES: dict[str, Rule] = {
     "align.optimizer": Rule(
         lambda config, facts: "sft", "goes on with the moments of fine-tuning", lambda config: config.sft.keep_optimizer
     ),
-    "align.beta": Rule(lambda config, facts: 3.0, "near enough to the reference to lose nothing of it", _over_groups),
+    "align.beta": Rule(lambda config, facts: 1.0, "near enough to the reference to lose nothing of it", _over_groups),
     "align.learning_rate": Rule(lambda config, facts: 1e-3, "a small model from scratch", _over_groups),
     "align.batch_size": Rule(_users_a_step, "users a step, of {users:,} users"),
     "align.epochs": Rule(_align_epochs, "some 800 steps, eight passes at most", _over_groups),

@@ -169,7 +169,28 @@ class ActorsConfig(Section):
     actors: Count = 1
     cpus_per_actor: Positive = 1.0
     gpu: Gpu = "auto"
-    """One GPU an actor: where the cluster has them, always, or never."""
+    """GPUs for the actors: where the cluster has them, always, or never."""
+    gpus_per_actor: Count = 1
+    """GPUs that one actor takes where it takes any. More than one is for models that one GPU cannot hold, and needs
+    engine=vllm, which divides every layer among them (tensor parallel)."""
+    engine: Literal["transformers", "vllm"] = "transformers"
+    """Who runs the language models that answer: `transformers`, in the actor, or `vllm`, as a server that the actor
+    asks. Both search the catalogue for a model's best titles; scores differ by what their precision rounds."""
+    vllm: str = "vllm"
+    """With engine=vllm: the command that starts vLLM 0.32 or later, best by its path in an environment of its own; each
+    actor starts a server. Or the http address of a server that runs, which serves the model that is asked
+    (docs/method.md)."""
     precision: Precision = "auto"
     """Of language models, which are held and run in it: `auto` is bfloat16 on GPUs and float32 on CPUs. Logits that
     rank titles are float32 either way."""
+
+    def engine_faults(self, section: str) -> Iterator[str]:
+        """Settings of the engine that do not belong together; for `faults`."""
+        if self.engine != "vllm" and "vllm" in self.model_fields_set:
+            yield f"{section}.vllm is used by {section}.engine=vllm alone: set that too, or leave it out"
+        if self.engine != "vllm" and self.gpus_per_actor > 1:
+            yield (
+                f"{section}.gpus_per_actor={self.gpus_per_actor} needs {section}.engine=vllm, which divides a model"
+                " among GPUs: set that too, or leave it at 1"
+            )
+        refuse_credentials(f"{section}.vllm", self.vllm)

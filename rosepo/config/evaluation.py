@@ -100,6 +100,10 @@ class EvaluateConfig(ActorsConfig):
     """Files of other systems' answers, each FILE or NAME=FILE: rows of user_id or example_id with a list of titles or
     item ids, or user_id, item_id and rank or score (docs/method.md). The option --predictions sets it."""
 
+    add_items: str | None = None
+    """Items that are ranked beside those of the run, which no model was trained on: a file, a folder or a glob as
+    `data.items`, with the columns of `data.columns`; the format by its ending. The option --add-items sets it."""
+
     free_generation: Annotated[int, Field(ge=0)] = 0
     """Examples, chosen by a hash of their id, that every language model also answers without a constraint, to tell how
     often that is no title of the catalogue; 0 leaves it out. Where prompts list candidates, every example is."""
@@ -111,7 +115,13 @@ class EvaluateConfig(ActorsConfig):
 
     def faults(self) -> Iterator[str]:
         external_systems(self.models, self.predictions)
-        return super().faults()
+        refuse_credentials("evaluate.add_items", self.add_items or "")
+        if self.engine == "vllm" and self.free_generation:
+            yield (
+                f"evaluate.free_generation={self.free_generation} lets models write without a search, which"
+                " evaluate.engine=vllm does not do: leave one of them out"
+            )
+        yield from self.engine_faults("evaluate")
 
 
 class RangeConfig(Section):
@@ -186,6 +196,7 @@ class RecommendConfig(ActorsConfig):
     def faults(self) -> Iterator[str]:
         if self.beams < self.k:
             yield f"recommend.beams={self.beams} is below recommend.k={self.k}"
+        yield from self.engine_faults("recommend")
 
 
 def _seconds(value: Any) -> Any:

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
-from rosepo.config.base import Count, Positive, Rate, Section
+from rosepo.config.base import Count, Positive, Rate, Section, word
+
+WISH = "Next title:"
+"""What a message asks for, behind the history, where `model.template.suffix` is not given."""
 
 
 class ScratchConfig(Section):
@@ -39,6 +42,10 @@ class LoraConfig(Section):
     alpha: Positive = 32.0
     dropout: Rate = 0.05
     target_modules: str | tuple[str, ...] = "all-linear"
+    rslora: bool = False
+    """Scale by alpha / sqrt(rank) instead of alpha / rank (Kalajdzievski 2023, arXiv 2312.03732)."""
+    dora: bool = False
+    """Magnitudes of the weights train beside their directions (Liu et al. 2024, arXiv 2402.09353)."""
     quantize: Literal["none", "nf4", "int8"] = "none"
     """How the frozen base is held, in all stages: 4 bits a weight (QLoRA) or 8, with bitsandbytes."""
 
@@ -49,15 +56,25 @@ class TemplateConfig(Section):
     With `candidates`, the list stands behind BOS: `candidates_prefix` and every candidate followed by `separator`.
     Parts are tokenised one by one and joined in token space, so that the boundary between prompt and completion is the
     same everywhere. `{eos}` in a part stands for the end-of-sequence token.
+
+    With the chat template of an instruct model all of this is the text of one message of the user, behind a `system`
+    message if there is one, and the completion is the assistant's.
     """
 
+    chat: Annotated[Literal["auto", "no"], BeforeValidator(word)] = "auto"
+    """The tokenizer's chat template around the prompt: wherever it has one and no part holds `{eos}`, or never. Models
+    from scratch have none."""
+    system: str = ""
+    """Text of a system message before the user's; none where it is empty. With the chat template alone."""
     prefix: str = "Titles that one person liked, oldest first:\n"
     separator: str = "\n"
     suffix: str = ""
-    """Text between the last title and the completion."""
+    """Text between the last title and the completion; with the chat template, where it is not given, `Next title:`:
+    many of them strip the white space that a message ends with."""
     end: str = "{eos}"
-    """What ends a completion. It may be empty where no title's tokens begin another's, as where each is one token
-    (model.scratch.whole_titles); `separator` may be then, too."""
+    """What ends a completion; with the chat template, where it is not given, the token that ends the assistant's turn.
+    It may be empty where no title's tokens begin another's, as where each is one token (model.scratch.whole_titles);
+    `separator` may be then, too."""
     candidates: bool = False
     """The candidate protocol: every prompt lists its example's own candidates (`prepare.candidates`), and the model
     learns, rejects and is measured on one of them."""
@@ -67,6 +84,11 @@ class TemplateConfig(Section):
     def faults(self) -> Iterator[str]:
         if not self.separator and self.end:
             yield "model.template.separator is empty: titles would run into one another"
+        if self.chat == "no" and self.system:
+            yield (
+                "model.template.system is a message of the chat template, which model.template.chat=no does not use: "
+                "leave one of them out"
+            )
 
 
 class ModelConfig(Section):
@@ -88,6 +110,10 @@ class ModelConfig(Section):
             yield f"model.path={self.path} excludes model.scratch: give one or the other"
         if self.path is None and self.revision is not None:
             yield "model.revision needs model.path"
+        if self.path is None and self.template.system:
+            yield (
+                "model.template.system is a message of a chat template, and a model from scratch has none: leave it out"
+            )
         if self.path is None and self.lora is not None:
             yield "model.lora needs a pretrained model.path: a model from scratch has no base to adapt"
 

@@ -23,10 +23,6 @@ class PairsConfig(ActorsConfig, OpenSection):
     )
     """Weights of the mixture: of strategies by name, or of one of your own by its import path, `module:callable`
     (rosepo/sampling/strategies/protocol.py has the signature)."""
-    engine: Literal["transformers", "vllm"] = "transformers"
-    """Who answers for self_hard and policy, and for rso: `transformers` searches the catalogue for the model's best
-    titles; `vllm` (not for policy), on GPUs and where it is installed, samples freely and keeps what is a title
-    (docs/method.md)."""
     semantic_decay: Annotated[float, Field(gt=0.0, le=1.0)] = 0.9
     """Weight of an item in the history relative to the next newer one."""
     oracle_whole: bool = False
@@ -112,6 +108,11 @@ class PairsConfig(ActorsConfig, OpenSection):
         """Whether a strategy needs the oracle's scores."""
         return bool(self.asking("oracle"))
 
+    @property
+    def served_reference(self) -> bool:
+        """Whether the server that answers gives the reference's log-probabilities too: no GPU holds the model."""
+        return self.engine == "vllm" and self.gpus_per_actor > 1
+
     def faults(self) -> Iterator[str]:
         if self.rounds == 1 and "reference" in self.model_fields_set:
             yield (
@@ -141,14 +142,15 @@ class PairsConfig(ActorsConfig, OpenSection):
         for key, top in self.tops.items():
             if top < (self.negatives or 1):
                 yield f"pairs.{key}={top} holds fewer titles than pairs.negatives={self.negatives} draws: raise it"
-        searching = self.asking("search")
-        if self.engine == "vllm" and searching:
-            yield (
-                f"pairs.strategies.{searching[0]} draws among the model's best titles of the catalogue, which "
-                "pairs.engine=vllm does not search for: leave pairs.engine out"
-            )
         if "engine" in self.model_fields_set and not self.asks_policy:
             yield (
                 "pairs.engine is used where the model's own answers are rejected (self_hard, or rso with"
                 " rso_from=self_hard), which has no weight: give it one, or leave pairs.engine out"
             )
+        if self.served_reference and self.rounds > 1 and self.reference == "frozen":
+            yield (
+                f"pairs.gpus_per_actor={self.gpus_per_actor} asks the server of the policy for the reference's"
+                f" log-probabilities too, and with pairs.rounds={self.rounds} the reference is another model: set"
+                " pairs.reference=moved"
+            )
+        yield from self.engine_faults("pairs")

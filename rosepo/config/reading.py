@@ -80,7 +80,7 @@ def located(config: Config) -> Config:
 def folder_or_id(model: str) -> str:
     """The absolute path of a model's folder; the id of one on the hub as it is."""
     folder = Path(model).expanduser()
-    return str(folder.resolve()) if folder.is_dir() else model
+    return str(folder.resolve()) if folder.exists() else model
 
 
 def dump_config(config: Config) -> str:

@@ -18,6 +18,12 @@ from rosepo.config.training import AlignConfig, SftConfig
 
 MOST_NEGATIVES = 15
 """Rejected titles a group where `pairs.negatives` is left open."""
+NO_END = (
+    "model.template.end is empty, as where each title is one token: a model cannot spell a title there that it has no "
+    "token for. Train one that spells them all and ends each, --set model.scratch.whole_titles=0 --set "
+    "model.scratch.vocab_size=1024, or a pretrained one (model.path)"
+)
+"""Why there are models that new titles cannot be added to, and what can be done."""
 
 
 class Config(Section):
@@ -54,6 +60,8 @@ class Config(Section):
                 " at least 2"
             )
         yield from self._faults_of_listing()
+        if self.evaluate.add_items is not None and not self.model.template.end:
+            yield f"evaluate.add_items={self.evaluate.add_items} adds titles, and {NO_END}"
         if LOSSES[self.align.loss].reference_free and "reference" in self.pairs.model_fields_set:
             yield (
                 f"pairs.reference={self.pairs.reference} is not used: align.loss={self.align.loss} knows no reference; "
@@ -103,16 +111,22 @@ class Config(Section):
             )
         if "row_tokens" in self.align.model_fields_set:
             yield f"align.row_tokens is for users' trajectories, and under {setting} rows are groups: leave it out"
-        if self.pairs.engine == "vllm":
-            yield (
-                f"pairs.engine=vllm writes freely, and under {setting} the policy's wrong answers are its candidates, "
-                "each of which is scored: leave pairs.engine out"
-            )
+        for section in ("pairs", "evaluate"):
+            if getattr(self, section).engine == "vllm":
+                yield (
+                    f"{section}.engine=vllm searches the catalogue, and under {setting} each of an example's candidates"
+                    f" is scored: leave {section}.engine out"
+                )
         searching = self.pairs.asking("search")
         if searching:
             yield (
                 f"pairs.strategies.{searching[0]} draws from the whole catalogue, and under {setting} prompts ask for "
                 "one of their candidates: use self_hard, which draws among those"
+            )
+        if self.evaluate.add_items is not None:
+            yield (
+                f"evaluate.add_items is not used under {setting}, where examples have candidates of their own: leave "
+                "it out"
             )
         if self.evaluate.free_generation:
             yield (
@@ -135,11 +149,12 @@ class Config(Section):
             if train.zero_stage == 3:
                 name = train.section
                 return f"{name}.zero_stage=3 cannot divide quantized weights: use {name}.zero_stage=2"
-        if self.pairs.engine == "vllm":
-            return (
-                "pairs.engine=vllm would answer with another base than the adapter was trained on: leave pairs.engine"
-                " out"
-            )
+        for section in ("pairs", "evaluate", "recommend"):
+            if getattr(self, section).engine == "vllm":
+                return (
+                    f"{section}.engine=vllm would answer with another base than the adapter was trained on: leave"
+                    f" {section}.engine out"
+                )
         return None
 
     def precision(self, section: str, on_gpu: bool) -> str:
@@ -162,6 +177,12 @@ class Config(Section):
     def trajectories(self) -> bool:
         """Whether a row of alignment is a user's trajectory (`align.rows`)."""
         return self.align.rows != "group" and not self.model.template.candidates
+
+    def full_row(self, stage: str) -> int:
+        """Tokens of a row of `sft` or `align` at most, but for one of a single group and for what a template puts
+        between a prompt and each of its titles."""
+        length = self.model.max_length
+        return max(length, self.align.row_tokens) if stage == "align" and self.trajectories else length
 
     @property
     def learns_whole(self) -> bool:

@@ -28,6 +28,7 @@ SAME_RESULT = frozenset(
         "attention",
         "offload",
         "micro_batch_size",
+        "micro_batch_tokens",
         "activation_checkpointing",
         "log_every",
         "checkpoint_every",
@@ -60,6 +61,10 @@ class TrainConfig(Section):
     """Rows a step over all workers; the loss is a mean over them, however they are split."""
     micro_batch_size: Count = 16
     """Rows a worker puts through the model at once; gradients accumulate to `batch_size`."""
+    micro_batch_tokens: Count | None = None
+    """Tokens, padding included, that a worker puts through the model at once, whatever `batch_size` users bring; a row
+    that alone has more goes alone. Unset: as many as `micro_batch_size` full rows have, of model.max_length or
+    `row_tokens`."""
     pack_tokens: Count | None = None
     """Short rows share lines of up to this many tokens, without attention between them; unset, each is padded."""
     learning_rate: Positive = 1e-4

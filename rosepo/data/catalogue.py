@@ -15,7 +15,7 @@ from rosepo.utils.errors import UserError
 from rosepo.utils.imports import find_callable
 
 ITEMS_FILE = "_items.parquet"
-"""What holds it, in the folder of the examples."""
+"""What holds it, in the folder of the examples; in that of an evaluation, where items were added."""
 COLUMNS = ("item_id", "title", "categories", "train_count")
 
 
@@ -28,12 +28,14 @@ class Catalogue:
         titles: [n_items] titles as the model reads and writes them; no two are equal after normalisation.
         categories: [n_items] tuples, empty where unknown.
         train_count: [n_items] int64, interactions in the training part.
+        added: how many of the items, the last ones, came after `prepare`: no stage knows them, see `added_items`.
     """
 
     item_ids: np.ndarray
     titles: list[str]
     categories: list[tuple[str, ...]]
     train_count: np.ndarray
+    added: int = 0
 
     def __len__(self) -> int:
         return len(self.titles)
@@ -42,8 +44,15 @@ class Catalogue:
         """Whether an item index means the same item and title in both."""
         return np.array_equal(self.item_ids, other.item_ids) and self.titles == other.titles
 
+    @property
+    def own(self) -> Catalogue:
+        """The items that `prepare` found, without those that were added behind them."""
+        n = len(self) - self.added
+        return Catalogue(self.item_ids[:n], self.titles[:n], self.categories[:n], self.train_count[:n])
+
     def save(self, path: Path) -> None:
-        """Write one Parquet file (columns item_id, title, categories, train_count), in item order."""
+        """Write one Parquet file (columns item_id, title, categories, train_count), in item order; where items were
+        added, a column `added` says which."""
         categories = pa.array([list(entry) or None for entry in self.categories], type=pa.list_(pa.string()))
         id_type = pa.int64() if self.item_ids.dtype.kind == "i" else pa.string()
         table = pa.table(
@@ -54,6 +63,8 @@ class Catalogue:
                 "train_count": pa.array(self.train_count, type=pa.int64()),
             }
         )
+        if self.added:
+            table = table.append_column("added", pa.array(np.arange(len(self)) >= len(self) - self.added))
         pq.write_table(table, path, compression="zstd")
 
     @classmethod
@@ -79,7 +90,14 @@ class Catalogue:
             titles=table["title"].to_pylist(),
             categories=[tuple(entry or ()) for entry in table["categories"].to_pylist()],
             train_count=table["train_count"].to_numpy().astype(np.int64),
+            added=int(table["added"].to_numpy().sum()) if "added" in table.column_names else 0,
         )
+
+
+def ranked_items(examples: Path, evaluation: Path) -> Path:
+    """The file of the items that an evaluation ranked: its own where some were added, else that of the examples."""
+    own = evaluation / ITEMS_FILE
+    return own if own.is_file() else examples / ITEMS_FILE
 
 
 def made_for(catalogue: Catalogue, path: str, key: str, kind: str) -> Callable[..., Any]:

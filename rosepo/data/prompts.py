@@ -6,25 +6,29 @@ prompt and completion is the same in training, reference pass, sampling and eval
     prompt     = [BOS, if there is one] (candidates_prefix (title separator)*)? prefix (title separator)* suffix
     completion = title end
 
-with EOS as the template's `end`, or nothing.
+with EOS as the template's `end`, or nothing. A chat template puts what it writes around the user's message in place of
+BOS and behind the suffix; the parts are then a title with its separator, what stands before them and what stands behind
+(`rosepo.data.chat`), and the completion ends as the assistant's turn does.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from rosepo.config import TemplateConfig
+from rosepo.data.chat import Chat, chat_of, special_tokens
+from rosepo.data.titles import check_tokens, tokens_of
 from rosepo.utils.arrays import ranges
 from rosepo.utils.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_CHUNK = 50_000  # titles a tokenizer call: bounds the Python lists of a large catalogue
+_CHUNK = 5_000  # prompts a tokenizer call
 
 
 class PromptBuilder:
@@ -37,18 +41,22 @@ class PromptBuilder:
         max_length: tokens of prompt and completion together.
 
     Attributes:
-        head: int32, BOS and prefix: what every prompt starts with, but for those that list candidates, in which the
-            list stands between the two.
+        template: with what a chat template fills in; its `chat` is `no` where none is used.
+        chat: the chat template, None where none is used.
+        head: int32, BOS (or what the chat template begins with) and prefix: what every prompt starts with, but for
+            those that list candidates, in which the list stands between the two.
         lists_candidates: whether prompts list candidates, `TemplateConfig.candidates`.
-        separator: int32, follows every title of a prompt.
-        tail: int32, the suffix: what every prompt ends with.
+        separator: int32, follows every title of a prompt; in a chat's message a token of it may begin in the title.
+        tail: int32, the suffix and what the chat template writes behind it: what every prompt ends with.
         end: int32, follows every completion.
+        stop_id: the token that ends an answer: EOS, or what ends the assistant's turn.
+        piece_lengths: int64 [n_items], tokens of every title and the separator behind it, as they stand in a prompt.
         longest_completion: tokens of the catalogue's longest completion, `end` included.
 
     Raises:
-        UserError: a tokenizer without EOS; a title without tokens, with an EOS inside, or with another title's tokens;
-            one that begins with another's where nothing ends a completion; a max_length without room for the longest
-            title both in the history and as the completion.
+        UserError: a tokenizer without EOS; a chat template that cannot be used (`chat_of`); a title without tokens,
+            with an EOS inside, or with another title's tokens; one that begins with another's where nothing ends a
+            completion; a max_length without room for the longest title both in the history and as the completion.
     """
 
     def __init__(
@@ -57,24 +65,29 @@ class PromptBuilder:
         if tokenizer.eos_token_id is None:
             raise UserError("the tokenizer has no EOS token, which ends every title: set one, or use another model")
         self.eos_id = int(tokenizer.eos_token_id)
-        self.template = template
+        self.chat = chat_of(tokenizer, template)
+        self.template = template.model_copy(update={"chat": "no"}) if self.chat is None else self.chat.template
         self.max_length = max_length
-        bos = [] if tokenizer.bos_token_id is None else [int(tokenizer.bos_token_id)]
-        prefix = self._part(tokenizer, template.prefix)
-        self.head = np.array([*bos, *prefix], dtype=np.int32)
         self.lists_candidates = template.candidates
-        self._list_head = np.array([*bos, *self._part(tokenizer, template.candidates_prefix)], dtype=np.int32)
-        self._prefix = np.array(prefix, dtype=np.int32)
-        self.separator = np.array(self._part(tokenizer, template.separator), dtype=np.int32)
-        self.tail = np.array(self._part(tokenizer, template.suffix), dtype=np.int32)
-        self.end = np.array(self._part(tokenizer, template.end), dtype=np.int32)
+        self.separator = self._part(tokenizer, template.separator)
+        self.end = self._part(tokenizer, self.template.end)
         if not len(self.separator) and template.separator:
             raise UserError(
                 f"model.template.separator={template.separator!r} has no tokens in this tokenizer: choose another"
             )
-        self._flat, self._offsets = _tokenise(tokenizer, titles)
+        self.stop_id = int(self.end[-1]) if self.chat is not None and len(self.end) else self.eos_id
+        self._flat, self._offsets = tokens_of(tokenizer, titles)
         self._lengths = np.diff(self._offsets)
-        self._check_titles(titles)
+        forbidden = {self.eos_id: "the text of the tokenizer's EOS token, which ends a title"}
+        if self.chat is None:
+            self._in_chat, self.piece_lengths = None, self._lengths + len(self.separator)
+        else:
+            forbidden |= {token: f"{text}, a token of the chat template" for token, text in special_tokens(tokenizer)}
+            parted = template.separator
+            self._in_chat = tokens_of(tokenizer, [title + parted for title in titles], parted)
+            self.piece_lengths = np.diff(self._in_chat[1])
+        check_tokens(titles, self._flat, self._offsets, forbidden, ended=len(self.end) > 0)
+        self.head, self._list_head, self._prefix, self.tail = self._fixed(tokenizer, self.chat)
         self.longest_completion = int(self._lengths.max(initial=0)) + len(self.end)
         self._check_room(titles)
 
@@ -111,6 +124,8 @@ class PromptBuilder:
     @cached_property
     def _pieces(self) -> tuple[np.ndarray, np.ndarray]:
         """The same of the whole catalogue, and where each begins, int64 [n_items + 1]."""
+        if self._in_chat is not None:
+            return self._in_chat
         if not len(self.separator):
             return self._flat, self._offsets
         ends = np.repeat(self._offsets[1:], len(self.separator))
@@ -129,7 +144,7 @@ class PromptBuilder:
         items = np.asarray(history, dtype=np.int64)
         fixed = self.template_tokens if fixed is None else fixed
         room = self.max_length - self.longest_completion - fixed
-        newest_first = np.cumsum((self._lengths[items] + len(self.separator))[::-1])
+        newest_first = np.cumsum(self.piece_lengths[items][::-1])
         kept = int(np.searchsorted(newest_first, room, side="right"))
         if room < 0 or (kept == 0 and len(items)):
             raise UserError(
@@ -161,11 +176,8 @@ class PromptBuilder:
         if (candidates is not None) != self.lists_candidates:
             raise ValueError(f"candidates={candidates} do not go with a template of candidates={self.lists_candidates}")
         items = np.asarray(history, dtype=np.int64)
-        opening = [self.head]
-        if candidates is not None:
-            opening = [self._list_head, self.pieces(candidates)[0], self._prefix]
-        fixed = sum(len(part) for part in opening) + len(self.tail)
-        dropped = self.dropped(items, fixed)
+        opening = self._opening(candidates)
+        dropped = self.dropped(items, sum(len(part) for part in opening) + len(self.tail))
         return np.concatenate([*opening, self.pieces(items[dropped:])[0], self.tail]), dropped
 
     def prompts(
@@ -191,67 +203,54 @@ class PromptBuilder:
             made = [self.prompt(history, candidates=row) for history, row in zip(histories, candidates, strict=True)]
         return [prompt for prompt, _ in made], [dropped for _, dropped in made]
 
-    def _part(self, tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    def read_alike(self, tokenizer: PreTrainedTokenizerBase, titles: Sequence[str]) -> int:
+        """Of how many titles (the catalogue's, or the first of them) a prompt has the ids of its whole text, which are
+        those of `apply_chat_template`: no token reaches over a joint. With a chat template alone."""
+        if self.chat is None:
+            raise ValueError("prompts without a chat template are no text that was read as a whole")
+        alike = 0
+        for start in range(0, len(titles), _CHUNK):
+            texts = [self.chat.text([title, title], [title]) for title in titles[start : start + _CHUNK]]
+            for place, ids in enumerate(tokenizer(texts, add_special_tokens=False)["input_ids"], start):
+                listed = [place] if self.lists_candidates else None
+                parts = [*self._opening(listed), self.pieces([place, place])[0], self.tail]
+                alike += ids == np.concatenate(parts).tolist()
+        return alike
+
+    def _opening(self, candidates: Sequence[int] | np.ndarray | None) -> list[np.ndarray]:
+        """What stands before the history."""
+        if candidates is None:
+            return [self.head]
+        return [self._list_head, self.pieces(candidates)[0], self._prefix]
+
+    def _fixed(self, tokenizer: PreTrainedTokenizerBase, chat: Chat | None) -> tuple[np.ndarray, ...]:
+        """Head, head with the opening of a list, prefix behind a list, and tail; int32."""
+        parts = self.template
+        openings = (parts.prefix, parts.candidates_prefix)
+        if chat is None:
+            bos = np.array([] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id], dtype=np.int32)
+            heads = [np.concatenate([bos, self._part(tokenizer, opening)]) for opening in openings]
+            return *heads, self._part(tokenizer, parts.prefix), self._part(tokenizer, parts.suffix)
+        heads = [tokens_of(tokenizer, [chat.head + opening])[0] for opening in openings]
+        behind = (tokens_of(tokenizer, [text], parts.separator)[0] for text in (parts.prefix, parts.suffix + chat.tail))
+        return *heads, *behind
+
+    def _part(self, tokenizer: PreTrainedTokenizerBase, text: str) -> np.ndarray:
         ids: list[int] = []
         for number, piece in enumerate(text.split("{eos}")):
             if number:
                 ids.append(self.eos_id)
             if piece:
                 ids.extend(tokenizer(piece, add_special_tokens=False)["input_ids"])
-        return ids
-
-    def _check_titles(self, titles: Sequence[str]) -> None:
-        if not len(titles):
-            raise UserError("the catalogue is empty: there is no title to recommend")
-        if (self._lengths == 0).any():
-            title = titles[int(np.argmax(self._lengths == 0))]
-            raise UserError(f"title {title!r} has no tokens in this tokenizer: rename the item or use another model")
-        eos = np.flatnonzero(self._flat == self.eos_id)
-        if len(eos):
-            title = titles[int(np.searchsorted(self._offsets, eos[0], side="right")) - 1]
-            raise UserError(
-                f"title {title!r} holds the text of the tokenizer's EOS token, which ends a title: rename the item"
-            )
-        seen: dict[bytes, int] = {}
-        for item in range(len(titles)):
-            other = seen.setdefault(self.title_ids(item).tobytes(), item)
-            if other != item:
-                raise UserError(
-                    f"titles {titles[other]!r} and {titles[item]!r} have the same tokens: "
-                    "rename one or use another model"
-                )
-        if not len(self.end):
-            self._check_parted(titles, seen)
-
-    def _check_parted(self, titles: Sequence[str], seen: Mapping[bytes, int]) -> None:
-        """Refuse a title that begins another one, by the bytes of their tokens: nothing would tell where it ends."""
-        for item in np.flatnonzero(self._lengths > 1).tolist():
-            ids = self.title_ids(item)
-            other = next((seen[start] for end in range(1, len(ids)) if (start := ids[:end].tobytes()) in seen), None)
-            if other is not None:
-                raise UserError(
-                    f"model.template.end is empty, and the tokens of title {titles[other]!r} begin those of "
-                    f"{titles[item]!r}: set model.scratch.whole_titles={len(titles)}, or leave model.template.end out"
-                )
+        return np.array(ids, dtype=np.int32)
 
     def _check_room(self, titles: Sequence[str]) -> None:
-        item = int(np.argmax(self._lengths))
+        item = int(np.argmax(self.piece_lengths))
         tokens = int(self._lengths[item])
-        needed = self.template_tokens + tokens + len(self.separator) + self.longest_completion
+        needed = self.template_tokens + int(self.piece_lengths[item]) + self.longest_completion
         if needed > self.max_length:
             raise UserError(
                 f"model.max_length={self.max_length} has no room for title {titles[item]!r} both in the history and as"
                 f" the completion: it takes {tokens} tokens, the template {self.template_tokens}; raise it to {needed},"
                 " or shorten the title"
             )
-
-
-def _tokenise(tokenizer: PreTrainedTokenizerBase, titles: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Token ids of all titles end to end, int32, and where each starts, int64 [n_items + 1]."""
-    flat = [np.empty(0, dtype=np.int32)]
-    lengths: list[int] = [0]
-    for start in range(0, len(titles), _CHUNK):
-        ids = tokenizer(list(titles[start : start + _CHUNK]), add_special_tokens=False)["input_ids"]
-        lengths.extend(len(entry) for entry in ids)
-        flat.append(np.fromiter((token for entry in ids for token in entry), dtype=np.int32))
-    return np.concatenate(flat), np.cumsum(lengths, dtype=np.int64)

@@ -138,7 +138,8 @@ def training_transitions(examples: Path) -> Iterable[tuple[np.ndarray, np.ndarra
 
 
 def baseline(name: str, catalogue: Catalogue, transitions: Path, oracle: Path, device: str) -> BatchScores:
-    """A baseline, ready to score.
+    """A baseline, ready to score. Added items have been chosen by nobody: they come last, and the oracle, which has no
+    score for them, ranks none.
 
     Args:
         name: popular, markov or oracle.
@@ -157,16 +158,19 @@ def baseline(name: str, catalogue: Catalogue, transitions: Path, oracle: Path, d
 
 
 def _oracle(folder: Path, catalogue: Catalogue, device: str) -> BatchScores:
-    """SASRec trained on all users, or a scorer of one's own over the whole catalogue."""
+    """SASRec trained on all users, or a scorer of one's own over the whole catalogue; -inf for added items."""
     from rosepo.oracle.load import load_scorer, read_kind  # torch, which the other two do without
 
+    own, added = catalogue.own, ((0, 0), (0, catalogue.added))
     if read_kind(folder)["kind"] == "sasrec":
         from rosepo.oracle.crossfit import Oracle
 
-        oracle = Oracle.load(folder, catalogue.item_ids, device)
-        return lambda batch: oracle.score_all(batch.histories)
-    scorer = load_scorer(folder, catalogue, device)
-    return lambda batch: scorer.score_all(batch.users.to_pylist(), batch.histories)
+        oracle = Oracle.load(folder, own.item_ids, device)
+        return lambda batch: np.pad(oracle.score_all(batch.histories), added, constant_values=-np.inf)
+    scorer = load_scorer(folder, own)
+    return lambda batch: np.pad(
+        scorer.score_all(batch.users.to_pylist(), batch.histories), added, constant_values=-np.inf
+    )
 
 
 def top_k(scores: np.ndarray, excluded: Sequence[np.ndarray], k: int) -> tuple[np.ndarray, np.ndarray]:

@@ -17,20 +17,27 @@ if TYPE_CHECKING:
 
     from rosepo.data.prompts import PromptBuilder
     from rosepo.lm.model.model_folder import Recommender
+    from rosepo.lm.serving.server import Serving
 
 SAME_DATA = "give one of a run on the same data"
 
 
 def load_external(
-    path: str, catalogue: Catalogue, prompts: ModelConfig, max_history: int, precision: str = "float32"
+    path: str,
+    catalogue: Catalogue,
+    prompts: ModelConfig,
+    max_history: int,
+    precision: str = "float32",
+    serving: Serving | None = None,
 ) -> Recommender:
-    """A model that ranks a catalogue, in eval mode on the CPU, its weights in a precision.
+    """A model that ranks a catalogue, in eval mode on the CPU, its weights in a precision; or served.
 
     A folder that rosepo wrote brings its own template and lengths; any other model is read with those of `prompts`, as
     far as it has positions.
 
     Raises:
-        UserError: not a model that can be loaded, or one that was trained on another catalogue.
+        UserError: not a model that can be loaded, one that was trained on another catalogue, or one that cannot spell
+            the titles that were added to it.
     """
     import torch
 
@@ -39,9 +46,13 @@ def load_external(
 
     folder, dtype = Path(path).expanduser(), getattr(torch, precision)
     if _is_rosepos(folder):
-        check_catalogue(folder, catalogue, SAME_DATA)
-        return load_recommender(folder, dtype)
-    tokenizer, model = load_tokenizer(path), load_policy(path, dtype=dtype)
+        check_catalogue(folder, catalogue.own, SAME_DATA)
+        return load_recommender(folder, dtype, catalogue, serving)
+    tokenizer = load_tokenizer(path)
+    if serving is not None:
+        builder = _builder(path, _config_of(path), catalogue, prompts, tokenizer)
+        return Recommender(serving(path, builder.max_length), tokenizer, builder, catalogue, max_history)
+    model = load_policy(path, dtype=dtype)
     rows = len(model.get_input_embeddings().weight)
     if len(tokenizer) > rows:
         raise UserError(
@@ -58,8 +69,9 @@ def check_external_model(system: ExternalSystem, catalogue: Catalogue, prompts: 
     Raises:
         UserError: with the key that names it; a model that answers out of candidates where the run lists none.
     """
-    from rosepo.lm.model.adapters import adapter_base, check_adapter
-    from rosepo.lm.model.loading import load_model_config, load_tokenizer
+    from rosepo.lm.model.adapters import check_adapter
+    from rosepo.lm.model.added_titles import check_added
+    from rosepo.lm.model.loading import load_tokenizer
     from rosepo.lm.model.model_folder import check_catalogue
     from rosepo.lm.model.model_source import find_source
     from rosepo.lm.model.policy import max_positions
@@ -67,12 +79,12 @@ def check_external_model(system: ExternalSystem, catalogue: Catalogue, prompts: 
     folder = Path(system.location).expanduser()
     try:
         if _is_rosepos(folder):
-            check_catalogue(folder, catalogue, SAME_DATA)
+            check_catalogue(folder, catalogue.own, SAME_DATA)
             _check_prompts(system, folder, prompts)
+            if catalogue.added:
+                check_added(folder, catalogue)
             return
-        source = find_source(system.location)
-        base = find_source(*adapter_base(source)) if source.adapter else source
-        settings = load_model_config(base)
+        source, settings = find_source(system.location), _config_of(system.location)
         if source.adapter:
             check_adapter(source, settings)
         _builder(system.location, settings, catalogue, prompts, load_tokenizer(system.location))
@@ -99,12 +111,16 @@ def _check_prompts(system: ExternalSystem, folder: Path, prompts: ModelConfig) -
 
 
 def external_files(evaluate: EvaluateConfig) -> dict[str, Source]:
-    """The files behind `evaluate.models` and `evaluate.predictions`, by name; a hub id stands for itself.
+    """The files behind `evaluate.models`, `evaluate.predictions` and `evaluate.add_items`, by name; a hub id stands for
+    itself.
 
     Raises:
-        UserError: predictions that are not there.
+        UserError: predictions or items that are not there.
     """
-    return {source.name: source for system in evaluate.external.values() for source in sources_of(system)}
+    sources = [source for system in evaluate.external.values() for source in sources_of(system)]
+    if evaluate.add_items is not None:
+        sources += find_sources(evaluate.add_items, "auto", "evaluate.add_items")
+    return {source.name: source for source in sources}
 
 
 def sources_of(system: ExternalSystem) -> list[Source]:
@@ -112,7 +128,7 @@ def sources_of(system: ExternalSystem) -> list[Source]:
     if system.kind == "predictions":
         return find_sources(system.location, "auto", system.key)
     folder = Path(system.location).expanduser()
-    endings = (".json", ".safetensors", ".parquet", ".model", ".txt")  # vocabularies and merges are text
+    endings = (".json", ".safetensors", ".parquet", ".model", ".txt", ".jinja")  # vocabularies, merges: text
     files = sorted(folder.iterdir()) if folder.is_dir() else []
     return [Source(str(path.absolute()), "") for path in files if path.suffix in endings and path.name[0] != "_"]
 
@@ -130,6 +146,16 @@ def _builder(
         return PromptBuilder(tokenizer, catalogue.titles, prompts.template, length)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
+
+
+def _config_of(path: str) -> Any:
+    """The config of a model, or of the one under an adapter."""
+    from rosepo.lm.model.adapters import adapter_base
+    from rosepo.lm.model.loading import load_model_config
+    from rosepo.lm.model.model_source import find_source
+
+    source = find_source(path)
+    return load_model_config(find_source(*adapter_base(source)) if source.adapter else source)
 
 
 def _is_rosepos(folder: Path) -> bool:

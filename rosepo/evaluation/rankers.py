@@ -25,6 +25,7 @@ from rosepo.utils.quiet import quiet_worker
 
 if TYPE_CHECKING:
     from rosepo.lm.model.model_folder import Recommender
+    from rosepo.lm.serving.server import Serving
     from rosepo.lm.titles.beam_search import Decoder
 
 Answer = Callable[[Batch], pa.Table]
@@ -46,8 +47,9 @@ class RankerSettings:
         catalogue: file of the run's items.
         transitions, oracle: what baselines rank by, see `baseline`.
         out: folder of the folders of rankings.
-        device: `cpu` or `cuda`, of models and oracle.
+        device: `cpu` or `cuda`, of models and of the oracle where no server needs it.
         precision: of the models, float32 or bfloat16.
+        serving: how vLLM serves the models; None loads them into the actor.
         answering: what is asked of a model.
     """
 
@@ -62,6 +64,7 @@ class RankerSettings:
     out: Path
     device: str
     precision: str
+    serving: Serving | None
     answering: Answering
 
 
@@ -74,6 +77,7 @@ class Ranker:
         self.catalogue = Catalogue.load(settings.catalogue)
         self.held = ""
         self.answer: Answer | None = None
+        self.end: Callable[[], None] = _nothing
 
     def __call__(self, work: pa.Table) -> dict[str, list[Any]]:
         """Column `system` and those of `Part`: one part file a row is written; columns `system`, `rows`, its examples,
@@ -92,7 +96,9 @@ class Ranker:
 
     def _answer_of(self, name: str) -> Answer:
         if name != self.held or self.answer is None:
-            self.answer = None  # or both models would lie in memory while the next one is loaded
+            self.answer = None  # or both would lie in memory while the next one is loaded
+            self.end()
+            self.end = _nothing
             self.answer, self.held = self._model(name) if name in self.settings.models else self._baseline(name), name
         return self.answer
 
@@ -101,13 +107,22 @@ class Ranker:
 
         settings = self.settings
         path, longest = settings.models[name], settings.max_history
-        recommender = load_external(path, self.catalogue, settings.prompts, longest, settings.precision)
-        recommender.model.to(settings.device)
+        serving, precision = settings.serving, settings.precision
+        recommender = load_external(path, self.catalogue, settings.prompts, longest, precision, serving)
+        if serving is None:
+            recommender.model.to(settings.device)
+        else:
+            self.end = recommender.model.close
         return settings.answering(recommender, settings.beams)
 
     def _baseline(self, name: str) -> Answer:
         settings = self.settings
-        return by_scores(baseline(name, self.catalogue, settings.transitions, settings.oracle, settings.device))
+        device = settings.device if settings.serving is None else "cpu"  # a server that comes next takes the GPU
+        return by_scores(baseline(name, self.catalogue, settings.transitions, settings.oracle, device))
+
+
+def _nothing() -> None:
+    """What ends a system that is in this process."""
 
 
 def rank_part(answer: Answer, examples: Path, part: Part, out: Path) -> None:

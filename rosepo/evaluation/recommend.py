@@ -13,10 +13,11 @@ import numpy as np
 import pyarrow as pa
 
 from rosepo.config import Config, RecommendConfig
+from rosepo.data.added_items import told_of, with_items
 from rosepo.data.catalogue import Catalogue
 from rosepo.data.histories import HistoryReader, read_histories
 from rosepo.run.resources import stage_use_gpu
-from rosepo.utils.console import Progress, table
+from rosepo.utils.console import Progress, echo, table
 from rosepo.utils.errors import StageError, UserError
 from rosepo.utils.quiet import quiet_worker
 
@@ -33,27 +34,41 @@ class Answerer:
         settings: k and beams.
         use_gpu: put the model on a GPU.
         precision: of the model, float32 or bfloat16.
+        catalogue: what it recommends from, where items were added to the folder's own; None for the folder's own.
+        only_new: recommend added items alone.
     """
 
     def __init__(
-        self, folder: str, settings: RecommendConfig, use_gpu: bool = False, precision: str = "float32"
+        self,
+        folder: str,
+        settings: RecommendConfig,
+        use_gpu: bool = False,
+        precision: str = "float32",
+        catalogue: Catalogue | None = None,
+        only_new: bool = False,
     ) -> None:
         import torch
 
         from rosepo.lm.model.model_folder import load_recommender
+        from rosepo.lm.serving.server import serving_of
         from rosepo.lm.titles.beam_search import Decoder
 
         quiet_worker()
-        self.recommender: Recommender = load_recommender(folder, getattr(torch, precision))
-        self.recommender.model.to("cuda" if use_gpu else "cpu")
+        serving = serving_of(settings, precision, use_gpu)
+        self.recommender: Recommender = load_recommender(folder, getattr(torch, precision), catalogue, serving)
+        if serving is None:
+            self.recommender.model.to("cuda" if use_gpu else "cpu")
         self.decoder: Decoder = Decoder(self.recommender.model, self.recommender.builder, settings.beams)
-        self.k = min(settings.k, len(self.recommender.catalogue))
+        catalogue = self.recommender.catalogue
+        self.k = min(settings.k, len(catalogue))
+        self.left_out = np.arange(len(catalogue) - catalogue.added if only_new else 0)
 
     def answer(self, histories: Sequence[np.ndarray]) -> list[list[dict[str, Any]]]:
         """For each history of item indexes its best items: item_id, title, score (log-probability), best first."""
         newest = [history[-self.recommender.max_history :] for history in histories]
         prompts = [self.recommender.builder.prompt(history)[0] for history in newest]
-        items, scores = self.decoder.top_k(prompts, histories, self.k)
+        excluded = [np.concatenate([history, self.left_out]) for history in histories]
+        items, scores = self.decoder.top_k(prompts, excluded, self.k)
         catalogue = self.recommender.catalogue
         return [
             [
@@ -76,7 +91,14 @@ class Answerer:
 
 
 def recommend(
-    config: Config, model: str, history: Sequence[str], file: str | None, output: Path | None, as_json: bool
+    config: Config,
+    model: str,
+    history: Sequence[str],
+    file: str | None,
+    output: Path | None,
+    as_json: bool,
+    add_items: str | None = None,
+    only_new: bool = False,
 ) -> None:
     """Answer one history of titles (or ids), or every history of a file, on stdout or into `output`.
 
@@ -84,24 +106,31 @@ def recommend(
     list), and may have `user_id`, text or integers (in CSV text). Answers are JSON Lines for a file, `as_json` or
     `output`; else a table.
 
+    Args:
+        add_items: a file, folder or glob of items that came after training, which can be recommended and stand in
+            histories too; see `added_items.with_items`.
+        only_new: recommend those alone.
+
     Raises:
-        UserError: no history or two sources of them, a model folder that is not one, a file that cannot be read, or a
-            history or user_id in it that is not one.
+        UserError: no history or two sources of them, a model folder that is not one, a file that cannot be read, a
+            history or user_id in it that is not one, or items that cannot be added.
     """
     if bool(history) == (file is not None):
         raise UserError("recommend needs either --history TITLE (one or more) or --file FILE, and not both")
-    from rosepo.lm.model.model_folder import CATALOGUE, read_settings
+    from rosepo.lm.model.model_folder import read_settings
 
     if read_settings(model)["template"].get("candidates"):
         raise UserError(
             f"{model} answers out of candidates that its prompts list (model.template.candidates=true), and recommend "
             "has a history alone: give a model whose prompts list none"
         )
-    catalogue = Catalogue.load(Path(model) / CATALOGUE)
+    catalogue = _catalogue(config, model, add_items, only_new)
+    asked: dict[str, Any] = {"catalogue": catalogue if catalogue.added else None, "only_new": only_new}
     reader = HistoryReader(catalogue)
     if file is None:
         items = reader.indexes(history, "--history")
-        answer = Answerer(model, config.recommend, precision=config.precision("recommend", False)).answer([items])[0]
+        precision = config.precision("recommend", False)
+        answer = Answerer(model, config.recommend, precision=precision, **asked).answer([items])[0]
         with _destination(output) as stream:
             if as_json or output is not None:
                 stream.write(_line(None, [catalogue.titles[item] for item in items], answer))
@@ -111,11 +140,31 @@ def recommend(
         return
     users, histories = read_histories(file, reader)
     with _destination(output) as stream, _progress(stream, len(histories)) as progress:
-        for number, answer in enumerate(_answer_on_ray(config, model, histories)):
+        for number, answer in enumerate(_answer_on_ray(config, model, histories, asked)):
             titles = [catalogue.titles[item] for item in histories[number]]
             stream.write(_line(users[number] if users is not None else None, titles, answer))
             if progress is not None:
                 progress.update()
+
+
+def _catalogue(config: Config, model: str, add_items: str | None, only_new: bool) -> Catalogue:
+    """What a model recommends from: the items of its folder, and behind them those that are added."""
+    from rosepo.lm.model.added_titles import check_added, unknown_told
+    from rosepo.lm.model.model_folder import CATALOGUE
+
+    own = Catalogue.load(Path(model) / CATALOGUE)
+    if add_items is None and only_new:
+        raise UserError("--only-new recommends what --add-items adds: give that too")
+    if add_items is None:
+        return own
+    catalogue, counts = with_items(own, config, add_items, "--add-items")
+    echo(f"  {told_of(counts, add_items)}")
+    if only_new and not catalogue.added:
+        raise UserError(f"--only-new: {model} knows every item of --add-items {add_items}, so that none is new")
+    unknown = check_added(model, catalogue) if catalogue.added else 0
+    if unknown:
+        echo(f"  {unknown_told(unknown, catalogue.added)}")
+    return catalogue
 
 
 def _progress(stream: TextIO, total: int) -> AbstractContextManager[Progress | None]:
@@ -123,8 +172,14 @@ def _progress(stream: TextIO, total: int) -> AbstractContextManager[Progress | N
     return nullcontext() if stream.isatty() else Progress("recommend", total, "answers")
 
 
-def _answer_on_ray(config: Config, model: str, histories: list[np.ndarray]) -> Iterator[list[dict[str, Any]]]:
-    """Answers in the order of the histories; batches are fixed, so that the number of actors changes nothing."""
+def _answer_on_ray(
+    config: Config, model: str, histories: list[np.ndarray], asked: dict[str, Any]
+) -> Iterator[list[dict[str, Any]]]:
+    """Answers in the order of the histories; batches are fixed, so that the number of actors changes nothing.
+
+    Args:
+        asked: further arguments of `Answerer`.
+    """
     import ray.data
     from ray.data import ActorPoolStrategy
 
@@ -148,12 +203,13 @@ def _answer_on_ray(config: Config, model: str, histories: list[np.ndarray]) -> I
                 "settings": settings,
                 "use_gpu": use_gpu,
                 "precision": config.precision("recommend", use_gpu),
+                **asked,
             },
             batch_size=None,
             batch_format="pyarrow",
             compute=ActorPoolStrategy(size=min(settings.actors, len(blocks))),
             num_cpus=settings.cpus_per_actor,
-            num_gpus=1 if use_gpu else None,
+            num_gpus=settings.gpus_per_actor if use_gpu else None,
         )
         try:
             rows: Any

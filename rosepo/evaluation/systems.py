@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import rosepo
 from rosepo.config import Config
-from rosepo.data.catalogue import ITEMS_FILE, Catalogue
+from rosepo.data.catalogue import Catalogue, ranked_items
 from rosepo.data.readers.digests import FileDigests
 from rosepo.evaluation.baselines import training_transitions, write_transitions
 from rosepo.evaluation.external_models import sources_of
@@ -19,6 +18,7 @@ from rosepo.evaluation.measured_examples import EXAMPLES_FILE, PART_BATCHES, PAR
 from rosepo.evaluation.predictions import Predictions
 from rosepo.evaluation.rankers import Answering, Ranker, RankerSettings, ranking
 from rosepo.evaluation.rankings import DEPTH, RANKINGS_FOLDER, check_complete, open_rankings
+from rosepo.lm.serving.server import serving_of
 from rosepo.oracle.load import read_kind
 from rosepo.run.manifest import read_manifest
 from rosepo.run.ray_session import answers_of_actors
@@ -43,6 +43,7 @@ class Ranking:
 
     Attributes:
         out: the evaluation's folder.
+        catalogue: what is ranked; where items were added, `out` holds its file.
         parts: of every system's rankings.
         examples_name: file of the examples, in `out`.
         folder_name: of what is made, in `out`.
@@ -76,57 +77,46 @@ class Ranking:
         return self.folder / f"{name}.parquet"
 
     def by_actors(self, models: Mapping[str, str], baselines: Sequence[str] = ()) -> dict[str, float]:
-        """Rank by baselines and language models (name to folder or hub id) on one pool of Ray Data actors.
-
-        Returns:
-            Seconds that an actor was at it, of all baselines and of all models.
+        """Rank by baselines and language models (name to folder or hub id) on one pool of Ray Data actors; seconds that
+        an actor was at each.
 
         Raises:
             UserError: an oracle or a model that cannot be loaded.
             StageError: an actor failed for good; the parts that are finished stay.
         """
-        names = [*baselines, *models]
-        if not names:
-            return {}
-        use_gpu = stage_use_gpu(self.config, "evaluate")
+        names, config = [*baselines, *models], self.config
+        use_gpu = stage_use_gpu(config, "evaluate")
         device = "cuda" if use_gpu else "cpu"
         left = [(name, part) for name in names for part in self._left(name, self._made_from(name, device))]
-        total = len(names) * len(self.parts)
+        total, rows = len(names) * len(self.parts), len(names) * sum(part.rows for part in self.parts)
         if done := total - len(left):
             echo(f"  goes on from {done} of {total} parts of {self.folder_name} that an earlier run finished")
-        busy = self._make(left, names, models, use_gpu) if left else Counter()
+        busy = dict.fromkeys(names, 0.0)
+        if left:
+            work = [{"system": name, **asdict(part)} for name, part in left]
+            pool: dict[str, Any] = {
+                "actors": config.evaluate.actors,
+                "cpus_per_actor": config.evaluate.cpus_per_actor,
+                "gpus_per_actor": config.evaluate.gpus_per_actor if use_gpu else 0,
+            }
+            before = rows - sum(part.rows for _, part in left)
+            with (
+                self._transitions(any(name == "markov" for name, _ in left)) as transitions,
+                Progress(", ".join(names) + self.doing, rows, "examples", before=before) as progress,
+            ):
+                progress.doing("starting actors")
+                settings = self._settings(models, transitions, use_gpu)
+                try:
+                    for answer in answers_of_actors(work, Ranker, settings, **pool):
+                        progress.update(answer["rows"])
+                        busy[answer["system"]] += answer["seconds"]
+                except Exception as error:
+                    done = total - sum(not (self.folder_of(name) / part.name).exists() for name, part in left)
+                    lost = lost_actor(error, "a ranking actor", done, total, "evaluate.actors")
+                    raise user_error_from(error) or lost from error
         for name in names:
             check_complete(self.folder_of(name), self.parts)
-        return {
-            "+".join(group): round(sum(busy[name] for name in group) / self.config.evaluate.actors, 2)
-            for group in (baselines, [*models])
-            if group
-        }
-
-    def _make(
-        self, left: list[tuple[str, Part]], names: Sequence[str], models: Mapping[str, str], use_gpu: bool
-    ) -> Counter[str]:
-        """Have actors make the parts that are left of the rankings of some systems; seconds by system."""
-        config, busy = self.config, Counter[str]()
-        total, rows = len(names) * len(self.parts), len(names) * sum(part.rows for part in self.parts)
-        work = [{"system": name, **asdict(part)} for name, part in left]
-        pool: dict[str, Any] = {"actors": config.evaluate.actors, "cpus_per_actor": config.evaluate.cpus_per_actor}
-        before = rows - sum(part.rows for _, part in left)
-        with (
-            self._transitions(any(name == "markov" for name, _ in left)) as transitions,
-            Progress(", ".join(names) + self.doing, rows, "examples", before=before) as progress,
-        ):
-            settings = self._settings(models, transitions, "cuda" if use_gpu else "cpu")
-            progress.doing("starting actors")
-            try:
-                for answer in answers_of_actors(work, Ranker, settings, **pool, use_gpu=use_gpu):
-                    progress.update(answer["rows"])
-                    busy[answer["system"]] += answer["seconds"]
-            except Exception as error:
-                done = total - sum(not (self.folder_of(name) / part.name).exists() for name, part in left)
-                lost = lost_actor(error, "a ranking actor", done, total, "evaluate.actors")
-                raise user_error_from(error) or lost from error
-        return busy
+        return {name: round(seconds / config.evaluate.actors, 2) for name, seconds in busy.items()}
 
     @contextmanager
     def _transitions(self, wanted: bool) -> Iterator[Path]:
@@ -134,26 +124,27 @@ class Ranking:
         path = self.out / TRANSITIONS_FILE
         try:
             if wanted:
-                pairs = training_transitions(self.paths.examples)
-                write_transitions(pairs, self.catalogue.train_count, path)
+                write_transitions(training_transitions(self.paths.examples), self.catalogue.train_count, path)
             yield path
         finally:
             path.unlink(missing_ok=True)
 
-    def _settings(self, models: Mapping[str, str], transitions: Path, device: str) -> RankerSettings:
+    def _settings(self, models: Mapping[str, str], transitions: Path, use_gpu: bool) -> RankerSettings:
         config = self.config
+        precision = config.precision("evaluate", use_gpu)
         return RankerSettings(
             prompts=config.model,
             max_history=config.prepare.max_history,
             beams=config.evaluate.beams,
             models=dict(models),
             examples=self.examples,
-            catalogue=self.paths.examples / ITEMS_FILE,
+            catalogue=ranked_items(self.paths.examples, self.out),
             transitions=transitions,
             oracle=self.paths.oracle,
             out=self.folder,
-            device=device,
-            precision=config.precision("evaluate", device == "cuda"),
+            device="cuda" if use_gpu else "cpu",
+            precision=precision,
+            serving=serving_of(config.evaluate, precision, use_gpu),
             answering=self.answering,
         )
 
@@ -166,10 +157,13 @@ class Ranking:
     def _left(self, name: str, sources: Mapping[str, Any]) -> list[Part]:
         """The parts of a system's rankings that are left to make."""
         # What was made again under the same settings may differ by a bit: manifests say when a thing was made.
+        own = len(self.catalogue) - self.catalogue.added
+        added = [self.catalogue.item_ids[own:].tolist(), self.catalogue.titles[own:]] if self.catalogue.added else []
         origin = digest(
             [FORMAT, DEPTH, PARTS, PART_BATCHES, rosepo.__version__, read_manifest(self.paths.examples), sources,
              self.config.model.template.candidates,
-             self.config.evaluate.model_dump(include={"split", "max_examples", "batch_size", "beams"})]
+             self.config.evaluate.model_dump(include={"split", "max_examples", "batch_size", "beams", "engine"}),
+             *added]
         )  # fmt: skip
         finished = read_manifest(self.paths.evaluation) is not None
         earlier = self.paths.evaluation / self.folder_name / f"{name}.parquet" if finished else None

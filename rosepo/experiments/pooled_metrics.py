@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from rosepo.config import Config
-from rosepo.data.catalogue import ITEMS_FILE, Catalogue
+from rosepo.data.catalogue import Catalogue, ranked_items
 from rosepo.evaluation.evaluate_rankings import ExampleSeries
 from rosepo.evaluation.measured_examples import EXAMPLES_FILE
 from rosepo.evaluation.rankings import RANKINGS_FOLDER
@@ -54,7 +54,8 @@ def read_measured(folder: Path, config: Config, models: Iterable[str]) -> Measur
     examples, rankings = paths.evaluation / EXAMPLES_FILE, paths.evaluation / RANKINGS_FOLDER
     names = [name for name in models if (rankings / f"{name}.parquet").is_dir()]
     about = pq.read_table(examples, columns=["example_id", "user_id"])
-    series = ExampleSeries(config, paths, Catalogue.load(paths.examples / ITEMS_FILE), len(about), names)
+    catalogue = Catalogue.load(ranked_items(paths.examples, paths.evaluation))
+    series = ExampleSeries(config, paths, catalogue, len(about), names)
     series.read(examples, rankings)
     systems: dict[str, Series] = {}
     for (name, key), values in series.all():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import fcntl
 import os
 import signal
@@ -13,11 +12,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from rosepo.utils.console import echo
+from rosepo.utils.processes import end_with_parent
 
 PATIENCE = 60
 """Seconds that a run may take to stop in good order."""
-_DEATH_SIGNAL = 1
-"""Linux: PR_SET_PDEATHSIG."""
 
 
 def call(command: list[str], log: Path, lock: int) -> str | None:
@@ -35,7 +33,7 @@ def call(command: list[str], log: Path, lock: int) -> str | None:
         errors="replace",
         start_new_session=True,
         pass_fds=(lock,),
-        preexec_fn=_end_with_parent if sys.platform == "linux" else None,
+        preexec_fn=end_with_parent if sys.platform == "linux" else None,
     )
     try:
         assert process.stdout is not None
@@ -60,11 +58,6 @@ def call(command: list[str], log: Path, lock: int) -> str | None:
     if code < 0:
         return f"ended by {signal.Signals(-code).name}; its last line: {told} ({log})"
     return f"{told.removeprefix('error: ')} ({log})"
-
-
-def _end_with_parent() -> None:
-    """A run whose command was killed outright gets SIGTERM: it must not go on beside the next command."""
-    ctypes.CDLL(None).prctl(_DEATH_SIGNAL, signal.SIGTERM)
 
 
 @contextmanager

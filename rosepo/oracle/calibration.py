@@ -22,8 +22,6 @@ CALIBRATION_FILE = "calibration.json"
 TAU_BOUNDS = (1e-3, 1e3)
 """Where tau is looked for. At the upper bound the oracle knows nothing about the order of the pairs."""
 _ROWS = 512
-_MARGINS = 1 << 22
-"""Margins that are looked at at once: a loss or a bin takes several numbers of each."""
 
 
 def score_batches(
@@ -81,8 +79,7 @@ def calibrate_preferences(chosen: np.ndarray, other: np.ndarray, tau: float | No
 
 def log_loss(margins: np.ndarray, tau: float) -> float:
     """Mean of `-log sigmoid(margin / tau)` over margins float [...]."""
-    total = sum(np.logaddexp(0.0, -part / tau).sum() for part in _parts(margins))
-    return float(total / margins.size)
+    return float(np.logaddexp(0.0, -margins / tau).mean())
 
 
 def fit_tau(margins: np.ndarray) -> float:
@@ -121,32 +118,22 @@ def reliability(margins: np.ndarray, bins: int = 10) -> dict[str, Any]:
         `bins` rows {low, high, confidence, accuracy, pairs}, empty bins left out, and `error`, the expected
         calibration error (arXiv 1706.04599): the gap between the two, averaged over pairs.
     """
+    margins = np.asarray(margins, dtype=np.float64).ravel()
+    confidence = expit(np.abs(margins))
+    right = np.where(margins == 0, 0.5, margins > 0)
     edges = np.linspace(0.5, 1.0, bins + 1)
-    sure, right = np.zeros(bins), np.zeros(bins)
-    pairs = np.zeros(bins, dtype=np.int64)
-    for part in _parts(np.asarray(margins, dtype=np.float64)):
-        confidence = expit(np.abs(part))
-        correct = np.where(part == 0, 0.5, part > 0)
-        place = np.clip(np.searchsorted(edges, confidence, side="right") - 1, 0, bins - 1)
-        for number in np.unique(place):
-            here = place == number
-            sure[number] += confidence[here].sum()
-            right[number] += correct[here].sum()
-            pairs[number] += here.sum()
-    rows = [
-        {
-            "low": float(edges[number]),
-            "high": float(edges[number + 1]),
-            "confidence": float(sure[number] / pairs[number]),
-            "accuracy": float(right[number] / pairs[number]),
-            "pairs": int(pairs[number]),
-        }
-        for number in np.flatnonzero(pairs)
-    ]
-    error = sum(row["pairs"] * abs(row["accuracy"] - row["confidence"]) for row in rows) / max(int(pairs.sum()), 1)
+    place = np.clip(np.searchsorted(edges, confidence, side="right") - 1, 0, bins - 1)
+    rows = []
+    for number in np.unique(place):
+        here = place == number
+        rows.append(
+            {
+                "low": float(edges[number]),
+                "high": float(edges[number + 1]),
+                "confidence": float(confidence[here].mean()),
+                "accuracy": float(right[here].mean()),
+                "pairs": int(here.sum()),
+            }
+        )
+    error = sum(row["pairs"] * abs(row["accuracy"] - row["confidence"]) for row in rows) / max(len(margins), 1)
     return {"bins": rows, "error": float(error)}
-
-
-def _parts(margins: np.ndarray) -> Iterator[np.ndarray]:
-    flat = margins.reshape(-1)
-    return (flat[low : low + _MARGINS] for low in range(0, len(flat), _MARGINS))

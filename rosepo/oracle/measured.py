@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from rosepo.config import OracleConfig
@@ -95,25 +96,17 @@ def _ranks(oracles: Sequence[Oracle], validation: Validation, rank: int, world: 
 
 
 def _write(path: Path, batches: Batches) -> None:
-    writer: pq.ParquetWriter | None = None
-    try:
-        for rows, values in batches:
-            table = pa.table({"row": rows, "values": fixed(values)})
-            writer = writer or pq.ParquetWriter(path, table.schema)
-            writer.write_table(table)
-    finally:
-        if writer is not None:
-            writer.close()
+    tables = [pa.table({"row": rows, "values": fixed(values)}) for rows, values in batches]
+    if tables:
+        pq.write_table(pa.concat_tables(tables), path)
 
 
 def _read(out: Path, name: str, values: np.ndarray) -> None:
     """Put the rows of all workers' files into `values` [N, m]."""
     there = 0
     for path in out.glob(f"{name}-*.parquet"):
-        with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches():
-                found = batch["values"].flatten().to_numpy()
-                values[batch["row"].to_numpy()] = found.reshape(len(batch), values.shape[1])
-                there += len(batch)
+        table = pq.read_table(path)
+        values[table["row"].to_numpy()] = pc.list_flatten(table["values"]).to_numpy().reshape(len(table), -1)
+        there += len(table)
     if there != len(values):
         raise StageError(f"oracle: {there} of {len(values)} validation examples were measured: run the stage again")

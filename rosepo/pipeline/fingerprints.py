@@ -14,7 +14,15 @@ from rosepo.run.stages import Stage
 from rosepo.utils.files import digest
 from rosepo.utils.imports import module_file
 
-RESOURCE_KEYS = SAME_RESULT | {"actors", "cpus_per_actor", "concurrent", "part_groups", "reference_cache"}
+RESOURCE_KEYS = SAME_RESULT | {
+    "actors",
+    "cpus_per_actor",
+    "gpus_per_actor",
+    "vllm",
+    "concurrent",
+    "part_groups",
+    "reference_cache",
+}
 """Keys that do not make a stage stale."""
 
 
@@ -25,15 +33,19 @@ def stage_settings(config: Config, stage: Stage) -> dict[str, Any]:
         flat["pairs.precision"] = config.align.precision
     searched = set(config.sweep_parameters) if stage.name == "sweep" else set()
     unused = {f"pairs.strategies.{name}" for name in config.pairs.strategies if name not in config.pairs.used}
+    unused |= {"evaluate.add_items"} if config.evaluate.add_items is None else set()
     # Parts of a streamed table are what training shuffles within: their size is then no matter of speed alone.
     streamed = {"pairs.stream", "pairs.part_groups"} if config.pairs.stream and "align" in stage.sections else set()
     # Models that rosepo did not train are read with the run's template.
     external = bool(config.evaluate.models) and stage.kind == "evaluate"
+    # A run of before there was a choice goes on without a chat template, and models from scratch have none.
+    if config.model.template.chat == "no" or (config.model.path is None and not external):
+        unused |= {"model.template.chat", "model.template.system"}
     return {"seed": config.seed} | {
         key: value
         for key, value in flat.items()
         if key in streamed
-        or (external and (key == "model.max_length" or key.startswith("model.template.")))
+        or (external and key not in unused and (key == "model.max_length" or key.startswith("model.template.")))
         or (
             key not in unused
             and stage.depends_on(key)
@@ -58,7 +70,7 @@ def fingerprint(stage: Stage, settings: Mapping[str, Any], inputs: Mapping[str, 
 
 def files_read(config: Config, stage: Stage) -> dict[str, Source]:
     """The user's files that a stage reads, by name: log and items, the modules of a scorer and of strategies,
-    a title encoder, models and predictions that are evaluated.
+    a title encoder, models, predictions and added items that are evaluated.
 
     Raises:
         UserError: one that is not there, or is not of its kind.

@@ -47,8 +47,9 @@ def check_named(config: Config, names: Sequence[str]) -> None:
 
     Raises:
         UserError: a sweep that tries nothing, settings that `align` would refuse, more workers than rows a step, or an
-            oracle, a strategy, an encoder or systems to evaluate that are not there.
+            oracle, a strategy, an encoder, systems to evaluate or items to add that are not there.
     """
+    from rosepo.data.added_items import plan_added
     from rosepo.oracle.external_oracle import check_external
     from rosepo.tuning.search_space import check_space
 
@@ -62,6 +63,8 @@ def check_named(config: Config, names: Sequence[str]) -> None:
         _check_strategies(config.pairs)
     if "evaluate" in kinds:
         _check_systems(config.evaluate)
+        if config.evaluate.add_items is not None:
+            plan_added(config, config.evaluate.add_items, "evaluate.add_items")
     if not config.pairs.score and kinds & {"align", "sweep"}:
         raise UserError(
             "pairs.score=false leaves groups without what alignment reads: leave it out and make them again, `rosepo "

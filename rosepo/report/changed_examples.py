@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rosepo.data.catalogue import ITEMS_FILE, Catalogue
+from rosepo.data.catalogue import Catalogue, ranked_items
 from rosepo.evaluation.measured_examples import EXAMPLES_FILE, read_batches
 from rosepo.evaluation.rankings import DEPTH, RANKINGS_FOLDER, read_rankings
 from rosepo.metrics.ranking import ndcg
@@ -31,7 +31,7 @@ class Case:
 
 def changed_examples(paths: RunPaths, count: int = 3) -> dict[str, list[Case]]:
     """`helped` and `hurt`: `count` examples each, whose targets moved most in discounted gain; ties in table order."""
-    catalogue = Catalogue.load(paths.examples / ITEMS_FILE)
+    catalogue = Catalogue.load(ranked_items(paths.examples, paths.evaluation))
     rankings = paths.evaluation / RANKINGS_FOLDER
     ranks_before, items_before = read_rankings(rankings / "sft.parquet")
     ranks_after, items_after = read_rankings(rankings / "aligned.parquet")

@@ -9,6 +9,8 @@ from typing import Any
 
 from rosepo.config import LOSSES, Config, dump_config
 from rosepo.config.root import shape_of
+from rosepo.data.added_items import told_of
+from rosepo.report.text.labels import label
 from rosepo.run.manifest import git_revision, read_manifest, versions
 from rosepo.run.paths import RunPaths, of_round
 from rosepo.run.stages import find_stage, names_of_rounds
@@ -47,6 +49,8 @@ def run_metadata(config: Config, paths: RunPaths, metrics: Mapping[str, Any], ma
         facts["Rounds of pairs and alignment"] = (
             f"{paths.round}, each sampled from the model of the one before; reference: {reference}"
         )
+    if metrics.get("added_items"):
+        facts["Added titles"] = _added(metrics["added_items"], metrics)
     if metrics.get("external"):
         facts["Other systems"] = "; ".join(_external(name, one) for name, one in metrics["external"].items())
     return facts
@@ -119,6 +123,16 @@ def _external(name: str, one: Mapping[str, Any]) -> str:
     counts = ", ".join(f"{key.replace('_', ' ')} {value:,}" for key, value in one.items() if isinstance(value, int))
     kind = "model" if one["kind"] == "models" else one["kind"]
     return f"{name} ({kind} {redact(one['location'])}{': ' + counts if counts else ''})"
+
+
+def _added(added: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
+    """Titles that came after training: how many, what baselines know of them, how often models recommend them."""
+    told = redact(told_of(added, added["location"]))
+    if not added["added"]:
+        return told
+    shares = ", ".join(f"{label(name, metrics)} {100 * share:.2g} %" for name, share in added["top10_share"].items())
+    told += "; no example is about them; most popular, Markov and the oracle know nothing of them and rank them last"
+    return f"{told}; of the first ten places they take: {shares}"
 
 
 def _epochs(count: float) -> str:

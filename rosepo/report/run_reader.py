@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rosepo.data.catalogue import ITEMS_FILE, Catalogue
+from rosepo.data.catalogue import Catalogue, ranked_items
 from rosepo.data.item_columns import items_of
 from rosepo.evaluation.measured_examples import EXAMPLES_FILE
 from rosepo.evaluation.rankings import RANKINGS_FOLDER, read_rankings
@@ -94,7 +94,8 @@ class Run:
     @cached_property
     def catalogue(self) -> Catalogue:
         """Titles, and how often each was chosen in training."""
-        return Catalogue.load(RunPaths(self.root).examples / ITEMS_FILE)
+        paths = RunPaths(self.root)
+        return Catalogue.load(ranked_items(paths.examples, paths.evaluation))
 
     @property
     def ranked(self) -> str:

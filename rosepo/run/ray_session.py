@@ -138,13 +138,13 @@ def answers_of_actors(
     *,
     actors: int,
     cpus_per_actor: float,
-    use_gpu: bool,
+    gpus_per_actor: int,
 ) -> Iterator[dict[str, Any]]:
     """Send rows of work through a pool of actors that write their results themselves; what each answers to a row.
 
     Args:
         actor: made of `settings`; called with an Arrow table of one row, it returns columns of one answer.
-        use_gpu: one GPU an actor.
+        gpus_per_actor: 0 where actors use none.
     """
     from ray.data import ActorPoolStrategy
 
@@ -158,7 +158,7 @@ def answers_of_actors(
         batch_size=None,
         batch_format="pyarrow",
         num_cpus=cpus_per_actor,
-        num_gpus=1.0 if use_gpu else 0.0,
+        num_gpus=float(gpus_per_actor),
     )
     return iter(done.iter_rows())
 

@@ -6,6 +6,8 @@ checked beforehand, here alone.
 
 from __future__ import annotations
 
+import shlex
+import shutil
 from dataclasses import dataclass, replace
 
 from rosepo.config import Config
@@ -30,6 +32,7 @@ class ResourceRequest:
         gpus_each: GPUs that each takes where it takes any.
         gpu_key: dotted key that says whether it does.
         gpu: auto, yes or no.
+        vllm: the command that serves the models, or an address; None where they are in the processes.
         only_gpu: a setting that CPUs cannot follow, and what to set instead; None where there is none.
     """
 
@@ -42,6 +45,7 @@ class ResourceRequest:
     gpus_each: int
     gpu_key: str
     gpu: str
+    vllm: str | None = None
     only_gpu: tuple[str, str] | None = None
 
     @property
@@ -75,9 +79,10 @@ def request_of(config: Config, section: str) -> ResourceRequest:
         count=getattr(settings, count),
         cpus_each=getattr(settings, each),
         data_each=FEED_CPUS if trains else 0.0,
-        gpus_each=1,
+        gpus_each=getattr(settings, "gpus_per_actor", 1),
         gpu_key=f"{section}.gpu",
         gpu=settings.gpu,
+        vllm=settings.vllm if getattr(settings, "engine", None) == "vllm" else None,
         only_gpu=(f"{section}.attention=flex", f"{section}.attention=auto") if flex else None,
     )
 
@@ -86,7 +91,7 @@ def use_gpu(need: ResourceRequest, cpus: float, gpus: float) -> bool:
     """Whether the processes take GPUs; refuses what the cluster (`cpus`, `gpus`) can never run.
 
     Raises:
-        UserError: with the sum and the remedy.
+        UserError: with the sum and the remedy; or where there is no vLLM to serve models with.
     """
     if need.cpus > cpus + 1e-6:
         most = int(cpus / (need.cpus_each + need.data_each))
@@ -95,6 +100,8 @@ def use_gpu(need: ResourceRequest, cpus: float, gpus: float) -> bool:
             f"{need.section} needs {need.cpus:g} CPUs ({need.told}) and the cluster has {cpus:g}: {remedy}, or give "
             "Ray more CPUs (ray.num_cpus where it is started here)"
         )
+    if need.vllm is not None:
+        _check_command(f"{need.section}.vllm", need.vllm)
     if need.gpu == "no" or (need.gpu == "auto" and gpus == 0):
         if need.only_gpu is not None:
             setting, instead = need.only_gpu
@@ -109,6 +116,16 @@ def use_gpu(need: ResourceRequest, cpus: float, gpus: float) -> bool:
             f"and the cluster has {gpus:g}: {remedy}, or use {need.gpu_key}=no"
         )
     return True
+
+
+def _check_command(key: str, vllm: str) -> None:
+    """Refuse a command that is not there. All nodes have what this one has."""
+    command = shlex.split(vllm)
+    if not vllm.startswith(("http://", "https://")) and (not command or shutil.which(command[0]) is None):
+        raise UserError(
+            f"{key}={vllm} is no command here: give the path of vllm in an environment of its own on every node, or"
+            " the http address of a server that serves the model (docs/method.md)"
+        )
 
 
 def check_together(config: Config, cpus: float, gpus: float) -> None:

@@ -87,8 +87,6 @@ class GroupsActor:
         with tally.timed("sampling"):
             count = self.settings.negatives
             rejected = sample_rejected(examples, self.strategies, pairs.strategies, count, self.settings.seed)
-        if self.models is not None:
-            tally.totals.update(self.models.take_counts())
         items = np.concatenate([examples.targets[:, None], rejected.items], axis=1)
         columns = self._titles(table, items, rejected)
         tally.totals["groups"] += len(examples)

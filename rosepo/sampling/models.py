@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import replace
-from functools import cached_property
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from rosepo.data.catalogue import Catalogue
-from rosepo.lm.model.model_folder import load_builder, load_recommender
+from rosepo.lm.model.model_folder import load_recommender
 from rosepo.lm.rows.logps import LogpsModel
+from rosepo.lm.serving.served_rows import served_logps
+from rosepo.lm.serving.server import serving_of
 from rosepo.lm.titles.beam_search import Decoder
 from rosepo.lm.titles.candidate_scores import candidate_logps
+from rosepo.lm.titles.title_scores import reference_logps
 from rosepo.oracle.epsilon import calibrate
 from rosepo.oracle.load import load_scorer
-from rosepo.sampling.scoring import GroupScorer
+from rosepo.sampling.scoring import GroupScorer, Reference
 from rosepo.sampling.strategies.example_batch import Examples
 from rosepo.sampling.strategies.protocol import Answers, CandidateScores, StrategyInputs
-from rosepo.sampling.strategies.vllm_engine import VllmDecoder
 
 if TYPE_CHECKING:
     from rosepo.sampling.settings import ActorSettings
@@ -38,13 +39,19 @@ class Models:
         torch.set_num_threads(max(1, int(pairs.cpus_per_actor)))
         self.settings = settings
         self.dtype: torch.dtype = getattr(torch, settings.precision)
-        self.free = pairs.asks_policy and pairs.engine == "vllm"
-        if pairs.score or (pairs.asks_policy and not self.free):
+        # Beside the reference and the oracle on the same GPU, or on all GPUs of the actor alone.
+        share = 0.9 if pairs.served_reference or not pairs.score else 0.5
+        serving = serving_of(pairs, settings.precision, settings.device == "cuda", share) if pairs.asks_policy else None
+        if serving is not None:
+            served = load_recommender(paths.policy, serving=serving)
+            self.builder, self.answering = served.builder, served.model
+        local_reference = pairs.score and not pairs.served_reference
+        if local_reference or (pairs.asks_policy and serving is None):
             recommender = load_recommender(paths.policy, self.dtype)
             self.builder = recommender.builder
             self.policy = recommender.model.to(settings.device)
-        elif self.free:
-            self.builder = load_builder(paths.policy)
+            if serving is None:
+                self.answering = self.policy
         if pairs.score or pairs.asks_oracle:
             self.oracle = load_scorer(paths.oracle, catalogue, settings.device)
 
@@ -55,8 +62,8 @@ class Models:
         )
 
     def decoder(self, beams: int) -> Answers:
-        """What gives the policy's answers: a search with that many beams, or vLLM, loaded once."""
-        return self._vllm if self.free else Decoder(self.policy, self.builder, beams)
+        """What gives the policy's answers: a search with that many beams."""
+        return Decoder(self.answering, self.builder, beams)
 
     @property
     def listed(self) -> CandidateScores | None:
@@ -65,17 +72,6 @@ class Models:
             return None
         model = LogpsModel(self.policy, float32_logits=True)
         return lambda prompts, candidates: candidate_logps(model, self.builder, prompts, candidates)
-
-    @cached_property
-    def _vllm(self) -> VllmDecoder:
-        return VllmDecoder(self.settings.paths.policy, self.builder, self.settings.seed)
-
-    def take_counts(self) -> Counter[str]:
-        """What was generated freely since the last call; see `VllmDecoder.counts`."""
-        counts: Counter[str] = Counter()
-        if self.free:
-            counts, self._vllm.counts = self._vllm.counts, counts
-        return counts
 
     def scores(self, examples: Examples, items: np.ndarray) -> np.ndarray:
         """Calibrated oracle scores float32 [N, C] of items int64 [N, C]."""
@@ -87,8 +83,13 @@ class Models:
 
     def scorer(self) -> GroupScorer:
         """What scores groups."""
-        settings, paths = self.settings, self.settings.paths
+        return GroupScorer(self.builder, self.scores, self._reference(), self.settings.cache)
+
+    def _reference(self) -> Reference:
+        paths = self.settings.paths
+        if self.settings.pairs.served_reference:
+            return partial(served_logps, self.answering)
         reference = self.policy
         if paths.reference != paths.policy:
-            reference = load_recommender(paths.reference, self.dtype).model.to(settings.device)
-        return GroupScorer(self.builder, self.scores, LogpsModel(reference), settings.cache)
+            reference = load_recommender(paths.reference, self.dtype).model.to(self.settings.device)
+        return partial(reference_logps, LogpsModel(reference))

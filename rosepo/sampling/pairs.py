@@ -32,7 +32,6 @@ from rosepo.sampling.pool import run_shards
 from rosepo.sampling.reference_cache import ReferenceCache, open_cache
 from rosepo.sampling.settings import ActorSettings
 from rosepo.sampling.strategies.mixture import check_negatives, max_negatives
-from rosepo.sampling.strategies.vllm_engine import check_engine
 from rosepo.sampling.tally import Tally
 from rosepo.sampling.validation_groups import EXAMPLES_FILE, validation_examples, written
 from rosepo.utils.errors import StageError, UserError
@@ -140,7 +139,6 @@ def plan_sampling(config: Config, paths: RunPaths) -> Sampling:
     """
     settings = config.pairs
     device = "cuda" if stage_use_gpu(config, "pairs") else "cpu"
-    check_engine(settings, device)
     catalogue = _check_inputs(config, paths)
     if settings.oracle_whole and len(catalogue) > MOST_WHOLE:
         raise UserError(
@@ -152,7 +150,8 @@ def plan_sampling(config: Config, paths: RunPaths) -> Sampling:
     check_negatives(settings.negatives, allowed, len(catalogue))
     negatives = config.negatives(allowed)
     precision = config.precision("pairs", device == "cuda")
-    cache = open_cache(settings.reference_cache, paths.reference, precision) if settings.score else None
+    by = f"{precision} by vllm" if settings.served_reference else precision
+    cache = open_cache(settings.reference_cache, paths.reference, by) if settings.score else None
     held_out = validation_examples(config, paths, catalogue, negatives)
     return Sampling(config, paths, catalogue, shards, negatives, device, precision, cache, held_out)
 

@@ -68,5 +68,5 @@ def _answers(shards: Sequence[Shard], settings: ActorSettings) -> Iterator[dict[
         settings,
         actors=pairs.actors,
         cpus_per_actor=pairs.cpus_per_actor,
-        use_gpu=settings.device == "cuda",
+        gpus_per_actor=pairs.gpus_per_actor if settings.device == "cuda" else 0,
     )

@@ -10,7 +10,6 @@ be deleted at any time.
 from __future__ import annotations
 
 import hashlib
-import os
 import tempfile
 import uuid
 from collections.abc import Sequence
@@ -24,7 +23,7 @@ import pyarrow.parquet as pq
 
 from rosepo.lm.model.model_folder import read_settings
 from rosepo.utils.errors import StageError, UserError
-from rosepo.utils.files import digest, file_digest
+from rosepo.utils.files import cache_folder, digest, file_digest
 
 SETTING_KEYS = ("template", "max_length")
 _MODEL_FILES = ("*.safetensors", "config.json", "adapter_config.json")
@@ -125,7 +124,7 @@ def open_cache(setting: str, reference: Path, precision: str) -> ReferenceCache 
     """
     if setting == "no":
         return None
-    root = default_folder() if setting == "auto" else Path(setting).expanduser()
+    root = cache_folder() / "reference" if setting == "auto" else Path(setting).expanduser()
     folder = root.resolve() / reference_key(reference, precision)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -137,12 +136,6 @@ def open_cache(setting: str, reference: Path, precision: str) -> ReferenceCache 
             "or set it to no"
         ) from error
     return ReferenceCache(folder)
-
-
-def default_folder() -> Path:
-    """Where `auto` keeps entries."""
-    home = os.environ.get("ROSEPO_CACHE")
-    return (Path(home).expanduser() if home else Path.home() / ".cache" / "rosepo") / "reference"
 
 
 def reference_key(folder: Path, precision: str) -> str:
@@ -165,7 +158,7 @@ def reference_key(folder: Path, precision: str) -> str:
         from rosepo.lm.model.model_source import find_source
 
         base, revision = adapter_base(find_source(str(folder)))
-        local = Path(base).expanduser()
+        local = Path(find_source(base, revision).path)
         # A model on the hub is its id and revision; on disk it is what it holds.
         about["base"] = _digests(local, _MODEL_FILES) if local.is_dir() else [base, revision]
     return digest(about)

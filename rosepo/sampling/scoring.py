@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from rosepo.data.prompts import PromptBuilder
-from rosepo.lm.rows.logps import LogpsModel
-from rosepo.lm.titles.title_scores import reference_logps
 from rosepo.oracle.epsilon import epsilon
 from rosepo.sampling.reference_cache import ReferenceCache
 from rosepo.sampling.strategies.example_batch import Examples
 from rosepo.sampling.strategies.protocol import Scores
 from rosepo.sampling.tally import Tally
 from rosepo.utils.errors import StageError
+
+Reference = Callable[[Sequence[np.ndarray], Sequence[Sequence[np.ndarray]]], list[np.ndarray]]
 
 
 @dataclass(frozen=True)
@@ -41,13 +42,13 @@ class GroupScorer:
     Attributes:
         builder: the policy's prompts.
         scores: the oracle.
-        reference: the reference model, in eval mode on its device.
+        reference: of N prompts and their completions the reference's log-probabilities, as `reference_logps`.
         cache: of its log-probabilities; None keeps none.
     """
 
     builder: PromptBuilder
     scores: Scores
-    reference: LogpsModel
+    reference: Reference
     cache: ReferenceCache | None
 
     def __call__(self, examples: Examples, items: np.ndarray, tally: Tally) -> Scored:
@@ -77,7 +78,7 @@ class GroupScorer:
             kept = self.cache.read(content, examples.ids)
             if kept is not None:
                 return kept, True
-        logps = np.stack(reference_logps(self.reference, prompts, completions))
+        logps = np.stack(self.reference(prompts, completions))
         if self.cache is not None and np.isfinite(logps).all():
             self.cache.write(content, examples.ids, logps)
         return logps, False

@@ -96,7 +96,6 @@ class Tally:
         pairs = sum(entry["pairs"] for entry in self.strategies.values())
         scored = all("epsilon" in entry for entry in self.strategies.values())
         mean = sum(entry["epsilon"] for entry in self.strategies.values()) / max(pairs, 1) if scored else None
-        generated = {"answers": self.totals["generated"], "no_title": self.totals["unknown"]}
         return {
             "groups": self.totals["groups"],
             "pairs": pairs,
@@ -108,7 +107,6 @@ class Tally:
             "prompt_tokens_max": self.longest_prompt,
             "prompts_cut": self.totals["prompts_cut"],
             "dropped_history_items": self.totals["dropped_items"],
-            **({"generated": generated} if generated["answers"] else {}),
             "reference": {name: self.totals[name] for name in ("computed", "from_cache")},
             "seconds": {name: round(value, 2) for name, value in sorted(self.seconds.items())},
         }

@@ -20,8 +20,8 @@ import rosepo
 from rosepo.config import AlignConfig, Config
 from rosepo.data.catalogue import ITEMS_FILE, Catalogue
 from rosepo.data.example_shards import VALIDATION_FILE, planned_users, shards_of
+from rosepo.lm.cards.record import ModelRecord, model_record
 from rosepo.lm.model.model_folder import check_catalogue, load_builder, read_settings
-from rosepo.lm.model.record import ModelRecord, model_record
 from rosepo.run.manifest import read_manifest
 from rosepo.run.paths import RunPaths, of_round
 from rosepo.run.resources import stage_use_gpu
@@ -31,6 +31,7 @@ from rosepo.training.checkpoint.saver import origin_of
 from rosepo.training.feed.encoders import GroupEncoder, UserEncoder
 from rosepo.training.feed.group_columns import columns_read, groups_table, user_offsets, users_of
 from rosepo.training.feed.incremental_table import IncrementalTable, Maker, wanted_order
+from rosepo.training.feed.micro_batching import most_tokens
 from rosepo.training.feed.pair_epsilon import read_epsilon, smoothed, tracker_of
 from rosepo.training.feed.plan import Encoder, FeedPlan
 from rosepo.training.feed.reference_check import PROBED_GROUPS
@@ -110,14 +111,16 @@ def align_task(
     columns = columns_read(config)
     table = groups_table(columns, paths, train.loss) if growing is None else growing.open(columns)
     branchings = trie_targets_of(paths.reference) if config.learns_whole else None
-    encoder: Encoder = GroupEncoder(train.pack_tokens, branchings)
+    # Of groups, each a row, `micro_batch_size` bounds the tokens by itself; a user may bring any number of rows.
+    encoder: Encoder = GroupEncoder(train.pack_tokens, branchings, train.micro_batch_tokens)
     rows, offsets, users_a_group = min(len(table), max_groups or len(table)), None, 1.0
     if config.trajectories:
         users = users_of(paths.groups) if growing is None else planned_users(paths.examples, config.pairs.newest)
         offsets = user_offsets(users)
         rows = max(1, (len(offsets) - 1) * rows // len(table))
         users_a_group = (len(offsets) - 1) / len(table)
-        encoder = UserEncoder(train.row_tokens, train.pack_tokens, branchings)
+        most = most_tokens(train, config.full_row("align"))
+        encoder = UserEncoder(train.row_tokens, train.pack_tokens, branchings, most)
     plan = FeedPlan(
         folder=paths.groups,
         columns=tuple(table.columns or ()),

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from rosepo.config import LOSSES, AlignConfig
 from rosepo.config.losses import INPUTS, LossEntry
 from rosepo.data.catalogue import Catalogue
+from rosepo.lm.cards.record import ModelRecord
 from rosepo.lm.model.dropout import disable_dropout, training_dropout
 from rosepo.lm.model.model_folder import CATALOGUE, load_builder
 from rosepo.lm.model.policy import load_policy, load_tokenizer, save_policy
-from rosepo.lm.model.record import ModelRecord
 from rosepo.lm.rows.logps import LogpsModel, sharing_obstacle
 from rosepo.objectives.likelihood import chosen_nll, drawn_weights
 from rosepo.objectives.rewards import Metrics, reward_margins
@@ -145,8 +145,8 @@ class AlignTask:
         table = pq.read_table(self.validation_file) if growing is None else growing.read(name)
         table = table.select([column for column in table.column_names if column in self.plan.columns])
         parts = -(-len(table) // self.train.micro_batch_size)
-        encoder = GroupEncoder(self.train.pack_tokens, trie_targets_of(self.reference) if self.learns_whole else None)
-        return [part for part in encoder(table, parts) if part]
+        branchings = trie_targets_of(self.reference) if self.learns_whole else None
+        return GroupEncoder(self.train.pack_tokens, branchings, self.train.micro_batch_tokens)(table, parts)
 
     def _look_up(self) -> pa.Table:
         assert self.probed_rows is not None
@@ -228,7 +228,7 @@ def _at_branchings(policy: Tensor, others: Tensor) -> Tensor:
 
 def _tensor(arrays: Arrays, name: str, device: torch.device) -> Tensor:
     # A copy: arrays that come through Ray's object store cannot be written to, which torch warns of.
-    return torch.from_numpy(np.array(arrays[name])).to(device)
+    return torch.from_numpy(np.array(arrays[name])).to(device, non_blocking=True)
 
 
 def _sums(policy: Tensor, strategy: Tensor | None, metrics: Metrics) -> Sums:

@@ -25,8 +25,9 @@ from rosepo.utils.errors import StageError, UserError
 class StepFigures:
     """What one optimizer step did."""
 
-    grad_norm: float
-    """Global norm of the gradient before clipping."""
+    grad_norm: Tensor
+    """Global norm of the gradient before clipping, a scalar wherever it was computed: to look at it is to wait for the
+    step."""
     learning_rate: float
 
 
@@ -73,20 +74,19 @@ class Engine:
         module: float32 parameters, the same on every rank; those that do not require gradients stay as they are.
         train: stage, precision, clipping and learning rate.
         steps: optimizer steps of the whole run.
-        micro_batches: calls of `accumulate` before every `step`.
 
     Raises:
         UserError: quantized weights under ZeRO-3.
     """
 
-    def __init__(self, module: nn.Module, train: TrainConfig, steps: int, micro_batches: int) -> None:
+    def __init__(self, module: nn.Module, train: TrainConfig, steps: int) -> None:
         if train.zero_stage == 3 and not all(parameter.is_floating_point() for parameter in module.parameters()):
             raise UserError(f"{train.section}.zero_stage=3 cannot divide quantized weights: use zero_stage=2")
-        self.train, self.steps, self.micro_batches = train, steps, micro_batches
+        self.train, self.steps = train, steps
         self.world = dist.get_world_size()
         self.done = 0
         self.carried = 0  # steps that the optimizer's state had seen before the first of this training
-        self._accumulated = 0
+        self._complete = False
         self._shapes = {name: list(parameter.shape) for name, parameter in module.named_parameters()}
         self._optimizer = torch.optim.AdamW(
             _parameter_groups(module, train.weight_decay), lr=train.learning_rate, fused=True
@@ -94,7 +94,7 @@ class Engine:
         self._engine, *_ = _deepspeed().initialize(
             model=module,
             optimizer=self._optimizer,
-            config=deepspeed_config(train, micro_batches, self.world, sum(map(math.prod, self._shapes.values()))),
+            config=deepspeed_config(train, self.world, sum(map(math.prod, self._shapes.values()))),
         )
 
     @property
@@ -122,32 +122,32 @@ class Engine:
         """The module's result, in training mode."""
         return self._engine(*inputs)
 
-    def accumulate(self, loss_sum: Tensor, units: float) -> None:
-        """Add the gradient of ``loss_sum / units``.
+    def accumulate(self, loss_sum: Tensor, units: float, last: bool = True) -> None:
+        """Add the gradient of ``loss_sum / units``; all ranks call it equally often before a `step`.
 
         Args:
             loss_sum: scalar, the loss summed over this rank's units of a micro-batch (times zero where it has none).
             units: units of the whole step, over all micro-batches and ranks.
+            last: whether it is the last micro-batch of the step: gradients are then reduced for good.
         """
+        self._engine.set_gradient_accumulation_boundary(last)
         # Gradients are averaged over ranks when they are reduced, hence the factor; scale_wrt_gas=False because the
         # division by all units of the step already covers its micro-batches.
         self._engine.backward(loss_sum * (self.world / units), scale_wrt_gas=False)
-        self._accumulated += 1
-        if self._accumulated < self.micro_batches:
-            self._engine.step()
+        self._complete = last
 
     def step(self) -> StepFigures:
         """Clip and update, after the last `accumulate` of a step."""
-        if self._accumulated != self.micro_batches:
-            raise RuntimeError(f"{self._accumulated} of {self.micro_batches} micro-batches before the step")
+        if not self._complete:
+            raise RuntimeError("a step before its last micro-batch")
         rate = learning_rate_at(self.done, self.steps, self.train)
         for group in self._optimizer.param_groups:
             group["lr"] = rate
         norm = self._plain_norm() if self.train.zero_stage == 0 else None
         self._engine.step()
         self.done += 1
-        self._accumulated = 0
-        return StepFigures(float(self._engine.get_global_grad_norm() if norm is None else norm), rate)
+        self._complete = False
+        return StepFigures(torch.as_tensor(self._engine.get_global_grad_norm() if norm is None else norm), rate)
 
     def state_dict(self) -> dict[str, Tensor] | None:
         """All weights of the module on the CPU, float32 masters where there are, on rank 0; None on the others.
@@ -193,16 +193,19 @@ class Engine:
         return torch.nn.utils.get_total_norm(gradients)
 
 
-def deepspeed_config(train: TrainConfig, micro_batches: int, world: int, parameters: int) -> dict[str, Any]:
+def deepspeed_config(train: TrainConfig, world: int, parameters: int) -> dict[str, Any]:
     """DeepSpeed's configuration for a section of ours, and a model of so many parameters."""
     # Buckets are allocated in full: on a small model the default of 2 × 10^9 bytes is all there would be.
     bucket = min(2**25, max(parameters, 2**10))
     config: dict[str, Any] = {
+        # Of form alone: how many micro-batches a step has differs, and `accumulate` says which is the last.
         "train_micro_batch_size_per_gpu": train.micro_batch_size,
-        "gradient_accumulation_steps": micro_batches,
-        "train_batch_size": train.micro_batch_size * micro_batches * world,
+        "gradient_accumulation_steps": 2,
+        "train_batch_size": train.micro_batch_size * 2 * world,
         "gradient_clipping": train.max_grad_norm,
         "steps_per_print": None,
+        # It would wait for the device before and behind every micro-batch.
+        "timers": {"throughput": {"enabled": False}},
         "zero_optimization": {
             "stage": train.zero_stage,
             "reduce_bucket_size": bucket,

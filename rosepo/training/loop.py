@@ -16,7 +16,7 @@ from rosepo.training.checkpoint.saver import Saver
 from rosepo.training.ema import WeightMean
 from rosepo.training.engine import Engine
 from rosepo.training.feed.plan import Arrays
-from rosepo.training.metric_log import Averages, all_max, all_sum, means, peak_memory
+from rosepo.training.metric_log import Averages, agreed, all_max, all_sum, means, peak_memory
 from rosepo.training.task import Loss, Task
 from rosepo.training.validation import Best, Validator, dummy_batch, validation_steps
 from rosepo.utils.errors import StageError
@@ -89,7 +89,7 @@ class Loop:
             line: dict[str, float] = {}
             if step % self.every == 0 or self.finished:
                 line = self._line(step, time.monotonic() - since)
-                line |= {"grad_norm": done.grad_norm, "learning_rate": done.learning_rate}
+                line |= done
                 since = time.monotonic()
             line |= validated
             if line:
@@ -110,7 +110,7 @@ class Loop:
     def _is_late(self, seconds: float) -> bool:
         """Whether the time that a training may take is over on any rank: clocks differ, and all must stop together."""
         limit = self.task.train.max_seconds
-        return limit is not None and all_max(float(seconds > limit), self.engine.device) > 0
+        return limit is not None and all_max(float(seconds > limit)) > 0
 
     def _checkpoint(self, seconds: float, since: float) -> None:
         started = time.monotonic()
@@ -151,32 +151,35 @@ class Loop:
             "device": self.engine.device.type,
         }
 
-    def _step(self, stream: Iterator[Arrays], step: int) -> Any:
+    def _step(self, stream: Iterator[Arrays], step: int) -> dict[str, float]:
+        """One step's norm of the gradient and learning rate. The device is waited for once, at the end."""
         waiting = time.monotonic()
-        parts = [next(stream) for _ in range(self.engine.micro_batches)]
-        waited = time.monotonic() - waiting
-        units = sum(float(part.get("units", 0.0)) for part in parts)
-        total = all_sum(torch.tensor(units, dtype=torch.float64), self.engine.device).item()
-        tracker = self.task.tracker
-        tracked = torch.zeros(tracker.SIZE if tracker else 0, dtype=torch.float64)
-        for part in parts:
+        parts = [next(stream)]
+        while parts[-1].get("left"):
+            parts.append(next(stream))
+        self.averages.add({"wait": (time.monotonic() - waiting, 1)})
+        total, most = agreed(sum(float(part.get("units", 0.0)) for part in parts), len(parts))
+        # A rank that has fewer micro-batches goes on with empty ones: its collectives keep step with the others'.
+        parts += [{}] * (most - len(parts))
+        tracker, losses = self.task.tracker, []
+        tracked = torch.zeros(tracker.SIZE if tracker else 0, dtype=torch.float64, device=self.engine.device)
+        for place, part in enumerate(parts, start=1):
             loss = self._micro_batch(part)
-            value = float(loss.total.detach())
-            if not math.isfinite(value):
-                raise StageError(_diverged(self.task, step, f"the loss is {value}"))
-            self.engine.accumulate(loss.total, total)
-            self.averages.add({"loss": (value, loss.units), **loss.sums})
+            self.engine.accumulate(loss.total, total, last=place == most)
+            losses.append(loss.total.detach())
+            self.averages.add({"loss": (losses[-1], loss.units), **loss.sums})
             if loss.tracked is not None:
-                tracked += loss.tracked.cpu()
-        self.averages.add({"wait": (waited, 1)})
+                tracked += loss.tracked
         done = self.engine.step()
         if self.mean is not None:
             self.mean.follow(self.engine.done)
-        if not math.isfinite(done.grad_norm):
-            raise StageError(_diverged(self.task, step, f"the gradient's norm is {done.grad_norm}"))
+        value, norm = torch.stack([torch.stack(losses).sum(), done.grad_norm.to(losses[0])]).tolist()
+        for what, found in (("the loss", value), ("the gradient's norm", norm)):
+            if not math.isfinite(found):
+                raise StageError(_diverged(self.task, step, f"{what} is {found}"))
         if tracker is not None:
-            tracker.update(all_sum(tracked, self.engine.device))
-        return done
+            tracker.update(all_sum(tracked))
+        return {"grad_norm": norm, "learning_rate": done.learning_rate}
 
     def _micro_batch(self, arrays: Arrays) -> Loss:
         batch = Batch.from_numpy(arrays or self.dummy)
@@ -190,7 +193,7 @@ class Loop:
     def _line(self, step: int, interval: float) -> dict[str, float]:
         """Figures since the last line, over all ranks."""
         steps = step % self.every or self.every
-        parts = self.averages.collect(self.engine.device)
+        parts = self.averages.collect()
         tokens, padded, waited, saved = (parts.pop(name)[0] for name in ("tokens", "padded", "wait", "saving"))
         self.tokens += tokens
         self.waited += waited / self.engine.world
@@ -201,7 +204,7 @@ class Loop:
             "pad_share": 1.0 - tokens / max(padded, 1.0),
             "wait_share": min(1.0, waited / self.engine.world / interval),
             "checkpoint_share": min(1.0, saved / self.engine.world / interval),
-            "memory_mib": all_max(peak_memory(self.engine.device), self.engine.device),
+            "memory_mib": all_max(peak_memory(self.engine.device)),
         }
 
 

@@ -11,9 +11,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from rosepo.lm.rows.partitioned import host_group
 
 METRICS_FILE = "metrics.jsonl"
 EVENTS_FOLDER = "tensorboard"
@@ -23,33 +26,48 @@ Sums = dict[str, tuple[float | Tensor, float | Tensor]]
 
 
 class Averages:
-    """Running sums and counts by name, the same names on every rank."""
+    """Running sums and counts by name, the same names on every rank; what comes in tensors stays on their device until
+    it is asked for, so that adding waits for none."""
 
     def __init__(self, names: tuple[str, ...]) -> None:
         self.names = names
-        self._parts = torch.zeros(len(names), 2, dtype=torch.float64)
+        self._parts = np.zeros((len(names), 2))
+        self._places = {name: place for place, name in enumerate(names)}
+        self._on_device: dict[tuple[int, ...], Tensor] = {}
+        """Sums of tensors that came together, float64 [n], by their places in the flattened parts."""
 
     def add(self, sums: Sums) -> None:
         """Count values in. Raises KeyError for an unknown name."""
-        for name, (value, count) in sums.items():
-            place = self.names.index(name)
-            self._parts[place, 0] += float(value)
-            self._parts[place, 1] += float(count)
+        tensors: dict[int, Tensor] = {}
+        for name, pair in sums.items():
+            for side, part in enumerate(pair):
+                if isinstance(part, Tensor):
+                    tensors[2 * self._places[name] + side] = part.detach()
+                else:
+                    self._parts[self._places[name], side] += part
+        if tensors:
+            places, added = tuple(tensors), torch.stack([part.double() for part in tensors.values()])
+            known = self._on_device.get(places)
+            self._on_device[places] = added if known is None else known + added
 
     @property
     def parts(self) -> Tensor:
         """What this rank has counted since `collect`: float64 [names, 2], a copy."""
-        return self._parts.clone()
+        for places, added in self._on_device.items():
+            self._parts.reshape(-1)[list(places)] += added.cpu().numpy()
+        self._on_device.clear()
+        return torch.from_numpy(self._parts.copy())
 
     def restore(self, parts: Tensor) -> None:
         """Go on from what `parts` gave."""
-        self._parts.copy_(parts)
+        self._on_device.clear()
+        self._parts[:] = parts.numpy()
 
-    def collect(self, device: torch.device | None = None) -> dict[str, tuple[float, float]]:
+    def collect(self) -> dict[str, tuple[float, float]]:
         """(sum, count) over all ranks by name, then start again. Every rank must call it."""
-        parts = all_sum(self._parts, device)
-        self._parts.zero_()
-        return {name: (float(total), float(count)) for name, (total, count) in zip(self.names, parts)}
+        parts = all_sum(self.parts).tolist()
+        self._parts[:] = 0.0
+        return {name: (total, count) for name, (total, count) in zip(self.names, parts, strict=True)}
 
 
 def means(parts: dict[str, tuple[float, float]]) -> dict[str, float]:
@@ -57,22 +75,31 @@ def means(parts: dict[str, tuple[float, float]]) -> dict[str, float]:
     return {name: total / count for name, (total, count) in parts.items() if count > 0}
 
 
-def all_sum(values: Tensor, device: torch.device | None = None) -> Tensor:
-    """`values` added over all ranks, on the CPU; `device` is where the process group's backend wants tensors."""
-    if not dist.is_initialized() or dist.get_world_size() == 1:
-        return values.detach().clone()
-    added = values.detach().to(device or "cpu", copy=True)
-    dist.all_reduce(added)
-    return added.cpu()
+def all_sum(values: Tensor) -> Tensor:
+    """`values` added over all ranks, on the CPU; every rank must call it."""
+    added = values.detach().to("cpu", copy=True)
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        dist.all_reduce(added, group=host_group())
+    return added
 
 
-def all_max(value: float, device: torch.device | None = None) -> float:
+def all_max(value: float) -> float:
     """The largest of all ranks' values; every rank must call it."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return value
-    found = torch.tensor([value], dtype=torch.float64, device=device or "cpu")
-    dist.all_reduce(found, op=dist.ReduceOp.MAX)
-    return float(found)
+    found = torch.tensor([value], dtype=torch.float64)
+    dist.all_reduce(found, op=dist.ReduceOp.MAX, group=host_group())
+    return float(found.numpy()[0])
+
+
+def agreed(units: float, parts: int) -> tuple[float, int]:
+    """Units of all ranks together, and the most parts that one of them has; every rank must call it."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return units, parts
+    found = torch.zeros(1 + dist.get_world_size(), dtype=torch.float64)
+    found[0], found[1 + dist.get_rank()] = units, parts
+    total, *counts = all_sum(found).tolist()
+    return total, int(max(counts))
 
 
 def peak_memory(device: torch.device) -> float:

@@ -56,13 +56,13 @@ def train_rank(
     Returns:
         Figures; `plain_rows` among them, the reason, where the model could not share the prefixes of rows.
     """
-    rank, world, train = dist.get_rank(), dist.get_world_size(), task.train
+    rank, train = dist.get_rank(), task.train
     schedule = task.plan.schedule
     torch.manual_seed(task.seed * 1009 + rank)
     started = time.monotonic()
     tell = ProgressTeller(out if rank == 0 else None)
     tell.doing("loading the model")
-    engine = Engine(task.build(), train, schedule.steps, schedule.micro_batches(world, train.micro_batch_size))
+    engine = Engine(task.build(), train, schedule.steps)
     mean = None if train.ema is None else WeightMean(engine, train.ema)
     run = Loop(task, engine, mean, schedule.steps, Saver(task, engine, mean, out, schedule.steps, resumable), tell)
     run.verify()

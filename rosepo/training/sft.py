@@ -24,10 +24,10 @@ from rosepo.config import Config, ModelConfig, TrainConfig
 from rosepo.config.training import SftConfig
 from rosepo.data.catalogue import ITEMS_FILE, Catalogue
 from rosepo.data.prompts import PromptBuilder
+from rosepo.lm.cards.record import ModelRecord, model_record
 from rosepo.lm.model.dropout import training_dropout
 from rosepo.lm.model.policy import initial_policy, load_tokenizer, save_policy
 from rosepo.lm.model.quantized import check_quantization
-from rosepo.lm.model.record import ModelRecord, model_record
 from rosepo.lm.model.scratch import train_tokenizer
 from rosepo.lm.rows.logps import LogpsModel
 from rosepo.run.manifest import read_manifest
@@ -36,6 +36,7 @@ from rosepo.run.resources import stage_use_gpu
 from rosepo.training.checkpoint.saver import origin_of
 from rosepo.training.feed.candidate_rows import COLUMNS, ExampleEncoder, check_room, example_rows, training_rows
 from rosepo.training.feed.encoders import TrajectoryEncoder, collated
+from rosepo.training.feed.micro_batching import most_tokens
 from rosepo.training.feed.parquet_rows import ParquetRows
 from rosepo.training.feed.plan import Arrays, Encoder, FeedPlan
 from rosepo.training.task import HeldOut, Loss
@@ -91,15 +92,16 @@ def sft_task(config: Config, paths: RunPaths) -> SftTask:
 def _plan(config: Config, paths: RunPaths, builder: PromptBuilder) -> FeedPlan:
     """Rows of whole trajectories or, where prompts list candidates, of one example each."""
     sft = config.sft
+    most = most_tokens(sft, config.full_row("sft"))
     encoder: Encoder
     columns: tuple[str, ...]
     if builder.lists_candidates:
         check_room(paths.examples, builder)
         folder, columns, places = paths.examples, COLUMNS, training_rows(paths.examples)
-        n_rows, encoder = len(places), ExampleEncoder(builder, sft.pack_tokens)
+        n_rows, encoder = len(places), ExampleEncoder(builder, sft.pack_tokens, most)
     else:
         folder, columns, places = paths.examples / "_trajectories", ("items", "n_targets"), None
-        n_rows, encoder = len(ParquetRows(folder)), TrajectoryEncoder(builder, sft.pack_tokens)
+        n_rows, encoder = len(ParquetRows(folder)), TrajectoryEncoder(builder, sft.pack_tokens, most)
     return FeedPlan(
         folder=folder,
         columns=columns,
@@ -160,7 +162,8 @@ class SftTask:
 def validation_batches(examples: pa.Table, builder: PromptBuilder, train: TrainConfig) -> list[Arrays]:
     """Examples (columns as `example_rows` reads them) as micro-batches, one completion a row."""
     rows = example_rows(examples, builder) if len(examples) else []
-    return collated(rows, -(-len(rows) // train.micro_batch_size), train.pack_tokens) if rows else []
+    parts = -(-len(rows) // train.micro_batch_size)
+    return collated(rows, parts, train.pack_tokens, train.micro_batch_tokens) if rows else []
 
 
 def sample_examples(folder: Path, split: str, count: int, seed: int, extra: tuple[str, ...] = ()) -> pa.Table:

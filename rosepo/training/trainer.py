@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 FIGURES_FILE = "_figures.json"
 """What rank 0 hands over, until it was read. Ray 2.55 does not pass on what a worker returns."""
-_LESS_MEMORY = "lower {name}.micro_batch_size or model.max_length, or set {name}.activation_checkpointing=true"
+_LESS_MEMORY = "lower {name}.micro_batch_tokens or model.max_length, or set {name}.activation_checkpointing=true"
 
 
 def fit(

@@ -92,7 +92,7 @@ class Validator:
             if arrays:
                 loss = self.task.loss(logps, counts, arrays)
                 sums.add({"loss": (loss.total, loss.units), **loss.sums})
-        found = means(sums.collect(self.engine.device))
+        found = means(sums.collect())
         return {f"validation_{name}": found[name] for name in self.task.validated if name in found}
 
     def _rankings(self) -> dict[str, float]:
@@ -109,7 +109,7 @@ class Validator:
         items, _ = self._decoder.top_k(held.prompts[alone], held.seen[alone], 10)
         ranks = target_ranks(items, held.targets[alone])
         sums = torch.tensor([hit_ratio(ranks, 10).sum(), ndcg(ranks, 10).sum(), len(ranks)], dtype=torch.float64)
-        hits, gains, count = all_sum(sums, self.engine.device).tolist()
+        hits, gains, count = all_sum(sums).tolist()
         return {"hr@10": hits / count, "ndcg@10": gains / count}
 
 

@@ -148,7 +148,9 @@ def _measure_beside(model_folder: Path, config: Config, paths: RunPaths, gpu: bo
     """`_measure` in a process of its own, with the GPU that this one does not have: no driver loads a model."""
     import ray
 
-    task: Any = ray.remote(num_cpus=config.align.cpus_per_worker, num_gpus=1.0 if gpu else 0.0)(_measure)
+    cpus, gpus = config.align.cpus_per_worker, 1.0 if gpu else 0.0
+    # "DEFAULT" is outside the placement group of a trial, whose half CPU would be all that there is for a task of it.
+    task: Any = ray.remote(num_cpus=cpus, num_gpus=gpus, scheduling_strategy="DEFAULT")(_measure)
     found: dict[str, float] = ray.get(task.remote(model_folder, config, RunPaths(paths.root), gpu))
     return found
 

@@ -35,6 +35,12 @@ def write_text(path: Path, text: str) -> None:
     aside.replace(path)
 
 
+def cache_folder() -> Path:
+    """What runs of one user share: $ROSEPO_CACHE, or ~/.cache/rosepo."""
+    home = os.environ.get("ROSEPO_CACHE")
+    return Path(home).expanduser() if home else Path.home() / ".cache" / "rosepo"
+
+
 def now() -> str:
     """The time in UTC, ISO 8601 to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")

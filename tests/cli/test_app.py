@@ -72,6 +72,7 @@ def test_help_lists_every_setting_of_the_stage() -> None:
         (["evaluate", "--model", "/nowhere/m"], "evaluate.models=/nowhere/m is neither a model folder"),
         (["evaluate", "--predictions", "sft=lists.csv"], "which is the run's own"),
         (["evaluate", "--predictions", "/nowhere/lists.csv"], "evaluate.predictions=/nowhere/lists.csv does not exist"),
+        (["evaluate", "--add-items", "/nowhere/new.csv"], "evaluate.add_items=/nowhere/new.csv does not exist"),
         (["pairs", "--round", "2"], "pairs-2 is a round beyond pairs.rounds=1"),
         (["align", "--round", "2", "--set", "pairs.rounds=2"], "run `rosepo prepare`"),
     ],
@@ -96,11 +97,13 @@ def test_systems_of_others_come_from_options_or_settings_alike(tmp_path: Path, m
     monkeypatch.setattr(run_stages, "make", lambda config, out, names, overwrite, debug: found.append(config.evaluate))
     monkeypatch.setattr("rosepo.cli.summary.print_next", lambda config, root, stage: None)
     options = ["--model", "it's: [1]/m", "--model", "b=x/y", "--predictions", "p #1.csv"]
+    options += ["--add-items", "new: 'films'.csv"]
     result = CliRunner().invoke(app, ["evaluate", "--out", str(tmp_path), *options])
     assert result.exit_code == 0, result.output
     (settings,) = found
     assert settings.models == ("it's: [1]/m", "b=x/y")  # type: ignore[attr-defined]
     assert settings.predictions == ("p #1.csv",)  # type: ignore[attr-defined]
+    assert settings.add_items == "new: 'films'.csv"  # type: ignore[attr-defined]
 
 
 def test_debug_shows_where_a_failure_came_from(tmp_path: Path) -> None:

@@ -8,10 +8,14 @@ from typing import Any
 
 import pytest
 
-from rosepo.cli.check import _memory, _steps
-from rosepo.config import TrainConfig
+from rosepo.cli.check import _memories, _memory, _sample_builder, _steps
+from rosepo.config import TrainConfig, parse_config
+from rosepo.lm.rows.target_logps import MAX_LOGITS
 from rosepo.training.feed.schedule import Schedule
+from rosepo.utils.errors import UserError
 from tests.cli.test_app import call
+from tests.data.chats import chat_tokenizer
+from tests.helpers import tiny_model
 
 FACTS = {
     "parameters": 2**30,
@@ -43,7 +47,31 @@ ADAPTER = {"adapter": "new", "trainable_parameters": 2**25}
     ],
 )
 def test_memory_counts_what_a_process_holds(train: dict[str, Any], facts: dict[str, Any], gibibytes: float) -> None:
-    assert _memory(TrainConfig(**train), FACTS | facts) == f"{gibibytes:.2f} GiB"
+    assert _memory(TrainConfig(**train), FACTS | facts, 1600) == f"{gibibytes:.2f} GiB"
+
+
+SMALL = {**FACTS, "parameters": 0, "trainable_parameters": 0, "layers": 4, "hidden_size": 1024, "vocabulary": 2**15}
+"""Of a model that has activations and logits alone."""
+
+
+@pytest.mark.parametrize(
+    ("settings", "tokens", "full"),
+    [
+        ({}, 400, 4 * 2048),  # full rows of users' trajectories
+        ({"row_tokens": 256}, 400, 4 * 512),  # a group may have more tokens: model.max_length
+        ({"rows": "group"}, 400, 4 * 512),
+        ({"micro_batch_tokens": 300}, 300, 300),
+        ({"micro_batch_tokens": 5000}, 400, 5000),
+        ({"micro_batch_tokens": 5000, "precision": "bfloat16", "activation_checkpointing": True}, 400, 5000),
+    ],
+)
+def test_memory_is_bounded_by_the_tokens_of_a_micro_batch(settings: dict[str, Any], tokens: int, full: int) -> None:
+    config = parse_config({"align": {"micro_batch_size": 4, **settings}})
+    short = config.align.precision == "bfloat16"
+    a_token = (2 if config.align.activation_checkpointing else 34) * 4 * 1024 * (1 if short else 2)
+    logits = min(full * 2**15, MAX_LOGITS) * (6 if short else 8)
+    expected = (tokens * a_token, full * a_token + logits)
+    assert _memories(config, "align", SMALL) == tuple(f"{size / 2**30:.2f} GiB" for size in expected)
 
 
 @pytest.mark.parametrize(("epochs", "steps"), [(1.0, 4), (0.3 * 10 / 3, 4), (2.5, 10), (0.01, 1), (0.1 + 0.2, 2)])
@@ -85,6 +113,29 @@ def test_a_title_that_cannot_fit_is_refused_with_the_length_that_it_needs(tmp_pa
     assert (code, "items fit" in told, "Traceback" in told) == (2, False, False)
     code, told = check(arguments, tmp_path, int(needed[1]))
     assert code == 0, told
+    (least, full), *_ = re.findall(r"align .*? ([\d.]+) GiB.*? ([\d.]+) GiB", told)
+    assert float(least) < float(full), told
     fit = re.search(r"about (\d+) items fit", told)
     assert fit, told
     assert int(fit[1]) >= 1
+
+
+def test_what_becomes_of_a_chat_template_is_told_or_refused(tmp_path: Path) -> None:
+    write_log(tmp_path, "The Last One (2001)")
+    for family in ("gemma", "qwen3"):
+        tiny_model(vocab_size=512).save_pretrained(tmp_path / family)
+        chat_tokenizer(family).save_pretrained(tmp_path / family)
+
+    def told(family: str, **template: str) -> str | None:
+        data = {"interactions": str(tmp_path / "log.csv"), "items": str(tmp_path / "items.csv")}
+        model = {"path": str(tmp_path / family), "max_length": 200, "template": template}
+        return _sample_builder(parse_config({"data": data, "model": model}))[1]
+
+    assert told("gemma") == "used; ids are those of apply_chat_template with each of the 8 titles looked at"
+    assert "with 7 of the 8 titles looked at; with others tokens reach over" in (told("qwen3", separator=", ") or "")
+    assert told("qwen3", chat="no") == "not used: model.template.chat is no"
+    assert (
+        told("qwen3", separator="{eos}") == "not used: model.template.separator holds {eos}, which would end a message"
+    )
+    with pytest.raises(UserError, match=r"System role not supported\): put model\.template\.system into"):
+        told("gemma", system="You know films.")

@@ -129,7 +129,7 @@ def test_an_oracle_beside_a_pretrained_model_follows_the_same_rules() -> None:
 @pytest.mark.parametrize(("users", "epochs"), [(1, 8), (659, 8), (938, 7), (3_452, 2), (50_335, 1), (10**9, 1)])
 def test_alignment_takes_more_passes_where_they_are_short(users: int, epochs: float) -> None:
     config, _ = settled(load_config(), replace(FACTS, users=users))
-    assert (config.align.epochs, config.align.beta) == (epochs, 3.0)
+    assert (config.align.epochs, config.align.beta) == (epochs, 1.0)
     other, _ = settled(load_config(None, ["align.loss=dpo"]), replace(FACTS, users=users))
     assert (other.align.epochs, other.align.beta) == (load_config().align.epochs, load_config().align.beta)
 

@@ -16,8 +16,8 @@ from rosepo.evaluation import systems
 from rosepo.evaluation.baselines import BatchScores, Markov, Transitions, training_transitions, write_transitions
 from rosepo.evaluation.measured_examples import plan_parts
 from rosepo.evaluation.rankers import by_scores, rank_part
+from rosepo.lm.cards.record import model_record
 from rosepo.lm.model.model_folder import save_policy
-from rosepo.lm.model.record import model_record
 from rosepo.pipeline.fingerprints import stage_settings
 from rosepo.report.run_report import write_report
 from rosepo.run.paths import RunPaths

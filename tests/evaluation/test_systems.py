@@ -31,8 +31,9 @@ from rosepo.evaluation.measured_examples import plan_parts, read_batches, write_
 from rosepo.evaluation.rankers import Ranker, RankerSettings, ranking
 from rosepo.evaluation.rankings import open_rankings, rankings_table, read_rankings, write_part
 from rosepo.evaluation.systems import Ranking
+from rosepo.lm.cards.record import model_record
 from rosepo.lm.model.model_folder import save_policy
-from rosepo.lm.model.record import model_record
+from rosepo.lm.serving.server import Serving
 from rosepo.lm.titles.beam_search import Decoder
 from rosepo.oracle.sasrec import SASRec, SASRecConfig
 from rosepo.pipeline.kept_config import CONFIG_FILE, resolve_config
@@ -42,6 +43,7 @@ from rosepo.run.paths import RunPaths
 from rosepo.utils.errors import UserError
 from tests.evaluation.runs import finished, tiny_config, tiny_run
 from tests.helpers import tiny_catalogue, tiny_model, tiny_tokenizer
+from tests.lm.serving.model_server import STAND_IN
 
 STAGES = ("prepare", "sft", "align")
 ROOT = Path(__file__).resolve().parents[2]
@@ -280,6 +282,25 @@ def test_a_list_without_a_title_in_its_first_ten_places_leaves_metrics_that_any_
     assert figures["log_popularity"]["value"] is None
 
 
+def ranker_settings(paths: RunPaths, out: Path) -> RankerSettings:
+    """Of an actor that ranks the examples in `out` by both models of a run."""
+    return RankerSettings(
+        prompts=tiny_config().model,
+        max_history=tiny_config().prepare.max_history,
+        beams=tiny_config().evaluate.beams,
+        models={name: str(paths.root / name) for name in ("sft", "aligned")},
+        examples=out / "examples.parquet",
+        catalogue=paths.examples / "_items.parquet",
+        transitions=out / "none",
+        oracle=paths.oracle,
+        out=out,
+        device="cpu",
+        precision="float32",
+        serving=None,
+        answering=ranking,
+    )
+
+
 def test_an_actor_lets_go_of_a_model_before_it_loads_the_next(
     paths: RunPaths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -296,20 +317,7 @@ def test_an_actor_lets_go_of_a_model_before_it_loads_the_next(
 
     monkeypatch.setattr(external_models, "load_external", watched)
     write_examples(paths.examples, "test", 8, 4, tmp_path / "examples.parquet")
-    settings = RankerSettings(
-        prompts=tiny_config().model,
-        max_history=tiny_config().prepare.max_history,
-        beams=tiny_config().evaluate.beams,
-        models={name: str(paths.root / name) for name in ("sft", "aligned")},
-        examples=tmp_path / "examples.parquet",
-        catalogue=paths.examples / "_items.parquet",
-        transitions=tmp_path / "none",
-        oracle=paths.oracle,
-        out=tmp_path,
-        device="cpu",
-        precision="float32",
-        answering=ranking,
-    )
+    settings = ranker_settings(paths, tmp_path)
     for answering in (ranking, writing):
         held.clear()
         alive.clear()
@@ -318,6 +326,23 @@ def test_an_actor_lets_go_of_a_model_before_it_loads_the_next(
             (tmp_path / f"{name}.parquet").mkdir(exist_ok=True)
             ranker(pa.Table.from_pylist([{"system": name, **asdict(plan_parts(settings.examples)[0])}]))
         assert alive == [0, 0, 0]
+
+
+def test_models_that_are_served_one_after_another_rank_as_they_do_in_the_actor(paths: RunPaths, tmp_path: Path) -> None:
+    write_examples(paths.examples, "test", 8, 4, tmp_path / "examples.parquet")
+    own = ranker_settings(paths, tmp_path)
+    serving = Serving(STAND_IN, 0, "float32", 0.9)
+    (tmp_path / "served").mkdir()
+    rankers = [Ranker(own), Ranker(replace(own, serving=serving, out=tmp_path / "served"))]
+    for name in ("sft", "aligned"):
+        for ranker in rankers:
+            folder = ranker.settings.out / f"{name}.parquet"
+            folder.mkdir()
+            ranker(pa.Table.from_pylist([{"system": name, **asdict(plan_parts(own.examples)[0])}]))
+        (ranks, items), found = (read_rankings(ranker.settings.out / f"{name}.parquet") for ranker in rankers)
+        assert found[0].tolist() == ranks.tolist()
+        assert found[1].tolist() == items.tolist()
+    rankers[1].end()
 
 
 def test_lists_of_others_score_as_the_rankings_that_they_are(paths: RunPaths, tmp_path: Path, in_process: None) -> None:

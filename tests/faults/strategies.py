@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import resource
-import signal
 import time
 from pathlib import Path
 
@@ -16,6 +15,8 @@ from rosepo.data.random import Draws
 from rosepo.sampling.strategies.example_batch import Examples
 from rosepo.sampling.strategies.protocol import Strategy
 from rosepo.sampling.strategies.weighted import uniform
+from rosepo.utils.files import write_text
+from tests.deaths import die_if_told
 
 SCRATCH = Path(os.environ["ROSEPO_TEST_SCRATCH"])
 USER = 317
@@ -27,11 +28,8 @@ def deadly(catalogue: Catalogue) -> Strategy:
     even = uniform(len(catalogue))
 
     def strategy(examples: Examples, count: int, draws: Draws) -> np.ndarray:
-        deaths = SCRATCH / "deaths"
-        left = int(deaths.read_text())
-        if left and examples.users is not None and USER in examples.users:
-            deaths.write_text(str(left - 1))
-            os.kill(os.getpid(), signal.SIGKILL)
+        if examples.users is not None and USER in examples.users:
+            die_if_told(SCRATCH / "deaths")
         return even(examples, count, draws)
 
     return strategy
@@ -76,7 +74,7 @@ def watchful(catalogue: Catalogue) -> Strategy:
         about = json.loads((SCRATCH / "watchful").read_text())
         if examples.users is not None and about["user"] in examples.users:
             if about["then"] == "sleep":
-                (SCRATCH / "asleep").write_text(str(os.getpid()))
+                write_text(SCRATCH / "asleep", str(os.getpid()))
                 time.sleep(600)
             wait_for_training(Path(about["run"]))
             if about["then"] == "raise":

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from rosepo.cli.run_stages import make
 from rosepo.config import Config, load_config
+from rosepo.pipeline.fingerprints import stage_settings
 from rosepo.pipeline.plan import RunPlan
 from rosepo.pipeline.planning import plan_run
 from rosepo.run.stages import STAGES, find_stage, names_of_run, seconds_in_all, stages_of
@@ -39,6 +41,32 @@ def test_a_model_that_was_trained_on_another_split_is_not_read(done: Path, later
         plan_run(config, done, [later], overwrite=True)
     finish(done, config, "sft", "oracle", "pairs", "align")
     plan_run(config, done, [later], overwrite=True)
+
+
+def test_another_chat_makes_the_model_again_and_all_that_reads_it(tmp_path: Path) -> None:
+    pretrained = "model.path=some/instruct"
+    finish(tmp_path, configure(pretrained), *STAGES)
+    for change in ("model.template.chat=no", "model.template.system=Be brief."):
+        left = plan_run(configure(pretrained, change), tmp_path, list(STAGES), overwrite=True).left
+        assert [step.stage.name for step in left] == ["sft", "pairs", "sweep", "align", "evaluate"]
+
+
+def test_runs_of_before_chat_templates_were_used_go_on_without_them(done: Path, tmp_path: Path) -> None:
+    def sft(*overrides: str) -> dict[str, Any]:
+        return stage_settings(configure(*overrides), STAGES["sft"])
+
+    new = {"model.template.chat", "model.template.system"}
+    assert new <= sft("model.path=some/instruct").keys()
+    for overrides in (["model.path=some/instruct", "model.template.chat=no"], []):
+        assert not new & sft(*overrides).keys()
+    assert not plan_run(configure("model.template.chat=no"), done, list(STAGES)).left
+
+
+def test_models_of_others_are_measured_again_under_another_chat(tmp_path: Path) -> None:
+    others = "evaluate.models=[some/instruct]"
+    finish(tmp_path, configure(others), *STAGES)
+    plan = plan_run(configure(others, "model.template.chat=no"), tmp_path, list(STAGES), overwrite=True)
+    assert [step.stage.name for step in plan.left] == ["evaluate"]
 
 
 def test_an_evaluation_does_not_take_a_model_of_other_settings(done: Path) -> None:

@@ -12,8 +12,8 @@ import torch
 
 from rosepo.config import Config, parse_config
 from rosepo.data.catalogue import Catalogue
+from rosepo.lm.cards.record import model_record
 from rosepo.lm.model.model_folder import save_policy
-from rosepo.lm.model.record import model_record
 from rosepo.oracle.sasrec import SASRec, SASRecConfig
 from rosepo.run.paths import RunPaths
 from rosepo.utils.files import write_json

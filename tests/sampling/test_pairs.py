@@ -176,7 +176,8 @@ def test_a_model_that_gives_no_numbers_ends_the_stage_with_one_sentence(
         ({"negatives": 25}, "pairs.negatives=25 is more than the catalogue allows: 30 items leave 24"),
         ({"actors": 9}, "needs 9 CPUs"),
         ({"gpu": "yes"}, "pairs.gpu=yes needs 1 GPUs"),
-        ({"engine": "vllm", "gpu": "no"}, "pairs.engine=vllm generates on GPUs, and with pairs.gpu=no"),
+        ({"engine": "vllm", "vllm": "/nowhere/vllm"}, "pairs.vllm=/nowhere/vllm is no command here: give the path"),
+        ({"engine": "vllm", "gpus_per_actor": 2, "gpu": "yes", "vllm": "true"}, "pairs.gpu=yes needs 2 GPUs"),
         ({"encoder": "/nowhere"}, "pairs.encoder=/nowhere"),
     ],
 )

@@ -13,8 +13,8 @@ from scipy.special import softmax
 
 from rosepo.data.catalogue import Catalogue
 from rosepo.data.random import Draws
+from rosepo.lm.cards.record import model_record
 from rosepo.lm.model.model_folder import load_recommender, save_policy
-from rosepo.lm.model.record import model_record
 from rosepo.lm.rows.plain_rows import plain_logps
 from rosepo.lm.titles.beam_search import Decoder
 from rosepo.lm.titles.title_embeddings import encode_titles, history_similarity

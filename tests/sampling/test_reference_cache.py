@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from rosepo.config import parse_config
+from rosepo.lm.cards.record import model_record
 from rosepo.lm.model.model_folder import SETTINGS, save_policy
-from rosepo.lm.model.record import model_record
 from rosepo.sampling.reference_cache import ReferenceCache, open_cache, reference_key
 from rosepo.utils.errors import UserError
 from tests.helpers import tiny_catalogue, tiny_model, tiny_tokenizer

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import math
 import shutil
 from dataclasses import replace
@@ -121,16 +122,21 @@ def test_examples_that_number_items_otherwise_than_the_model_are_not_searched(ru
         align_task(searched, other)
 
 
-def test_an_adapter_is_trained_on_and_stays_an_adapter(tiny_run, alone, tmp_path):
+@pytest.mark.parametrize("kind", [{}, {"dora": True}, {"rslora": True}], ids=["lora", "dora", "rslora"])
+def test_an_adapter_is_trained_on_and_stays_an_adapter(tiny_run, alone, tmp_path, kind):
     outputs = RunPaths(tmp_path)
-    lora = {"path": str(alone), "max_length": 128, "lora": {"rank": 2, "dropout": 0.3}}
+    lora = {"path": str(alone), "max_length": 128, "lora": {"rank": 2, "dropout": 0.3, **kind}}
     fit_in_process(sft_task(tiny_config(model=lora, epochs=0.5), tiny_run), outputs.sft)
     write_groups(outputs)
     align_in_process(tiny_config("align", model=lora, epochs=2, **ALIGN), outputs, tmp_path / "out")
     assert lines(tmp_path / "out")[1]["loss"] == pytest.approx(math.log(2), abs=1e-4)
     before, after = weights(outputs.sft), weights(tmp_path / "out")
     assert before.keys() == after.keys()
-    assert any(not torch.equal(before[name], after[name]) for name in before)
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed
+    assert any("magnitude" in name for name in changed) == ("dora" in kind)
+    saved = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    assert (saved["use_dora"], saved["use_rslora"]) == ("dora" in kind, "rslora" in kind)
 
 
 def test_the_reference_of_an_adapter_is_the_adapter_and_not_its_base(tiny_run, alone, tmp_path):

@@ -69,7 +69,7 @@ def module_of(train: TrainConfig, lora: bool) -> nn.Module:
 
 def train_steps(train: TrainConfig, lora: bool, rank: int, world: int, micro: int) -> dict[str, Any] | None:
     """A few steps on eight groups each, dealt out over ranks and micro-batches; what came of them, on rank 0."""
-    engine = Engine(module_of(train, lora), train, STEPS, micro)
+    engine = Engine(module_of(train, lora), train, STEPS)
     losses, norms = [], []
     for step in range(STEPS):
         groups = [group for seed in range(3) for group in make_groups(2, 10 * step + seed, vocabulary=48)][:8]
@@ -77,11 +77,11 @@ def train_steps(train: TrainConfig, lora: bool, rank: int, world: int, micro: in
         for part in range(micro):
             logps, _ = engine.forward(collate(rows_of(groups[rank * micro + part :: world * micro])))
             loss = -logps.sum()
-            engine.accumulate(loss, units=8)
+            engine.accumulate(loss, units=8, last=part == micro - 1)
             total += loss.detach()
         dist.all_reduce(total)
         losses.append(float(total) / 8)
-        norms.append(engine.step().grad_norm)
+        norms.append(float(engine.step().grad_norm))
     weights = engine.state_dict()
     engine.close()
     return None if weights is None else {"losses": losses, "norms": norms, "weights": weights}

@@ -40,7 +40,7 @@ def masters(engine: Engine) -> dict[str, torch.Tensor]:
 def test_the_mean_is_that_of_the_weights_after_every_step(tiny_run: RunPaths, stage: int, precision: str) -> None:
     prepare_process()
     task = sft_task(tiny_config(zero_stage=stage, precision=precision, ema=DECAY, learning_rate=0.05), tiny_run)
-    engine = Engine(task.build(), task.train, 4, 1)
+    engine = Engine(task.build(), task.train, 4)
     mean = WeightMean(engine, DECAY)
     batches = [Batch.from_numpy(arrays) for arrays in micro_batches(task.plan, 0, 1, range(4))]
     expected = masters(engine)

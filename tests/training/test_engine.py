@@ -42,7 +42,7 @@ def test_the_learning_rate_warms_up_and_ends_at_its_minimum():
 def _compiles_nothing(rank: int) -> None:
     import deepspeed.comm
 
-    Engine(model(), TrainConfig(), 1, 1)
+    Engine(model(), TrainConfig(), 1)
     assert deepspeed.comm.comm.cdb.shm_comm_op is None
 
 
@@ -58,11 +58,12 @@ def test_steps_equal_those_of_plain_torch(stage):
     biases = [weight for weight in plain.parameters() if weight.dim() == 1]
     groups = [{"params": decayed, "weight_decay": 0.1}, {"params": biases, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups)
-    engine = Engine(mine, train, steps=5, micro_batches=2)
+    engine = Engine(mine, train, steps=5)
     inputs = torch.randn(5, 10, 4, generator=torch.Generator().manual_seed(1))
     for step in range(5):
-        for part in (inputs[step, :3], inputs[step, 3:]):
-            engine.accumulate((engine.forward(part) ** 2).sum(), units=10)
+        parts = inputs[step].split([10] if step == 0 else [3, 7] if step % 2 else [2, 1, 4, 3])
+        for number, part in enumerate(parts, start=1):
+            engine.accumulate((engine.forward(part) ** 2).sum(), units=10, last=number == len(parts))
         figures = engine.step()
         (plain(inputs[step]) ** 2).mean().backward()
         norm = torch.nn.utils.clip_grad_norm_(plain.parameters(), 0.05)
@@ -70,7 +71,7 @@ def test_steps_equal_those_of_plain_torch(stage):
             group["lr"] = learning_rate_at(step, 5, train)
         optimizer.step()
         optimizer.zero_grad()
-        assert figures.grad_norm == pytest.approx(float(norm), rel=1e-4)
+        assert float(figures.grad_norm) == pytest.approx(float(norm), rel=1e-4)
         assert figures.learning_rate == learning_rate_at(step, 5, train)
     found = engine.state_dict()
     engine.close()
@@ -87,7 +88,7 @@ def test_the_first_step_in_bfloat16_is_as_large_as_in_float32(stage):
     )
     module = model()
     before = module[0].weight.detach().clone()
-    engine = Engine(module, train, steps=4, micro_batches=1)
+    engine = Engine(module, train, steps=4)
     inputs = torch.randn(16, 4, generator=torch.Generator().manual_seed(1))
     engine.accumulate((engine.forward(inputs.bfloat16() if stage else inputs).float() ** 2).sum(), units=16)
     engine.step()
@@ -96,10 +97,13 @@ def test_the_first_step_in_bfloat16_is_as_large_as_in_float32(stage):
     assert change.median().item() == pytest.approx(1e-2, rel=0.02)
 
 
-def test_a_step_before_its_micro_batches_is_an_error():
-    engine = Engine(model(), TrainConfig(zero_stage=0), steps=1, micro_batches=2)
-    with pytest.raises(RuntimeError, match="0 of 2 micro-batches"):
-        engine.step()
+def test_a_step_before_its_last_micro_batch_is_an_error():
+    engine = Engine(model(), TrainConfig(zero_stage=0), steps=1)
+    for before in range(2):
+        if before:
+            engine.accumulate(engine.forward(torch.ones(3, 4)).sum(), units=3, last=False)
+        with pytest.raises(RuntimeError, match="before its last micro-batch"):
+            engine.step()
     engine.close()
 
 

@@ -60,13 +60,13 @@ def trained(variant: dict[str, bool], stage: int, rank: int, world: int) -> dict
         max_logits=(positions // 4 + 1) * VOCABULARY if world > 1 else 2**30,
     ).train()
     parts = SHARES[world][rank]
-    engine = Engine(module, train, 2, len(parts))
+    engine = Engine(module, train, 2)
     for step in range(2):
         groups = groups_of(step)
-        for part in parts:
+        for number, part in enumerate(parts, start=1):
             batch = collate(rows_of(groups[part])) if groups[part] else Batch.from_numpy(dummy_batch())
             logps, _ = engine.forward(batch)
-            engine.accumulate(-logps.sum() * bool(groups[part]), units=GROUPS)
+            engine.accumulate(-logps.sum() * bool(groups[part]), units=GROUPS, last=number == len(parts))
         engine.step()
     weights = engine.state_dict()
     engine.close()

@@ -37,6 +37,7 @@ class Recipe:
         n_items: items that stay.
         buckets: first user code of every bucket.
         cuts: first moments of validation and test (temporal), None for leave-one-out.
+        chosen: bool [n user codes], the users that stay; None keeps all.
     """
 
     config: PrepareConfig
@@ -46,6 +47,7 @@ class Recipe:
     n_items: int
     buckets: np.ndarray
     cuts: tuple[float, float] | None = None
+    chosen: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,8 @@ def lay_out(bucket: Arrays, recipe: Recipe) -> Layout:
     """Drop what is outside the core, split every user's sequence, and place the examples."""
     config = recipe.config
     keep = core_rows(bucket["user"], bucket["item"], recipe.new_item >= 0, config.k_core)
+    if recipe.chosen is not None:
+        keep &= recipe.chosen[bucket["user"]]
     user, time = bucket["user"][keep], bucket["time"][keep]
     item = recipe.new_item[bucket["item"][keep]]
     start = segment_starts(user)

@@ -6,9 +6,11 @@ import itertools
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
 
 from rosepo.data.prepare.filtering import core_rows
 from rosepo.data.prepare.log import Arrays, Log
+from rosepo.data.random import example_keys
 from rosepo.utils.arrays import segment_starts
 
 
@@ -52,6 +54,22 @@ def _count_core(bucket: Arrays, alive: np.ndarray, k: int) -> Arrays:
     item, count = np.unique(bucket["item"][keep], return_counts=True)
     lengths = np.add.reduceat(keep.astype(np.int64), segment_starts(bucket["user"]))
     return {"item": item, "count": count, "rows": np.array([len(keep)]), "longest": np.array([lengths.max()])}
+
+
+def users_left(log: Log, alive: np.ndarray, k: int, ids: pa.Array, count: int) -> tuple[np.ndarray, int]:
+    """bool [n_users], True for the `count` users of the k-core whose ids have the lowest hashes, and how many
+    interactions they have."""
+    found = list(log.map("counting users", _count_users, alive=alive, k=k))
+    users, rows = (np.concatenate([part[name] for part in found]) for name in ("user", "rows"))
+    order = np.argsort(example_keys(ids.take(pa.array(users)).cast(pa.string()).to_numpy(zero_copy_only=False)))
+    chosen = np.zeros(len(ids), dtype=bool)
+    chosen[users[order[:count]]] = True
+    return chosen, int(rows[order[:count]].sum())
+
+
+def _count_users(bucket: Arrays, alive: np.ndarray, k: int) -> Arrays:
+    user, rows = np.unique(bucket["user"][core_rows(bucket["user"], bucket["item"], alive, k)], return_counts=True)
+    return {"user": user, "rows": rows}
 
 
 def time_at(log: Log, alive: np.ndarray, k: int, rank: int) -> float:

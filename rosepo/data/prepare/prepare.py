@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from rosepo.config import Config
 from rosepo.data.catalogue import ITEMS_FILE, Catalogue
 from rosepo.data.prepare.examples import Recipe, measure_bucket, write_bucket
-from rosepo.data.prepare.kcore import k_core, time_at
+from rosepo.data.prepare.kcore import k_core, time_at, users_left
 from rosepo.data.prepare.log import Arrays, Codes, LocalBlocks, Log, RayBlocks, bucket_starts
 from rosepo.data.prepare.statistics import (
     check_candidates,
@@ -163,6 +163,10 @@ def filter_log(config: Config, blocks: LocalBlocks | RayBlocks, items: pa.Table)
         fractions = (1.0 - settings.validation_fraction - settings.test_fraction, 1.0 - settings.test_fraction)
         cuts = [time_at(log, core.items, settings.k_core, int(fraction * core.after)) for fraction in fractions]
         recipe = replace(recipe, cuts=(cuts[0], cuts[1]))
+    if settings.max_users is not None:
+        chosen, left = users_left(log, core.items, settings.k_core, users, settings.max_users)
+        recipe = replace(recipe, chosen=chosen)
+        steps.append({"why": f"of users beyond prepare.max_users={settings.max_users:,}", "rows": core.after - left})
     figures = {
         "rows": rows,
         "users_read": len(users),

@@ -35,11 +35,13 @@ class Plan:
         files: the files and what their headers say.
         mappings: for each file, our field name to its column name.
         types: of our id columns: int64 or text.
+        named: the key that says where the files lie, and what it says, for messages.
     """
 
     files: tuple[tuple[Source, Header], ...]
     mappings: tuple[dict[str, str], ...]
     types: dict[str, pa.DataType]
+    named: str
 
     @property
     def pieces(self) -> list[tuple[int, Piece]]:
@@ -68,8 +70,17 @@ def plan_reading(config: DataConfig, kind: str) -> Plan:
     Raises:
         UserError: no data configured, a missing or empty file or column, an unreadable file.
     """
-    location = _location(config, kind)
-    sources = find_sources(location, config.format, f"data.{kind}")
+    return plan_files(config, kind, _location(config, kind), config.format, f"data.{kind}")
+
+
+def plan_files(config: DataConfig, kind: str, location: str, data_format: str, key: str) -> Plan:
+    """The same of files that lie elsewhere than `data.interactions` and `data.items` say.
+
+    Args:
+        config: says what their columns are called.
+        location, data_format, key: see `find_sources`.
+    """
+    sources = find_sources(location, data_format, key)
     files = tuple((source, read_header(source, kind)) for source in sources)
     mappings = tuple(cols.match_columns(header.names, config.columns, kind, source.name) for source, header in files)
     types = {}
@@ -77,9 +88,9 @@ def plan_reading(config: DataConfig, kind: str) -> Plan:
         found = {cols.id_type(header.types[m[field]]) for (_, header), m in zip(files, mappings) if field in m}
         if found:
             types[field] = pa.int64() if found == {pa.int64()} else pa.string()
-    plan = Plan(files, mappings, types)
+    plan = Plan(files, mappings, types, f"{key}={location}")
     if plan.rows == 0:
-        raise UserError(f"data.{kind}={location} has no rows")
+        raise UserError(f"{plan.named} has no rows")
     return plan
 
 
@@ -154,7 +165,20 @@ def read_items(config: DataConfig) -> pa.Table:
     Raises:
         UserError: as the plan, and for duplicate ids and empty titles.
     """
-    plan = plan_reading(config, "items")
+    items = listed_items(plan_reading(config, "items"), config.columns.title)
+    items = items.set_column(0, "item_id", cols.integers_if_all(items["item_id"].combine_chunks()))
+    return items.sort_by("item_id").combine_chunks()
+
+
+def listed_items(plan: Plan, title: str) -> pa.Table:
+    """The same in the order of the files, ids in the type that the files have.
+
+    Args:
+        title: `data.columns.title`.
+
+    Raises:
+        UserError: see `read_items`.
+    """
     tables = []
     for number, piece in plan.pieces:
         source, header = plan.files[number]
@@ -162,20 +186,16 @@ def read_items(config: DataConfig) -> pa.Table:
         separator = " " if mapping.get("categories") in header.sequences else "|"
         for row, table in read_piece(piece, header, mapping, "items"):
             if table.num_rows:
-                tables.append(_item_table(table, mapping, where, row, separator, plan, config.columns.title))
+                tables.append(_item_table(table, mapping, where, row, separator, plan, title))
     if not tables:
-        raise UserError(f"data.items={config.items} has no rows")
+        raise UserError(f"{plan.named} has no rows")
     items = pa.concat_tables(tables)
-    ids = items["item_id"].combine_chunks()
-    counts = ids.value_counts()
+    counts = items["item_id"].combine_chunks().value_counts()
     repeated = counts.filter(pc.greater(counts.field("counts"), 1))
     if len(repeated):
         value, count = repeated[0]["values"].as_py(), repeated[0]["counts"].as_py()
-        raise UserError(
-            f"data.items={plan.files[0][0].name}: item_id {value!r} occurs {count} times: keep one row an item"
-        )
-    items = items.set_column(0, "item_id", cols.integers_if_all(ids))
-    return items.sort_by("item_id").combine_chunks()
+        raise UserError(f"{plan.named}: item_id {value!r} occurs {count} times: keep one row an item")
+    return items
 
 
 def _item_table(

@@ -162,5 +162,6 @@ def _format(uri: str, data_format: str, key: str) -> str:
         raise UserError(f"{key}={uri} is an archive: unpack it, and name the file in it")
     if ending is None:
         known = ", ".join(ENDINGS)
-        raise UserError(f"{key}={uri} has an ending that tells no format (known: {known}): set data.format")
+        remedy = "set data.format" if key.startswith("data.") else "give it one of these"
+        raise UserError(f"{key}={uri} has an ending that tells no format (known: {known}): {remedy}")
     return ending

@@ -35,19 +35,19 @@ MARGIN = 8
 
 @torch.inference_mode()
 def greedy_answers(
-    model: Any, prompts: Sequence[np.ndarray], eos_id: int, limit: int, max_tokens: int | None = None
+    model: Any, prompts: Sequence[np.ndarray], stop_id: int, limit: int, max_tokens: int | None = None
 ) -> list[np.ndarray]:
-    """The likeliest next token again and again, until EOS or `limit` tokens, after each prompt.
+    """The likeliest next token again and again, until one ends the answer or `limit` tokens, after each prompt.
 
     Args:
         model: a causal LM (or PEFT model on one) of Transformers, in eval mode, on its device.
         prompts: N int arrays of token ids, none empty.
-        eos_id: the token that ends an answer; no other one does, whatever the model's own settings say.
-        limit: tokens of an answer at most, EOS included.
+        stop_id: the token that ends an answer; no other one does, whatever the model's own settings say.
+        limit: tokens of an answer at most, that one included.
         max_tokens: tokens in the model at once; bounds memory. None takes what the device has room for.
 
     Returns:
-        N int64 arrays of the tokens written, the EOS among them where one ended the answer.
+        N int64 arrays of the tokens written, the last among them where it ended the answer.
     """
     from transformers import GenerationConfig
 
@@ -60,11 +60,11 @@ def greedy_answers(
     answers: list[np.ndarray] = [np.zeros(0, dtype=np.int64)] * len(prompts)
     # A model's own penalties, bad words or sampling would fill in what is unset here.
     kept, causal_lm.generation_config = causal_lm.generation_config, GenerationConfig()
-    greedy = GenerationConfig(do_sample=False, num_beams=1, max_new_tokens=limit, eos_token_id=eos_id,
-                              pad_token_id=eos_id)  # fmt: skip
+    greedy = GenerationConfig(do_sample=False, num_beams=1, max_new_tokens=limit, eos_token_id=stop_id,
+                              pad_token_id=stop_id)  # fmt: skip
 
     def write(rows: np.ndarray) -> np.ndarray:
-        ids, mask = _left_padded([prompts[row] for row in rows], eos_id)
+        ids, mask = _left_padded([prompts[row] for row in rows], stop_id)
         inputs = {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
         written: torch.Tensor = causal_lm.generate(**inputs, generation_config=greedy)
         return written[:, ids.shape[1] :].cpu().numpy()
@@ -72,7 +72,7 @@ def greedy_answers(
     try:
         for rows, written in room.in_batches(order, lambda first: len(prompts[first]) + limit, write):
             for row, tokens in zip(rows, written, strict=True):
-                ends = np.flatnonzero(tokens == eos_id)
+                ends = np.flatnonzero(tokens == stop_id)
                 answers[row] = tokens[: ends[0] + 1] if len(ends) else tokens
     finally:
         causal_lm.generation_config = kept
@@ -107,9 +107,7 @@ class TitleMatcher:
     """
 
     def __init__(self, builder: PromptBuilder, titles: Sequence[str]) -> None:
-        from rosepo.lm.titles.title_match import completions_index
-
-        self._by_tokens = completions_index(builder)
+        self._by_tokens = {builder.completion(item).astype(np.int32).tobytes(): item for item in range(len(builder))}
         self._by_text = {normalised(title): item for item, title in enumerate(titles)}
 
     def first(self, tokens: np.ndarray) -> np.ndarray:
@@ -133,7 +131,7 @@ def writing(recommender: Recommender, beams: int) -> Answer:
     def answer(batch: Batch) -> pa.Table:
         newest = [history[-recommender.max_history :] for history in batch.histories]
         prompts, _ = builder.prompts(newest, batch.candidates)
-        answers = greedy_answers(recommender.model, prompts, builder.eos_id, limit)
+        answers = greedy_answers(recommender.model, prompts, builder.stop_id, limit)
         if not len(builder.end):
             answers = [matcher.first(tokens) for tokens in answers]
         texts = [_text(tokenizer, tokens) for tokens in answers]
@@ -144,7 +142,7 @@ def writing(recommender: Recommender, beams: int) -> Answer:
                 "user_id": batch.users,
                 "target": pa.array(batch.targets, INDEX),
                 "answer": pa.array(texts, pa.string()),
-                "ended": pa.array([not len(builder.end) or builder.eos_id in tokens for tokens in answers]),
+                "ended": pa.array([not len(builder.end) or builder.stop_id in tokens for tokens in answers]),
                 "item": pa.array(items, INDEX, mask=items < 0),
             }
         )

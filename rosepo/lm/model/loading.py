@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from rosepo.lm.model.adapters import adapter_base, with_adapter
 from rosepo.lm.model.model_source import FAULTS, Source, find_source
 from rosepo.lm.model.quantized import quantization_config, saved_quantization
 from rosepo.utils.console import echo
-from rosepo.utils.errors import UserError, said
+from rosepo.utils.errors import StageError, UserError, said
 
 
 def load_tokenizer(path: str | Path, revision: str | None = None) -> PreTrainedTokenizerBase:
@@ -40,6 +41,23 @@ def load_tokenizer(path: str | Path, revision: str | None = None) -> PreTrainedT
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "right"
     return tokenizer
+
+
+def save_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase, titles: Sequence[str]) -> None:
+    """Write a tokenizer beside a model.
+
+    Raises:
+        StageError: what is read back from there is another one, by the first of the titles or by its chat template.
+    """
+    tokenizer.save_pretrained(folder)
+    # AutoTokenizer goes by the model's type, and for some types rebuilds a tokenizer of its own from the files.
+    sample, saved = list(titles[:1000]), load_tokenizer(folder)
+    before, after = (made(sample, add_special_tokens=False)["input_ids"] for made in (tokenizer, saved))
+    if before != after:
+        title = next(title for title, old, new in zip(sample, before, after, strict=True) if old != new)
+        raise StageError(f"the saved tokenizer reads {title!r} differently: its class does not suit the model's type")
+    if saved.chat_template != tokenizer.chat_template:
+        raise StageError("the saved tokenizer has lost its chat template: its class does not suit the model's type")
 
 
 def load_policy(
@@ -97,6 +115,8 @@ def load_policy(
     if info["missing_keys"]:
         missing = sorted(info["missing_keys"])
         raise UserError(f"model.path={path} lacks {len(missing)} weights of its own architecture, {missing[0]} for one")
+    # An adapter's base is what was asked for; PEFT takes it from the model itself.
+    model.name_or_path = model.config.name_or_path = str(source.given)
     return model.eval()
 
 

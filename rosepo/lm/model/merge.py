@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from rosepo.data.catalogue import Catalogue
+from rosepo.lm.cards.card import merged_card
+from rosepo.lm.cards.usage import chat_use
 from rosepo.lm.model.adapters import adapter_base
-from rosepo.lm.model.card import merged_card
 from rosepo.lm.model.loading import load_model_config, load_policy, load_tokenizer
 from rosepo.lm.model.model_folder import CATALOGUE, load_builder, save_whole
 from rosepo.lm.model.model_source import find_source
@@ -55,16 +57,19 @@ def merge_adapter(path: str, folder: Path) -> dict[str, Any]:
     model = adapted.merge_and_unload(safe_merge=True)
     save_whole(folder, model.to(dtype))
     model.generation_config.save_pretrained(folder)
-    load_tokenizer(path).save_pretrained(folder)
+    tokenizer = load_tokenizer(path)
+    tokenizer.save_pretrained(folder)
     if (Path(source.path) / SETTINGS).is_file():
-        _take_along(Path(source.path), folder)
+        _take_along(Path(source.path), folder, tokenizer)
     return {"base": base, "parameters": model.num_parameters(), "dtype": str(dtype).removeprefix("torch.")}
 
 
-def _take_along(adapter: Path, folder: Path) -> None:
+def _take_along(adapter: Path, folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     """What is rosepo's in an adapter's folder."""
     for name in ("generation_config.json", CATALOGUE, SETTINGS):
         shutil.copyfile(adapter / name, folder / name)
     builder, card = load_builder(adapter), (adapter / _CARD).read_text(encoding="utf-8")
-    card = merged_card(card, builder.template, Catalogue.load(adapter / CATALOGUE), builder.longest_completion)
+    catalogue = Catalogue.load(adapter / CATALOGUE)
+    chat = chat_use(builder, tokenizer, catalogue.titles)
+    card = merged_card(card, builder.template, catalogue, builder.longest_completion, chat)
     (folder / _CARD).write_text(card, encoding="utf-8")

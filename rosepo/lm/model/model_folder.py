@@ -9,8 +9,8 @@ catalogue.parquet    the items that it recommends from
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +21,14 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedToken
 
 import rosepo
 from rosepo.config import ModelConfig, TemplateConfig
+from rosepo.config.root import NO_END
 from rosepo.data.catalogue import Catalogue
 from rosepo.data.prompts import PromptBuilder
-from rosepo.lm.model.card import model_card
-from rosepo.lm.model.loading import load_policy, load_tokenizer
+from rosepo.lm.cards.card import model_card
+from rosepo.lm.cards.record import ModelRecord
+from rosepo.lm.cards.usage import chat_use
+from rosepo.lm.model.loading import load_policy, load_tokenizer, save_tokenizer
 from rosepo.lm.model.quantized import SETTINGS, quantization_of
-from rosepo.lm.model.record import ModelRecord
 from rosepo.utils.errors import StageError, UserError
 
 CATALOGUE = "catalogue.parquet"
@@ -44,28 +46,42 @@ class Recommender:
     """Newest items of a history that it was trained to read."""
 
 
-def load_recommender(folder: str | Path, dtype: torch.dtype = torch.float32) -> Recommender:
-    """The recommender of a folder that `save_policy` wrote; the model in eval mode, on the CPU.
+def load_recommender(
+    folder: str | Path,
+    dtype: torch.dtype = torch.float32,
+    catalogue: Catalogue | None = None,
+    serving: Callable[[str, int], Any] | None = None,
+) -> Recommender:
+    """The recommender of a folder that `save_policy` wrote; the model in eval mode, on the CPU, or served.
+
+    Args:
+        catalogue: what it recommends from: the folder's own items and those that were added behind them; None for the
+            folder's own.
+        serving: of the folder and the tokens of the longest prompt with its title a model that runs elsewhere, see
+            `rosepo.lm.serving.server.Serving`; None loads it into this process.
 
     Raises:
-        UserError: no such folder, or not one of rosepo's.
+        UserError: no such folder, not one of rosepo's, or added titles that the model cannot spell.
     """
-    folder = Path(folder)
-    settings = read_settings(folder)
-    tokenizer = load_tokenizer(folder)
-    catalogue = Catalogue.load(folder / CATALOGUE)
-    builder = _builder(tokenizer, catalogue, settings)
-    return Recommender(load_policy(folder, dtype=dtype), tokenizer, builder, catalogue, int(settings["max_history"]))
+    tokenizer, builder, catalogue = _without_model(Path(folder), catalogue)
+    longest = int(read_settings(folder)["max_history"])
+    if serving is None:
+        model = load_policy(folder, dtype=dtype)
+    else:
+        model = serving(str(Path(folder).resolve()), builder.max_length)
+    return Recommender(model, tokenizer, builder, catalogue, longest)
 
 
-def load_builder(folder: str | Path) -> PromptBuilder:
+def load_builder(folder: str | Path, catalogue: Catalogue | None = None) -> PromptBuilder:
     """The prompts of a folder that `save_policy` wrote, without its model.
+
+    Args:
+        catalogue: as of `load_recommender`.
 
     Raises:
         UserError: as `load_recommender`.
     """
-    folder = Path(folder)
-    return _builder(load_tokenizer(folder), Catalogue.load(folder / CATALOGUE), read_settings(folder))
+    return _without_model(Path(folder), catalogue)[1]
 
 
 def check_catalogue(folder: str | Path, catalogue: Catalogue, remedy: str) -> None:
@@ -83,8 +99,27 @@ def check_catalogue(folder: str | Path, catalogue: Catalogue, remedy: str) -> No
         )
 
 
-def _builder(tokenizer: PreTrainedTokenizerBase, catalogue: Catalogue, settings: Mapping[str, Any]) -> PromptBuilder:
-    return PromptBuilder(tokenizer, catalogue.titles, TemplateConfig(**settings["template"]), settings["max_length"])
+def _without_model(
+    folder: Path, catalogue: Catalogue | None
+) -> tuple[PreTrainedTokenizerBase, PromptBuilder, Catalogue]:
+    settings = read_settings(folder)
+    template = _template(settings)
+    items = Catalogue.load(folder / CATALOGUE) if catalogue is None else catalogue
+    if items.added and not template.end:
+        raise UserError(f"titles cannot be added to what {folder} recommends: {NO_END}")
+    tokenizer = load_tokenizer(folder)
+    builder = PromptBuilder(tokenizer, items.titles, template, settings["max_length"])
+    if builder.chat is None and template.chat != "no":
+        raise UserError(
+            f"{tokenizer.name_or_path} was trained with its chat template, which is no longer there: put "
+            "chat_template.jinja back, or train the model again"
+        )
+    return tokenizer, builder, items
+
+
+def _template(settings: Mapping[str, Any]) -> TemplateConfig:
+    """The template in `rosepo.json`. A folder of before chat templates were used says nothing of them."""
+    return TemplateConfig(**{"chat": "no", **settings["template"]})
 
 
 def read_settings(folder: str | Path) -> dict[str, Any]:
@@ -103,7 +138,7 @@ def read_settings(folder: str | Path) -> dict[str, Any]:
             )
     try:
         settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
-        TemplateConfig(**settings["template"])
+        _template(settings)
         return {**settings, "max_length": int(settings["max_length"]), "max_history": int(settings["max_history"])}
     except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
         raise UserError(
@@ -138,19 +173,21 @@ def save_policy(
     """
     folder.mkdir(parents=True, exist_ok=True)
     builder = PromptBuilder(tokenizer, catalogue.titles, record.model.template, record.model.max_length)
+    record = replace(record, model=record.model.model_copy(update={"template": builder.template}))
     adapter = getattr(model, "peft_type", None) is not None
     if adapter:
         _save_adapter(folder, model, record.model, state_dict)
     else:
         save_whole(folder, model, state_dict)
+    ends = list(dict.fromkeys((builder.stop_id, builder.eos_id)))
     GenerationConfig(
         bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
+        eos_token_id=ends if len(ends) > 1 else ends[0],
         pad_token_id=tokenizer.pad_token_id,
         do_sample=False,
         max_new_tokens=builder.longest_completion,
     ).save_pretrained(folder)
-    _save_tokenizer(folder, tokenizer, catalogue.titles)
+    save_tokenizer(folder, tokenizer, catalogue.titles)
     catalogue.save(folder / CATALOGUE)
     quantize = quantization_of(model)
     settings = {
@@ -165,7 +202,15 @@ def save_policy(
     }
     (folder / SETTINGS).write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     longest = builder.longest_completion
-    card = model_card(record, catalogue, max_new_tokens=longest, adapter=adapter, quantize=quantize, figures=figures)
+    card = model_card(
+        record,
+        catalogue,
+        max_new_tokens=longest,
+        adapter=adapter,
+        quantize=quantize,
+        figures=figures,
+        chat=chat_use(builder, tokenizer, catalogue.titles),
+    )
     (folder / "README.md").write_text(card, encoding="utf-8")
 
 
@@ -209,18 +254,6 @@ def _save_adapter(folder: Path, model: Any, config: ModelConfig, state_dict: Map
             f"the adapter has {expected} adapted layers, but {len(halves['A'])} A and {len(halves['B'])} B matrices"
             " came out"
         )
-
-
-def _save_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase, titles: Sequence[str]) -> None:
-    tokenizer.save_pretrained(folder)
-    # AutoTokenizer goes by the model's type, and for some types rebuilds a tokenizer of its own from the files.
-    sample = list(titles[:1000])
-    before, after = (
-        made(sample, add_special_tokens=False)["input_ids"] for made in (tokenizer, load_tokenizer(folder))
-    )
-    if before != after:
-        title = next(title for title, old, new in zip(sample, before, after, strict=True) if old != new)
-        raise StageError(f"the saved tokenizer reads {title!r} differently: its class does not suit the model's type")
 
 
 def _named_like(model: Any, state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from huggingface_hub import HfApi, constants, try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError
 
+from rosepo.lm.model.gguf import gguf_file, plain_folder
 from rosepo.utils.errors import UserError
 
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack")
@@ -23,6 +24,8 @@ class Source:
     """Where a model comes from: a folder or a hub id, a whole model or an adapter."""
 
     path: str
+    given: str
+    """The path that was asked for, which is another one where that is a GGUF file."""
     revision: str | None
     files: frozenset[str] | None
     """Names of its files; None for a hub model that is only in the local cache."""
@@ -43,9 +46,14 @@ def find_source(path: str, revision: str | None = None) -> Source:
     """
     folder = Path(path).expanduser()
     if folder.exists():
-        if not folder.is_dir():
-            raise UserError(f"model.path={path} is a file: give the folder that holds config.json and the weights")
-        source = Source(str(folder), None, frozenset(entry.name for entry in folder.iterdir()), False, True)
+        file = gguf_file(folder)
+        if file is not None:
+            folder = plain_folder(file)
+        elif not folder.is_dir():
+            raise UserError(
+                f"model.path={path} is a file: give the folder that holds config.json and the weights, or a .gguf file"
+            )
+        source = Source(str(folder), path, None, frozenset(entry.name for entry in folder.iterdir()), False, True)
     else:
         source = _hub_source(path, revision)
     if source.files is None:
@@ -54,7 +62,7 @@ def find_source(path: str, revision: str | None = None) -> Source:
     if not adapter and "config.json" not in source.files:
         raise UserError(
             f"model.path={path} has no config.json: give a Transformers model (config.json, model.safetensors,"
-            " tokenizer files) or a PEFT adapter (adapter_config.json, adapter_model.safetensors)"
+            " tokenizer files), a PEFT adapter (adapter_config.json, adapter_model.safetensors) or a GGUF file"
         )
     if not any(name.endswith(".safetensors") for name in source.files):
         pickled = sorted(name for name in source.files if name.endswith(_PICKLED))
@@ -63,7 +71,7 @@ def find_source(path: str, revision: str | None = None) -> Source:
             f"model.path={path} holds {found}: rosepo reads safetensors alone, which save_pretrained of a current"
             " Transformers writes"
         )
-    return Source(source.path, source.revision, source.files, adapter, source.offline)
+    return replace(source, adapter=adapter)
 
 
 def _hub_source(path: str, revision: str | None) -> Source:
@@ -79,12 +87,12 @@ def _hub_source(path: str, revision: str | None) -> Source:
     try:
         info = HfApi().model_info(path, revision=revision, timeout=_HUB_TIMEOUT)
         files = frozenset(sibling.rfilename for sibling in info.siblings or ())
-        return Source(path, revision, files, False, False)
+        return Source(path, path, revision, files, False, False)
     except HFValidationError as error:
         raise lost from error
     except Exception as error:  # the errors of the HTTP client below the hub's library are its own affair
         # Without a connection a model that was downloaded earlier still does.
         for name in ("adapter_config.json", "config.json"):
             if isinstance(try_to_load_from_cache(path, name, revision=revision), str):
-                return Source(path, revision, None, name == "adapter_config.json", True)
+                return Source(path, path, revision, None, name == "adapter_config.json", True)
         raise lost from error

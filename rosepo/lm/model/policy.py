@@ -14,6 +14,7 @@ from transformers.pytorch_utils import Conv1D
 
 from rosepo.config import Config, LoraConfig, ModelConfig
 from rosepo.data.catalogue import Catalogue
+from rosepo.data.chat import chat_of
 from rosepo.lm.model.adapters import adapter_base, check_adapter
 from rosepo.lm.model.dropout import disable_dropout
 from rosepo.lm.model.loading import load_model_config, load_policy, load_tokenizer
@@ -95,6 +96,8 @@ def add_adapter(model: nn.Module, lora: LoraConfig) -> Any:
         lora_alpha=lora.alpha,  # type: ignore[arg-type]  # a float does, whatever its annotation says
         lora_dropout=lora.dropout,
         target_modules=targets,
+        use_rslora=lora.rslora,
+        use_dora=lora.dora,
     )
     try:
         return peft.get_peft_model(model, settings)  # type: ignore[arg-type]
@@ -161,7 +164,9 @@ def validate_model(config: Config) -> dict[str, Any]:
         settings, given = _settings_of(model_config)
         adapter = "given" if given else adapter
         check_length(settings, model_config)
-        vocabulary = len(load_tokenizer(model_config.path, model_config.revision))
+        tokenizer = load_tokenizer(model_config.path, model_config.revision)
+        chat_of(tokenizer, model_config.template)
+        vocabulary = len(tokenizer)
         embeddings = text_settings(settings).vocab_size
         if vocabulary > embeddings:
             raise UserError(

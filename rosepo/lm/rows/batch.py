@@ -45,6 +45,8 @@ class Batch:
     """Input tokens without padding."""
     longest: int
     """One more than the highest position of a real token."""
+    source_on_host: torch.Tensor
+    """`source` on the CPU, wherever the batch is."""
     weights: torch.Tensor | None = None
     """float32 [T]; by which each target's log-probability is multiplied before a completion's are added up; None: 1."""
 
@@ -63,17 +65,19 @@ class Batch:
     def from_numpy(cls, arrays: Mapping[str, np.ndarray]) -> Batch:
         """The batch of the arrays of `to_numpy` (or of `collate_numpy`), on the CPU."""
         real = arrays["segment"] != PAD
+        tensors = {name: torch.from_numpy(np.asarray(arrays[name], dtype=np.int64)) for name in ARRAYS}
         return cls(
-            **{name: torch.from_numpy(np.asarray(arrays[name], dtype=np.int64)) for name in ARRAYS},
+            **tensors,
             causal=bool((arrays["segment"] <= 0).all() and (arrays["document"] <= 0).all()),
             n_completions=int(arrays["row_offsets"][-1]),
             n_tokens=int(real.sum()),
             longest=int(arrays["position_ids"][real].max(initial=-1)) + 1,
+            source_on_host=tensors["source"],
             weights=torch.from_numpy(np.array(arrays["weights"])) if "weights" in arrays else None,
         )
 
 
-_FACTS = ("causal", "n_completions", "n_tokens", "longest")
+_FACTS = ("causal", "n_completions", "n_tokens", "longest", "source_on_host")
 ARRAYS = tuple(field.name for field in fields(Batch) if field.name not in (*_FACTS, "weights"))
 """Names of the arrays that `Batch.to_numpy` always gives."""
 

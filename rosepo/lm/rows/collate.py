@@ -48,6 +48,13 @@ def pack_lengths(lengths: Sequence[int], pack_tokens: int | None) -> list[list[i
     return [[place] for place in range(len(lengths))]
 
 
+def padded_tokens(lengths: Sequence[int], *, pad_multiple: int = 16, pack_tokens: int | None = None) -> int:
+    """Tokens, padding included, of the lines that `collate_numpy` makes of rows of these lengths; at least one row."""
+    lines = pack_lengths(lengths, pack_tokens)
+    longest = max(sum(lengths[place] for place in line) for line in lines)
+    return len(lines) * padded_size(longest, pad_multiple)
+
+
 def collate_numpy(
     rows: Sequence[Row], *, pad_multiple: int = 16, pad_to: int | None = None, pack_tokens: int | None = None
 ) -> dict[str, np.ndarray]:

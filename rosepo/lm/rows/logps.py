@@ -20,7 +20,7 @@ from rosepo.lm.rows.base_model import OutputLayer, base_causal_lm, float32_logit
 from rosepo.lm.rows.batch import Batch, dense_mask
 from rosepo.lm.rows.partitioned import most_of_ranks, partitioned
 from rosepo.lm.rows.plain_rows import plain_logps, separate
-from rosepo.lm.rows.target_logps import token_logps
+from rosepo.lm.rows.target_logps import MAX_LOGITS, token_logps
 
 # Rotary embeddings of these types depend on the longest position of the batch, padding included.
 _UNSTEADY_ROTARY = frozenset({"dynamic", "longrope"})
@@ -49,7 +49,7 @@ class LogpsModel(nn.Module):
         *,
         attention: str | None = None,
         activation_checkpointing: bool = False,
-        max_logits: int = 2**27,
+        max_logits: int = MAX_LOGITS,
         float32_logits: bool = False,
     ) -> None:
         super().__init__()
@@ -89,7 +89,7 @@ class LogpsModel(nn.Module):
         counts = torch.zeros(batch.n_completions, dtype=torch.int64, device=batch.targets.device)
         counts.index_add_(0, batch.completion, torch.ones_like(batch.completion))
         obstacle, together = plain_reason(self.model, batch), partitioned(self.model)
-        if together and most_of_ranks(obstacle is not None, batch.targets.device):
+        if together and most_of_ranks(obstacle is not None):
             obstacle = obstacle or "another rank's batch cannot be computed so, and all ranks go one way"
         if obstacle is None:
             return self._shared(batch, together), counts
@@ -111,8 +111,8 @@ class LogpsModel(nn.Module):
         body = causal_lm.get_decoder()
         hidden = body(input_ids=batch.input_ids, attention_mask=mask, position_ids=positions, use_cache=False)
         gathered = hidden.last_hidden_state.flatten(0, 1).index_select(0, batch.gather)
-        head = OutputLayer(causal_lm, self.float32_logits)
-        tokens = token_logps(head, gathered, batch.source, batch.targets, self.max_logits, together)
+        head, known = OutputLayer(causal_lm, self.float32_logits), batch.source_on_host
+        tokens = token_logps(head, gathered, batch.source, batch.targets, self.max_logits, together, known)
         if batch.weights is not None:
             tokens = tokens * batch.weights
         return tokens.new_zeros(batch.n_completions).index_add(0, batch.completion, tokens)

@@ -17,7 +17,7 @@ from rosepo.lm.rows.base_model import OutputLayer, base_causal_lm, learns_prompt
 from rosepo.lm.rows.batch import Batch
 from rosepo.lm.rows.collate import padded_size
 from rosepo.lm.rows.partitioned import most_of_ranks
-from rosepo.lm.rows.target_logps import TargetLogps
+from rosepo.lm.rows.target_logps import MAX_LOGITS, TargetLogps
 
 MAX_TOKENS = 2**14
 """Tokens of a pass, padding included, where a single row does not have more."""
@@ -35,7 +35,7 @@ def plain_logps(
     model: nn.Module,
     prompts: Sequence[np.ndarray],
     completions: Sequence[np.ndarray],
-    max_logits: int = 2**27,
+    max_logits: int = MAX_LOGITS,
     together: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Summed log-probability (float32 [C]) and token count (int64 [C]) of each completion after its own prompt.
@@ -57,7 +57,7 @@ def plain_logps(
     ]
     keeps = _keeps_positions(model)
     passes = _passes(rows, max(1, max_logits // _vocabulary(model)), keeps)
-    n_passes = most_of_ranks(len(passes), device) if together else len(passes)
+    n_passes = most_of_ranks(len(passes)) if together else len(passes)
     found = []
     for places in passes:
         mine = [rows[place] for place in places]

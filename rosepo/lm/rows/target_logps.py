@@ -13,6 +13,9 @@ from torch.utils.checkpoint import checkpoint
 
 from rosepo.lm.rows.partitioned import most_of_ranks
 
+MAX_LOGITS = 2**27
+"""Logits held at once where nothing else is said."""
+
 
 class TargetLogps(torch.autograd.Function):
     """``log_softmax(logits)[source, targets]``, taken in float32.
@@ -46,8 +49,9 @@ def token_logps(
     hidden: torch.Tensor,
     source: torch.Tensor,
     targets: torch.Tensor,
-    max_logits: int = 2**27,
+    max_logits: int = MAX_LOGITS,
     together: bool = False,
+    source_on_host: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Log-probability of every target, float32 [T]: its logit minus the logsumexp of all, taken in float32.
 
@@ -59,15 +63,17 @@ def token_logps(
         max_logits: logits held at once; more are computed in chunks and again in the backward pass.
         together: whether all ranks take as many chunks as the one that needs most, some of them empty: where the
             weights are in parts, each call of `head` gathers them, and takes all ranks.
+        source_on_host: `source` on the CPU, where chunks are found in it without waiting for the device.
     """
     vocabulary = int(getattr(head, "out_features", 0) or 2**17)
     n_chunks = math.ceil(len(hidden) / max(1, max_logits // vocabulary))
     if together:
-        n_chunks = most_of_ranks(n_chunks, hidden.device)
+        n_chunks = most_of_ranks(n_chunks)
     if n_chunks <= 1:
         return _chunk_logps(head, hidden, source, targets)
     edges = [len(hidden) * place // n_chunks for place in range(n_chunks + 1)]
-    bounds = torch.searchsorted(source, torch.tensor(edges, device=source.device)).tolist()
+    known = source if source_on_host is None else source_on_host
+    bounds = torch.searchsorted(known, torch.tensor(edges, device=known.device)).tolist()
     chunks = []
     for (first, last), (low, high) in zip(itertools.pairwise(edges), itertools.pairwise(bounds), strict=True):
         inputs = (head, hidden[first:last], source[low:high] - first, targets[low:high])

@@ -17,12 +17,16 @@ from torch import nn
 from rosepo.data.prompts import PromptBuilder
 from rosepo.lm.rows.logps import sharing_obstacle
 from rosepo.lm.rows.partitioned import partitioned
+from rosepo.lm.serving.served_model import ServedModel
+from rosepo.lm.serving.served_rows import ServedRows
 from rosepo.lm.titles.cached_prompts import PlainRows, SharedPrompts
 from rosepo.lm.titles.room import Room, room_of
 from rosepo.lm.titles.trie import Exclusion, TitleTrie
 from rosepo.utils.console import echo
 from rosepo.utils.errors import UserError
 
+SERVED_TOKENS = 2**15
+"""Prompt tokens and beams that a server is asked about at once: it makes batches of its own."""
 _MANY = 32
 """Times as many as are wanted: from there on, finding those that lead is faster than sorting all."""
 
@@ -31,7 +35,8 @@ class Decoder:
     """Finds the most likely titles of one catalogue under one model.
 
     Args:
-        model: a causal LM (or PEFT model on one), in eval mode, on the device that it shall run on.
+        model: a causal LM (or PEFT model on one), in eval mode, on the device that it shall run on; or one that is
+            served.
         builder: the prompts' own builder; its completions are the titles that can be found.
         beams: open beams an example; titles found take up none. With as many beams as titles the search is exact.
         max_tokens: prompt tokens and beams that are in the model at once; bounds memory, does not change answers. None
@@ -42,14 +47,22 @@ class Decoder:
     """
 
     def __init__(
-        self, model: nn.Module, builder: PromptBuilder, beams: int = 20, *, max_tokens: int | None = None
+        self,
+        model: nn.Module | ServedModel,
+        builder: PromptBuilder,
+        beams: int = 20,
+        *,
+        max_tokens: int | None = None,
     ) -> None:
         if beams < 1:
             raise UserError(f"beams={beams}: the search needs at least one")
         self.model = model
         self.trie = TitleTrie.build([builder.completion(item) for item in range(len(builder))])
         self.beams = beams
-        self.room = Room(max_tokens) if max_tokens else room_of(model)
+        if isinstance(model, ServedModel):
+            self.room = Room(max_tokens or SERVED_TOKENS)
+        else:
+            self.room = Room(max_tokens) if max_tokens else room_of(model)
         self._told = False
 
     def top_k(
@@ -78,7 +91,8 @@ class Decoder:
         # Longest first: prompts of like length share a batch, and too large a batch shows at once.
         order = np.argsort([-len(prompt) for prompt in prompts], kind="stable")
         # Weights that ZeRO-3 gathers on the way are trained on afterwards, which tensors of inference mode cannot be.
-        with torch.no_grad() if partitioned(self.model) else torch.inference_mode():
+        divided = isinstance(self.model, nn.Module) and partitioned(self.model)
+        with torch.no_grad() if divided else torch.inference_mode():
             for rows, found in self.room.in_batches(
                 order,
                 lambda first: len(prompts[first]) + 2 * self.beams,
@@ -113,7 +127,9 @@ class Decoder:
             rows, nodes, scores = rows[kept], child[kept], scores[kept]
             forward.advance(rows, parent[kept], trie.token[nodes])
 
-    def _forward(self, prompts: Sequence[np.ndarray]) -> SharedPrompts | PlainRows:
+    def _forward(self, prompts: Sequence[np.ndarray]) -> SharedPrompts | PlainRows | ServedRows:
+        if isinstance(self.model, ServedModel):
+            return ServedRows(self.model, prompts)
         reason = sharing_obstacle(self.model, max(len(prompt) for prompt in prompts) + self.trie.depth)
         if reason is None:
             return SharedPrompts(self.model, prompts)

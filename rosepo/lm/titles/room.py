@@ -98,7 +98,7 @@ def room_of(model: nn.Module) -> Room:
     if causal_lm not in _ROOMS:
         device, together = next(causal_lm.parameters()).device, partitioned(causal_lm)
         tokens = CPU_TOKENS if device.type != "cuda" else fitting(torch.cuda.mem_get_info(device)[0], causal_lm)
-        _ROOMS[causal_lm] = Room(-most_of_ranks(-tokens, device) if together else tokens, together)
+        _ROOMS[causal_lm] = Room(-most_of_ranks(-tokens) if together else tokens, together)
     return _ROOMS[causal_lm]
 
 

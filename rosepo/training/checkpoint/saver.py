@@ -64,8 +64,7 @@ def agreed_start(task: Task, out: Path) -> Checkpoint | None:
         for folder in (out / FOLDER).glob("step-*"):
             if folder not in kept:
                 shutil.rmtree(folder, ignore_errors=True)
-    device = torch.device("cuda") if dist.get_backend() == "nccl" else None
-    step = int(all_sum(torch.tensor(step), device))
+    step = int(all_sum(torch.tensor(step)))
     return _at(out, step) if step else None
 
 

@@ -31,9 +31,10 @@ class ExampleEncoder:
 
     builder: PromptBuilder
     pack_tokens: int | None = None
+    most_tokens: int | None = None
 
     def __call__(self, rows: pa.Table, parts: int) -> list[Arrays]:
-        return collated(example_rows(rows, self.builder), parts, self.pack_tokens)
+        return collated(example_rows(rows, self.builder), parts, self.pack_tokens, self.most_tokens)
 
 
 def example_rows(examples: pa.Table, builder: PromptBuilder) -> list[Row]:
@@ -67,7 +68,7 @@ def check_room(examples: Path, builder: PromptBuilder) -> None:
         UserError: no candidates, or the example that needs the most tokens.
     """
     worst, name = 0, ""
-    cost = builder.lengths + len(builder.separator)
+    cost = builder.piece_lengths
     for table in _tables(examples, ["example_id", "history", "candidates"]):
         if not len(table):
             continue

@@ -19,7 +19,7 @@ from rosepo.data.prompts import PromptBuilder
 from rosepo.lm.rows.collate import collate_numpy
 from rosepo.lm.rows.prefix_sharing import Group, UserRow, user_rows
 from rosepo.lm.rows.rows import Row, group_row, trajectory_rows
-from rosepo.training.feed.micro_batching import shared_by_tokens, shared_out
+from rosepo.training.feed.micro_batching import bounded, shared_by_tokens, shared_out
 from rosepo.training.feed.plan import Arrays
 from rosepo.training.feed.trie_targets import TrieTargets
 from rosepo.utils.errors import UserError
@@ -49,22 +49,26 @@ class TrajectoryEncoder:
 
     builder: PromptBuilder
     pack_tokens: int | None = None
+    most_tokens: int | None = None
 
     def __call__(self, rows: pa.Table, parts: int) -> list[Arrays]:
         made: list[Row] = []
         for items, n_targets in zip(item_lists(rows, "items"), rows["n_targets"].to_pylist(), strict=True):
             made += trajectory_rows(self.builder, items, n_targets)
-        return collated(made, parts, self.pack_tokens)
+        return collated(made, parts, self.pack_tokens, self.most_tokens)
 
 
-def collated(rows: list[Row], parts: int, pack_tokens: int | None = None) -> list[Arrays]:
-    """Rows as `parts` micro-batches, empty ones where there are too few; units are completions."""
-    batches: list[Arrays] = [{} for _ in range(parts)]
-    for arrays, places in zip(batches, shared_out(rows, parts, pack_tokens), strict=True):
-        if places:
-            mine = [rows[place] for place in places]
-            arrays |= collate_numpy(mine, pad_multiple=PAD_MULTIPLE, pack_tokens=pack_tokens)
-            arrays["units"] = np.array(arrays["row_offsets"][-1], dtype=np.float64)
+def collated(
+    rows: list[Row], parts: int, pack_tokens: int | None = None, most_tokens: int | None = None
+) -> list[Arrays]:
+    """Rows as micro-batches, see `Encoder`; units are completions."""
+    batches = []
+    shared = shared_out(rows, parts, pack_tokens)
+    lengths = [len(row) for row in rows]
+    for places in bounded(shared, lengths, most_tokens, pad_multiple=PAD_MULTIPLE, pack_tokens=pack_tokens):
+        mine = [rows[place] for place in places]
+        arrays = collate_numpy(mine, pad_multiple=PAD_MULTIPLE, pack_tokens=pack_tokens)
+        batches.append(arrays | {"units": np.array(arrays["row_offsets"][-1], dtype=np.float64)})
     return batches
 
 
@@ -80,10 +84,12 @@ class GroupEncoder:
         branchings: where given, completions of the oracle's whole distribution follow those of the groups: G (1 + K),
             then G, see `TrieTargets.add`; `entropy` float32 [G, 1 + K] is the least that each of the former and its
             group's root can cost together.
+        most_tokens: of a micro-batch, see `bounded`.
     """
 
     pack_tokens: int | None = None
     branchings: TrieTargets | None = None
+    most_tokens: int | None = None
 
     def __call__(self, rows: pa.Table, parts: int) -> list[Arrays]:
         table, shares = _lists(rows), _shares(rows)
@@ -92,13 +98,12 @@ class GroupEncoder:
             UserRow(group_row(np.array(prompt, np.int32), ids), [place])
             for place, (prompt, ids) in enumerate(zip(table["prompt_ids"], completions))
         ]
-        batches: list[Arrays] = [{} for _ in range(parts)]
-        places_of = shared_out([found.row for found in made], parts, self.pack_tokens)
-        for arrays, places in zip(batches, places_of, strict=True):
-            if places:
-                mine = [made[place] for place in places]
-                arrays |= _micro_batch(mine, table, shares, self.branchings, self.pack_tokens)
-        return batches
+        lengths = [len(found.row) for found in made]
+        shared = shared_out([found.row for found in made], parts, self.pack_tokens)
+        return [
+            _micro_batch([made[place] for place in places], table, shares, self.branchings, self.pack_tokens)
+            for places in bounded(shared, lengths, self.most_tokens, pack_tokens=self.pack_tokens)
+        ]
 
 
 @dataclass(frozen=True)
@@ -110,11 +115,13 @@ class UserEncoder:
     Attributes:
         row_tokens: tokens of a row at most, see `user_rows`.
         branchings: as in `GroupEncoder`.
+        most_tokens: of a micro-batch, see `bounded`.
     """
 
     row_tokens: int
     pack_tokens: int | None = None
     branchings: TrieTargets | None = None
+    most_tokens: int | None = None
 
     def __call__(self, rows: pa.Table, parts: int) -> list[Arrays]:
         table, shares = _lists(rows), _shares(rows)
@@ -126,12 +133,12 @@ class UserEncoder:
         for start, stop in itertools.pairwise(run_bounds(rows[USER_COLUMN])):
             for found in user_rows(groups[start:stop], self.row_tokens):
                 made.append(replace(found, groups=[start + place for place in found.groups]))
-        batches: list[Arrays] = [{} for _ in range(parts)]
-        for arrays, places in zip(batches, self._shared_out([found.row for found in made], parts), strict=True):
-            if places:
-                mine = [made[place] for place in places]
-                arrays |= _micro_batch(mine, table, shares, self.branchings, self.pack_tokens)
-        return batches
+        lengths = [len(found.row) for found in made]
+        shared = self._shared_out([found.row for found in made], parts)
+        return [
+            _micro_batch([made[place] for place in places], table, shares, self.branchings, self.pack_tokens)
+            for places in bounded(shared, lengths, self.most_tokens, pack_tokens=self.pack_tokens)
+        ]
 
     def _shared_out(self, rows: list[Row], parts: int) -> list[list[int]]:
         if self.pack_tokens is not None:

@@ -42,7 +42,7 @@ READ_AHEAD = 2
 
 
 def micro_batches(plan: FeedPlan, rank: int, world: int, steps: range | None = None) -> Iterator[Arrays]:
-    """The micro-batches of one rank, step after step, made in this process; an empty dict where the rank has no row."""
+    """The micro-batches of one rank, step after step, made in this process: see `RankReader.step`."""
     reader = RankReader(plan, rank, world)
     for step in steps if steps is not None else range(reader.schedule.steps):
         yield from reader.step(step)
@@ -181,12 +181,16 @@ class RankReader:
         self.table = plan.open()
 
     def step(self, step: int) -> list[Arrays]:
-        """The micro-batches of a step; their number is the same on every rank and in every step."""
+        """The micro-batches of a step, at least one: an empty one where the rank has no row. How many of the step come
+        behind each is its `left`; ranks differ in their number."""
         # All ranks wait for the same rows, those of the whole step: none is long ahead of the others' collectives.
         self.table.ready(self.plan.table_rows(self.schedule.indices(step), len(self.table)))
         share = self.schedule.share(step, self.rank, self.world, self.plan.micro_batch_size)
         rows = np.concatenate(share)
-        return self.plan.encoder(self.plan.take(self.table, rows), len(share)) if len(rows) else [{} for _ in share]
+        made = self.plan.encoder(self.plan.take(self.table, rows), len(share)) if len(rows) else [{}]
+        for place, arrays in enumerate(made[:-1]):
+            arrays["left"] = np.array(len(made) - 1 - place)
+        return made
 
 
 class Fetcher:

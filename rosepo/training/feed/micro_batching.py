@@ -4,12 +4,64 @@ speed and memory."""
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from rosepo.lm.rows.collate import padded_size
+from rosepo.config import TrainConfig
+from rosepo.lm.rows.collate import padded_size, padded_tokens
 from rosepo.lm.rows.rows import Row
+
+
+def most_tokens(train: TrainConfig, full_row: int) -> int:
+    """Tokens of a micro-batch at most, padding included: those that were set, or as many as `micro_batch_size` rows of
+    `full_row` tokens have. What a user brings beyond it takes turns."""
+    return train.micro_batch_tokens or train.micro_batch_size * padded_size(full_row)
+
+
+def bounded(
+    parts: Sequence[Sequence[int]],
+    lengths: Sequence[int],
+    most: int | None,
+    *,
+    pad_multiple: int = 16,
+    pack_tokens: int | None = None,
+) -> list[list[int]]:
+    """Lists of places as they are, but for empty ones, which are left out, and those that take more than `most` tokens
+    when they are put together, which are cut into as few as hold it, filled one after another.
+
+    Args:
+        parts: places of rows; every list in order of their lengths, the shortest first.
+        lengths: of all rows.
+        most: None cuts nothing. A row that has more tokens is a list of its own.
+        pad_multiple, pack_tokens: with which `collate_numpy` puts the rows of a list together.
+    """
+    if most is None:
+        return [list(part) for part in parts if len(part)]
+
+    def fit(places: Sequence[int]) -> bool:
+        found = [lengths[place] for place in places]
+        return padded_tokens(found, pad_multiple=pad_multiple, pack_tokens=pack_tokens) <= most
+
+    cut = []
+    for part in parts:
+        start = 0
+        while start < len(part):
+            stop = _reach(part, start, fit)
+            cut.append(list(part[start:stop]))
+            start = stop
+    return cut
+
+
+def _reach(places: Sequence[int], start: int, fit: Callable[[Sequence[int]], bool]) -> int:
+    """Where a list from `start` on ends that is as long as fits, and one place at least."""
+    low, high = start + 1, len(places)
+    if low < high and fit(places[start:]):
+        return high
+    while low < high:  # what is kept has been looked at: packed, more rows may now and then take fewer tokens
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if fit(places[start:middle]) else (low, middle - 1)
+    return low
 
 
 def shared_out(rows: Sequence[Row], parts: int, pack_tokens: int | None = None) -> list[list[int]]:

@@ -32,7 +32,8 @@ class Encoder(Protocol):
     """Turns what one rank takes of a step into micro-batches; sent to the feeding actors."""
 
     def __call__(self, rows: pa.Table, parts: int) -> list[Arrays]:
-        """`parts` micro-batches, each the arrays of a `Batch` and `units`; an empty dict where there is no row left."""
+        """Micro-batches, each the arrays of a `Batch` and `units`: `parts` of them, fewer where there are fewer rows,
+        more where one would have more tokens than it may."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ class FeedPlan:
     """Rows trained on; fewer than the table holds are spread over it evenly."""
     batch_size: int
     micro_batch_size: int
+    """Rows of the schedule in a micro-batch; where they have too many tokens the encoder makes more of it."""
     seed: int
     epochs: float
     instead: Mapping[str, np.ndarray] = field(default_factory=dict)

@@ -71,14 +71,12 @@ class Schedule:
             yield np.arange(window * self.window, min((window + 1) * self.window, self.n_rows), dtype=np.int64)
 
     def micro_batches(self, world: int, micro_batch_size: int) -> int:
-        """Micro-batches a rank puts through the model in every step: the same on every rank and in every step."""
+        """Micro-batches that a rank's rows of a step are dealt out to; rows of too many tokens make more of them."""
         return math.ceil(self.batch_size / (world * micro_batch_size))
 
     def share(self, step: int, rank: int, world: int, micro_batch_size: int) -> list[np.ndarray]:
-        """Micro-batches of one rank in one step: int64 arrays of at most `micro_batch_size` rows, some possibly empty.
-
-        Their number is `micro_batches(world, micro_batch_size)` on every rank, so that no rank waits for another; the
-        union over ranks is `indices(step)`, every row once.
+        """What one rank takes of a step: `micro_batches(world, micro_batch_size)` int64 arrays of at most
+        `micro_batch_size` rows, some possibly empty; the union over ranks is `indices(step)`, every row once.
         """
         mine = self.indices(step)[rank::world]
         return np.array_split(mine, self.micro_batches(world, micro_batch_size))

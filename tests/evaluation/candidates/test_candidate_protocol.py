@@ -17,8 +17,8 @@ from rosepo.evaluation.candidates.free_answers import answer_limit, greedy_answe
 from rosepo.evaluation.candidates.free_generation import SERIES
 from rosepo.evaluation.evaluate import evaluate
 from rosepo.evaluation.recommend import recommend
+from rosepo.lm.cards.record import model_record
 from rosepo.lm.model.model_folder import load_recommender, read_settings, save_policy
-from rosepo.lm.model.record import model_record
 from rosepo.run.paths import RunPaths
 from rosepo.utils.errors import UserError
 from tests.evaluation.runs import rank_in_process, tiny_config, write_examples

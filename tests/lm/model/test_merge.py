@@ -15,10 +15,10 @@ from typer.testing import CliRunner
 from rosepo.cli.app import app
 from rosepo.config import RecommendConfig, parse_config
 from rosepo.evaluation.recommend import Answerer
+from rosepo.lm.cards.record import model_record
 from rosepo.lm.model.loading import load_policy
 from rosepo.lm.model.merge import merge_adapter
 from rosepo.lm.model.policy import initial_policy, save_policy
-from rosepo.lm.model.record import model_record
 from rosepo.utils.errors import UserError
 from tests.helpers import tiny_catalogue, tiny_model, tiny_tokenizer
 

@@ -14,10 +14,10 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig
 
 from rosepo.config import Config, parse_config
+from rosepo.lm.cards.record import model_record
 from rosepo.lm.model.dropout import training_dropout
 from rosepo.lm.model.loading import load_policy, load_tokenizer
 from rosepo.lm.model.policy import initial_policy, load_recommender, save_policy, validate_model
-from rosepo.lm.model.record import model_record
 from rosepo.lm.rows.batch import collate
 from rosepo.lm.rows.logps import LogpsModel
 from rosepo.lm.rows.plain_rows import plain_logps

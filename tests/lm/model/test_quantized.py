@@ -69,7 +69,7 @@ def test_zero_3_is_refused(section):
     module = torch.nn.Linear(2, 2)
     module.weight = torch.nn.Parameter(torch.ones(2, 2, dtype=torch.uint8), requires_grad=False)
     with pytest.raises(UserError, match="quantized weights"):
-        Engine(module, TrainConfig(zero_stage=3), 1, 1)
+        Engine(module, TrainConfig(zero_stage=3), 1)
 
 
 @pytest.mark.parametrize(

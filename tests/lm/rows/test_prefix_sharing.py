@@ -26,8 +26,9 @@ TEMPLATES = {
     "suffix": TemplateConfig(suffix="Next: "),
     "chat": TemplateConfig(prefix="Liked: ", separator=", ", suffix="{eos}Next: "),
     "bare": TemplateConfig(prefix="", separator="{eos}"),
+    "instruct": TemplateConfig(system="Name one."),
 }
-BUILDERS = {name: tiny_builder(template=template) for name, template in TEMPLATES.items()}
+BUILDERS = {name: tiny_builder(template=template, chat=name == "instruct") for name, template in TEMPLATES.items()}
 WALKS = {7: [3, 1, 4, 15, 9, 2], 8: [2, 6], 9: [11, 12, 13, 14]}
 """Items of three users, oldest first; every one behind the first is the chosen title of a group."""
 
@@ -77,7 +78,7 @@ def assert_same(model: torch.nn.Module, batch: Batch, prompts: list[np.ndarray],
 
 @pytest.mark.parametrize(
     ("negatives", "template", "pack_tokens"),
-    [(1, "suffix", None), (3, "plain", 400), (15, "bare", None), (15, "chat", 900)],
+    [(1, "suffix", None), (3, "plain", 400), (15, "bare", None), (15, "chat", 900), (3, "instruct", None)],
 )
 @pytest.mark.parametrize("family", FAMILIES)
 def test_trajectory_rows_give_the_log_probs_and_gradients_of_separate_rows(

@@ -21,8 +21,15 @@ TEMPLATES = {
     "chat": TemplateConfig(prefix="Liked: ", separator=", ", suffix="{eos}Next: "),
     "bare": TemplateConfig(prefix=""),
     "whole": TemplateConfig(prefix="", separator="", end=""),
+    "instruct": TemplateConfig(system="Name one."),
 }
-BUILDERS = {name: tiny_builder(template=template, whole=name == "whole") for name, template in TEMPLATES.items()}
+
+
+def build(name: str, max_length: int = 256) -> PromptBuilder:
+    return tiny_builder(template=TEMPLATES[name], max_length=max_length, whole=name == "whole", chat=name == "instruct")
+
+
+BUILDERS = {name: build(name) for name in TEMPLATES}
 
 
 def examples(builder: PromptBuilder, items: np.ndarray, n_targets: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
@@ -69,7 +76,7 @@ def test_over_long_trajectories_are_cut_like_separate_examples(
     roomy = BUILDERS[template]
     longest_piece = int(roomy.pieces(range(30))[1].max())
     needed = len(roomy.head) + len(roomy.tail) + longest_piece + roomy.longest_completion
-    builder = tiny_builder(template=TEMPLATES[template], max_length=needed + spare)
+    builder = build(template, needed + spare)
     n_targets = min(n_targets, len(items) - 1)
     rows = trajectory_rows(builder, np.array(items), n_targets)
     prompts, completions = separate(collate(rows))

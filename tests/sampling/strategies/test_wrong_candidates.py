@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from rosepo.config import Config, parse_config
 from rosepo.data.random import stream
+from rosepo.lm.cards.record import model_record
 from rosepo.lm.model.model_folder import load_recommender, save_policy
-from rosepo.lm.model.record import model_record
 from rosepo.lm.rows.plain_rows import plain_logps
 from rosepo.run.paths import RunPaths
 from rosepo.sampling.audit import audit_groups

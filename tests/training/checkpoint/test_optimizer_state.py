@@ -64,7 +64,7 @@ def test_an_engine_that_begins_with_them_holds_what_was_kept(carried: RunPaths) 
     prepare_process()
     for stage in (0, 1, 2, 3):
         task = align_task(tiny_config("align", zero_stage=stage, **ALIGN), carried)
-        engine = Engine(task.build(), task.train, 4, 1)
+        engine = Engine(task.build(), task.train, 4)
         begin_with(engine, task.moments)
         found = moments_in(engine)
         assert found.keys() == kept.keys()
@@ -165,7 +165,7 @@ def test_an_adapter_s_state_is_carried_over_and_another_model_s_is_refused(
     save_file({name: value[:1] for name, value in found.items()}, carried.root / "cut.safetensors", {"steps": "3"})
     prepare_process()
     task = align_task(tiny_config("align", **ALIGN), carried)
-    engine = Engine(task.build(), task.train, 4, 1)
+    engine = Engine(task.build(), task.train, 4)
     with pytest.raises(UserError, match=r"state of another model: .* has \[1, 16\] there and \[\d+, 16\] in training"):
         begin_with(engine, carried.root / "cut.safetensors")
     engine.close()

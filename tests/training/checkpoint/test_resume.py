@@ -99,7 +99,8 @@ def test_the_number_of_workers_and_the_zero_stage_may_change(tiny_run: RunPaths,
     settings = {"model": plain, "epochs": 2, "checkpoint_every": 3, "log_every": 1}
     one = tiny_config(zero_stage=1, micro_batch_size=2, **settings)
     two = tiny_config(zero_stage=3, micro_batch_size=1, workers=2, **settings)
-    three = tiny_config(zero_stage=3, micro_batch_size=4, activation_checkpointing=True, **settings)
+    bounded = {"micro_batch_size": 4, "micro_batch_tokens": 48}
+    three = tiny_config(zero_stage=3, activation_checkpointing=True, **bounded, **settings)
     task = sft_task(one, tiny_run)
     alone(task, tmp_path / "whole")
     alone(task, tmp_path / "stopped", at=30)
@@ -116,7 +117,8 @@ def test_the_number_of_workers_and_the_zero_stage_may_change(tiny_run: RunPaths,
 OTHERS = {
     "workers": 3, "cpus_per_worker": 2.0, "gpu": "no", "zero_stage": 2, "precision": "bfloat16",
     "activation_checkpointing": True, "attention": "eager", "offload": "optimizer", "epochs": 7.0, "batch_size": 4,
-    "micro_batch_size": 4, "pack_tokens": 64, "learning_rate": 1e-6, "warmup_fraction": 0.5, "min_learning_rate": 1e-7,
+    "micro_batch_size": 4, "micro_batch_tokens": 64, "pack_tokens": 64, "learning_rate": 1e-6, "warmup_fraction": 0.5,
+    "min_learning_rate": 1e-7,
     "weight_decay": 0.3, "max_grad_norm": 0.1, "ema": 0.9, "log_every": 3, "validate_every": 3, "validation_users": 5,
     "best_metric": "validation_loss", "patience": 3, "min_gain": 0.1, "max_seconds": 60.0, "checkpoint_every": 3,
     "keep_checkpoints": 3, "retries": 0,
@@ -124,7 +126,7 @@ OTHERS = {
 """A value that `tiny_config` has not, of every setting of a training."""
 RESOURCES = {
     "workers", "cpus_per_worker", "gpu", "activation_checkpointing", "attention", "offload", "micro_batch_size",
-    "log_every", "checkpoint_every", "keep_checkpoints", "retries",
+    "micro_batch_tokens", "log_every", "checkpoint_every", "keep_checkpoints", "retries",
 }  # fmt: skip
 
 

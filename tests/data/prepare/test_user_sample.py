@@ -7,8 +7,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from rosepo.data.prepare.user_sample import TABLES, keep_users
 from rosepo.data.seen import SEQUENCES
-from rosepo.data.user_sample import TABLES, keep_users
 
 PARTS = {"part-00000.parquet": range(0, 40), "part-00001.parquet": range(40, 50), "part-00002.parquet": range(50, 60)}
 

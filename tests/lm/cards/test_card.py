@@ -7,11 +7,11 @@ import torch
 import yaml
 from transformers import BitsAndBytesConfig
 
-from rosepo.config import TemplateConfig, parse_config
-from rosepo.lm.model.card import model_card, usage
+from rosepo.config import parse_config
+from rosepo.lm.cards.card import model_card
+from rosepo.lm.cards.record import model_record
 from rosepo.lm.model.quantized import quantization_config
-from rosepo.lm.model.record import model_record
-from tests.helpers import tiny_builder, tiny_catalogue, tiny_tokenizer
+from tests.helpers import tiny_catalogue
 
 
 def front_matter(card: str) -> dict[str, object]:
@@ -94,19 +94,3 @@ def test_a_local_base_stays_out_of_the_front_matter(tmp_path: object) -> None:
     assert "datasets" not in front_matter(card)
     assert str(tmp_path) in card
     assert "rosepo sft --config" in card
-
-
-def test_the_example_builds_the_same_prompt_as_training() -> None:
-    titles = tiny_catalogue().titles
-    for template in (
-        TemplateConfig(),
-        TemplateConfig(prefix="{eos}Liked: {eos}", separator=", ", suffix="{eos}Next: "),
-        TemplateConfig(candidates=True, candidates_prefix="One of{eos}", suffix="Next: "),
-        TemplateConfig(candidates=True, candidates_prefix=""),
-    ):
-        script = usage(template, titles[:3], 9, adapter=False)
-        body = script[script.index("def ids") : script.index("inputs =")]
-        scope: dict[str, object] = {"tokenizer": tiny_tokenizer()}
-        exec(body, scope)
-        listed = [2, 1, 0] if template.candidates else None
-        assert scope["prompt"] == tiny_builder(template=template).prompt([0, 1, 2], candidates=listed)[0].tolist()
