@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from rosepo.data.catalogue import Catalogue
 from rosepo.data.item_columns import INDEX, flat_items
-from rosepo.data.trajectories import trajectory_batches
+from rosepo.data.seen import trajectory_batches
 from rosepo.evaluation.measured_examples import Batch
 from rosepo.run.shard_files import whole_part
 from rosepo.utils.arrays import ranges, segment_starts
@@ -27,8 +27,6 @@ BatchScores = Callable[[Batch], np.ndarray]
 
 BLOCK_TRANSITIONS = 1 << 24
 """Transitions that are counted at once; bounds memory."""
-BLOCK_SCORES = 1 << 22
-"""Scores that are sorted at once; bounds memory."""
 COUNTS = pa.schema({"after": pa.list_(INDEX), "counts": pa.list_(pa.int32())})
 
 
@@ -183,25 +181,17 @@ def top_k(scores: np.ndarray, excluded: Sequence[np.ndarray], k: int) -> tuple[n
     Returns:
         Item indexes int64 [B, k] padded with -1, scores float32 [B, k] padded with -inf.
     """
-    items = np.full((len(scores), k), -1, dtype=np.int64)
-    best = np.full((len(scores), k), -np.inf, dtype=np.float32)
-    step = max(1, BLOCK_SCORES // scores.shape[1])
-    for low in range(0, len(scores), step):
-        rows = slice(low, low + step)
-        _fill_top_k(scores[rows], excluded[rows], items[rows], best[rows])
-    return items, best
-
-
-def _fill_top_k(scores: np.ndarray, excluded: Sequence[np.ndarray], items: np.ndarray, best: np.ndarray) -> None:
-    """`top_k` of some rows, put into their [B, k] of `items` and `best`."""
-    allowed, k = np.array(scores, dtype=np.float64), items.shape[1]
-    for row, known in enumerate(excluded):
-        allowed[row, known] = -np.inf
+    allowed = np.array(scores, dtype=np.float64)
+    for row, items in enumerate(excluded):
+        allowed[row, items] = -np.inf
     width = min(k, allowed.shape[1])
     # A stable sort of the part above the k-th best score keeps ties in item order; partition alone would not.
     threshold = -np.partition(-allowed, width - 1, axis=1)[:, width - 1 : width]
+    items = np.full((len(allowed), k), -1, dtype=np.int64)
+    best = np.full((len(allowed), k), -np.inf, dtype=np.float32)
     for row in range(len(allowed)):
         candidates = np.flatnonzero((allowed[row] >= threshold[row]) & (allowed[row] > -np.inf))
         order = candidates[np.argsort(-allowed[row, candidates], kind="stable")][:k]
         items[row, : len(order)] = order
         best[row, : len(order)] = allowed[row, order]
+    return items, best

@@ -13,8 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rosepo.data.item_columns import ItemLists, flat_items, items_of
-from rosepo.data.seen import read_split
-from rosepo.data.trajectories import trajectory_batches
+from rosepo.data.seen import read_split, trajectory_batches
 from rosepo.oracle.crossfit import fold_of
 
 

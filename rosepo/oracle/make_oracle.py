@@ -13,8 +13,7 @@ import numpy as np
 
 from rosepo.config import Config
 from rosepo.data.catalogue import ITEMS_FILE, Catalogue
-from rosepo.data.seen import read_split
-from rosepo.data.trajectories import trajectory_batches
+from rosepo.data.seen import read_split, trajectory_batches
 from rosepo.metrics.ranking import hit_ratio, ndcg
 from rosepo.oracle.calibration import CALIBRATION_FILE, NEGATIVES, calibrate_preferences, score_batches
 from rosepo.oracle.crossfit import FOLDS_FILE, oracle_models

@@ -11,12 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rosepo.data.catalogue import Catalogue
-from rosepo.evaluation import baselines
 from rosepo.evaluation.baselines import Markov, Popular, Transitions, top_k, training_transitions, write_transitions
 from rosepo.evaluation.measured_examples import plan_parts, write_examples
 from tests.evaluation.runs import markov, tiny_run
@@ -24,57 +22,33 @@ from tests.helpers import run_table, tiny_catalogue
 
 
 @settings(deadline=None)
-@given(st.integers(0, 10_000))
-def test_top_k_equals_a_full_sort_outside_the_history(seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    scores = rng.integers(0, 5, size=(4, 12)).astype(float)
-    excluded = [rng.choice(12, size=rng.integers(0, 11), replace=False) for _ in range(4)]
-    items, best = top_k(scores, excluded, 5)
-    for row in range(4):
-        allowed = [item for item in range(12) if item not in excluded[row]]
-        expected = sorted(allowed, key=lambda item: (-scores[row, item], item))[:5]
-        assert items[row].tolist() == expected + [-1] * (5 - len(expected))
-        assert best[row, : len(expected)].tolist() == [scores[row, item] for item in expected]
-        assert np.isneginf(best[row, len(expected) :]).all()
-
-
-def test_more_places_than_items_are_padded() -> None:
-    items, scores = top_k(np.array([[1.0, 2.0]]), [np.array([1])], 4)
-    assert items.tolist() == [[0, -1, -1, -1]]
-    assert np.isneginf(scores[0, 1:]).all()
-
-
-def test_rows_that_are_sorted_a_few_at_a_time_are_sorted_as_all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    scores = np.random.default_rng(0).integers(0, 4, size=(7, 12)).astype(np.float32)
-    excluded = [np.arange(row) for row in range(7)]
-    whole = top_k(scores, excluded, 6)
-    monkeypatch.setattr(baselines, "BLOCK_SCORES", 24)
-    for one, other in zip(top_k(scores, excluded, 6), whole, strict=True):
-        np.testing.assert_array_equal(one, other)
-
-
-@settings(deadline=None)
 @given(
-    st.lists(st.lists(st.integers(0, 7), min_size=1, max_size=6), min_size=1, max_size=6),
+    st.integers(1, 8).flatmap(
+        lambda n: st.tuples(
+            st.just(n), st.lists(st.lists(st.integers(0, n - 1), min_size=1, max_size=6), min_size=1, max_size=6)
+        )
+    ),
     st.sampled_from([1, 3, 100]),
 )
-def test_markov_equals_a_slow_loop_over_transitions(sequences: list[list[int]], most: int) -> None:
-    """Whether counted at once, item by item or some items at a time."""
+def test_markov_equals_a_slow_loop_over_transitions(log: tuple[int, list[list[int]]], most: int) -> None:
+    """Whether counted at once, item by item or some items at a time; also of a catalogue of one item."""
+    n_items, sequences = log
     counts = Counter(item for sequence in sequences for item in sequence)
     followed = Counter(pair for sequence in sequences for pair in pairwise(sequence))
-    train_count = np.array([counts[item] for item in range(8)])
+    train_count = np.array([counts[item] for item in range(n_items)])
     pairs = [(np.array(sequence[:-1], dtype=int), np.array(sequence[1:], dtype=int)) for sequence in sequences]
     with tempfile.TemporaryDirectory() as folder:
         write_transitions(pairs, train_count, Path(folder) / "counts", most)
         transitions = Transitions(Path(folder) / "counts")
         assert [path.name for path in Path(folder).iterdir()] == ["counts"]
-    found = {(item, int(after)): int(count) for item in range(8) for after, count in zip(*transitions.after(item))}
+    found = {(item, int(after)): int(count)
+             for item in range(n_items) for after, count in zip(*transitions.after(item))}  # fmt: skip
     assert found == followed
-    scores = Markov(transitions, train_count).score_all([np.array([2, 5]), np.empty(0, dtype=int)])
-    order = sorted(range(8), key=lambda item: (-followed[5, item], -counts[item], item))
-    assert top_k(scores, [[], []], 8)[0][0].tolist() == order
-    by_count = sorted(range(8), key=lambda item: (-counts[item], item))
-    assert top_k(scores, [[], []], 8)[0][1].tolist() == by_count
+    histories = [np.empty(0, dtype=int), *(np.array([0, item]) for item in range(n_items))]
+    ranked, _ = top_k(Markov(transitions, train_count).score_all(histories), [[]] * len(histories), n_items)
+    assert ranked[0].tolist() == sorted(range(n_items), key=lambda item: (-counts[item], item))
+    for newest, order in enumerate(ranked[1:].tolist()):
+        assert order == sorted(range(n_items), key=lambda item: (-followed[newest, item], -counts[item], item))
 
 
 def test_each_training_target_is_counted_once_when_rows_overlap(tmp_path: Path) -> None:
@@ -121,7 +95,8 @@ def test_an_actor_that_counts_does_without_torch(tmp_path: Path) -> None:
     files = {"examples": "examples.parquet", "catalogue": "examples/_items.parquet", "transitions": "counts",
              "oracle": "oracle", "out": ""}  # fmt: skip
     settings = {name: str(tmp_path / file) for name, file in files.items()}
-    settings |= {"prompts": None, "max_history": 5, "beams": 20, "models": {}, "device": "cpu", "precision": "float32"}
+    settings |= {"prompts": None, "max_history": 5, "beams": 20, "models": {}, "device": "cpu", "precision": "float32",
+                 "serving": None}  # fmt: skip
     (part,) = plan_parts(tmp_path / "examples.parquet")
     work = [{"system": name, **asdict(part)} for name in ("popular", "markov")]
     command = [sys.executable, "-c", WITHOUT_TORCH, json.dumps([settings, work])]

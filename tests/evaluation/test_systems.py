@@ -185,7 +185,7 @@ def test_the_baselines_rank_what_was_not_seen_by_scores_that_are_worked_out_one_
     out.mkdir()
     write_examples(inputs.examples, "test", None, 7, out / "_examples.parquet")
     ranking = Ranking(tiny_config(), inputs, out, catalogue, plan_parts(out / "_examples.parquet"))
-    assert list(ranking.by_actors({}, ["popular", "markov", "oracle"])) == ["popular+markov+oracle"]
+    assert list(ranking.by_actors({}, ["popular", "markov", "oracle"])) == ["popular", "markov", "oracle"]
     assert {path.name for path in out.iterdir()} == {"_examples.parquet", "rankings"}
     trajectories = pq.read_table(inputs.examples / "_trajectories" / "part-00000.parquet")["items"].to_pylist()
     followed = Counter(pair for items in trajectories for pair in pairwise(items))
