@@ -21,6 +21,7 @@ from rosepo.utils.errors import UserError
 
 SEQUENCES = "_sequences"
 TRAJECTORIES = "_trajectories"
+_ROWS = 8_192  # of training sequences at once
 COLUMNS = ("example_id", "user_id", "position", "history", "target")
 
 
@@ -88,14 +89,14 @@ def read_split(folder: Path, split: str, limit: int | None = None, extra: tuple[
 
 
 def trajectory_batches(examples: Path, columns: tuple[str, ...] = ("items", "n_targets")) -> Iterator[pa.Table]:
-    """The training sequences of an examples table in order, some thousand rows at a time.
+    """The training sequences of an examples table in order, some thousand at a time.
 
     Args:
         columns: of user_id, items (indexes, oldest first) and n_targets, how many of a row's last items are targets.
     """
     for path in sorted((examples / TRAJECTORIES).glob("*.parquet")):
         with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(columns=list(columns)):
+            for batch in file.iter_batches(batch_size=_ROWS, columns=list(columns)):
                 yield pa.Table.from_batches([batch])
 
 

@@ -25,7 +25,7 @@ from rosepo.utils.list_columns import list_column
 BatchScores = Callable[[Batch], np.ndarray]
 """Of a batch its scores of the whole catalogue, float [B, n_items]."""
 
-BLOCK_TRANSITIONS = 1 << 24
+BLOCK_TRANSITIONS = 1 << 22
 """Transitions that are counted at once; bounds memory."""
 COUNTS = pa.schema({"after": pa.list_(INDEX), "counts": pa.list_(pa.int32())})
 
@@ -114,7 +114,10 @@ def write_transitions(
         with pa.ipc.new_file(str(aside), COUNTS) as writer:
             for file, low, high in zip(files, starts, np.append(starts[1:], n_items), strict=True):
                 file.seek(0)
-                keys, counts = np.unique(np.frombuffer(file.read(), dtype=np.int64), return_counts=True)
+                keys = np.fromfile(file, dtype=np.int64)
+                keys.sort()
+                places = segment_starts(keys)
+                keys, counts = keys[places], np.diff(places, append=len(keys))
                 lengths = np.bincount(keys // n_items - low, minlength=high - low)
                 columns = (pa.array(keys % n_items, INDEX), pa.array(counts, pa.int32()))
                 writer.write_batch(pa.record_batch([list_column(one, lengths) for one in columns], schema=COUNTS))
