@@ -49,9 +49,9 @@ from rosepo.metrics.bootstrap import Estimate, UserBootstrap
 from rosepo.metrics.ranking import hit_ratio, target_ranks
 from rosepo.oracle.crossfit import Oracle
 from rosepo.oracle.fit import _Run
-from rosepo.oracle.make_oracle import _training_table
+from rosepo.oracle.log import Sequences, read_sequences
 from rosepo.oracle.sasrec import SASRec, SASRecConfig
-from rosepo.oracle.sasrec_data import NextItemLoss, Sequences, epoch_batches
+from rosepo.oracle.sasrec_data import NextItemLoss, epoch_batches
 from rosepo.pipeline.kept_config import resolve_config
 
 VARIABLE = "ROSEPO_RECBOLE_PYTHON"
@@ -101,7 +101,7 @@ class Prepared:
         config = resolve_config(run, None, [])
         catalogue = Catalogue.load(run / "examples" / "_items.parquet")
         examples = {name: pa.concat_tables(read_split(run / "examples", name)) for name in SPLITS}
-        train = Sequences.from_table(_training_table(run / "examples" / "_trajectories", config))
+        train, _ = read_sequences(run / "examples", config.oracle.folds, config.seed)
         return cls(run, config, catalogue, examples, train, config.prepare.max_history)
 
     def new_run(self) -> _Run:

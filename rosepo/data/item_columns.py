@@ -2,15 +2,50 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import DTypeLike
 
+from rosepo.utils.arrays import ranges
 from rosepo.utils.errors import UserError
 
 INDEX = pa.int32()
 """Type of an item index in a table. Arrays are int64 unless asked for otherwise: products with it do not wrap."""
+
+
+@dataclass(frozen=True)
+class ItemLists:
+    """Lists of item indexes end to end: `items[offsets[i]:offsets[i + 1]]`, so that millions are two arrays."""
+
+    items: np.ndarray
+    offsets: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Items of each list, int64 [n]."""
+        return np.diff(self.offsets)
+
+    def rows(self, rows: np.ndarray) -> list[np.ndarray]:
+        """The lists at `rows`."""
+        return [self.items[self.offsets[row] : self.offsets[row + 1]] for row in rows]
+
+    def take(self, rows: np.ndarray) -> ItemLists:
+        """The lists at `rows`, end to end."""
+        lengths = self.lengths[rows]
+        return ItemLists(self.items[ranges(self.offsets[rows], lengths)], np.append(0, np.cumsum(lengths)))
+
+    @classmethod
+    def joined(cls, parts: Sequence[tuple[np.ndarray, np.ndarray]]) -> ItemLists:
+        """The lists of parts that `flat_items` gave, one behind the other; there is one part at least."""
+        lengths = np.concatenate([np.diff(offsets) for _, offsets in parts])
+        return cls(np.concatenate([items for items, _ in parts]), np.append(0, np.cumsum(lengths)))
 
 
 def items_of(table: pa.Table, name: str) -> np.ndarray:

@@ -20,6 +20,8 @@ from rosepo.utils.arrays import ranges
 from rosepo.utils.errors import UserError
 
 SEQUENCES = "_sequences"
+TRAJECTORIES = "_trajectories"
+_ROWS = 8_192  # of training sequences at once
 COLUMNS = ("example_id", "user_id", "position", "history", "target")
 
 
@@ -84,6 +86,18 @@ def read_split(folder: Path, split: str, limit: int | None = None, extra: tuple[
         wanted = ("example_id", "user_id", "history", "target", "seen", *extra)
         table = with_seen(table, path)
         yield table.select([name for name in wanted if name in table.column_names])
+
+
+def trajectory_batches(examples: Path, columns: tuple[str, ...] = ("items", "n_targets")) -> Iterator[pa.Table]:
+    """The training sequences of an examples table in order, some thousand at a time.
+
+    Args:
+        columns: of user_id, items (indexes, oldest first) and n_targets, how many of a row's last items are targets.
+    """
+    for path in sorted((examples / TRAJECTORIES).glob("*.parquet")):
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=_ROWS, columns=list(columns)):
+                yield pa.Table.from_batches([batch])
 
 
 def _threshold(paths: Sequence[Path], split: str, limit: int) -> np.uint64 | None:

@@ -69,9 +69,9 @@ def evaluate(config: Config, paths: RunPaths, out: Path) -> dict[str, Any]:
     predictions = [read_predictions(system, catalogue, examples, ambiguous) for system in external.values()
                    if system.kind == "predictions"]  # fmt: skip
     ranking = Ranking(config, paths, out, catalogue, plan_parts(examples))
-    seconds = ranking.by_scorers(with_oracle=oracle is not None) | ranking.by_models(models)
-    ranking.by_predictions(predictions)
     own = [name for name in OWN if name not in absent]
+    seconds = ranking.by_actors(models, [name for name in own if name not in models])
+    ranking.by_predictions(predictions)
     metrics, exposure = evaluate_rankings(config, paths, catalogue, examples, ranking.folder, [*own, *external])
     free_generation(ranking, models, metrics)
     metrics["oracle"] = oracle

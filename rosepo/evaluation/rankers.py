@@ -1,12 +1,13 @@
-"""Who ranks: scorers of the whole catalogue in this process, language models on Ray Data actors.
+"""Who ranks: one kind of Ray Data actor, for baselines that score the whole catalogue and for language models.
 
-Both write the part files of their rankings themselves; what comes back is how many examples a part had.
+Actors write the part files of the rankings themselves; what comes back is how many examples a part had. PyTorch is
+imported with the first system that needs it.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,11 +17,10 @@ import pyarrow as pa
 
 from rosepo.config import ModelConfig
 from rosepo.data.catalogue import Catalogue
-from rosepo.evaluation.baselines import top_k
+from rosepo.evaluation.baselines import BatchScores, baseline, top_k
 from rosepo.evaluation.measured_examples import Batch, Part, part_batches
 from rosepo.evaluation.rankings import DEPTH, rankings_table, write_part
 from rosepo.lm.titles.candidate_scores import best_candidates, candidate_logps
-from rosepo.utils.console import Progress
 from rosepo.utils.quiet import quiet_worker
 
 if TYPE_CHECKING:
@@ -28,31 +28,10 @@ if TYPE_CHECKING:
     from rosepo.lm.serving.server import Serving
     from rosepo.lm.titles.beam_search import Decoder
 
-Answering = Callable[["Recommender", int], Callable[[Batch], pa.Table]]
-"""Of a model that is loaded and a number of beams, what answers a batch with a table: `ranking`, or free answers."""
-
-
-def rank_by_batches(
-    score: Callable[[Batch], np.ndarray],
-    examples: Path,
-    out: Path,
-    progress: Progress,
-    parts: Sequence[Part],
-) -> None:
-    """Rank all that was not seen, in this process, and write part files into the folder `out`.
-
-    Args:
-        score: a batch to its scores of the whole catalogue, float [B, n_items].
-        parts: those to make.
-    """
-    out.mkdir(exist_ok=True)
-    for part in parts:
-        tables = []
-        for batch in part_batches(examples, part):
-            scores = restricted(score(batch), batch.candidates)
-            tables.append(rankings_table(batch, *top_k(scores, batch.seen, DEPTH)))
-            progress.update(len(batch.targets))
-        write_part(out, part, tables)
+Answer = Callable[[Batch], pa.Table]
+"""Of a system that is loaded, the rows of its part files for a batch."""
+Answering = Callable[["Recommender", int], Answer]
+"""Of a model that is loaded and a number of beams, what answers a batch: `ranking`, or free answers."""
 
 
 @dataclass(frozen=True)
@@ -63,11 +42,12 @@ class RankerSettings:
         prompts: of the run: what models that rosepo did not train read.
         max_history: newest items that they read.
         beams: of the search.
-        models: name to folder or hub id.
+        models: language models, name to folder or hub id; systems of other names are baselines.
         examples: file that `write_examples` wrote.
         catalogue: file of the run's items.
+        transitions, oracle: what baselines rank by, see `baseline`.
         out: folder of the folders of rankings.
-        device: `cpu` or `cuda`.
+        device: `cpu` or `cuda`, of models and of the oracle where no server needs it.
         precision: of the models, float32 or bfloat16.
         serving: how vLLM serves the models; None loads them into the actor.
         answering: what is asked of a model.
@@ -79,6 +59,8 @@ class RankerSettings:
     models: dict[str, str]
     examples: Path
     catalogue: Path
+    transitions: Path
+    oracle: Path
     out: Path
     device: str
     precision: str
@@ -86,57 +68,79 @@ class RankerSettings:
     answering: Answering
 
 
-class LanguageModelRanker:
-    """The Ray Data actor: names of models and parts in, part files out. Holds one model at a time."""
+class Ranker:
+    """The Ray Data actor: names of systems and parts in, part files out. Holds one system at a time."""
 
     def __init__(self, settings: RankerSettings) -> None:
         quiet_worker()
         self.settings = settings
         self.catalogue = Catalogue.load(settings.catalogue)
         self.held = ""
-        self.answer: Callable[[Batch], pa.Table] | None = None
+        self.answer: Answer | None = None
         self.end: Callable[[], None] = _nothing
 
     def __call__(self, work: pa.Table) -> dict[str, list[Any]]:
-        """Column `model` and those of `Part`: one part file a row is written; columns `rows`, its examples, and
-        `seconds`, how long that took with the model there."""
-        answers: dict[str, list[Any]] = {"rows": [], "seconds": []}
+        """Column `system` and those of `Part`: one part file a row is written; columns `system`, `rows`, its examples,
+        and `seconds`, how long that took with the system there."""
+        answers: dict[str, list[Any]] = {"system": [], "rows": [], "seconds": []}
         for row in work.to_pylist():
-            name = row.pop("model")
+            name = row.pop("system")
             part = Part(**row)
             answer = self._answer_of(name)
             started = time.monotonic()
-            batches = part_batches(self.settings.examples, part)
-            write_part(self.settings.out / f"{name}.parquet", part, [answer(batch) for batch in batches])
+            rank_part(answer, self.settings.examples, part, self.settings.out / f"{name}.parquet")
+            answers["system"].append(name)
             answers["rows"].append(part.rows)
             answers["seconds"].append(time.monotonic() - started)
         return answers
 
-    def _answer_of(self, name: str) -> Callable[[Batch], pa.Table]:
+    def _answer_of(self, name: str) -> Answer:
         if name != self.held or self.answer is None:
-            from rosepo.evaluation.external_models import load_external
-
-            self.answer = None  # or both models would lie in memory while the next one is loaded
+            self.answer = None  # or both would lie in memory while the next one is loaded
             self.end()
             self.end = _nothing
-            settings = self.settings
-            path, longest = settings.models[name], settings.max_history
-            recommender = load_external(
-                path, self.catalogue, settings.prompts, longest, settings.precision, settings.serving
-            )
-            if settings.serving is None:
-                recommender.model.to(settings.device)
-            else:
-                self.end = recommender.model.close
-            self.answer, self.held = settings.answering(recommender, settings.beams), name
+            self.answer, self.held = self._model(name) if name in self.settings.models else self._baseline(name), name
         return self.answer
+
+    def _model(self, name: str) -> Answer:
+        from rosepo.evaluation.external_models import load_external
+
+        settings = self.settings
+        path, longest = settings.models[name], settings.max_history
+        serving, precision = settings.serving, settings.precision
+        recommender = load_external(path, self.catalogue, settings.prompts, longest, precision, serving)
+        if serving is None:
+            recommender.model.to(settings.device)
+        else:
+            self.end = recommender.model.close
+        return settings.answering(recommender, settings.beams)
+
+    def _baseline(self, name: str) -> Answer:
+        settings = self.settings
+        device = settings.device if settings.serving is None else "cpu"  # a server that comes next takes the GPU
+        return by_scores(baseline(name, self.catalogue, settings.transitions, settings.oracle, device))
 
 
 def _nothing() -> None:
-    """What ends a model that is in this process."""
+    """What ends a system that is in this process."""
 
 
-def ranking(recommender: Recommender, beams: int) -> Callable[[Batch], pa.Table]:
+def rank_part(answer: Answer, examples: Path, part: Part, out: Path) -> None:
+    """Answer the batches of a part and write its file into the folder `out`."""
+    write_part(out, part, [answer(batch) for batch in part_batches(examples, part)])
+
+
+def by_scores(score: BatchScores) -> Answer:
+    """Rankings of a batch by scores: of its candidates where it has them, else of all items that were not seen."""
+
+    def answer(batch: Batch) -> pa.Table:
+        scores = restricted(score(batch), batch.candidates)
+        return rankings_table(batch, *top_k(scores, batch.seen, DEPTH))
+
+    return answer
+
+
+def ranking(recommender: Recommender, beams: int) -> Answer:
     """A model's rankings of a batch, and `left_out`, the items of each history that did not fit in the prompt."""
     from rosepo.lm.titles.beam_search import Decoder
 

@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 import rosepo
 from rosepo.config import Config
 from rosepo.data.catalogue import Catalogue, ranked_items
 from rosepo.data.readers.digests import FileDigests
-from rosepo.evaluation.baselines import Popular, markov
+from rosepo.evaluation.baselines import training_transitions, write_transitions
 from rosepo.evaluation.external_models import sources_of
-from rosepo.evaluation.measured_examples import EXAMPLES_FILE, PART_BATCHES, PARTS, Batch, Part
+from rosepo.evaluation.measured_examples import EXAMPLES_FILE, PART_BATCHES, PARTS, Part
 from rosepo.evaluation.predictions import Predictions
-from rosepo.evaluation.rankers import Answering, LanguageModelRanker, RankerSettings, rank_by_batches, ranking
+from rosepo.evaluation.rankers import Answering, Ranker, RankerSettings, ranking
 from rosepo.evaluation.rankings import DEPTH, RANKINGS_FOLDER, check_complete, open_rankings
 from rosepo.lm.serving.server import serving_of
-from rosepo.oracle.load import load_scorer, read_kind
+from rosepo.oracle.load import read_kind
 from rosepo.run.manifest import read_manifest
 from rosepo.run.ray_session import answers_of_actors
 from rosepo.run.resources import stage_use_gpu
@@ -36,7 +34,7 @@ if TYPE_CHECKING:
 FORMAT = 2
 """To be raised with any change that gives other rankings for the same models and settings."""
 
-BatchScores = Callable[[Batch], np.ndarray]
+TRANSITIONS_FILE = "_transitions.arrow"
 
 
 @dataclass(frozen=True)
@@ -78,82 +76,77 @@ class Ranking:
         """Where a system's part files stand."""
         return self.folder / f"{name}.parquet"
 
-    @property
-    def _rows(self) -> int:
-        return sum(part.rows for part in self.parts)
-
-    def by_scorers(self, *, with_oracle: bool) -> dict[str, float]:
-        """Rank by the baselines that score whole batches, in this process; seconds by what ran together.
-
-        Added items have been chosen by nobody: they come last, and the oracle, which has no score for them, ranks none.
-        """
-        popular, chain = Popular(self.catalogue.train_count), markov(self.paths.examples, self.catalogue)
-        scorers: dict[str, BatchScores] = {
-            "popular": lambda batch: popular.score_all(batch.histories),
-            "markov": lambda batch: chain.score_all(batch.histories),
-        }
-        if with_oracle:
-            scorers["oracle"] = _oracle_baseline(self.paths.oracle, self.catalogue)
-        started = time.monotonic()
-        for name, scorer in scorers.items():
-            sources = {"oracle": read_manifest(self.paths.oracle)} if name == "oracle" else {}
-            left = self._left(name, sources)
-            before = self._rows - sum(part.rows for part in left)
-            with Progress(name, self._rows, "examples", before=before) as progress:
-                rank_by_batches(scorer, self.examples, self.folder_of(name), progress, left)
-        return {"+".join(scorers): round(time.monotonic() - started, 2)}
-
-    def by_models(self, models: Mapping[str, str]) -> dict[str, float]:
-        """Rank by language models (name to folder or hub id) on Ray Data actors; seconds that an actor was at it.
+    def by_actors(self, models: Mapping[str, str], baselines: Sequence[str] = ()) -> dict[str, float]:
+        """Rank by baselines and language models (name to folder or hub id) on one pool of Ray Data actors; seconds that
+        an actor was at each.
 
         Raises:
-            UserError: a model that cannot be loaded.
+            UserError: an oracle or a model that cannot be loaded.
             StageError: an actor failed for good; the parts that are finished stay.
         """
-        if not models:
-            return {}
-        config, busy = self.config, 0.0
+        names, config = [*baselines, *models], self.config
         use_gpu = stage_use_gpu(config, "evaluate")
         device = "cuda" if use_gpu else "cpu"
-        left = [(name, part) for name in models for part in self._left(name, self._made_from(name, device))]
-        total, rows = len(models) * len(self.parts), len(models) * self._rows
+        left = [(name, part) for name in names for part in self._left(name, self._made_from(name, device))]
+        total, rows = len(names) * len(self.parts), len(names) * sum(part.rows for part in self.parts)
         if done := total - len(left):
             echo(f"  goes on from {done} of {total} parts of {self.folder_name} that an earlier run finished")
+        busy = dict.fromkeys(names, 0.0)
         if left:
-            precision = config.precision("evaluate", use_gpu)
-            settings = RankerSettings(
-                prompts=config.model,
-                max_history=config.prepare.max_history,
-                beams=config.evaluate.beams,
-                models=dict(models),
-                examples=self.examples,
-                catalogue=ranked_items(self.paths.examples, self.out),
-                out=self.folder,
-                device=device,
-                precision=precision,
-                serving=serving_of(config.evaluate, precision, use_gpu),
-                answering=self.answering,
-            )
-            work = [{"model": name, **asdict(part)} for name, part in left]
+            work = [{"system": name, **asdict(part)} for name, part in left]
             pool: dict[str, Any] = {
                 "actors": config.evaluate.actors,
                 "cpus_per_actor": config.evaluate.cpus_per_actor,
                 "gpus_per_actor": config.evaluate.gpus_per_actor if use_gpu else 0,
             }
             before = rows - sum(part.rows for _, part in left)
-            with Progress(" and ".join(models) + self.doing, rows, "examples", before=before) as progress:
+            with (
+                self._transitions(any(name == "markov" for name, _ in left)) as transitions,
+                Progress(", ".join(names) + self.doing, rows, "examples", before=before) as progress,
+            ):
                 progress.doing("starting actors")
+                settings = self._settings(models, transitions, use_gpu)
                 try:
-                    for answer in answers_of_actors(work, LanguageModelRanker, settings, **pool):
+                    for answer in answers_of_actors(work, Ranker, settings, **pool):
                         progress.update(answer["rows"])
-                        busy += answer["seconds"]
+                        busy[answer["system"]] += answer["seconds"]
                 except Exception as error:
                     done = total - sum(not (self.folder_of(name) / part.name).exists() for name, part in left)
                     lost = lost_actor(error, "a ranking actor", done, total, "evaluate.actors")
                     raise user_error_from(error) or lost from error
-        for name in models:
+        for name in names:
             check_complete(self.folder_of(name), self.parts)
-        return {"+".join(models): round(busy / config.evaluate.actors, 2)}
+        return {name: round(seconds / config.evaluate.actors, 2) for name, seconds in busy.items()}
+
+    @contextmanager
+    def _transitions(self, wanted: bool) -> Iterator[Path]:
+        """The file of counts for actors that rank by them, where any will; it is gone afterwards."""
+        path = self.out / TRANSITIONS_FILE
+        try:
+            if wanted:
+                write_transitions(training_transitions(self.paths.examples), self.catalogue.train_count, path)
+            yield path
+        finally:
+            path.unlink(missing_ok=True)
+
+    def _settings(self, models: Mapping[str, str], transitions: Path, use_gpu: bool) -> RankerSettings:
+        config = self.config
+        precision = config.precision("evaluate", use_gpu)
+        return RankerSettings(
+            prompts=config.model,
+            max_history=config.prepare.max_history,
+            beams=config.evaluate.beams,
+            models=dict(models),
+            examples=self.examples,
+            catalogue=ranked_items(self.paths.examples, self.out),
+            transitions=transitions,
+            oracle=self.paths.oracle,
+            out=self.folder,
+            device="cuda" if use_gpu else "cpu",
+            precision=precision,
+            serving=serving_of(config.evaluate, precision, use_gpu),
+            answering=self.answering,
+        )
 
     def by_predictions(self, predictions: list[Predictions]) -> None:
         """Write the lists of other systems as rankings, and tell what was amiss with them."""
@@ -177,7 +170,11 @@ class Ranking:
         return open_rankings(self.folder_of(name), self.parts, origin, earlier)
 
     def _made_from(self, name: str, device: str) -> dict[str, Any]:
-        """What the rankings of a language model depend on beside examples and search."""
+        """What the rankings of a system depend on beside examples and search."""
+        if name in ("popular", "markov"):
+            return {}
+        if name == "oracle":
+            return {"oracle": read_manifest(self.paths.oracle), "device": device}
         external = self.config.evaluate.external.get(name)
         if external is None:
             made: dict[str, Any] = {"model": read_manifest(self.paths.sft if name == "sft" else self.paths.aligned)}
@@ -202,18 +199,3 @@ def oracle_name(folder: Path) -> str | None:
 
         return "SASRec" if (models := n_members(folder)) == 1 else f"mean of {models} SASRecs"
     return str(about["scorer"])
-
-
-def _oracle_baseline(folder: Path, catalogue: Catalogue) -> BatchScores:
-    """The oracle as a ranker: SASRec trained on all users, or a scorer of one's own over the whole catalogue; -inf for
-    added items."""
-    own, added = catalogue.own, ((0, 0), (0, catalogue.added))
-    if read_kind(folder)["kind"] == "sasrec":
-        from rosepo.oracle.crossfit import Oracle
-
-        oracle = Oracle.load(folder, own.item_ids)
-        return lambda batch: np.pad(oracle.score_all(batch.histories), added, constant_values=-np.inf)
-    scorer = load_scorer(folder, own)
-    return lambda batch: np.pad(
-        scorer.score_all(batch.users.to_pylist(), batch.histories), added, constant_values=-np.inf
-    )

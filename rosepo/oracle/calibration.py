@@ -5,18 +5,16 @@ The way tau is fitted is this project's.
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 from scipy.optimize import minimize_scalar
 from scipy.special import expit
 
-from rosepo.data.item_columns import item_lists, items_of
-from rosepo.data.seen import read_split
+from rosepo.oracle.log import Validation
 from rosepo.oracle.protocol import Scorer
-from rosepo.utils.console import Progress, echo
+from rosepo.utils.console import echo
 
 NEGATIVES = 20
 """Items drawn beside each validation target to fit tau on."""
@@ -26,38 +24,27 @@ TAU_BOUNDS = (1e-3, 1e3)
 _ROWS = 512
 
 
-def validation_table(folder: Path) -> pa.Table:
-    """The validation examples: example_id, user_id, history, seen (lists of item indexes), target (index)."""
-    return pa.concat_tables(read_split(folder, "validation"))
-
-
-def validation_arrays(table: pa.Table) -> tuple[list[np.ndarray], list[np.ndarray], np.ndarray]:
-    """Histories and what was seen, as item indexes int32, and targets, int64."""
-    return item_lists(table, "history", np.int32), item_lists(table, "seen", np.int32), items_of(table, "target")
-
-
-def score_validation(
-    scorer: Scorer, validation: pa.Table, n_items: int, seed: int, progress: Progress | None = None
-) -> np.ndarray:
-    """Raw scores float32 [N, 1 + NEGATIVES] of every validation target and of other items drawn evenly beside it.
+def score_batches(
+    scorer: Scorer, validation: Validation, n_items: int, seed: int, rank: int = 0, world: int = 1
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Raw scores of validation targets and of other items drawn evenly beside them: rows int64 [B] of the examples, and
+    float32 [B, 1 + NEGATIVES], the target's first.
 
     Args:
-        validation: from `validation_table`.
+        rank, world: every `world`-th batch is scored, from number `rank` on.
     """
-    histories, _, targets = validation_arrays(validation)
-    users = validation["user_id"].to_pylist()
-    rng = np.random.default_rng([seed, len(targets)])
-    drawn = rng.integers(0, n_items, size=(len(targets), NEGATIVES))
-    # The target itself is no other item; its neighbour is.
-    drawn = np.where(drawn == targets[:, None], (drawn + 1) % n_items, drawn)
-    items = np.concatenate([targets[:, None], drawn], axis=1).astype(np.int64)
-    scores = np.empty(items.shape, dtype=np.float32)
-    for low in range(0, len(items), _ROWS):
-        rows = slice(low, low + _ROWS)
-        scores[rows] = scorer.score(users[rows], histories[rows], items[rows])
-        if progress is not None:
-            progress.update(len(users[rows]))
-    return scores
+    rng = np.random.default_rng([seed, len(validation)])
+    for number, low in enumerate(range(0, len(validation), _ROWS)):
+        rows = np.arange(low, min(low + _ROWS, len(validation)))
+        drawn = rng.integers(0, n_items, size=(len(rows), NEGATIVES))
+        if number % world != rank:
+            continue
+        targets = validation.targets[rows, None]
+        # The target itself is no other item; its neighbour is.
+        drawn = np.where(drawn == targets, (drawn + 1) % n_items, drawn)
+        items = np.concatenate([targets, drawn], axis=1).astype(np.int64)
+        users = validation.users.slice(low, len(rows)).to_pylist()
+        yield rows, scorer.score(users, validation.histories.rows(rows), items)
 
 
 def calibrate_preferences(chosen: np.ndarray, other: np.ndarray, tau: float | None) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """SASRec on Ray Train: the models of all users, then, for each fold, those without its users, in one start of workers.
 
-A catalogue's sequences are a few integers an interaction, so every worker holds them all. Which users a step takes
-follows from (seed, epoch) alone and each rank takes its stride of them: all ranks make the same number of steps by
-construction, and a step's loss is the mean over all its targets, however many workers share it.
+A catalogue's sequences are a few integers an interaction, so every worker reads and holds them all. Which users a step
+takes follows from (seed, epoch) alone and each rank takes its stride of them: all ranks make the same number of steps
+by construction, and a step's loss is the mean over all its targets, however many workers share it.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
 from rosepo.config import Config, OracleConfig
 from rosepo.data.catalogue import Catalogue
 from rosepo.metrics.ranking import hit_ratio, ndcg
-from rosepo.oracle.calibration import validation_arrays
 from rosepo.oracle.crossfit import oracle_models
+from rosepo.oracle.log import Sequences, Validation, read_sequences, read_validation, rows_without
+from rosepo.oracle.measured import Measured, read_measured, write_measured
 from rosepo.oracle.sasrec import SASRec, SASRecConfig
-from rosepo.oracle.sasrec_data import NextItemLoss, Sequences, batch_tensors, epoch_batches, ranks_of
+from rosepo.oracle.sasrec_data import NextItemLoss, batch_tensors, epoch_batches, ranks_of
 from rosepo.run.signals import run_trainer
 from rosepo.run.training_progress import ProgressTeller, TrainingProgress
 from rosepo.training.ema import follow_mean
@@ -38,38 +38,42 @@ from rosepo.utils.console import Progress
 from rosepo.utils.errors import StageError
 from rosepo.utils.quiet import quiet_worker
 
+TRAINING = "_train"
+MEASURED = f"{TRAINING}/measured"
+"""What is there while workers are, in the oracle's folder."""
 WARMUP_STEPS = 100
 AVERAGE = 0.99
 """Decay of the running mean of weights, a step: the mean is what is validated and kept. It ranks better, sooner."""
 
 
 def fit_oracles(
-    config: Config, train: pa.Table, validation: pa.Table, catalogue: Catalogue, out: Path, use_gpu: bool
-) -> None:
+    config: Config, examples: Path, validation: int, longest: int, catalogue: Catalogue, out: Path, use_gpu: bool
+) -> Measured:
     """Train every model of `oracle_models`; each folder gets its best weights, `metrics.jsonl` and `tensorboard/`.
 
     Args:
-        train: columns items (indexes), n_targets, fold.
-        validation: columns history, seen, target (indexes), fold. A model stops early on the users that it trained on.
+        examples: folder of the examples table. A model stops early on the users that it trained on.
+        validation: number of its validation examples.
+        longest: history that is read.
+
+    Returns:
+        What the models say of validation.
 
     Raises:
         StageError: a worker failed, or the loss is no longer a number.
     """
-    import ray.data
-    from ray.train import DataConfig, RunConfig, ScalingConfig, TrainingFailedError
+    from ray.train import RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchTrainer
 
     oracle = config.oracle
-    longest = int(max(_longest(train, "items") - 1, _longest(validation, "history"), 1))
     network = SASRecConfig(len(catalogue), longest, oracle.hidden_size, oracle.layers, oracle.heads, oracle.dropout)
-    # In memory from the start and whole for every worker: no read task asks for a CPU that the workers hold.
-    blocks = {"train": train, "validation": validation}
     trainer = TorchTrainer(
         _worker,
         train_loop_config={
             "oracle": oracle,
             "network": network,
             "seed": config.seed,
+            "examples": str(examples),
             "out": str(out),
             "item_ids": catalogue.item_ids,
         },
@@ -78,9 +82,7 @@ def fit_oracles(
             use_gpu=use_gpu,
             resources_per_worker={"CPU": oracle.cpus_per_worker} | ({"GPU": 1} if use_gpu else {}),
         ),
-        run_config=RunConfig(name="oracle", storage_path=str(out / "_train")),
-        datasets={name: ray.data.from_arrow(table) for name, table in blocks.items()},
-        dataset_config=DataConfig(datasets_to_split=[]),
+        run_config=RunConfig(name="oracle", storage_path=str(out / TRAINING)),
     )
     for model in oracle_models(oracle, out):
         model.folder.mkdir(exist_ok=True)
@@ -88,49 +90,59 @@ def fit_oracles(
         with TrainingProgress(Progress("oracle", None, "users"), out, oracle.workers) as progress:
             progress.starting()
             run_trainer(trainer)
+        return read_measured(out / MEASURED, validation)
     except TrainingFailedError as error:
         raise StageError(root_cause("oracle", oracle.workers, error)) from error
     finally:
-        shutil.rmtree(out / "_train", ignore_errors=True)
+        shutil.rmtree(out / TRAINING, ignore_errors=True)
 
 
 def _worker(settings: dict[str, Any]) -> None:
     """What each Ray Train worker runs; rank 0 writes the metric lines and the best weights."""
     import ray.train
+    from ray.train.torch import get_device
 
     quiet_worker()
     take_cores()
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
-    tables = {name: _whole(name) for name in ("train", "validation")}
-    oracle, out = settings["oracle"], Path(settings["out"])
+    oracle, out, examples = settings["oracle"], Path(settings["out"]), Path(settings["examples"])
+    train, folds = read_sequences(examples, oracle.folds, settings["seed"])
+    validation = read_validation(examples, oracle.folds, settings["seed"])
     models = list(oracle_models(oracle, out))
-    left = [oracle.max_epochs * len(_without(tables["train"], model.fold)) for model in models]
+    left = [oracle.max_epochs * len(rows_without(folds, model.fold)) for model in models]
     count = _Count(ProgressTeller(out if rank == 0 else None), sum(left))
     count.told.begin(0, count.total)
     for number, model in enumerate(models):
-        train, validation = (_without(table, model.fold) for table in tables.values())
         own = {**settings, "seed": model.seed(settings["seed"])}
+        sequences = train if model.fold is None else train.take(rows_without(folds, model.fold))
+        looked_at = rows_without(validation.folds, model.fold)[rank::world]
         count.model = number + 1
-        _train_one(own, train, validation, model.folder, rank, world, count)
+        _train_one(own, sequences, validation, looked_at, model.folder, rank, world, count)
         count.total = count.done + sum(left[number + 1 :])  # one that stopped early leaves users out
+    count.told.doing("measuring")
+    if world > 1:
+        torch.distributed.barrier()  # the first rank writes the models that all of them read now
+    write_measured(
+        oracle, out, settings["item_ids"], validation, settings["seed"], out / MEASURED, rank, world, get_device()
+    )
 
 
 def _train_one(
     settings: dict[str, Any],
-    train_table: pa.Table,
-    validation: pa.Table,
+    train: Sequences,
+    validation: Validation,
+    looked_at: np.ndarray,
     out: Path,
     rank: int,
     world: int,
     count: _Count,
 ) -> None:
-    """One model, from its first epoch to the last one or until validation gets no better."""
+    """One model, from its first epoch to the last one or until validation, of which this rank has the rows `looked_at`,
+    gets no better."""
     import ray.train.torch
 
     oracle: OracleConfig = settings["oracle"]
-    train = Sequences.from_table(train_table)
-    histories, seen, targets = validation_arrays(validation)
     device = ray.train.torch.get_device()
     torch.manual_seed(settings["seed"])
     model = SASRec(settings["network"])
@@ -152,7 +164,7 @@ def _train_one(
             if epoch % oracle.evaluate_every and not last:
                 continue
             count.told.doing("validating")
-            figures = run.validate(histories[rank::world], seen[rank::world], targets[rank::world])
+            figures = run.validate(validation, looked_at)
             count.tell(epoch, {"loss": loss, **figures})
             better = best.update(epoch, figures)
             if run.steps <= WARMUP_STEPS:
@@ -221,9 +233,9 @@ class _Run:
             count.tell(epoch)
         return float(self._summed(total[None])[0]) / int(train.n_targets.sum())
 
-    def validate(self, histories: list[np.ndarray], seen: list[np.ndarray], targets: np.ndarray) -> dict[str, float]:
-        """HR@10 and NDCG@10 over all ranks' validation examples."""
-        ranks = ranks_of(self.average, histories, targets, seen)
+    def validate(self, validation: Validation, rows: np.ndarray) -> dict[str, float]:
+        """HR@10 and NDCG@10 over all ranks' validation examples, of which this one has `rows`."""
+        ranks = ranks_of(self.average, validation.histories, validation.targets, validation.seen, rows)
         sums = torch.tensor([hit_ratio(ranks, 10).sum(), ndcg(ranks, 10).sum(), len(ranks)], dtype=torch.float64)
         hits, gains, count = self._summed(sums.to(self.device)).tolist()
         return {"hr@10": hits / count, "ndcg@10": gains / count}
@@ -236,18 +248,3 @@ class _Run:
         if self.world > 1:
             torch.distributed.all_reduce(values)
         return values
-
-
-def _whole(name: str) -> pa.Table:
-    import ray.train
-
-    shard = ray.train.get_dataset_shard(name)
-    return pa.concat_tables(list(shard.iter_batches(batch_size=None, batch_format="pyarrow")))
-
-
-def _without(table: pa.Table, fold: int | None) -> pa.Table:
-    return table if fold is None else table.filter(pa.compute.not_equal(table["fold"], fold))
-
-
-def _longest(table: pa.Table, column: str) -> int:
-    return int(pa.compute.max(pa.compute.list_value_length(table[column])).as_py() or 0)

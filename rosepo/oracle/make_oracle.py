@@ -6,31 +6,22 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from rosepo.config import Config
 from rosepo.data.catalogue import ITEMS_FILE, Catalogue
+from rosepo.data.seen import read_split, trajectory_batches
 from rosepo.metrics.ranking import hit_ratio, ndcg
-from rosepo.oracle.calibration import (
-    CALIBRATION_FILE,
-    calibrate_preferences,
-    score_validation,
-    validation_arrays,
-    validation_table,
-)
-from rosepo.oracle.crossfit import FOLDS_FILE, CrossFitted, Oracle, fold_of, oracle_models
+from rosepo.oracle.calibration import CALIBRATION_FILE, NEGATIVES, calibrate_preferences, score_batches
+from rosepo.oracle.crossfit import FOLDS_FILE, oracle_models
 from rosepo.oracle.external_oracle import ImportedScorer
 from rosepo.oracle.fit import fit_oracles
 from rosepo.oracle.load import write_kind
+from rosepo.oracle.log import Extent, read_validation
 from rosepo.oracle.sasrec import SASRec, catalogue_digest
-from rosepo.oracle.sasrec_data import ranks_of
 from rosepo.run.resources import stage_use_gpu
 from rosepo.training.metric_log import METRICS_FILE
 from rosepo.utils.console import Progress, echo
@@ -66,14 +57,14 @@ def train_oracle(config: Config, paths: RunPaths, out: Path) -> dict[str, Any]:
     started = time.monotonic()
     use_gpu = stage_use_gpu(config, "oracle")
     catalogue = Catalogue.load(paths.examples / ITEMS_FILE)
-    train = _training_table(paths.examples / "_trajectories", config)
-    validation = validation_table(paths.examples)
-    validation = validation.append_column("fold", pa.array(_folds(validation, config)))
-    for name, table in (("training", train), ("validation", validation)):
-        _check_folds(table, config.oracle.folds, name, paths.examples)
+    folds, columns = config.oracle.folds, ("user_id", "items", "n_targets")
+    train = Extent.of(trajectory_batches(paths.examples, columns), "items", folds, config.seed)
+    validation = Extent.of(read_split(paths.examples, "validation"), "history", folds, config.seed)
+    for name, extent in (("training", train), ("validation", validation)):
+        _check_folds(extent, folds, name, paths.examples)
     how = f"{config.oracle.folds} folds" if config.oracle.folds > 1 else "users scored in sample"
     echo(
-        f"  SASRec: {len(train):,} sequences, {len(catalogue):,} items, {len(validation):,} validation examples, {how}"
+        f"  SASRec: {train.rows:,} sequences, {len(catalogue):,} items, {validation.rows:,} validation examples, {how}"
     )
     if config.oracle.folds == 1 and config.align.clamps_epsilon:
         echo(
@@ -82,12 +73,14 @@ def train_oracle(config: Config, paths: RunPaths, out: Path) -> dict[str, Any]:
         )
     write_kind(out, "sasrec")
     write_json(out / FOLDS_FILE, {"folds": config.oracle.folds, "seed": config.seed})
-    fit_oracles(config, train, validation, catalogue, out, use_gpu)
+    longest = max(train.longest - 1, validation.longest, 1)
+    measured = fit_oracles(config, paths.examples, validation.rows, longest, catalogue, out, use_gpu)
     best, last = _best_line(out / METRICS_FILE)
     figures = {name: best[name] for name in ("hr@10", "ndcg@10")}
     if config.oracle.models > 1:  # what was logged is of the first alone
-        figures = _accuracy([Oracle.load(out, catalogue.item_ids)], validation)
-    held_out = _measure(CrossFitted.load(out, catalogue.item_ids), validation, len(catalogue), config)
+        figures = _accuracy(measured.everyone)
+    calibrated = calibrate_preferences(measured.scores[:, 0], measured.scores[:, 1:], config.oracle.tau)
+    held_out = {**_accuracy(measured.held_out), **calibrated}
     write_json(out / CALIBRATION_FILE, held_out.pop("calibration"))
     for model in oracle_models(config.oracle, out):
         SASRec.load(model.folder, catalogue.item_ids)[0].save(model.folder, catalogue.item_ids, held_out["tau"])
@@ -107,9 +100,9 @@ def train_oracle(config: Config, paths: RunPaths, out: Path) -> dict[str, Any]:
         "epochs": last["step"],
         "training_seconds": last["seconds"],
         "seconds": round(time.monotonic() - started, 2),
-        "sequences": len(train),
-        "targets": int(train["n_targets"].to_numpy().sum()),
-        "validation_examples": len(validation),
+        "sequences": train.rows,
+        "targets": train.targets,
+        "validation_examples": validation.rows,
     }
 
 
@@ -125,12 +118,15 @@ def calibrate_scorer(config: Config, paths: RunPaths, out: Path) -> dict[str, An
     started, path = time.monotonic(), str(config.oracle.scorer)
     catalogue = Catalogue.load(paths.examples / ITEMS_FILE)
     scorer = ImportedScorer.make(path, catalogue)
-    validation = validation_table(paths.examples)
+    validation = read_validation(paths.examples)
     if not len(validation):
         raise UserError(f"{paths.examples} has no validation examples for the oracle")
     echo(f"  {path}: nothing is trained")
+    scores = np.empty((len(validation), 1 + NEGATIVES), dtype=np.float32)
     with Progress("oracle", len(validation), "examples") as progress:
-        scores = score_validation(scorer, validation, len(catalogue), config.seed, progress)
+        for rows, answers in score_batches(scorer, validation, len(catalogue), config.seed):
+            scores[rows] = answers
+            progress.update(len(rows))
     found = calibrate_preferences(scores[:, 0], scores[:, 1:], config.oracle.tau)
     write_json(out / CALIBRATION_FILE, found.pop("calibration"))
     write_kind(out, "scorer", tau=found["tau"], catalogue_digest=catalogue_digest(catalogue.item_ids), scorer=path)
@@ -140,43 +136,18 @@ def calibrate_scorer(config: Config, paths: RunPaths, out: Path) -> dict[str, An
     return {"kind": "scorer", **found, "validation_examples": len(validation), "seconds": seconds}
 
 
-def _measure(oracle: CrossFitted, validation: pa.Table, n_items: int, config: Config) -> dict[str, Any]:
-    """Accuracy, tau and calibration on validation, each example by the oracle of its user's fold."""
-    scores = score_validation(oracle, validation, n_items, config.seed)
-    calibrated = calibrate_preferences(scores[:, 0], scores[:, 1:], config.oracle.tau)
-    return {**_accuracy(oracle.oracles, validation), **calibrated}
-
-
-def _accuracy(oracles: Sequence[Oracle], validation: pa.Table) -> dict[str, float]:
-    """HR@10 and NDCG@10, each example by the oracle of its user's fold, or by the only one."""
-    histories, seen, targets = validation_arrays(validation)
-    folds = validation["fold"].to_numpy() if len(oracles) > 1 else np.zeros(len(targets), dtype=np.int64)
-    ranks = np.empty(len(targets), dtype=np.int64)
-    for fold in np.unique(folds):
-        rows = np.flatnonzero(folds == fold)
-        past, known = ([lists[row] for row in rows] for lists in (histories, seen))
-        ranks[rows] = ranks_of(oracles[fold].model, past, targets[rows], known)
+def _accuracy(ranks: np.ndarray) -> dict[str, float]:
     return {"hr@10": float(hit_ratio(ranks, 10).mean()), "ndcg@10": float(ndcg(ranks, 10).mean())}
 
 
-def _check_folds(table: pa.Table, folds: int, name: str, folder: Path) -> None:
-    if not len(table):
+def _check_folds(extent: Extent, folds: int, name: str, folder: Path) -> None:
+    if not extent.rows:
         raise UserError(f"{folder} has no {name} examples for the oracle")
-    empty = folds - len(pc.unique(table["fold"]))
+    empty = folds - extent.folds
     if folds > 1 and empty:
         raise UserError(
             f"oracle.folds={folds} leaves {empty} folds without {name} users in {folder}: lower it, or set it to 1"
         )
-
-
-def _training_table(folder: Path, config: Config) -> pa.Table:
-    """Columns items (indexes), n_targets, fold."""
-    table = pq.read_table(folder, columns=["user_id", "items", "n_targets"])
-    return table.drop_columns("user_id").append_column("fold", pa.array(_folds(table, config)))
-
-
-def _folds(table: pa.Table, config: Config) -> np.ndarray:
-    return fold_of(table["user_id"].to_pylist(), config.oracle.folds, config.seed)
 
 
 def _best_line(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -4,48 +4,24 @@ from __future__ import annotations
 
 import math
 import sys
-from dataclasses import dataclass
+from collections.abc import Iterator
 
 import numpy as np
-import pyarrow as pa
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from rosepo.data.item_columns import flat_items
+from rosepo.data.item_columns import ItemLists
+from rosepo.oracle.log import Sequences
 from rosepo.oracle.sasrec import Ensemble, SASRec, pad_histories
 
 BUCKET = 8
 """Batches that are sorted by length among themselves, so that short sequences are not padded to long ones."""
 RANKING_BATCH = 512
+RANKING_SCORES = 1 << 25
+"""Scores of a batch that is ranked at most, whatever the size of the catalogue."""
 IGNORED = -100
 """Target where nothing is to be predicted."""
-
-
-@dataclass(frozen=True)
-class Sequences:
-    """Item sequences end to end: `items[offsets[i]:offsets[i + 1]]`, of which the last `n_targets[i]` are targets."""
-
-    items: np.ndarray
-    offsets: np.ndarray
-    n_targets: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.n_targets)
-
-    @property
-    def lengths(self) -> np.ndarray:
-        """Items of each sequence, int64 [n]."""
-        return np.diff(self.offsets)
-
-    def rows(self, rows: np.ndarray) -> list[np.ndarray]:
-        """The sequences at `rows`."""
-        return [self.items[self.offsets[row] : self.offsets[row + 1]] for row in rows]
-
-    @classmethod
-    def from_table(cls, table: pa.Table) -> Sequences:
-        """Columns `items` (lists of item indexes) and `n_targets`."""
-        return cls(*flat_items(table, "items", np.int32), table["n_targets"].to_numpy())
 
 
 class NextItemLoss(nn.Module):
@@ -84,29 +60,61 @@ def batch_tensors(sequences: Sequences, rows: np.ndarray, max_length: int) -> tu
     return history, targets.masked_fill((place >= lengths) | (place < first), IGNORED)
 
 
-@torch.inference_mode()
 def ranks_of(
-    model: SASRec | Ensemble, histories: list[np.ndarray], targets: np.ndarray, seen: list[np.ndarray] | None = None
+    model: SASRec | Ensemble,
+    histories: ItemLists,
+    targets: np.ndarray,
+    seen: ItemLists | None = None,
+    rows: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Rank int64 [N] (0 is best) of each target among all items that were not seen before; ties by item index.
+    """Rank int64 [n] (0 is best) of the targets at `rows` (None: all) among all items that were not seen before; ties
+    by item index. Arguments as those of `rank_batches`."""
+    rows = np.arange(len(targets)) if rows is None else rows
+    ranks = np.empty(len(targets), dtype=np.int64)
+    for part, found in rank_batches(model, histories, targets, seen, rows):
+        ranks[part] = found
+    return ranks[rows]
+
+
+def rank_batches(
+    model: SASRec | Ensemble,
+    histories: ItemLists,
+    targets: np.ndarray,
+    seen: ItemLists | None,
+    rows: np.ndarray,
+    rank: int = 0,
+    world: int = 1,
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """What `ranks_of` puts together, batch by batch: rows int64 [B] and the ranks int64 [B] of their targets.
 
     Args:
-        seen: items that do not compete, one array an example; None takes the histories.
+        histories, targets: of N examples.
+        seen: items that do not compete; None takes the histories.
+        rows: of the examples that are ranked.
+        rank, world: every `world`-th batch is ranked, from number `rank` on.
     """
-    device = next(model.parameters()).device
-    ranks = np.empty(len(targets), dtype=np.int64)
+    size = max(1, min(RANKING_BATCH, RANKING_SCORES // model.config.n_items))
     # Histories of like length share a batch: padding short ones to the longest of all would be most of the work.
-    order = np.argsort([len(history) for history in histories], kind="stable")
-    for start in range(0, len(targets), RANKING_BATCH):
-        part = order[start : start + RANKING_BATCH]
-        padded = pad_histories([histories[row] for row in part], model.config.max_length).to(device)
-        known = padded if seen is None else pad_histories([seen[row] for row in part], sys.maxsize).to(device)
-        # One column more takes the padding; it is cut off again.
-        scores = functional.pad(model.scores(padded), (1, 0)).scatter_(1, known, -math.inf)[:, 1:]
-        target = torch.from_numpy(targets[part].astype(np.int64)).to(device)[:, None]
-        own = scores.gather(1, target)
-        tied = (scores == own) & (torch.arange(scores.shape[1], device=device) < target)
-        # A score that is not a number is beaten by all others: it is no answer.
-        ahead = (scores > own) | tied | ~torch.isfinite(own)
-        ranks[part] = ahead.sum(1).cpu().numpy()
+    order = rows[np.argsort(histories.lengths[rows], kind="stable")]
+    for start in range(rank * size, len(order), world * size):
+        part = order[start : start + size]
+        known = None if seen is None else seen.rows(part)
+        yield part, _ranks(model, histories.rows(part), targets[part], known)
+
+
+@torch.inference_mode()
+def _ranks(
+    model: SASRec | Ensemble, histories: list[np.ndarray], targets: np.ndarray, seen: list[np.ndarray] | None
+) -> np.ndarray:
+    device = next(model.parameters()).device
+    padded = pad_histories(histories, model.config.max_length).to(device)
+    known = padded if seen is None else pad_histories(seen, sys.maxsize).to(device)
+    # One column more takes the padding; it is cut off again.
+    scores = functional.pad(model.scores(padded), (1, 0)).scatter_(1, known, -math.inf)[:, 1:]
+    target = torch.from_numpy(targets.astype(np.int64)).to(device)[:, None]
+    own = scores.gather(1, target)
+    tied = (scores == own) & (torch.arange(scores.shape[1], device=device) < target)
+    # A score that is not a number is beaten by all others: it is no answer.
+    ahead = (scores > own) | tied | ~torch.isfinite(own)
+    ranks: np.ndarray = ahead.sum(1).cpu().numpy()
     return ranks

@@ -115,7 +115,7 @@ def _lock(directory: Path, folder: Path) -> int:
             os.close(handle)
             if isinstance(error, BlockingIOError):
                 raise UserError(_WRITTEN.format(folder=folder)) from None
-            refused = error.strerror
+            refused = str(error.strerror)
     echo(f"  {directory} cannot be locked ({refused}): see to it that no other rosepo writes there")
     return os.open(directory, os.O_RDONLY)
 

@@ -24,6 +24,7 @@ from rosepo.config import Config, ModelConfig, TrainConfig
 from rosepo.config.training import SftConfig
 from rosepo.data.catalogue import ITEMS_FILE, Catalogue
 from rosepo.data.prompts import PromptBuilder
+from rosepo.data.seen import TRAJECTORIES
 from rosepo.lm.cards.record import ModelRecord, model_record
 from rosepo.lm.model.dropout import training_dropout
 from rosepo.lm.model.policy import initial_policy, load_tokenizer, save_policy
@@ -63,7 +64,7 @@ def sft(config: Config, paths: RunPaths, out: Path) -> dict[str, Any]:
     task = sft_task(config, paths)
     figures = fit(task, out, gpu=use_gpu)
     listed = task.plan.places is not None
-    return figures | {"examples": task.plan.n_rows if listed else _count_targets(paths.examples / "_trajectories")}
+    return figures | {"examples": task.plan.n_rows if listed else _count_targets(paths.examples / TRAJECTORIES)}
 
 
 def sft_task(config: Config, paths: RunPaths) -> SftTask:
@@ -100,7 +101,7 @@ def _plan(config: Config, paths: RunPaths, builder: PromptBuilder) -> FeedPlan:
         folder, columns, places = paths.examples, COLUMNS, training_rows(paths.examples)
         n_rows, encoder = len(places), ExampleEncoder(builder, sft.pack_tokens, most)
     else:
-        folder, columns, places = paths.examples / "_trajectories", ("items", "n_targets"), None
+        folder, columns, places = paths.examples / TRAJECTORIES, ("items", "n_targets"), None
         n_rows, encoder = len(ParquetRows(folder)), TrajectoryEncoder(builder, sft.pack_tokens, most)
     return FeedPlan(
         folder=folder,

@@ -1,4 +1,4 @@
-"""The evaluation of a run that kills its process when the language models have written some parts.
+"""The evaluation of a run that kills its process when its actor has written some parts.
 
 Called as `python -m tests.evaluation.killed RUN PARTS`.
 """
@@ -18,14 +18,14 @@ from tests.evaluation.runs import rank_in_process, tiny_config
 if __name__ == "__main__":
     run, left = Path(sys.argv[1]), int(sys.argv[2])
     rank_in_process(setattr)
-    write = rankers.LanguageModelRanker.__call__
+    write = rankers.Ranker.__call__
 
-    def deadly(self: rankers.LanguageModelRanker, work: object) -> object:
+    def deadly(self: rankers.Ranker, work: object) -> object:
         global left
         if not left:
             os.kill(os.getpid(), signal.SIGKILL)
         left -= 1
         return write(self, work)  # type: ignore[arg-type]
 
-    rankers.LanguageModelRanker.__call__ = deadly  # type: ignore[assignment,method-assign]
+    rankers.Ranker.__call__ = deadly  # type: ignore[assignment,method-assign]
     run_stages(plan_run(tiny_config(), run, ["evaluate"]))

@@ -13,6 +13,9 @@ import pyarrow.parquet as pq
 from rosepo.config import Config, load_config
 from rosepo.data.catalogue import Catalogue
 from rosepo.evaluation import systems
+from rosepo.evaluation.baselines import BatchScores, Markov, Transitions, training_transitions, write_transitions
+from rosepo.evaluation.measured_examples import plan_parts
+from rosepo.evaluation.rankers import by_scores, rank_part
 from rosepo.lm.cards.record import model_record
 from rosepo.lm.model.model_folder import save_policy
 from rosepo.pipeline.fingerprints import stage_settings
@@ -75,6 +78,22 @@ def drawn(config: Config, paths: RunPaths) -> str:
     """The page of a run whose evaluation was made without the pipeline."""
     write_manifest(paths.evaluation)
     return write_report(config, paths).read_text()
+
+
+def markov(examples: Path, catalogue: Catalogue, folder: Path) -> Markov:
+    """The Markov baseline of prepared examples; `folder` is free to hold its counts."""
+    path = folder / "_transitions.arrow"
+    write_transitions(training_transitions(examples), catalogue.train_count, path)
+    ranker = Markov(Transitions(path), catalogue.train_count)
+    path.unlink()
+    return ranker
+
+
+def rank_by_scores(score: BatchScores, examples: Path, out: Path) -> None:
+    """The part files of a system that scores the whole catalogue, as an actor would write them."""
+    out.mkdir()
+    for part in plan_parts(examples):
+        rank_part(by_scores(score), examples, part, out)
 
 
 def rank_in_process(replace: Callable[[Any, str, Any], None]) -> None:

@@ -115,7 +115,7 @@ def test_missing_models_are_left_out_and_said(
     ],
 )  # fmt: skip
 def test_a_round_that_is_missing_is_named_with_what_to_run(
-    there: str, what: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    there: str, what: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], in_process: None
 ) -> None:
     root = tiny_run(tmp_path, models=False).root
     for name in (*there.split(), "evaluation"):

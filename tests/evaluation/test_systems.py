@@ -28,7 +28,7 @@ from rosepo.evaluation import external_models
 from rosepo.evaluation.candidates.free_answers import writing
 from rosepo.evaluation.evaluate import evaluate
 from rosepo.evaluation.measured_examples import plan_parts, read_batches, write_examples
-from rosepo.evaluation.rankers import LanguageModelRanker, RankerSettings, ranking
+from rosepo.evaluation.rankers import Ranker, RankerSettings, ranking
 from rosepo.evaluation.rankings import open_rankings, rankings_table, read_rankings, write_part
 from rosepo.evaluation.systems import Ranking
 from rosepo.lm.cards.record import model_record
@@ -72,16 +72,18 @@ def test_a_killed_evaluation_goes_on_from_its_parts_and_ends_with_the_same_metri
         finished(root, tiny_config(), *STAGES)
     run_stages(plan_run(tiny_config(), undisturbed, ["evaluate"]))
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "tests.evaluation.killed", str(killed), "4"]
+    command = [sys.executable, "-m", "tests.evaluation.killed", str(killed), "10"]
     ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, timeout=300, check=False)
     assert ended.returncode == -signal.SIGKILL
     assert not (killed / "evaluation").exists()
     (partial,) = killed.glob(".evaluation.*.partial")
     kept = inodes(partial)
-    assert len([name for name in kept if "sft" in name or "aligned" in name]) == 4
+    assert Counter(Path(name).parts[1] for name in kept) == {
+        "popular.parquet": 3, "markov.parquet": 3, "sft.parquet": 3, "aligned.parquet": 1
+    }  # fmt: skip
     capsys.readouterr()
     run_stages(plan_run(tiny_config(), killed, ["evaluate"]))
-    assert "goes on from 4 of 6 parts" in capsys.readouterr().err
+    assert "goes on from 10 of 12 parts" in capsys.readouterr().err
     now = inodes(killed / "evaluation")
     assert kept.items() < now.items()
     assert (killed / "metrics.json").read_text() == (undisturbed / "metrics.json").read_text()
@@ -170,7 +172,9 @@ def test_a_place_without_an_item_is_kept_on_disk(paths: RunPaths, tmp_path: Path
     assert (read[1] == -1).all()
 
 
-def test_the_baselines_rank_what_was_not_seen_by_scores_that_are_worked_out_one_by_one(tmp_path: Path) -> None:
+def test_the_baselines_rank_what_was_not_seen_by_scores_that_are_worked_out_one_by_one(
+    tmp_path: Path, ray_cluster: None
+) -> None:
     """Counts of training, transitions from the newest title, SASRec's logits: each by a loop over examples."""
     inputs = tiny_run(tmp_path / "run", models=False)
     catalogue = Catalogue.load(inputs.examples / "_items.parquet")
@@ -180,7 +184,9 @@ def test_the_baselines_rank_what_was_not_seen_by_scores_that_are_worked_out_one_
     out = tmp_path / "out"
     out.mkdir()
     write_examples(inputs.examples, "test", None, 7, out / "_examples.parquet")
-    Ranking(tiny_config(), inputs, out, catalogue, plan_parts(out / "_examples.parquet")).by_scorers(with_oracle=True)
+    ranking = Ranking(tiny_config(), inputs, out, catalogue, plan_parts(out / "_examples.parquet"))
+    assert list(ranking.by_actors({}, ["popular", "markov", "oracle"])) == ["popular", "markov", "oracle"]
+    assert {path.name for path in out.iterdir()} == {"_examples.parquet", "rankings"}
     trajectories = pq.read_table(inputs.examples / "_trajectories" / "part-00000.parquet")["items"].to_pylist()
     followed = Counter(pair for items in trajectories for pair in pairwise(items))
     ranked = {name: read_rankings(out / "rankings" / f"{name}.parquet")[1] for name in ("popular", "markov", "oracle")}
@@ -198,6 +204,17 @@ def test_the_baselines_rank_what_was_not_seen_by_scores_that_are_worked_out_one_
         }
         for name, key in keys.items():
             assert ranked[name][row].tolist() == (sorted(left, key=key.__getitem__)[:20] + [-1] * 20)[:20], name
+
+
+def test_an_oracle_of_another_catalogue_is_told_by_the_actor_that_cannot_rank_by_it(
+    tmp_path: Path, ray_cluster: None
+) -> None:
+    inputs = tiny_run(tmp_path, models=False)
+    SASRec(SASRecConfig(29, max_length=5, hidden_size=8)).save(inputs.oracle, tiny_catalogue(29).item_ids)
+    inputs.evaluation.mkdir()
+    with pytest.raises(UserError, match=r"^the oracle in .* was trained on another catalogue: run `rosepo oracle`"):
+        evaluate(tiny_config(), inputs, inputs.evaluation)
+    assert not (inputs.evaluation / "_transitions.arrow").exists()
 
 
 def test_models_of_others_are_ranked_by_the_same_rules(
@@ -274,6 +291,8 @@ def ranker_settings(paths: RunPaths, out: Path) -> RankerSettings:
         models={name: str(paths.root / name) for name in ("sft", "aligned")},
         examples=out / "examples.parquet",
         catalogue=paths.examples / "_items.parquet",
+        transitions=out / "none",
+        oracle=paths.oracle,
         out=out,
         device="cpu",
         precision="float32",
@@ -302,10 +321,10 @@ def test_an_actor_lets_go_of_a_model_before_it_loads_the_next(
     for answering in (ranking, writing):
         held.clear()
         alive.clear()
-        ranker = LanguageModelRanker(replace(settings, answering=answering))
+        ranker = Ranker(replace(settings, answering=answering))
         for name in ("sft", "aligned", "aligned", "sft"):
             (tmp_path / f"{name}.parquet").mkdir(exist_ok=True)
-            ranker(pa.Table.from_pylist([{"model": name, **asdict(plan_parts(settings.examples)[0])}]))
+            ranker(pa.Table.from_pylist([{"system": name, **asdict(plan_parts(settings.examples)[0])}]))
         assert alive == [0, 0, 0]
 
 
@@ -314,12 +333,12 @@ def test_models_that_are_served_one_after_another_rank_as_they_do_in_the_actor(p
     own = ranker_settings(paths, tmp_path)
     serving = Serving(STAND_IN, 0, "float32", 0.9)
     (tmp_path / "served").mkdir()
-    rankers = [LanguageModelRanker(own), LanguageModelRanker(replace(own, serving=serving, out=tmp_path / "served"))]
+    rankers = [Ranker(own), Ranker(replace(own, serving=serving, out=tmp_path / "served"))]
     for name in ("sft", "aligned"):
         for ranker in rankers:
             folder = ranker.settings.out / f"{name}.parquet"
             folder.mkdir()
-            ranker(pa.Table.from_pylist([{"model": name, **asdict(plan_parts(own.examples)[0])}]))
+            ranker(pa.Table.from_pylist([{"system": name, **asdict(plan_parts(own.examples)[0])}]))
         (ranks, items), found = (read_rankings(ranker.settings.out / f"{name}.parquet") for ranker in rankers)
         assert found[0].tolist() == ranks.tolist()
         assert found[1].tolist() == items.tolist()

@@ -8,15 +8,13 @@ from pathlib import Path
 import numpy as np
 
 from rosepo.config import dump_config
-from rosepo.evaluation.baselines import Popular, markov
-from rosepo.evaluation.measured_examples import Batch, plan_parts, write_examples
-from rosepo.evaluation.rankers import rank_by_batches
+from rosepo.evaluation.baselines import Popular
+from rosepo.evaluation.measured_examples import Batch, write_examples
 from rosepo.experiments.runs import Run
 from rosepo.pipeline.fingerprints import stage_settings
 from rosepo.pipeline.kept_config import CONFIG_FILE
 from rosepo.run.paths import RunPaths
 from rosepo.run.stages import stages_of
-from rosepo.utils.console import Progress
 from rosepo.utils.files import digest
 from tests.evaluation import runs as tiny
 from tests.helpers import tiny_catalogue
@@ -46,7 +44,7 @@ def evaluate_run(run: Run, strength: float, users: int = 40, own: Mapping[str, s
     (inputs.evaluation / "rankings").mkdir(parents=True)
     examples = inputs.evaluation / "_examples.parquet"
     write_examples(inputs.examples, run.split, None, 8, examples)
-    popular, chain = Popular(CATALOGUE.train_count), markov(inputs.examples, CATALOGUE)
+    popular, chain = Popular(CATALOGUE.train_count), tiny.markov(inputs.examples, CATALOGUE, inputs.evaluation)
     rankers = {
         "popular": lambda batch: popular.score_all(batch.histories),
         "markov": lambda batch: chain.score_all(batch.histories),
@@ -54,10 +52,8 @@ def evaluate_run(run: Run, strength: float, users: int = 40, own: Mapping[str, s
         "sft": noisy(1.0, 10 + run.seed),
         "aligned": noisy(strength, 20 + run.seed),
     }
-    with Progress("rank", 1) as progress:
-        for name, ranker in rankers.items():
-            folder = inputs.evaluation / "rankings" / f"{name}.parquet"
-            rank_by_batches(ranker, examples, folder, progress, plan_parts(examples))
+    for name, ranker in rankers.items():
+        tiny.rank_by_scores(ranker, examples, inputs.evaluation / "rankings" / f"{name}.parquet")
     write_manifests(run, own)
     (run.folder / CONFIG_FILE).write_text(dump_config(config))
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pyarrow as pa
 
-from rosepo.evaluation.rankers import LanguageModelRanker
+from rosepo.evaluation.rankers import Ranker
 from tests.deaths import die_if_told
 from tests.faults.strategies import SCRATCH
 
 
-class DeadlyRanker(LanguageModelRanker):
+class DeadlyRanker(Ranker):
     """Kills its process at the second part of `aligned` as often as the file `deaths` says."""
 
-    def __call__(self, work: pa.Table) -> dict[str, list[int]]:
-        if {"model": "aligned", "number": 1}.items() <= work.to_pylist()[0].items():
+    def __call__(self, work: pa.Table) -> dict[str, list[Any]]:
+        if {"system": "aligned", "number": 1}.items() <= work.to_pylist()[0].items():
             die_if_told(SCRATCH / "deaths")
         return super().__call__(work)

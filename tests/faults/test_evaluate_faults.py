@@ -34,7 +34,7 @@ def undisturbed(paths: RunPaths, ray_cluster: None, tmp_path_factory: pytest.Tem
 
 @pytest.fixture(autouse=True)
 def deadly(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(systems, "LanguageModelRanker", DeadlyRanker)
+    monkeypatch.setattr(systems, "Ranker", DeadlyRanker)
 
 
 def test_a_killed_actor_costs_its_part_and_nothing_else(paths: RunPaths, undisturbed: str, tmp_path: Path) -> None:
@@ -46,7 +46,7 @@ def test_a_killed_actor_costs_its_part_and_nothing_else(paths: RunPaths, undistu
 def test_a_part_that_kills_every_actor_leaves_the_others(
     paths: RunPaths, undisturbed: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(StageError, match=r"^a ranking actor died.* of 6 parts are finished and kept: run the same"):
+    with pytest.raises(StageError, match=r"^a ranking actor died.* of 12 parts are finished and kept: run the same"):
         evaluated(paths, tmp_path, deaths=100, actors=1)
     parts = {path: path.stat().st_ino for path in tmp_path.rglob("part-*.parquet")}
     assert not (tmp_path / "rankings" / "aligned.parquet" / "part-00001.parquet").exists()

@@ -13,22 +13,27 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rosepo.data.catalogue import Catalogue
+from rosepo.data.item_columns import ItemLists
 from rosepo.evaluation.baselines import top_k
 from rosepo.evaluation.systems import oracle_name
 from rosepo.metrics.ranking import hit_ratio, ndcg, target_ranks
-from rosepo.oracle.calibration import validation_arrays, validation_table
 from rosepo.oracle.crossfit import CrossFitted, Oracle, fold_of
 from rosepo.oracle.fit import WARMUP_STEPS
+from rosepo.oracle.log import Sequences, read_validation
 from rosepo.oracle.make_oracle import train_oracle
 from rosepo.oracle.sasrec import SASRec, SASRecConfig
-from rosepo.oracle.sasrec_data import IGNORED, NextItemLoss, Sequences, batch_tensors, epoch_batches, ranks_of
+from rosepo.oracle.sasrec_data import IGNORED, NextItemLoss, batch_tensors, epoch_batches, ranks_of
 from rosepo.utils.errors import UserError
 from tests.evaluation.runs import tiny_config, tiny_run
 
 
 def _sequences(lists: list[list[int]], n_targets: list[int]) -> Sequences:
-    offsets = np.concatenate([[0], np.cumsum([len(items) for items in lists])])
-    return Sequences(np.concatenate(lists), offsets, np.array(n_targets))
+    joined = lists_of([np.array(items) for items in lists])
+    return Sequences(joined.items, joined.offsets, np.array(n_targets))
+
+
+def lists_of(arrays: list[np.ndarray]) -> ItemLists:
+    return ItemLists.joined([(array, np.array([0, len(array)])) for array in arrays])
 
 
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=60), st.integers(1, 9), st.integers(0, 3))
@@ -61,7 +66,7 @@ def test_validation_ranks_are_those_of_the_evaluation() -> None:
     histories = [rng.choice(15, size=rng.integers(1, 6), replace=False) for _ in range(20)]
     targets = np.array([next(item for item in range(15) if item not in history) for history in histories])
     items, _ = top_k(Oracle(model, 1.0).score_all(histories), histories, 15)
-    assert ranks_of(model, histories, targets).tolist() == target_ranks(items, targets).tolist()
+    assert ranks_of(model, lists_of(histories), targets).tolist() == target_ranks(items, targets).tolist()
 
 
 ADVICE = "in sample is sure of what it was trained on: set oracle.folds=2"
@@ -123,8 +128,9 @@ def test_an_ensemble_scores_with_the_mean_of_models_from_other_starts(ray_cluste
         figures[models] = train_oracle(config, inputs, tmp_path / str(models))
     assert [oracle_name(tmp_path / name) for name in ("1", "3")] == ["SASRec", "mean of 3 SASRecs"]
     catalogue = Catalogue.load(inputs.examples / "_items.parquet")
-    validation = validation_table(inputs.examples)
-    histories, seen, targets = validation_arrays(validation)
+    validation = read_validation(inputs.examples)
+    every = np.arange(len(validation))
+    histories, seen, targets = validation.histories.rows(every), validation.seen.rows(every), validation.targets
     for name in ("", "fold-0", "fold-1"):
         folder = tmp_path / "3" / name
         first, *more = (Oracle.load(folder / f"model-{n}" if n else tmp_path / "1" / name) for n in range(3))
@@ -193,10 +199,12 @@ def test_items_seen_outside_the_history_do_not_compete() -> None:
     seen = [np.array([9, 8, 7, 6, 5, 4]), np.array([0, 1])]
     histories, targets = [past[-3:] for past in seen], np.array([3, 2])
     items, _ = top_k(Oracle(model, 1.0).score_all(histories), seen, 15)
-    assert ranks_of(model, histories, targets, seen).tolist() == target_ranks(items, targets).tolist()
+    assert (
+        ranks_of(model, lists_of(histories), targets, lists_of(seen)).tolist() == target_ranks(items, targets).tolist()
+    )
 
 
 def test_scores_that_are_no_numbers_rank_last() -> None:
     model = SASRec(SASRecConfig(n_items=9, max_length=6, hidden_size=8)).eval()
     torch.nn.init.constant_(model.items.weight, math.nan)
-    assert ranks_of(model, [np.array([1, 2])], np.array([3])).tolist() == [9]
+    assert ranks_of(model, lists_of([np.array([1, 2])]), np.array([3])).tolist() == [9]

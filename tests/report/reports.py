@@ -13,13 +13,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from rosepo.data.catalogue import Catalogue
-from rosepo.evaluation.baselines import Popular, markov
+from rosepo.evaluation.baselines import Popular
 from rosepo.evaluation.evaluate_rankings import evaluate_rankings
-from rosepo.evaluation.measured_examples import plan_parts, write_examples
-from rosepo.evaluation.rankers import rank_by_batches
+from rosepo.evaluation.measured_examples import write_examples
 from rosepo.report.run_report import write_report
 from rosepo.run.paths import RunPaths
-from rosepo.utils.console import Progress
 from rosepo.utils.files import write_json
 from tests.evaluation import runs
 from tests.manifests import write_manifest
@@ -54,18 +52,15 @@ def finished_run(root: Path, seed: int = 0, everything: bool = False, **align: A
     (out / "rankings").mkdir(parents=True)
     config = runs.tiny_config("data.dataset=movietweetings-100k", "align.loss=pairwise")
     write_examples(inputs.examples, "test", None, 8, out / "_examples.parquet")
-    chain = markov(inputs.examples, catalogue)
+    chain = runs.markov(inputs.examples, catalogue, out)
     taste = np.random.default_rng(seed).permutation(len(catalogue))
     scorers = {"popular": Popular(catalogue.train_count), "markov": chain, "sft": chain, "aligned": Popular(taste)}
-    with Progress("rank", 1) as progress:
-        for name, scorer in scorers.items():
-            rank_by_batches(
-                lambda batch, scorer=scorer: scorer.score_all(batch.histories),
-                out / "_examples.parquet",
-                out / "rankings" / f"{name}.parquet",
-                progress,
-                plan_parts(out / "_examples.parquet"),
-            )
+    for name, scorer in scorers.items():
+        runs.rank_by_scores(
+            lambda batch, scorer=scorer: scorer.score_all(batch.histories),
+            out / "_examples.parquet",
+            out / "rankings" / f"{name}.parquet",
+        )
     metrics, exposure = evaluate_rankings(
         config, inputs, catalogue, out / "_examples.parquet", out / "rankings", list(scorers)
     )

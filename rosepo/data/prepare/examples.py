@@ -17,7 +17,7 @@ from rosepo.data.item_columns import INDEX
 from rosepo.data.prepare.filtering import core_rows
 from rosepo.data.prepare.log import Arrays
 from rosepo.data.prepare.ties import tied
-from rosepo.data.seen import SEQUENCES
+from rosepo.data.seen import SEQUENCES, TRAJECTORIES
 from rosepo.utils.arrays import ranges, segment_starts
 from rosepo.utils.files import aside_of
 from rosepo.utils.list_columns import list_column
@@ -105,7 +105,7 @@ def write_bucket(bucket: Arrays, recipe: Recipe, out: str) -> Arrays:
     number = int(np.searchsorted(recipe.buckets, bucket["user"][0], side="right")) - 1
     layout = lay_out(bucket, recipe)
     examples, shared = bucket_tables(layout, recipe)
-    tables = {".": examples, "_trajectories": shared, SEQUENCES: sequences(layout, recipe)}
+    tables = {".": examples, TRAJECTORIES: shared, SEQUENCES: sequences(layout, recipe)}
     for folder, table in ((Path(out) / name, table) for name, table in tables.items()):
         if table.num_rows:
             _write(table, folder / f"part-{number:05d}.parquet")

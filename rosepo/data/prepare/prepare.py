@@ -33,7 +33,7 @@ from rosepo.data.readers import columns as cols
 from rosepo.data.readers.interactions import plan_reading, read_items
 from rosepo.data.readers.times import check_span
 from rosepo.data.readers.title_hint import title_hint
-from rosepo.data.seen import SEQUENCES
+from rosepo.data.seen import SEQUENCES, TRAJECTORIES
 from rosepo.data.split import SPLITS
 from rosepo.data.titles import distinct_titles
 from rosepo.run.paths import RunPaths
@@ -72,7 +72,7 @@ def prepare(config: Config, paths: RunPaths, out: Path) -> dict[str, Any]:
     items = read_items(config.data)
     with _progress() as progress:
         filtered = filter_log(config, RayBlocks(plan, progress), items)
-        for folder in ("_trajectories", SEQUENCES):
+        for folder in (TRAJECTORIES, SEQUENCES):
             (out / folder).mkdir(parents=True, exist_ok=True)
         written = filtered.log.map("writing", write_bucket, recipe=filtered.recipe, out=str(out.absolute()))
         figures, counts = _summed(filtered, written)

@@ -10,9 +10,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from rosepo.data.random import example_keys
-from rosepo.data.seen import SEQUENCES
+from rosepo.data.seen import SEQUENCES, TRAJECTORIES
 
-TABLES = (".", "_trajectories", SEQUENCES)
+TABLES = (".", TRAJECTORIES, SEQUENCES)
 """Tables of `examples/` that have rows of users."""
 
 

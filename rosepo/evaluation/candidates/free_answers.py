@@ -6,7 +6,7 @@ rankings are: in part files that actors write and from which a later run goes on
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ from rosepo.data.item_columns import INDEX, items_of
 from rosepo.data.prompts import PromptBuilder
 from rosepo.data.titles import normalised
 from rosepo.evaluation.measured_examples import EXAMPLES_FILE, Batch, plan_parts
+from rosepo.evaluation.rankers import Answer
 from rosepo.evaluation.systems import Ranking
 
 if TYPE_CHECKING:
@@ -120,7 +121,7 @@ class TitleMatcher:
         return self._by_text.get(normalised(text), -1) if item is None else item
 
 
-def writing(recommender: Recommender, beams: int) -> Callable[[Batch], pa.Table]:
+def writing(recommender: Recommender, beams: int) -> Answer:
     """A model's free answers to a batch: example_id, user_id, target, answer (text), ended (by EOS), item: null for
     what is no title of the catalogue; target and item are item indexes. It searches nothing: `beams` is not used."""
     builder, tokenizer = recommender.builder, recommender.tokenizer

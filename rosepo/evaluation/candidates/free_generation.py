@@ -32,7 +32,7 @@ def free_generation(ranking: Ranking, models: Mapping[str, str], metrics: dict[s
     `out_of_catalogue` of models and differences, see there. Else nothing.
 
     Raises:
-        UserError, StageError: as `Ranking.by_models`.
+        UserError, StageError: as `Ranking.by_actors`.
     """
     settings = ranking.config.evaluate
     if ranking.config.model.template.candidates:
@@ -55,7 +55,7 @@ def candidate_protocol(writing: Ranking, models: Mapping[str, str]) -> dict[str,
         `probes` (see `Probes`): each value, low and high, under the same draws of users.
     """
     config, catalogue = writing.config, writing.catalogue
-    writing.by_models(models)
+    writing.by_actors(models)
     probes = learn_probes(writing.paths.examples, config.evaluate.split, catalogue)
     series: dict[tuple[str, str], list[np.ndarray]] = {}
     n_candidates = 0
@@ -86,7 +86,7 @@ def out_of_catalogue(writing: Ranking, models: Mapping[str, str]) -> dict[str, d
     """Share of free answers that are no title of the catalogue: `models` and `differences` by name, each value, low,
     high, and the n_examples and n_users behind them."""
     config = writing.config
-    writing.by_models(models)
+    writing.by_actors(models)
     series: dict[str, list[np.ndarray]] = {name: [] for name in models}
     for _, answers in _batches(writing, models):
         for name, (_, items) in answers.items():
