@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 SUITES ?= essential
 
-.PHONY: demo pretrained experiments test pytest test-slow test-gpu test-qlora test-python test-lowest lint format constraints clean
+.PHONY: demo pretrained experiments test pytest test-slow test-gpu test-qlora test-vllm test-python test-lowest lint format constraints clean
 
 ## The whole pipeline on the embedded data: about five minutes on two quiet cores, after the install.
 demo: $(READY)
@@ -41,6 +41,10 @@ test-gpu: $(READY)
 test-qlora: $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,qlora]'
 	$(BIN)/pytest tests/lm/model/test_quantized.py
+
+## Tests against vLLM, which has an environment of its own: make test-vllm VLLM=/opt/vllm/bin/vllm
+test-vllm: $(READY)
+	ROSEPO_VLLM=$(VLLM) $(BIN)/pytest -m vllm
 
 ## The tests with another Python, in an environment of their own: make test-python PYTHON=python3.13
 test-python:

@@ -15,5 +15,5 @@ def vllm(request: pytest.FixtureRequest) -> str:
     if request.param:
         return str(request.param)
     if "ROSEPO_VLLM" not in os.environ:
-        pytest.fail("ROSEPO_VLLM is not set: give the path of the command vllm")
+        pytest.fail("ROSEPO_VLLM is not set: run `make test-vllm VLLM=path/to/vllm`")
     return os.environ["ROSEPO_VLLM"]
