@@ -7,6 +7,7 @@ what it found, batch by batch, into files; the stage puts them together.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -96,9 +97,13 @@ def _ranks(oracles: Sequence[Oracle], validation: Validation, rank: int, world: 
 
 
 def _write(path: Path, batches: Batches) -> None:
-    tables = [pa.table({"row": rows, "values": fixed(values)}) for rows, values in batches]
-    if tables:
-        pq.write_table(pa.concat_tables(tables), path)
+    """Batch by batch: tables that are kept until the end would pin the memory of what is computed between them."""
+    with ExitStack() as stack:
+        writer: pq.ParquetWriter | None = None
+        for rows, values in batches:
+            table = pa.table({"row": rows, "values": fixed(values)})
+            writer = writer or stack.enter_context(pq.ParquetWriter(path, table.schema))
+            writer.write_table(table)
 
 
 def _read(out: Path, name: str, values: np.ndarray) -> None:

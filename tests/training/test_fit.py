@@ -23,7 +23,7 @@ from tests.training.tiny_run import assert_same_training, lines, tiny_config
 
 def test_two_workers_fed_by_ray_data_train_as_one_process(ray_cluster, tiny_run, alone, tmp_path):
     # So few tokens that ranks have more micro-batches in some steps than in others, and not equally many.
-    config = tiny_config(workers=2, feed_actors=2, micro_batch_size=2, micro_batch_tokens=64, zero_stage=2, epochs=2)
+    config = tiny_config(workers=2, micro_batch_size=2, micro_batch_tokens=64, zero_stage=2, epochs=2)
     seen = []
 
     def last():
