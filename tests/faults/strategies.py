@@ -7,6 +7,7 @@ import os
 import resource
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 
@@ -15,6 +16,7 @@ from rosepo.data.random import Draws
 from rosepo.sampling.strategies.example_batch import Examples
 from rosepo.sampling.strategies.protocol import Strategy
 from rosepo.sampling.strategies.weighted import uniform
+from rosepo.utils import files
 from rosepo.utils.files import write_text
 from tests.deaths import die_if_told
 
@@ -42,8 +44,9 @@ def crowded(catalogue: Catalogue) -> Strategy:
     def strategy(examples: Examples, count: int, draws: Draws) -> np.ndarray:
         folder = (SCRATCH / "crowded").read_text()
         if folder:
-            # Writing there fails as on a full disk, by the system's own hand.
-            aside = Path(folder, f"._part-00001.json.{os.getpid()}.tmp")
+            # Writing there fails as on a full disk, by the system's own hand. Its name has to be known for that.
+            files.uuid = SimpleNamespace(uuid4=lambda: SimpleNamespace(hex="known"))
+            aside = files.aside_of(Path(folder, "_part-00001.json"))
             aside.unlink(missing_ok=True)
             aside.symlink_to("/dev/full")
         return even(examples, count, draws)

@@ -25,6 +25,7 @@ from rosepo.training.checkpoint.checkpoint_files import (
     complete_checkpoints,
     newest_checkpoint,
 )
+from rosepo.training.checkpoint.pieces import Place
 from rosepo.training.checkpoint.saver import agreed_start, origin_of
 from rosepo.training.engine import prepare_process
 from rosepo.training.feed.feed import micro_batches
@@ -315,7 +316,7 @@ def train_each(rank: int, run: str, configs: dict[str, Config], out: str) -> Non
 
 def test_a_checkpoint_that_a_shared_disk_hides_is_waited_for_and_then_told(tmp_path, monkeypatch):
     writer = CheckpointWriter(tmp_path, "sft", 0, 1, 1)
-    writer.write(3, {"weight/a": np.ones(2, np.float32)}, {"origin": "x"})
+    writer.write(3, {"weight/a": np.ones(2, np.float32)}, {"weight/a": Place(0, 2)}, {"origin": "x"})
     writer.wait()
     folder = tmp_path / FOLDER
     folder.rename(tmp_path / "hidden")
