@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +15,14 @@ from peft import LoraConfig, get_peft_model
 from transformers import PreTrainedModel
 
 from rosepo.lm.model.loading import load_policy
+from rosepo.lm.serving.served_model import answers
 from rosepo.lm.serving.server import Serving, arguments
 from rosepo.lm.titles.beam_search import Decoder
 from rosepo.utils.errors import StageError, UserError
 from tests.helpers import tiny_builder, tiny_model, tiny_tokenizer
 from tests.lm.serving.model_server import STAND_IN
 
+ROOT = Path(__file__).parents[3]
 HISTORIES = [np.array([3]), np.array([0, 7, 12, 5])]
 
 
@@ -111,3 +117,27 @@ def test_an_adapter_that_vllm_does_not_serve_is_refused(tmp_path: Path, change: 
     about.write_text(json.dumps(json.loads(about.read_text()) | change))
     with pytest.raises(UserError, match=f"{words} vLLM serves plain LoRA of rank 512 at most: merge it"):
         arguments(Serving("vllm", 0, "float32", 0.5), str(folder), 128, 8000)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the system ends children with their parent on Linux alone")
+def test_a_server_ends_with_a_process_that_is_killed(tmp_path: Path) -> None:
+    tiny_model().save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    lines = [
+        "import sys, time",
+        "from rosepo.lm.serving.server import Serving",
+        "served = Serving(sys.argv[1], 0, 'float32', 0.9)(sys.argv[2], 64)",
+        "print(served.address, flush=True)",
+        "time.sleep(600)",
+    ]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", "\n".join(lines), STAND_IN, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as parent:
+        assert parent.stdout is not None
+        address = parent.stdout.readline().strip()
+        assert answers(address)
+        parent.kill()
+    end = time.monotonic() + 60
+    while answers(address):
+        assert time.monotonic() < end, "the server goes on alone"
+        time.sleep(0.2)
