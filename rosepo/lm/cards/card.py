@@ -11,7 +11,7 @@ import yaml
 from rosepo.config import TemplateConfig
 from rosepo.data.catalogue import Catalogue
 from rosepo.lm.cards.record import ModelRecord
-from rosepo.lm.cards.usage import ChatUse, use
+from rosepo.lm.cards.usage import ChatUse, usage, use
 
 
 def model_card(
@@ -35,6 +35,8 @@ def model_card(
         figures: name → number or text: metrics and counts worth a row each.
         chat: None where prompts use no chat template.
     """
+    template = record.model.template
+    script = usage(template, catalogue.titles[:3], max_new_tokens, adapter, quantize, chat)
     parts = [
         _front_matter(record, adapter),
         f"# Recommender ({record.stage}) by rosepo\n",
@@ -42,7 +44,7 @@ def model_card(
         f"Trained by {record.trained_by}.\n",
         _facts(record, catalogue, adapter, quantize, chat),
         _figures({**(figures or {}), **record.facts}),
-        use(record.model.template, catalogue.titles[:3], max_new_tokens, adapter, quantize, chat),
+        use(script, template, max_new_tokens, adapter, chat),
         f"## How it was made\n\n```sh\n{record.command}\n```\n\n"
         f"with this `config.yaml` (what it does not name is at its default):\n\n```yaml\n{record.config}```\n",
     ]
@@ -63,7 +65,8 @@ def merged_card(
     front |= {"library_name": "transformers", "tags": [tag for tag in front["tags"] if tag != "lora"]}
     before, _, after = body.partition("## Use\n")
     _, made, how = after.partition("## How it was made\n")
-    section = use(template, catalogue.titles[:3], max_new_tokens, adapter=False, chat=chat)
+    script = usage(template, catalogue.titles[:3], max_new_tokens, adapter=False, chat=chat)
+    section = use(script, template, max_new_tokens, adapter=False, chat=chat)
     merged = "`rosepo merge` then wrote the adapter into its base.\n"
     return f"---\n{yaml.safe_dump(front, sort_keys=False)}---\n{before}{section}\n{made}{how}\n{merged}"
 

@@ -44,25 +44,12 @@ def chat_use(builder: PromptBuilder, tokenizer: PreTrainedTokenizerBase, titles:
     return ChatUse(builder.chat.options, builder.read_alike(tokenizer, titles), len(titles))
 
 
-def use(
-    template: TemplateConfig,
-    history: list[str],
-    max_new_tokens: int,
-    adapter: bool,
-    quantize: str = "none",
-    chat: ChatUse | None = None,
-) -> str:
+def use(script: str, template: TemplateConfig, max_new_tokens: int, adapter: bool, chat: ChatUse | None) -> str:
     """The section of the card, Markdown.
 
     Args:
-        template: of the prompts, with what a chat template fills in.
-        history: titles, oldest first.
-        max_new_tokens: of the longest title and what ends it.
-        adapter: a PEFT adapter, not a whole model.
-        quantize: none, nf4 or int8: how its base is held.
-        chat: None where no chat template is used.
+        script: that `usage` gave for the same arguments.
     """
-    script = usage(template, history, max_new_tokens, adapter, quantize, chat)
     return (
         f"## Use\n\nPlain {'PEFT' if adapter else 'Transformers'}, without rosepo, in this folder:\n\n"
         f"```python\n{script}```\n\n{'' if chat is None else _calls(chat, max_new_tokens, adapter)}{_free(template)}\n"
@@ -104,8 +91,16 @@ def usage(
     quantize: str = "none",
     chat: ChatUse | None = None,
 ) -> str:
-    """A Python script that completes a prompt in plain Transformers or PEFT, run inside the model folder; arguments as
-    those of `use`."""
+    """A Python script that completes a prompt in plain Transformers or PEFT, run inside the model folder.
+
+    Args:
+        template: of the prompts, with what a chat template fills in.
+        history: titles, oldest first.
+        max_new_tokens: of the longest title and what ends it.
+        adapter: a PEFT adapter, not a whole model.
+        quantize: none, nf4 or int8: how its base is held.
+        chat: None where no chat template is used.
+    """
     auto = "AutoPeftModelForCausalLM" if adapter else "AutoModelForCausalLM"
     imports = (
         ["from peft import AutoPeftModelForCausalLM", "from transformers import AutoTokenizer"]

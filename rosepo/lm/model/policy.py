@@ -165,15 +165,7 @@ def validate_model(config: Config) -> dict[str, Any]:
         settings, given = _settings_of(model_config)
         adapter = "given" if given else adapter
         check_length(settings, model_config)
-        tokenizer = load_tokenizer(model_config.path, model_config.revision)
-        chat_of(tokenizer, model_config.template)
-        vocabulary = len(tokenizer)
-        embeddings = text_settings(settings).vocab_size
-        if vocabulary > embeddings:
-            raise UserError(
-                f"model.path={model_config.path}: the tokenizer has {vocabulary} tokens, the model"
-                f" {embeddings} embeddings; they do not belong together"
-            )
+        vocabulary = _vocabulary(model_config, settings)
     _check_whole(config, settings.model_type)
     with torch.device("meta"):
         model: Any = AutoModelForCausalLM.from_config(settings)
@@ -206,6 +198,19 @@ def validate_model(config: Config) -> dict[str, Any]:
         "weights_dtype": str(dtype).removeprefix("torch.") if dtype else "float32",
         "shared_prefix": settings.model_type in SHARED_PREFIX_ARCHITECTURES,
     }
+
+
+def _vocabulary(model: ModelConfig, settings: Any) -> int:
+    """Tokens of the tokenizer of `model.path`; refuses one whose tokens the model has no embeddings for."""
+    tokenizer = load_tokenizer(str(model.path), model.revision)
+    chat_of(tokenizer, model.template)
+    embeddings = text_settings(settings).vocab_size
+    if len(tokenizer) > embeddings:
+        raise UserError(
+            f"model.path={model.path}: the tokenizer has {len(tokenizer)} tokens, the model"
+            f" {embeddings} embeddings; they do not belong together"
+        )
+    return len(tokenizer)
 
 
 def _check_whole(config: Config, model_type: str) -> None:
